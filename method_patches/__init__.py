@@ -1,0 +1,1 @@
+"""What is special about single solo-learn methods, one small module a method."""

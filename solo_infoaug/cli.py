@@ -1,0 +1,243 @@
+"""`solo-infoaug …`: thin commands over the library.
+
+Heavy modules are imported inside the commands, so that `--help` is instant.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from solo_infoaug import __version__
+from solo_infoaug.errors import InfoAugError
+
+app = typer.Typer(
+    name="solo-infoaug",
+    help="Twin patches from video as positives for self-supervised learning with solo-learn.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    version: bool = typer.Option(False, "--version", help="Print the version and exit."),
+) -> None:
+    if version:
+        typer.echo(f"solo-infoaug {__version__}")
+        raise typer.Exit()
+
+
+@app.command()
+def doctor() -> None:
+    """Say what is here (solo-learn, versions, device, codecs) and how to mend what is missing."""
+    from solo_infoaug.doctor import findings
+
+    healthy = True
+    for finding in findings():
+        mark, colour = ("ok", "green") if finding.good else ("--", "yellow")
+        if not finding.good and not finding.optional:
+            mark, colour, healthy = "!!", "red", False
+        typer.secho(f"{mark} ", fg=colour, nl=False)
+        typer.echo(f"{finding.name:16} {finding.value}")
+        if finding.mend:
+            typer.echo(f"{'':20}→ {finding.mend}")
+    if not healthy:
+        raise typer.Exit(1)
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for everything that it makes.")] = Path(
+        "infoaug-demo"
+    ),
+    epochs: Annotated[int | None, typer.Option(min=1, help="Epochs of each pretraining.")] = None,
+    seed: Annotated[int, typer.Option(help="Of mining, weights, data order and twins.")] = 5,
+) -> None:
+    """Mine twins from sample clips, pretrain three times, evaluate, write a report."""
+    from solo_infoaug.demo import run_demo
+
+    run_demo(out, epochs, seed)
+
+
+@app.command(context_settings={"ignore_unknown_options": True})
+def pretrain(
+    config_path: Annotated[Path, typer.Option("--config-path", help="Folder of YAML files.")],
+    config_name: Annotated[str, typer.Option("--config-name", help="The YAML file in it.")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="Hydra overrides: max_epochs=10 ++infoaug=true …")
+    ] = None,
+) -> None:
+    """Pretrain as solo-learn's main_pretrain.py does, on whichever solo-learn is here."""
+    from solo_infoaug.training import load_config
+    from solo_infoaug.training import pretrain as run
+
+    result = run(load_config(config_path, config_name, overrides or []))
+    if result.checkpoint is not None:
+        typer.echo(f"Checkpoint: {result.checkpoint}")
+
+
+@app.command()
+def evaluate(
+    checkpoint: Annotated[Path, typer.Argument(help="A .ckpt with its args.json beside it.")],
+    data: Annotated[
+        str, typer.Option(help="digits, cifar10, cifar100, stl10 or folder.")
+    ] = "digits",
+    train_path: Annotated[Path | None, typer.Option(help="Images to learn from.")] = None,
+    val_path: Annotated[Path | None, typer.Option(help="Images to test on (folder).")] = None,
+    k: Annotated[int, typer.Option(min=1, help="Neighbours.")] = 20,
+    size: Annotated[int | None, typer.Option(min=8, help="Side of the images in pixels.")] = None,
+    limit: Annotated[int | None, typer.Option(min=2, help="At most this many images.")] = None,
+) -> None:
+    """k-NN and linear-probe accuracy of a checkpoint's frozen backbone."""
+    from solo_infoaug.evaluation import evaluate as run
+
+    for name, value in run(checkpoint, data, train_path, val_path, k, size, limit).items():
+        typer.echo(f"{data} {name}: {value:.2f} %")
+
+
+@app.command()
+def export(
+    checkpoint: Annotated[Path, typer.Argument(help="A .ckpt with its args.json beside it.")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="A .safetensors or .pth file.")],
+) -> None:
+    """Write the backbone alone, loadable by torchvision (ResNets) or timm."""
+    from solo_infoaug.evaluation import export as run
+
+    backbone = run(checkpoint, out)
+    typer.echo(f"{backbone.name} → {out}")
+    if backbone.cifar_stem:
+        typer.echo("Its stem is CIFAR's: 3×3 conv1 with padding 2, and no max-pooling.")
+    typer.echo(f"Normalise images with mean {backbone.mean} and std {backbone.std}.")
+
+
+@app.command()
+def mine(
+    videos: Annotated[list[Path], typer.Argument(help="Video files, or folders of them.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the dictionary.")],
+    settings: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", "-s", metavar="NAME=VALUE", help="A setting of MineConfig, such as k=4."
+        ),
+    ] = None,
+    workers: Annotated[int, typer.Option("--workers", "-j", help="Processes.")] = 1,
+    ray: Annotated[
+        str | None,
+        typer.Option(metavar="ADDRESS", help="Mine on a Ray cluster: its address, auto or local."),
+    ] = None,
+    overwrite: Annotated[bool, typer.Option(help="Remove the dictionary in OUT first.")] = False,
+) -> None:
+    """Mine a twin dictionary from videos. Run again, it goes on where it was interrupted.
+
+    Exit code 2: some videos failed, the others are mined.
+    """
+    from solo_infoaug.mining import MineConfig
+    from solo_infoaug.mining import mine as run
+
+    config = MineConfig.parse(settings or [])
+    dictionary = run(videos, out, config, workers=workers, ray=ray, overwrite=overwrite)
+    typer.echo(dictionary.summary)
+    if failed := dictionary.info["failed"]:
+        typer.secho(f"{len(failed)} videos failed:", fg=typer.colors.RED, err=True)
+        for why in failed.values():
+            typer.secho(f"  {why}", err=True)
+        raise typer.Exit(2)
+
+
+@app.command()
+def show(
+    dictionary: Annotated[Path, typer.Argument(help="A twin dictionary.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="FILE.html or FILE.png.")],
+) -> None:
+    """Draw a dictionary's twins, tracks and mutual information."""
+    from solo_infoaug.dictionary import TwinDictionary
+    from solo_infoaug.mining.export import show as draw
+
+    draw(TwinDictionary.load(dictionary), out)
+    typer.echo(f"wrote {out}")
+
+
+@app.command()
+def patches(
+    dictionary: Annotated[Path, typer.Argument(help="A twin dictionary.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="An empty folder.")],
+) -> None:
+    """Write a dictionary's patches as an image folder, for solo-learn's `data.dataset: custom`."""
+    from solo_infoaug.dictionary import TwinDictionary
+    from solo_infoaug.mining.export import export_patches
+
+    count = export_patches(TwinDictionary.load(dictionary), out)
+    typer.echo(f"wrote {count} images to {out}")
+
+
+@app.command()
+def info(
+    dictionary: Annotated[Path, typer.Argument(help="A twin dictionary.")],
+    verify: Annotated[bool, typer.Option(help="Read all pixels and check their hashes.")] = False,
+) -> None:
+    """Describe a dictionary, as JSON: contents, settings, sources, what failed."""
+    import json
+
+    from solo_infoaug.dictionary import TwinDictionary
+    from solo_infoaug.dictionary_tools import describe
+
+    typer.echo(json.dumps(describe(TwinDictionary.load(dictionary), verify), indent=2))
+
+
+@app.command()
+def merge(
+    dictionaries: Annotated[list[Path], typer.Argument(help="Twin dictionaries.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the new one.")],
+) -> None:
+    """Merge dictionaries into a new one."""
+    from solo_infoaug.dictionary_tools import merge as run
+
+    typer.echo(run(dictionaries, out).summary)
+
+
+@app.command()
+def split(
+    dictionary: Annotated[Path, typer.Argument(help="A twin dictionary.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for `first` and `second`.")],
+    fraction: Annotated[float, typer.Option(help="Share of the first.")] = 0.8,
+    by: Annotated[str, typer.Option(help="video or shot")] = "video",
+    seed: Annotated[int, typer.Option(help="Another seed, another split.")] = 0,
+) -> None:
+    """Split a dictionary into two that share no video, or no shot."""
+    from solo_infoaug.dictionary_tools import split as run
+
+    for part in run(dictionary, out, fraction, by, seed):
+        typer.echo(part.summary)
+
+
+@app.command(name="filter")
+def filter_(
+    dictionary: Annotated[Path, typer.Argument(help="A twin dictionary.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the new one.")],
+    min_mi: Annotated[float, typer.Option(help="Least mutual information of a twin, nats.")] = 0.0,
+    max_p: Annotated[float, typer.Option(help="Largest p-value of a twin.")] = 1.0,
+    top_k: Annotated[int | None, typer.Option(help="Twins that a patch keeps.")] = None,
+) -> None:
+    """Drop the twins that do not pass; a new dictionary is written."""
+    from solo_infoaug.dictionary_tools import filter_twins
+
+    typer.echo(filter_twins(dictionary, out, min_mi=min_mi, max_p=max_p, top_k=top_k).summary)
+
+
+def main() -> None:
+    """Run the command line; an error that the user can mend is one message and exit code 1."""
+    try:
+        app()
+    except InfoAugError as error:
+        typer.secho(f"solo-infoaug: {error}", fg=typer.colors.RED, err=True)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

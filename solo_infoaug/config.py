@@ -1,0 +1,121 @@
+"""The `infoaug:` key of a solo-learn configuration, read strictly: a typo is an error."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from dataclasses import dataclass, field
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
+
+from solo_infoaug.errors import ConfigError
+from solo_infoaug.objectives.config import FMICLConfig
+
+ARMS = ("mi", "random", "self")
+
+
+@dataclass
+class InfoAugConfig:
+    """What `infoaug:` may hold. `infoaug: true` is all defaults."""
+
+    enabled: bool = True
+
+    twins: str | None = None
+    """A twin dictionary. Default: `SOLO_INFOAUG_TWINS`, else the one that was mined last."""
+
+    weight: float = 1.0
+    """λ: the loss is that of the view branch plus λ times that of the twin branch."""
+
+    batch_size: int | None = None
+    """Twin pairs a step and process. Default: `optimizer.batch_size`."""
+
+    augmentations: list[Any] | None = None
+    """Views of the twin branch, in solo-learn's format. Default: the run's own `augmentations`."""
+
+    arm: str = "mi"
+    """`mi`: the twin; `random`: any patch of the same shot; `self`: the patch itself."""
+
+    top_k: int = 1
+    """Draw the twin among this many best."""
+
+    temporal: bool = False
+    """Show a patch and its twin at different moments of their tracks."""
+
+    objective: Any = None
+    """f-MICL in the twin branch alone, written as `fmicl` is; false: the method's own objective.
+
+    Default: what `fmicl` says for both branches.
+    """
+
+    fingerprint: str | None = field(default=None)
+    """Of the dictionary; filled in when the run starts."""
+
+
+def _checked(config: InfoAugConfig) -> InfoAugConfig:
+    def require(good: bool, key: str, expected: str) -> None:
+        if not good:
+            value = getattr(config, key)
+            raise ConfigError(f"infoaug.{key}: expected {expected}, got {value!r}")
+
+    require(config.arm in ARMS, "arm", f"one of {', '.join(ARMS)}")
+    require(0 <= config.weight < float("inf"), "weight", "a finite number ≥ 0")
+    require(config.top_k >= 1, "top_k", "a whole number ≥ 1")
+    require(config.batch_size is None or config.batch_size >= 1, "batch_size", "a number ≥ 1")
+    require(
+        config.augmentations is None or len(config.augmentations) > 0,
+        "augmentations",
+        "a list of pipelines as in solo-learn's `augmentations`",
+    )
+    objective = FMICLConfig.parse(config.objective, key="infoaug.objective")
+    if objective is not None:
+        config.objective = objective.asdict()
+    return config
+
+
+def read_infoaug(cfg: DictConfig) -> InfoAugConfig | None:
+    """The settings under `infoaug` of a solo-learn configuration, or None where it is off.
+
+    Raises:
+        ConfigError: an unknown key or a value that cannot be used; the message names it.
+    """
+    given = OmegaConf.select(cfg, "infoaug")
+    if given is None or given is False:
+        return None
+    if given is True:
+        return InfoAugConfig()
+    if not isinstance(given, DictConfig):
+        raise ConfigError(
+            f"infoaug: expected true, false or a mapping with the keys {_known_keys()}, "
+            f"got {given!r}"
+        )
+    for key in map(str, given):
+        if key not in InfoAugConfig.__dataclass_fields__:
+            close = difflib.get_close_matches(key, InfoAugConfig.__dataclass_fields__, n=1)
+            hint = f"; did you mean {close[0]}?" if close else ""
+            raise ConfigError(f"infoaug.{key}: no such key{hint} The keys are {_known_keys()}")
+    try:
+        merged = OmegaConf.merge(OmegaConf.structured(InfoAugConfig), given)
+        config = OmegaConf.to_object(merged)
+    except OmegaConfBaseException as error:
+        key = f"infoaug.{error.full_key}" if error.full_key else "infoaug"
+        raise ConfigError(f"{key}: {str(error).splitlines()[0]}") from error
+    assert isinstance(config, InfoAugConfig)
+    return _checked(config) if config.enabled else None
+
+
+def _known_keys() -> str:
+    return ", ".join(key for key in InfoAugConfig.__dataclass_fields__ if key != "fingerprint")
+
+
+def write_infoaug(cfg: DictConfig, config: InfoAugConfig | None) -> None:
+    """Put the settings back in full, so that args.json and auto-resume see what the run uses.
+
+    Off leaves no key: a configuration with `infoaug: false` is that of plain solo-learn.
+    """
+    with open_dict(cfg):
+        if config is None:
+            cfg.pop("infoaug", None)
+        else:
+            cfg.infoaug = dataclasses.asdict(config)

@@ -1,0 +1,685 @@
+"""The twin dictionary: patches, their twins, and where they come from, in a folder.
+
+Layout (format 1), everything safetensors, JSON or JPEG:
+
+    dictionary.json                     which videos, in which order, settings, what failed
+    parts/KEY/video.json               provenance, the shots' records, names and hashes of the rest
+    parts/KEY/index.safetensors        one row a patch: where it is, its twins, their MI
+    parts/KEY/pixels-0000.safetensors  crops, some thousand patches a file
+    parts/KEY/shots/0000.jpg           the first frame of each shot
+    parts/KEY/shots/0000.safetensors   tracks and MI matrix of each shot
+
+A video's folder appears under its final name only when it is complete.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import re
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as to_safetensors
+
+from solo_infoaug.errors import ConfigError, DictionaryError
+
+FORMAT = "solo-infoaug twin dictionary"
+VERSION = 1
+MANIFEST = "dictionary.json"
+PARTS = "parts"
+ARMS = ("mi", "random", "self")
+
+# A pixel file is closed once it holds this many patches.
+_SHARD_PATCHES = 4096
+# This many pixel files are kept mapped.
+_OPEN_SHARDS = 512
+# JSON files larger than this are not ours.
+_JSON_LIMIT = 256 << 20
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]*")
+_PATCH = np.dtype(
+    [
+        ("video", np.int32),
+        ("shot", np.int32),
+        ("frame", np.int32),
+        ("x", np.float32),
+        ("y", np.float32),
+        ("size", np.float32),
+        ("entropy", np.float32),
+    ]
+)
+_STORED = [name for name in _PATCH.names or () if name != "video"]
+
+
+@dataclass(frozen=True)
+class Shot:
+    """One shot's record: what is needed to draw it.
+
+    `patches` are the places of its patches in the dictionary. `first_frame` is uint8 [H, W, 3],
+    `arrays` holds among others `tracks` float32 [T, P, 2] (pixels of the source frame) and `mi`
+    float32 [P, P] (nats; NaN where it was not estimated) of the P patches, in this order.
+    """
+
+    video: str
+    index: int
+    patches: range
+    record: Mapping[str, Any]
+    _folder: Path
+
+    @property
+    def first_frame(self) -> np.ndarray:
+        """uint8 [H, W, 3] RGB.
+
+        Raises:
+            DictionaryError: the image is missing or damaged.
+        """
+        path = self._folder / f"{self.index:04d}.jpg"
+        try:
+            with Image.open(path) as image:
+                return np.asarray(image.convert("RGB"))
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            raise DictionaryError(f"{path}: cannot be read: {error}") from error
+
+    @property
+    def arrays(self) -> dict[str, np.ndarray]:
+        """The shot's arrays by name.
+
+        Raises:
+            DictionaryError: the file is missing or damaged.
+        """
+        found = _read_tensors(self._folder / f"{self.index:04d}.safetensors")
+        for name, shape in (
+            ("tracks", (-1, len(self.patches), 2)),
+            ("mi", (len(self.patches),) * 2),
+        ):
+            _expect(self._folder, found, name, torch.float32, shape)
+        return {name: tensor.numpy() for name, tensor in found.items()}
+
+
+class TwinDictionary:
+    """Patches from video and their twins; opened with `load`, written by `mine`.
+
+    Attributes:
+        pixels: uint8 [N, S, 3, H, W]: S moments of each patch along its track, S >= 1.
+        twins: int64 [N, K]: indices of each patch's twins, best first, -1 where there is none.
+        mi: float32 [N, K], nats; 0 where there is no twin.
+        p_value: float32 [N, K], of the hypothesis that the two move independently; 1 where there
+            is no twin.
+        patches: structured array [N]: `video` (index into `videos`), `shot` (index into `shots`),
+            `frame`, `x`, `y` (centre, pixels of the source frame), `size`, `entropy` (nats).
+        moment_frames: int32 [N, S]: the video's frame in which each moment was taken.
+        anchors: int64 [A]: the patches that have a twin.
+        videos: names of the videos.
+        shots: a record of each shot.
+        fingerprint: a short hash of the content, the same wherever the dictionary lies.
+        info: the manifest: settings, provenance, what failed.
+    """
+
+    def __init__(self, path: Path, info: dict[str, Any], parts: Sequence[Part]) -> None:
+        if not parts:
+            raise DictionaryError(f"{path}: the dictionary holds no video")
+        shapes = {(part.moments, part.crop_size, part.top_k) for part in parts}
+        if len(shapes) > 1:
+            raise DictionaryError(
+                f"{path}: its videos differ in (moments, crop_size, top_k): {sorted(shapes)}"
+            )
+        self.path = path
+        self.info = info
+        self.videos = [part.name for part in parts]
+        self.twins = torch.cat([part.twins for part in parts])
+        self.mi = torch.cat([part.mi for part in parts])
+        self.p_value = torch.cat([part.p_value for part in parts])
+        self.moment_frames = torch.cat([part.moment_frames for part in parts])
+        self.patches = np.concatenate([part.patches for part in parts])
+        self.shots: list[Shot] = []
+        self._shards: list[_Shard] = []
+        first = 0
+        for number, part in enumerate(parts):
+            rows = slice(first, first + len(part.patches))
+            twins = self.twins[rows]
+            twins[twins >= 0] += first
+            self.patches["video"][rows] = number
+            self.patches["shot"][rows] += len(self.shots)
+            for shot in part.shots:
+                moved = range(shot.patches.start + first, shot.patches.stop + first)
+                self.shots.append(Shot(shot.video, shot.index, moved, shot.record, shot._folder))
+            self._shards += part.shards
+            first = rows.stop
+        self._shard_starts = np.cumsum([0, *(shard.patches for shard in self._shards)])
+        self.anchors = (self.twins[:, 0] >= 0).nonzero()[:, 0]
+        self.fingerprint = hashlib.sha256(
+            "".join(digest for part in parts for digest in part.digests).encode()
+        ).hexdigest()[:16]
+        self._maps: dict[int, torch.Tensor] = {}
+        self._shot_of = torch.from_numpy(self.patches["shot"].astype(np.int64))
+        # Anchors of each shot are neighbours: patches are stored shot by shot.
+        count = torch.bincount(self._shot_of[self.anchors], minlength=len(self.shots))
+        self._anchors_of = torch.stack([count.cumsum(0) - count, count], dim=1)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> TwinDictionary:
+        """Open the dictionary in folder `path`. Pixels are mapped into memory, not read.
+
+        Raises:
+            DictionaryError: it is missing, unfinished, damaged, or of a newer format.
+        """
+        folder = Path(path)
+        if not folder.is_dir():
+            raise DictionaryError(
+                f"no twin dictionary at {folder}: mine one with "
+                f"`solo-infoaug mine VIDEO_OR_DIR... -o {folder}`"
+            )
+        manifest = folder / MANIFEST
+        if not manifest.is_file():
+            raise DictionaryError(
+                f"{folder} holds no finished twin dictionary ({MANIFEST} is missing): "
+                f"mine one with `solo-infoaug mine VIDEO_OR_DIR... -o {folder}`"
+            )
+        info = read_json(manifest)
+        keys = info.get("videos")
+        if not isinstance(keys, list) or not all(map(_is_name, keys)):
+            raise DictionaryError(f"{manifest}: damaged: `videos` is no list of names")
+        return cls(folder, info, [Part.read(folder / PARTS / key) for key in keys])
+
+    def __len__(self) -> int:
+        return len(self.patches)
+
+    def __reduce__(self) -> tuple[Any, tuple[Path]]:
+        """Copies and other processes open the folder again instead of copying the pixels."""
+        return TwinDictionary.load, (self.path,)
+
+    def __repr__(self) -> str:
+        return f"TwinDictionary({self.summary})"
+
+    @property
+    def summary(self) -> str:
+        """One line for people."""
+        return (
+            f"{self.path}: {len(self)} patches, {len(self.anchors)} with a twin, "
+            f"{len(self.shots)} shots, {len(self.videos)} videos"
+        )
+
+    @property
+    def pixels_shape(self) -> tuple[int, ...]:
+        """(N, S, 3, H, W), without reading a pixel."""
+        return (len(self), *self._shards[0].shape)
+
+    @property
+    def pixels(self) -> torch.Tensor:
+        """uint8 [N, S, 3, H, W]. Reads everything; `crops` reads only what is asked for."""
+        shards = [self._open(number) for number in range(len(self._shards))]
+        return shards[0] if len(shards) == 1 else torch.cat(shards)
+
+    def crops(self, index: torch.Tensor, moment: torch.Tensor | int = 0) -> torch.Tensor:
+        """uint8 [B, 3, H, W]: patches `index` int64 [B] at `moment` (int, or int64 [B])."""
+        moments = torch.as_tensor(moment).expand(len(index))
+        shape = self.pixels_shape[2:]
+        found = torch.empty(len(index), *shape, dtype=torch.uint8)
+        shards = np.searchsorted(self._shard_starts, index.numpy(), side="right") - 1
+        for shard in np.unique(shards):
+            rows = torch.from_numpy(np.flatnonzero(shards == shard))
+            inside = index[rows] - int(self._shard_starts[shard])
+            found[rows] = self._open(int(shard))[inside, moments[rows]]
+        return found
+
+    def sample(
+        self,
+        batch_size: int,
+        generator: torch.Generator,
+        *,
+        arm: str = "mi",
+        top_k: int | None = None,
+        temporal: bool = False,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Draw patches that have a twin, and a partner for each.
+
+        Args:
+            batch_size: B. No patch comes twice in a batch unless there are fewer than B.
+            generator: a CPU generator; the same state gives the same batch.
+            arm: which partner: "mi" the twin, "random" another patch with a twin in the same shot,
+                "self" the patch itself. The patches are the same ones for every arm.
+            top_k: draw the twin among the best `top_k` instead of taking the best.
+            temporal: take patch and partner each at a moment of its own along their tracks,
+                instead of both in the shot's first frame.
+
+        Returns:
+            patch uint8 [B, 3, H, W], partner uint8 [B, 3, H, W], index of the patch int64 [B].
+
+        Raises:
+            ConfigError: an argument cannot be used.
+            DictionaryError: no patch has a twin.
+        """
+        if arm not in ARMS:
+            raise ConfigError(f"arm must be one of {', '.join(ARMS)}, not {arm!r}")
+        if batch_size < 1:
+            raise ConfigError(f"batch_size must be at least 1, not {batch_size!r}")
+        if top_k is not None and top_k < 1:
+            raise ConfigError(f"top_k must be at least 1 or None, not {top_k!r}")
+        if len(self.anchors) == 0:
+            raise DictionaryError(f"{self.path}: no patch has a twin; mine more or other video")
+        index = self.anchors[_draw(len(self.anchors), batch_size, generator)]
+        # Every random number is drawn for every arm, so that all arms see the same patches.
+        choice = torch.rand(batch_size, generator=generator)
+        moments = torch.randint(self.pixels_shape[1], (2, batch_size), generator=generator)
+        if not temporal:
+            moments.zero_()
+        if arm == "mi":
+            partner = self._twin(index, top_k or 1, choice)
+        elif arm == "random":
+            partner = self._shot_mate(index, choice)
+        else:
+            partner = index
+        return self.crops(index, moments[0]), self.crops(partner, moments[1]), index
+
+    def _twin(self, index: torch.Tensor, top_k: int, choice: torch.Tensor) -> torch.Tensor:
+        twins = self.twins[index, :top_k]
+        available = (twins >= 0).sum(dim=1)
+        return twins.gather(1, (choice * available).long()[:, None])[:, 0]
+
+    def _shot_mate(self, index: torch.Tensor, choice: torch.Tensor) -> torch.Tensor:
+        """Another anchor of the same shot; any other patch of it where there is no other anchor."""
+        first, count = self._anchors_of[self._shot_of[index]].unbind(1)
+        own = torch.searchsorted(self.anchors, index) - first
+        place = (choice * (count - 1).clamp(min=1)).long()
+        place = place + (place >= own)
+        alone = count < 2
+        place[alone] = 0
+        partner = self.anchors[first + place]
+        for row in alone.nonzero()[:, 0].tolist():
+            mates = self.shots[int(self._shot_of[index[row]])].patches
+            others = [mate for mate in mates if mate != int(index[row])]
+            if others:
+                partner[row] = others[int(choice[row] * len(others))]
+        return partner
+
+    def _open(self, number: int) -> torch.Tensor:
+        """uint8 [n, S, 3, H, W]: a shard's pixels, mapped; the latest stay open."""
+        if number not in self._maps:
+            while len(self._maps) >= _OPEN_SHARDS:
+                self._maps.pop(next(iter(self._maps)))
+            self._maps[number] = self._shards[number].map()
+        return self._maps[number]
+
+    @classmethod
+    def create(
+        cls,
+        path: str | os.PathLike[str],
+        pixels: torch.Tensor,
+        twins: torch.Tensor,
+        mi: torch.Tensor,
+        *,
+        shots: Sequence[int] | None = None,
+        name: str = "patches",
+    ) -> TwinDictionary:
+        """Write a dictionary of patches and twins that were found by other means.
+
+        Args:
+            path: the folder to write; it must not hold a dictionary.
+            pixels: uint8 [N, S, 3, H, H].
+            twins: int64 [N, K], indices into N within the same shot, -1 for none.
+            mi: float32 [N, K].
+            shots: the shot of each patch, 0, 1, … in ascending order; None for all in one.
+            name: what the source is called.
+
+        Raises:
+            DictionaryError: the arrays do not fit together, or the folder is taken.
+        """
+        folder = Path(path)
+        if (folder / MANIFEST).exists():
+            raise DictionaryError(f"{folder} holds a dictionary already")
+        count, moments, _, side, _ = pixels.shape
+        of_shot = np.zeros(count, np.int64) if shots is None else np.asarray(shots)
+        source = {"sha256": hashlib.sha256(pixels.numpy().tobytes()).hexdigest()}
+        writer = VideoWriter(folder, safe_name(name), name, source)
+        for shot in np.unique(of_shot):
+            rows = np.flatnonzero(of_shot == shot)
+            local = twins[rows].clone()
+            local[local >= 0] -= int(rows[0])
+            writer.add_shot(
+                {"frame": 0, "frames": 1},
+                first_frame=np.zeros((side, side, 3), np.uint8),
+                patches={
+                    "frame": np.zeros(len(rows), np.int32),
+                    "x": np.full(len(rows), side / 2, np.float32),
+                    "y": np.full(len(rows), side / 2, np.float32),
+                    "size": np.full(len(rows), side, np.float32),
+                    "entropy": np.zeros(len(rows), np.float32),
+                },
+                pixels=pixels[rows].numpy(),
+                twins=local.numpy(),
+                mi=mi[rows].numpy(),
+                p_value=np.where(local.numpy() >= 0, 0, 1).astype(np.float32),
+                moment_frames=np.zeros((len(rows), moments), np.int32),
+                arrays={
+                    "tracks": np.full((1, len(rows), 2), side / 2, np.float32),
+                    "mi": np.full((len(rows), len(rows)), np.nan, np.float32),
+                },
+            )
+        writer.finish()
+        write_manifest(folder, [writer.key], {})
+        return cls.load(folder)
+
+
+def _draw(count: int, size: int, generator: torch.Generator) -> torch.Tensor:
+    """`size` of `count` numbers, without repetition where that is possible and cheap."""
+    if size > count or count > 1 << 16:
+        return torch.randint(count, (size,), generator=generator)
+    return torch.randperm(count, generator=generator)[:size]
+
+
+# --- writing
+
+
+class VideoWriter:
+    """Writes one video's part of a dictionary, shot by shot; it appears when `finish` is called."""
+
+    def __init__(self, out: Path, key: str, name: str, source: Mapping[str, Any]) -> None:
+        self.key = key
+        self._final = out / PARTS / key
+        self._folder = out / PARTS / f".{key}.{os.getpid()}"
+        shutil.rmtree(self._folder, ignore_errors=True)
+        (self._folder / "shots").mkdir(parents=True)
+        self._record: dict[str, Any] = {
+            "format": FORMAT,
+            "version": VERSION,
+            "name": name,
+            "source": dict(source),
+            "shots": [],
+            "pixels": [],
+        }
+        self._columns: dict[str, list[np.ndarray]] = {}
+        self._pixels: list[np.ndarray] = []
+        self._count = 0
+
+    def add_shot(
+        self,
+        record: Mapping[str, Any],
+        *,
+        first_frame: np.ndarray,
+        patches: Mapping[str, np.ndarray],
+        pixels: np.ndarray,
+        twins: np.ndarray,
+        mi: np.ndarray,
+        p_value: np.ndarray,
+        moment_frames: np.ndarray,
+        arrays: Mapping[str, np.ndarray],
+    ) -> None:
+        """Add a shot's P patches: `twins` [P, K] count within the shot. Writes full shards."""
+        index, count = len(self._record["shots"]), len(pixels)
+        self._record["shots"].append({**record, "patches": count})
+        columns = {
+            **patches,
+            "shot": np.full(count, index, np.int32),
+            "twins": np.where(twins >= 0, twins + self._count, -1),
+            "mi": mi,
+            "p_value": p_value,
+            "moment_frames": moment_frames,
+        }
+        for name, column in columns.items():
+            self._columns.setdefault(name, []).append(column)
+        self._count += count
+        self._pixels.append(pixels)
+        if sum(map(len, self._pixels)) >= _SHARD_PATCHES:
+            self._flush()
+        image = io.BytesIO()
+        Image.fromarray(first_frame).save(image, "JPEG", quality=92)
+        (self._folder / "shots" / f"{index:04d}.jpg").write_bytes(image.getvalue())
+        self._write(f"shots/{index:04d}.safetensors", arrays)
+
+    def finish(self, **record: Any) -> None:
+        """Write what is left, with more for the record, and give the folder its final name."""
+        self._record.update(record)
+        if not self._record["shots"]:
+            raise ValueError("a video without a shot is not written")
+        self._flush()
+        joined = {name: np.concatenate(parts) for name, parts in self._columns.items()}
+        digest = self._write("index.safetensors", joined)
+        self._record["index"] = {"patches": self._count, "sha256": digest}
+        _write_json(self._folder / "video.json", self._record)
+        if self._final.exists():
+            shutil.rmtree(self._final)
+        self._folder.replace(self._final)
+
+    def discard(self) -> None:
+        """Leave nothing behind."""
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _flush(self) -> None:
+        if not self._pixels:
+            return
+        name = f"pixels-{len(self._record['pixels']):04d}.safetensors"
+        pixels = np.concatenate(self._pixels)
+        self._pixels = []
+        digest = self._write(name, {"pixels": pixels})
+        self._record["pixels"].append({"file": name, "patches": len(pixels), "sha256": digest})
+
+    def _write(self, name: str, arrays: Mapping[str, np.ndarray]) -> str:
+        tensors = {
+            key: torch.from_numpy(np.ascontiguousarray(array)) for key, array in arrays.items()
+        }
+        data = to_safetensors(tensors)
+        (self._folder / name).write_bytes(data)
+        return hashlib.sha256(data).hexdigest()
+
+
+def write_manifest(out: Path, keys: Sequence[str], info: Mapping[str, Any]) -> None:
+    """Make the videos `keys`, in this order, a dictionary."""
+    content = {"format": FORMAT, "version": VERSION, **info, "videos": list(keys)}
+    _write_json(out / MANIFEST, content)
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    fresh = path.with_name(f".{path.name}.{os.getpid()}")
+    fresh.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    fresh.replace(path)
+
+
+def safe_name(name: str) -> str:
+    return re.sub(r"[^A-Za-z0-9_\-]+", "-", name).strip("-") or "video"
+
+
+# --- reading; nothing in these files is trusted
+
+
+@dataclass(frozen=True)
+class _Shard:
+    path: Path
+    patches: int
+    shape: tuple[int, ...]
+
+    def map(self) -> torch.Tensor:
+        """uint8 [n, S, 3, H, W], mapped."""
+        found = _read_tensors(self.path)
+        return _expect(self.path, found, "pixels", torch.uint8, (self.patches, *self.shape))
+
+
+@dataclass(frozen=True)
+class Part:
+    """One video of a dictionary, as read; indices count within it."""
+
+    name: str
+    record: dict[str, Any]
+    patches: np.ndarray
+    twins: torch.Tensor
+    mi: torch.Tensor
+    p_value: torch.Tensor
+    moment_frames: torch.Tensor
+    shots: list[Shot]
+    shards: list[_Shard]
+    digests: list[str]
+    moments: int
+    crop_size: int
+    top_k: int
+
+    @classmethod
+    def read(cls, folder: Path) -> Part:
+        record = read_json(folder / "video.json")
+        try:
+            return cls._read(folder, record)
+        except (
+            KeyError,
+            TypeError,
+            ValueError,
+            IndexError,
+            AttributeError,
+            OverflowError,
+        ) as error:
+            raise DictionaryError(
+                f"{folder / 'video.json'}: damaged: {type(error).__name__}: {error}"
+            ) from error
+
+    @classmethod
+    def _read(cls, folder: Path, record: dict[str, Any]) -> Part:
+        name = str(record["name"])
+        path = folder / "index.safetensors"
+        try:
+            digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        except OSError as error:
+            raise DictionaryError(f"{path}: cannot be read: {error.strerror}") from error
+        if digest != record["index"]["sha256"]:
+            raise DictionaryError(f"{path}: damaged: its content is not what video.json says")
+        found = _read_tensors(path)
+        count = int(record["index"]["patches"])
+        twins = _expect(path, found, "twins", torch.int64, (count, -1)).clone()
+        top_k = twins.shape[1]
+        mi = _expect(path, found, "mi", torch.float32, (count, top_k))
+        p_value = _expect(path, found, "p_value", torch.float32, (count, top_k))
+        frames = _expect(path, found, "moment_frames", torch.int32, (count, -1))
+        patches = np.zeros(count, _PATCH)
+        for column in _STORED:
+            dtype = torch.int32 if column in ("shot", "frame") else torch.float32
+            patches[column] = _expect(path, found, column, dtype, (count,)).numpy()
+
+        shots, first = [], 0
+        for index, shot in enumerate(record["shots"]):
+            size = int(shot["patches"])
+            rows = range(first, first + size)
+            shots.append(Shot(name, index, rows, dict(shot), folder / "shots"))
+            if size < 0 or not (patches["shot"][first : first + size] == index).all():
+                raise DictionaryError(f"{path}: damaged: patches and shots do not fit")
+            first += size
+        inside = twins[twins >= 0]
+        if first != count or count == 0 or top_k == 0 or frames.shape[1] == 0:
+            raise DictionaryError(f"{path}: damaged: patches and shots do not fit")
+        if (len(inside) and int(inside.max()) >= count) or bool((twins < -1).any()):
+            raise DictionaryError(f"{path}: damaged: a twin's index is out of range")
+        own = torch.from_numpy(patches["shot"].astype(np.int64))
+        if bool(((own[twins.clamp(min=0)] != own[:, None]) & (twins >= 0)).any()):
+            raise DictionaryError(f"{path}: damaged: a twin lies in another shot")
+        if bool(((twins[:, 1:] >= 0) & (twins[:, :-1] < 0)).any()):
+            raise DictionaryError(f"{path}: damaged: a twin follows on a missing one")
+
+        shards, sides = [], set()
+        for entry in record["pixels"]:
+            if not _is_name(entry["file"]):
+                raise DictionaryError(f"{folder}: damaged: {entry['file']!r} is no file name")
+            shard_path = folder / entry["file"]
+            shape = _shape_of(shard_path, "pixels")
+            if len(shape) != 5 or shape[:3] != (int(entry["patches"]), frames.shape[1], 3):
+                raise DictionaryError(f"{shard_path}: damaged: unexpected shape {shape}")
+            sides.add(shape[3:])
+            shards.append(_Shard(shard_path, shape[0], shape[1:]))
+        if sum(shard.patches for shard in shards) != count or len(sides) != 1:
+            raise DictionaryError(f"{folder}: damaged: pixels and patches do not fit")
+        height, width = sides.pop()
+        if height != width or height < 1:
+            raise DictionaryError(f"{folder}: damaged: crops of {height}×{width} pixels")
+        digests = [digest, *(str(entry["sha256"]) for entry in record["pixels"])]
+        return cls(
+            name=name,
+            record=record,
+            patches=patches,
+            twins=twins,
+            mi=mi,
+            p_value=p_value,
+            moment_frames=frames,
+            shots=shots,
+            shards=shards,
+            digests=digests,
+            moments=frames.shape[1],
+            crop_size=height,
+            top_k=top_k,
+        )
+
+
+def _is_name(name: object) -> bool:
+    """A plain file name: no path, nothing hidden."""
+    return isinstance(name, str) and _NAME.fullmatch(name) is not None
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    try:
+        if path.stat().st_size > _JSON_LIMIT:
+            raise DictionaryError(f"{path}: damaged: larger than any such file")
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise DictionaryError(f"{path}: cannot be read: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise DictionaryError(f"{path}: damaged: {error}") from error
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise DictionaryError(f"{path}: not a {FORMAT}")
+    version = content.get("version")
+    if not isinstance(version, int) or version < 1:
+        raise DictionaryError(f"{path}: damaged: format version {version!r}")
+    if version > VERSION:
+        raise DictionaryError(
+            f"{path}: format version {version} is newer than this solo-infoaug reads ({VERSION}); "
+            "update it with: pip install -U solo-infoaug"
+        )
+    return content
+
+
+def _open_safetensors(path: Path) -> Any:
+    if not path.is_file():
+        raise DictionaryError(f"{path}: missing")
+    try:
+        return safe_open(str(path), framework="pt")
+    except (SafetensorError, OSError, ValueError) as error:
+        raise DictionaryError(f"{path}: damaged: {error}") from error
+
+
+def _read_tensors(path: Path) -> dict[str, torch.Tensor]:
+    with _open_safetensors(path) as file:
+        try:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except (SafetensorError, OSError, ValueError, KeyError, RuntimeError, TypeError) as error:
+            raise DictionaryError(f"{path}: damaged: {error}") from error
+
+
+def _shape_of(path: Path, name: str) -> tuple[int, ...]:
+    with _open_safetensors(path) as file:
+        try:
+            return tuple(file.get_slice(name).get_shape())
+        except (SafetensorError, OSError, ValueError, KeyError, RuntimeError) as error:
+            raise DictionaryError(f"{path}: damaged: {error}") from error
+
+
+def _expect(
+    path: Path,
+    found: Mapping[str, torch.Tensor],
+    name: str,
+    dtype: torch.dtype,
+    shape: tuple[int, ...],
+) -> torch.Tensor:
+    tensor = found.get(name)
+    good = (
+        tensor is not None
+        and tensor.dtype == dtype
+        and tensor.ndim == len(shape)
+        and all(want in (-1, have) for want, have in zip(shape, tensor.shape, strict=True))
+    )
+    if tensor is None or not good:
+        came = "nothing" if tensor is None else f"{tensor.dtype} {list(tensor.shape)}"
+        raise DictionaryError(
+            f"{path}: damaged: `{name}` should be {dtype} {list(shape)}, but is {came}"
+        )
+    return tensor

@@ -1,0 +1,287 @@
+"""Tools for whole dictionaries: merge, split, filter, describe. All write a new folder."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from collections.abc import Callable, Container, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from solo_infoaug.dictionary import (
+    MANIFEST,
+    PARTS,
+    Part,
+    Shot,
+    TwinDictionary,
+    VideoWriter,
+    write_manifest,
+)
+from solo_infoaug.errors import ConfigError, DictionaryError
+
+PathLike = str | os.PathLike[str]
+
+
+def merge(paths: Sequence[PathLike], out: PathLike) -> TwinDictionary:
+    """One dictionary of all the videos of several. The same video, mined alike, is taken once.
+
+    Raises:
+        DictionaryError: a dictionary is damaged, they do not fit together (crop size, moments,
+            top_k), or `out` holds one already.
+    """
+    if not paths:
+        raise ConfigError("merge needs at least one dictionary")
+    sources = [TwinDictionary.load(path) for path in paths]
+    shapes = {(tuple(source.pixels_shape[1:]), source.twins.shape[1]) for source in sources}
+    if len(shapes) > 1:
+        listed = "; ".join(
+            f"{source.path}: crops {list(source.pixels_shape[1:])}, top_k {source.twins.shape[1]}"
+            for source in sources
+        )
+        raise DictionaryError(f"these dictionaries do not fit together: {listed}")
+    folder = _target(out)
+    keys: list[str] = []
+    failed: dict[str, Any] = {}
+    for source in sources:
+        failed |= source.info.get("failed") or {}
+        for key in source.info["videos"]:
+            if key not in keys:
+                _copy_part(source.path / PARTS / key, folder / PARTS / key)
+                keys.append(key)
+    configs = [source.info.get("config") for source in sources]
+    config = configs[0] if all(other == configs[0] for other in configs) else None
+    write_manifest(folder, keys, {"config": config, "merged_configs": configs, "failed": failed})
+    return TwinDictionary.load(folder)
+
+
+def split(
+    path: PathLike, out: PathLike, fraction: float = 0.8, by: str = "video", seed: int = 0
+) -> tuple[TwinDictionary, TwinDictionary]:
+    """Two dictionaries, `out`/first and `out`/second, that share no video or no shot.
+
+    Which goes where depends on the seed and on the content alone.
+
+    Args:
+        path: what to split.
+        out: the folder for both.
+        fraction: the share of videos (shots) in the first; both get at least one.
+        by: "video" or "shot".
+        seed: another seed, another split.
+
+    Raises:
+        ConfigError: an argument cannot be used.
+        DictionaryError: the dictionary is damaged or has fewer than two videos (shots), or a
+            target holds a dictionary already.
+    """
+    if not 0.0 < fraction < 1.0:
+        raise ConfigError(f"fraction must be in (0, 1), not {fraction!r}")
+    if by not in ("video", "shot"):
+        raise ConfigError(f"by must be video or shot, not {by!r}")
+    source = TwinDictionary.load(path)
+    keys: list[str] = source.info["videos"]
+    units = (
+        list(dict.fromkeys((key, None) for key in keys))
+        if by == "video"
+        else [(keys[_video_of(source, shot)], shot.index) for shot in source.shots]
+    )
+    if len(units) < 2:
+        raise DictionaryError(f"{source.path} has a single {by} and cannot be split by {by}")
+    shuffled = sorted(units, key=lambda unit: hashlib.sha256(f"{seed}/{unit}".encode()).digest())
+    count = min(max(1, round(fraction * len(units))), len(units) - 1)
+    folders = [_target(Path(out) / name) for name in ("first", "second")]
+    for folder, chosen in zip(folders, (set(shuffled[:count]), set(shuffled[count:])), strict=True):
+        kept = []
+        for key in keys:
+            shots = {shot for video, shot in chosen if video == key}
+            if not shots:
+                continue
+            if None in shots:
+                _copy_part(source.path / PARTS / key, folder / PARTS / key)
+            else:
+                _rewrite(source.path, folder, key, keep=shots)
+            kept.append(key)
+        write_manifest(folder, kept, {"config": source.info.get("config"), "failed": {}})
+    return TwinDictionary.load(folders[0]), TwinDictionary.load(folders[1])
+
+
+def filter_twins(
+    path: PathLike,
+    out: PathLike,
+    *,
+    min_mi: float = 0.0,
+    max_p: float = 1.0,
+    top_k: int | None = None,
+) -> TwinDictionary:
+    """A dictionary with fewer twins: patches stay, pairs that do not pass go.
+
+    Args:
+        path: what to filter.
+        out: the folder to write.
+        min_mi: the least MI of a twin, nats.
+        max_p: the largest p-value of a twin.
+        top_k: how many twins a patch keeps.
+
+    Raises:
+        ConfigError: an argument cannot be used.
+        DictionaryError: the dictionary is damaged, or `out` holds one already.
+    """
+    if top_k is not None and top_k < 1:
+        raise ConfigError(f"top_k must be at least 1, not {top_k!r}")
+    if not 0.0 <= max_p <= 1.0:
+        raise ConfigError(f"max_p must be in [0, 1], not {max_p!r}")
+    source = TwinDictionary.load(path)
+    folder = _target(out)
+
+    def good(mi: np.ndarray, p: np.ndarray) -> np.ndarray:
+        return np.asarray((mi >= min_mi) & (p <= max_p))
+
+    for key in source.info["videos"]:
+        _rewrite(source.path, folder, key, good=good, top_k=top_k)
+    info = {name: value for name, value in source.info.items() if name != "videos"}
+    info["filtered"] = {"min_mi": min_mi, "max_p": max_p, "top_k": top_k}
+    write_manifest(folder, source.info["videos"], info)
+    return TwinDictionary.load(folder)
+
+
+def describe(dictionary: TwinDictionary, verify: bool = False) -> dict[str, Any]:
+    """What is in a dictionary, as JSON can hold it.
+
+    Args:
+        dictionary: what to describe.
+        verify: read all pixels and compare them with the hashes that were noted when mining.
+
+    Raises:
+        DictionaryError: `verify` finds a damaged file; the message names it.
+    """
+    mi = dictionary.mi[dictionary.anchors, 0]
+    reasons: dict[str, int] = {}
+    for shot in dictionary.shots:
+        for name, count in dict(shot.record.get("reasons") or {}).items():
+            reasons[str(name)] = reasons.get(str(name), 0) + int(count)
+    parts = [Part.read(dictionary.path / PARTS / key) for key in dictionary.info["videos"]]
+    sources = [dict(part.record.get("source") or {}) for part in parts]
+    if verify:
+        for part in parts:
+            for shard, digest in zip(part.shards, part.digests[1:], strict=True):
+                if _hash(shard.path) != digest:
+                    raise DictionaryError(f"{shard.path}: damaged: its content has changed")
+    return {
+        "path": str(dictionary.path),
+        "fingerprint": dictionary.fingerprint,
+        "verified": verify,
+        "videos": len(dictionary.videos),
+        "shots": len(dictionary.shots),
+        "patches": len(dictionary),
+        "with_twin": len(dictionary.anchors),
+        "pairs": int((dictionary.twins >= 0).sum()),
+        "pixels": list(dictionary.pixels_shape),
+        "top_k": dictionary.twins.shape[1],
+        "mi_nats": (
+            {
+                name: round(float(mi.quantile(q)), 4)
+                for name, q in (("least", 0.0), ("median", 0.5), ("most", 1.0))
+            }
+            if len(mi)
+            else None
+        ),
+        "patches_by_reason": reasons,
+        "sources": sources,
+        "config": dictionary.info.get("config"),
+        "failed": dictionary.info.get("failed") or {},
+    }
+
+
+def _target(out: PathLike) -> Path:
+    folder = Path(out)
+    if folder.exists() and not folder.is_dir():
+        raise DictionaryError(f"{folder} is a file, not a folder")
+    if (folder / MANIFEST).exists() or (folder / PARTS).exists():
+        raise DictionaryError(f"{folder} holds a dictionary already; choose another folder")
+    return folder
+
+
+def _copy_part(source: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    fresh = target.with_name(f".{target.name}.{os.getpid()}")
+    shutil.copytree(source, fresh)
+    fresh.replace(target)
+
+
+def _rewrite(
+    source: Path,
+    out: Path,
+    key: str,
+    keep: Container[object] | None = None,
+    good: Callable[[np.ndarray, np.ndarray], np.ndarray] | None = None,
+    top_k: int | None = None,
+) -> None:
+    """Write a part again, with the shots in `keep` and the pairs that are `good`."""
+    part = Part.read(source / PARTS / key)
+    writer = VideoWriter(out, key, part.name, part.record["source"])
+    try:
+        for shot in part.shots:
+            if keep is None or shot.index in keep:
+                rows = slice(shot.patches.start, shot.patches.stop)
+                twins = part.twins[rows].numpy()
+                twins = np.where(twins >= 0, twins - rows.start, -1)
+                mi, p = part.mi[rows].numpy(), part.p_value[rows].numpy()
+                if good is not None:
+                    twins, mi, p = _only(good(mi, p) & (twins >= 0), twins, mi, p)
+                writer.add_shot(
+                    {name: value for name, value in shot.record.items() if name != "patches"},
+                    first_frame=shot.first_frame,
+                    patches={
+                        name: part.patches[name][rows]
+                        for name in ("frame", "x", "y", "size", "entropy")
+                    },
+                    pixels=_pixels(part, rows),
+                    twins=twins[:, :top_k],
+                    mi=mi[:, :top_k],
+                    p_value=p[:, :top_k],
+                    moment_frames=part.moment_frames[rows].numpy(),
+                    arrays=shot.arrays,
+                )
+        writer.finish()
+    finally:
+        writer.discard()
+
+
+def _only(
+    good: np.ndarray, twins: np.ndarray, mi: np.ndarray, p: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The good pairs alone, moved to the front."""
+    order = np.argsort(~good, axis=1, kind="stable")
+    good = np.take_along_axis(good, order, axis=1)
+    arrays = [np.take_along_axis(array, order, axis=1) for array in (twins, mi, p)]
+    empty = (-1, 0.0, 1.0)
+    twins, mi, p = (
+        np.where(good, array, np.asarray(value, array.dtype))
+        for array, value in zip(arrays, empty, strict=True)
+    )
+    return twins, mi, p
+
+
+def _pixels(part: Part, rows: slice) -> np.ndarray:
+    first, found = 0, []
+    for shard in part.shards:
+        start, stop = max(rows.start - first, 0), min(rows.stop - first, shard.patches)
+        if start < stop:
+            found.append(shard.map()[start:stop])
+        first += shard.patches
+    return torch.cat(found).numpy()
+
+
+def _video_of(dictionary: TwinDictionary, shot: Shot) -> int:
+    return int(dictionary.patches["video"][shot.patches.start])
+
+
+def _hash(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise DictionaryError(f"{path}: cannot be read: {error.strerror}") from error

@@ -1,0 +1,147 @@
+"""Which solo-learn is here, and one set of names for both of them.
+
+Users run the current solo-learn from a clone; the PyPI release (1.0.2, 2021) is what a fresh
+environment gets. Everything outside this package is written for the current one: `load_host()`
+returns its names on either.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Literal
+
+from solo_infoaug.errors import HostError
+
+Kind = Literal["current", "release"]
+
+_HOW_TO_GET_ONE = (
+    "clone the current one (git clone https://github.com/vturrisi/solo-learn) and set "
+    "SOLO_LEARN_HOME to the clone, or use the embedded release: uv sync --group host"
+)
+
+
+@dataclass(frozen=True)
+class HostInfo:
+    """A solo-learn that was found, without importing it."""
+
+    kind: Kind
+    path: Path
+    """The folder that holds the package `solo`."""
+    version: str
+    source: str
+    """How it was found: imported, SOLO_LEARN_HOME, working directory or sys.path."""
+
+
+@dataclass(frozen=True)
+class Host:
+    """The names of solo-learn that solo-infoaug calls, with the current solo-learn's meaning."""
+
+    info: HostInfo
+    methods: dict[str, type]
+    """`solo.methods.METHODS` itself; every class takes `cfg`."""
+    backbones: dict[str, Callable[..., Any]]
+    """Name → constructor `(method, **kwargs) -> nn.Module`."""
+    should_match: list[str]
+    """The configuration keys that auto-resume compares; extended in place."""
+    parse_cfg: Callable[[Any], Any]
+    build_transform_pipeline: Callable[[str, Any], Callable[[Any], Any]]
+    n_crop_augmentation: type
+    full_transform_pipeline: type
+    prepare_datasets: Callable[..., Any]
+    prepare_dataloader: Callable[..., Any]
+    prepare_data: Callable[..., tuple[Any, Any]]
+    """Labelled train and validation loaders: `(dataset, train_path, val_path, format, ...)`."""
+    checkpointer: Callable[..., Any]
+    find_checkpoint: Callable[[Any], tuple[Path | None, str | None]]
+
+
+def _kind_of(folder: Path) -> Kind | None:
+    solo = folder / "solo"
+    if (solo / "data" / "pretrain_dataloader.py").is_file():
+        return "current"
+    if (solo / "utils" / "pretrain_dataloader.py").is_file():
+        return "release"
+    return None
+
+
+def _version(folder: Path, kind: Kind) -> str:
+    if kind == "release":
+        try:
+            return metadata.version("solo-learn")
+        except metadata.PackageNotFoundError:
+            return "1.0.2 or older"
+    setup = folder / "setup.py"
+    if setup.is_file():
+        for line in setup.read_text(encoding="utf-8").splitlines():
+            if line.strip().startswith("version="):
+                return line.split("=", 1)[1].strip(" ,\"'")
+    return "unknown"
+
+
+def _folders() -> list[tuple[str, Path]]:
+    """Where a solo-learn may be, the most explicit first."""
+    found: list[tuple[str, Path]] = []
+    imported = getattr(sys.modules.get("solo"), "__path__", None)
+    if imported:
+        return [("imported", Path(next(iter(imported))).resolve().parent)]
+    named = os.environ.get("SOLO_LEARN_HOME")
+    if named:
+        return [("SOLO_LEARN_HOME", Path(named).expanduser().resolve())]
+    found.append(("working directory", Path.cwd()))
+    try:
+        spec = importlib.util.find_spec("solo")
+    except (ImportError, ValueError):
+        spec = None
+    for place in (spec.submodule_search_locations or []) if spec else []:
+        found.append(("sys.path", Path(place).resolve().parent))
+    return found
+
+
+def find_host() -> HostInfo:
+    """Find solo-learn without importing it.
+
+    Looks at: an imported `solo`, `SOLO_LEARN_HOME`, the working directory, `sys.path`.
+
+    Raises:
+        HostError: there is none, or `SOLO_LEARN_HOME` names a folder without one.
+    """
+    for source, folder in _folders():
+        kind = _kind_of(folder)
+        if kind is not None:
+            return HostInfo(kind, folder, _version(folder, kind), source)
+        if source == "SOLO_LEARN_HOME":
+            raise HostError(
+                f"SOLO_LEARN_HOME: expected a clone of solo-learn (a folder with solo/methods), "
+                f"got {folder}; {_HOW_TO_GET_ONE}"
+            )
+    raise HostError(f"solo-learn was not found; {_HOW_TO_GET_ONE}")
+
+
+@cache
+def load_host() -> Host:
+    """Import solo-learn (see `find_host`) and return its names.
+
+    Raises:
+        HostError: there is no solo-learn, or something that it needs cannot be imported.
+    """
+    info = find_host()
+    if str(info.path) not in sys.path:
+        sys.path.insert(0, str(info.path))
+    try:
+        if info.kind == "current":
+            from solo_infoaug.host.current import load
+        else:
+            from solo_infoaug.host.release import load
+        return load(info)
+    except ImportError as error:
+        raise HostError(
+            f"solo-learn at {info.path} cannot be imported ({error}); "
+            "`solo-infoaug doctor` lists what is missing"
+        ) from error

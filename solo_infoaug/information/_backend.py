@@ -1,0 +1,72 @@
+"""Which of the backends computes the sums over nearest neighbours."""
+
+from __future__ import annotations
+
+import functools
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+from solo_infoaug.information import _plain
+
+LONG = 8192  # samples from which a tree of its own pays for each pair
+
+
+def neighbour_sums(
+    x: Tensor,
+    valid_x: Tensor | None,
+    y: Tensor,
+    valid_y: Tensor | None,
+    k: int,
+    kind: str,
+    layout: str,
+    max_memory: int,
+) -> Tensor:
+    """As `_plain.neighbour_sums`, by the fastest backend that can."""
+    compiled = _compiled() if x.device.type == "cpu" else None
+    if compiled is None or k > compiled.K_LIMIT:
+        return _plain.neighbour_sums(x, valid_x, y, valid_y, k, kind, layout, max_memory)
+    if kind == "3kl" and x.shape[1] >= LONG:
+        return _long_series(compiled, x, valid_x, y, valid_y, k, layout)
+    return compiled.neighbour_sums(x, valid_x, y, valid_y, k, kind, layout)
+
+
+def _long_series(
+    compiled: ModuleType,
+    x: Tensor,
+    valid_x: Tensor | None,
+    y: Tensor,
+    valid_y: Tensor | None,
+    k: int,
+    layout: str,
+) -> Tensor:
+    """Pair by pair, each by a tree over its own joint space; the `upper` diagonal is left out."""
+    same = layout == "upper" and x.data_ptr() == y.data_ptr()
+    paired = layout == "paired"
+    out = torch.zeros(len(x), 1 if paired else len(y), 3, dtype=torch.float64)
+    for i in range(len(x)):
+        for j in [i] if paired else range(i if layout == "upper" else 0, len(y)):
+            if same and i == j:
+                continue
+            series = torch.cat([x[i], y[j]], -1)
+            masks = [v for v in (_row(valid_x, i), _row(valid_y, j)) if v is not None]
+            if masks:
+                series = series[torch.stack(masks).all(0)]
+            if len(series) > k:
+                out[i, 0 if paired else j] = compiled.long_sums(series, k)
+    return out[:, 0] if paired else out
+
+
+def _row(valid: Tensor | None, track: int) -> Tensor | None:
+    return None if valid is None else valid[track]
+
+
+@functools.cache
+def _compiled() -> ModuleType | None:
+    """The compiled backend, if numba is here; imported on first use, since that takes a second."""
+    try:
+        from solo_infoaug.information import _compiled as compiled
+    except ImportError:
+        return None
+    return compiled

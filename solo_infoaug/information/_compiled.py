@@ -1,0 +1,784 @@
+"""Sums over nearest neighbours on the CPU, compiled by numba: the fast path behind `estimators`.
+
+The scheme, from the outside in:
+
+1. Tracks are taken in blocks of `SIDE` x `SIDE` pairs; a block (or a range of its samples) is one
+   task for a pool of threads. The kernels hold no lock, so plain Python threads do.
+2. Within a task, `LANES` samples t are handled at a time, and the other samples s in chunks. For
+   each track the distances from the lanes to a chunk make a strip `[s, lane]`; the strips of a
+   block stay in the second-level cache, where each serves `SIDE` pairs. No distance matrix is ever
+   stored.
+3. For a pair, the L∞ distance in the joint space is the larger of two strips; its k smallest are
+   kept by an insertion in vector registers: one load, one maximum, 2k - 1 minima and maxima a
+   vector.
+
+Distances are not negative, so their bits order as integers do, and integers compare faster. A
+sample that is absent (masked, or past the end) has an infinite extra coordinate: its distance to
+anything has bits of at least those of +inf.
+
+numba's vectoriser does not keep the insertion in registers, so the inner loops are written with
+llvmlite, each as one loop over s on vectors of `LANES` lanes.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from llvmlite import ir
+from numba import njit, types
+from numba.extending import intrinsic
+from torch import Tensor
+
+LANES = 8
+SIDE = 32  # tracks on each side of a block
+CHUNK = 96  # samples s in a strip
+LEAF = 64  # samples in a leaf of a long series, at most CHUNK
+GROUP = 8  # leaves of a long series that are looked at together
+INLINE = 2**22  # distances up to which starting threads costs more than it saves
+K_LIMIT = 32  # above it the insertion spills far out of the registers
+KINDS = ("3kl", "ksg1", "ksg2")
+THREE_KL, KSG1, KSG2 = 0, 1, 2
+RENORMALISE = 64  # vectors of mantissas whose product stays finite in float32
+
+# --- vector loops ------------------------------------------------------------------------------
+
+
+def _vector_pointer(context: Any, builder: Any, array_type: Any, array: Any, offset: Any) -> Any:
+    data = context.make_array(array_type)(context, builder, value=array).data
+    width = 64 if array_type.dtype.bitwidth == 64 else 32
+    vector = ir.VectorType(ir.IntType(width), LANES)
+    return builder.bitcast(builder.gep(data, [offset]), vector.as_pointer())
+
+
+class _Lanes:
+    """A vector in memory: `array[offset + LANES * slot:][:LANES]`, as integers."""
+
+    def __init__(
+        self, context: Any, builder: Any, array_type: Any, array: Any, offset: Any
+    ) -> None:
+        self.builder = builder
+        self.index_type = offset.type
+        self.pointer = _vector_pointer(context, builder, array_type, array, offset)
+        self.align = array_type.dtype.bitwidth // 8
+        self.type = self.pointer.type.pointee
+
+    def _at(self, slot: Any) -> Any:
+        if isinstance(slot, int):
+            slot = ir.Constant(self.index_type, slot)
+        return self.builder.gep(self.pointer, [slot])
+
+    def load(self, slot: Any) -> Any:
+        return self.builder.load(self._at(slot), align=self.align)
+
+    def store(self, value: Any, slot: Any) -> None:
+        self.builder.store(value, self._at(slot), align=self.align)
+
+    def all(self, value: int) -> Any:
+        return ir.Constant(self.type, [value] * LANES)
+
+
+def _for_each(
+    builder: Any, count: Any, carried: Sequence[Any], body: Callable[[Any, list[Any]], list[Any]]
+) -> list[Any]:
+    """Emit `for s in range(count): carried = body(s, carried)` for count >= 1."""
+    before = builder.block
+    loop, after = builder.append_basic_block("loop"), builder.append_basic_block("after")
+    builder.branch(loop)
+    builder.position_at_end(loop)
+    index = builder.phi(count.type)
+    index.add_incoming(ir.Constant(count.type, 0), before)
+    values = []
+    for initial in carried:
+        value = builder.phi(initial.type)
+        value.add_incoming(initial, before)
+        values.append(value)
+    updated = body(index, values)
+    following = builder.add(index, ir.Constant(count.type, 1))
+    index.add_incoming(following, loop)
+    for value, new in zip(values, updated, strict=True):
+        value.add_incoming(new, loop)
+    builder.cbranch(builder.icmp_signed("<", following, count), loop, after)
+    builder.position_at_end(after)
+    return updated
+
+
+def _min(builder: Any, a: Any, b: Any) -> Any:
+    return builder.select(builder.icmp_signed("<", a, b), a, b)
+
+
+def _max(builder: Any, a: Any, b: Any) -> Any:
+    return builder.select(builder.icmp_signed(">", a, b), a, b)
+
+
+def _spread_code(context: Any, builder: Any, sig: Any, args: Any, first: bool) -> Any:
+    coordinates, at_s, at_t, count, strip, at_strip = args
+    lanes = _Lanes(context, builder, sig.args[0], coordinates, at_t)
+    out = _Lanes(context, builder, sig.args[4], strip, at_strip)
+    bits = lanes.type.element.width
+    real = ir.DoubleType() if bits == 64 else ir.FloatType()
+    vector = ir.VectorType(real, LANES)
+    here = builder.bitcast(lanes.load(0), vector)
+    data = context.make_array(sig.args[0])(context, builder, value=coordinates).data
+    others = builder.gep(data, [at_s])
+
+    def body(s: Any, _: list[Any]) -> list[Any]:
+        one = builder.insert_element(
+            ir.Constant(vector, ir.Undefined),
+            builder.load(builder.gep(others, [s])),
+            ir.Constant(ir.IntType(32), 0),
+        )
+        zeros = ir.Constant(ir.VectorType(ir.IntType(32), LANES), [0] * LANES)
+        other = builder.shuffle_vector(one, ir.Constant(vector, ir.Undefined), zeros)
+        distance = builder.bitcast(builder.fsub(other, here), lanes.type)
+        distance = builder.and_(distance, lanes.all(2 ** (bits - 1) - 1))
+        out.store(distance if first else _max(builder, out.load(s), distance), s)
+        return []
+
+    _for_each(builder, count, [], body)
+    return context.get_dummy_value()
+
+
+@intrinsic
+def _spread_first(typing: Any, x: Any, s: Any, t: Any, count: Any, strip: Any, at: Any) -> Any:
+    """strip[s, lane] = |x[s] - x[t + lane]| for one coordinate."""
+
+    def code(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        return _spread_code(context, builder, sig, args, first=True)
+
+    return types.void(x, s, t, count, strip, at), code
+
+
+@intrinsic
+def _spread_more(typing: Any, x: Any, s: Any, t: Any, count: Any, strip: Any, at: Any) -> Any:
+    """strip[s, lane] = max(strip[s, lane], |x[s] - x[t + lane]|) for one coordinate more."""
+
+    def code(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        return _spread_code(context, builder, sig, args, first=False)
+
+    return types.void(x, s, t, count, strip, at), code
+
+
+@intrinsic
+def _select(
+    typing: Any, x: Any, at_x: Any, y: Any, at_y: Any, count: Any, best: Any, at: Any, ks: Any
+) -> Any:
+    """Insert max(x[s], y[s]) for each s into the k smallest so far, `best` `[k, LANES]`, ascending.
+
+    `ks` is a tuple of k zeros: its length is known to the compiler.
+    """
+
+    def code(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        k = sig.args[7].count
+        strip_x = _Lanes(context, builder, sig.args[0], args[0], args[1])
+        strip_y = _Lanes(context, builder, sig.args[2], args[2], args[3])
+        kept = _Lanes(context, builder, sig.args[5], args[5], args[6])
+
+        def body(s: Any, smallest: list[Any]) -> list[Any]:
+            new = _max(builder, strip_x.load(s), strip_y.load(s))
+            out = [_min(builder, smallest[0], new)]
+            for i in range(1, k):
+                out.append(_min(builder, smallest[i], _max(builder, smallest[i - 1], new)))
+            return out
+
+        start = [kept.load(i) for i in range(k)]
+        for i, value in enumerate(_for_each(builder, args[4], start, body)):
+            kept.store(value, i)
+        return context.get_dummy_value()
+
+    return types.void(x, at_x, y, at_y, count, best, at, ks), code
+
+
+@intrinsic
+def _multiply(typing: Any, best: Any, at_best: Any, product: Any, at_product: Any) -> Any:
+    """Multiply `product` by a vector of distances; which lanes are 0, as bits.
+
+    `product` is `[(mantissa, exponent), LANES]`.
+
+    Lanes that are 0 or absent count as 1, so that their logarithm is 0.
+    """
+
+    def code(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        kept = _Lanes(context, builder, sig.args[0], args[0], args[1])
+        held = _Lanes(context, builder, sig.args[2], args[2], args[3])
+        bits = kept.type.element.width
+        fraction = 23 if bits == 32 else 52
+        one = (127 if bits == 32 else 1023) << fraction
+        infinite = ((1 << (bits - 1 - fraction)) - 1) << fraction
+        real = ir.VectorType(ir.FloatType() if bits == 32 else ir.DoubleType(), LANES)
+        value = kept.load(0)
+        zero = builder.icmp_signed("==", value, kept.all(0))
+        absent = builder.icmp_signed(">=", value, kept.all(infinite))
+        value = builder.select(builder.or_(zero, absent), kept.all(one), value)
+        mantissa = builder.and_(value, kept.all((1 << fraction) - 1))
+        mantissa = builder.bitcast(builder.or_(mantissa, kept.all(one)), real)
+        mantissa = builder.fmul(builder.bitcast(held.load(0), real), mantissa)
+        held.store(builder.bitcast(mantissa, held.type), 0)
+        exponent = builder.ashr(value, kept.all(fraction))
+        exponent = builder.sub(exponent, kept.all(one >> fraction))
+        held.store(builder.add(held.load(1), exponent), 1)
+        return builder.zext(builder.bitcast(zero, ir.IntType(LANES)), ir.IntType(64))
+
+    return types.int64(best, at_best, product, at_product), code
+
+
+@intrinsic
+def _reach(
+    typing: Any,
+    x: Any,
+    at_x: Any,
+    y: Any,
+    at_y: Any,
+    count: Any,
+    best: Any,
+    at_best: Any,
+    reach: Any,
+    at: Any,
+) -> Any:
+    """Largest x[s], and largest y[s], among the s with max(x[s], y[s]) <= best; into `reach`."""
+
+    def code(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        strip_x = _Lanes(context, builder, sig.args[0], args[0], args[1])
+        strip_y = _Lanes(context, builder, sig.args[2], args[2], args[3])
+        limit = _Lanes(context, builder, sig.args[5], args[5], args[6]).load(0)
+        held = _Lanes(context, builder, sig.args[7], args[7], args[8])
+        zero = held.all(0)
+
+        def body(s: Any, reached: list[Any]) -> list[Any]:
+            a, b = strip_x.load(s), strip_y.load(s)
+            near = builder.icmp_signed("<=", _max(builder, a, b), limit)
+            return [
+                _max(builder, old, builder.select(near, new, zero))
+                for old, new in zip(reached, (a, b), strict=True)
+            ]
+
+        start = [held.load(0), held.load(1)]
+        for i, value in enumerate(_for_each(builder, args[4], start, body)):
+            held.store(value, i)
+        return context.get_dummy_value()
+
+    return types.void(x, at_x, y, at_y, count, best, at_best, reach, at), code
+
+
+@intrinsic
+def _count(
+    typing: Any,
+    x: Any,
+    at_x: Any,
+    y: Any,
+    at_y: Any,
+    count: Any,
+    limits: Any,
+    at_limits: Any,
+    counts: Any,
+    at: Any,
+) -> Any:
+    """Count the s that both have with x[s], y[s], max(x[s], y[s]) within limits 0, 1 and 2."""
+
+    def code(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        strip_x = _Lanes(context, builder, sig.args[0], args[0], args[1])
+        strip_y = _Lanes(context, builder, sig.args[2], args[2], args[3])
+        limit = _Lanes(context, builder, sig.args[5], args[5], args[6])
+        held = _Lanes(context, builder, sig.args[7], args[7], args[8])
+        within = [limit.load(i) for i in range(3)]
+        bits = held.type.element.width
+        infinite = held.all(0x7F800000 if bits == 32 else 0x7FF0000000000000)
+
+        def body(s: Any, found: list[Any]) -> list[Any]:
+            a, b = strip_x.load(s), strip_y.load(s)
+            joint = _max(builder, a, b)
+            present = builder.icmp_signed("<", joint, infinite)
+            hits = [
+                builder.and_(present, builder.icmp_signed("<=", value, bound))
+                for value, bound in zip((a, b, joint), within, strict=True)
+            ]
+            return [
+                builder.sub(old, builder.sext(hit, held.type))
+                for old, hit in zip(found, hits, strict=True)
+            ]
+
+        start = [held.load(i) for i in range(3)]
+        for i, value in enumerate(_for_each(builder, args[4], start, body)):
+            held.store(value, i)
+        return context.get_dummy_value()
+
+    return types.void(x, at_x, y, at_y, count, limits, at_limits, counts, at), code
+
+
+# --- one task ----------------------------------------------------------------------------------
+
+SELECT, REACH, COUNT = 0, 1, 2
+
+
+def _entry(function: Callable[..., None]) -> Callable[..., None]:
+    """Compile what Python calls; keep the result on disk, unless no directory can be written."""
+    try:
+        return njit(nogil=True, cache=True)(function)
+    except RuntimeError:
+        return njit(nogil=True)(function)
+
+
+class Shape(NamedTuple):
+    """What all tasks of a call share; `rows` counts a track's coordinates and the absence row."""
+
+    rows_x: int
+    rows_y: int
+    samples: int
+    padded: int
+    kind: int
+    same: bool  # x and y are the same tracks
+
+
+class Block(NamedTuple):
+    """Tracks i0:i1 of x with j0:j1 of y, over samples t0:t1; a triangle has j >= i only."""
+
+    i0: int
+    i1: int
+    j0: int
+    j1: int
+    t0: int
+    t1: int
+    triangle: bool
+
+
+class Work(NamedTuple):
+    """Memory of one thread: integers as wide as the numbers of the tracks."""
+
+    strips_x: Any  # [SIDE, CHUNK, LANES]
+    strips_y: Any
+    best: Any  # [pairs, k, LANES]
+    product: Any  # [pairs, (mantissa, exponent), LANES]
+    mantissa: Any  # the same memory as floating point
+    limits: Any  # [pairs, (x, y, joint), LANES]
+    counts: Any
+    active: Any  # [pairs]: which pairs the second pass looks at
+    infinity: Any
+
+
+@njit(nogil=True)
+def _fill(array, count, value):
+    for i in range(count):
+        array[i] = value
+
+
+@njit(nogil=True)
+def _pack(x, first, last, rows, padded, s0, count, t0, strips, infinity):
+    """A strip for each track: L∞ distances from t0... to s0..., a sample to itself at infinity."""
+    for track in range(first, last):
+        start = track * rows * padded
+        at = (track - first) * CHUNK * LANES
+        _spread_first(x, start + s0, start + t0, count, strips, at)
+        for _ in range(1, rows):
+            start += padded
+            _spread_more(x, start + s0, start + t0, count, strips, at)
+        for own in range(max(t0, s0), min(t0 + LANES, s0 + count)):
+            strips[at + (own - s0) * LANES + own - t0] = infinity
+
+
+@njit(nogil=True)
+def _sweep(action, x, y, block, shape, t0, ks, work):
+    """Pass over all samples s once, for the lanes t0... and every active pair of the block."""
+    rows, columns, width = block.i1 - block.i0, block.j1 - block.j0, len(ks) * LANES
+    strip, infinity, triangle = CHUNK * LANES, work.infinity, block.triangle
+    strips_x = work.strips_x
+    strips_y = strips_x if triangle and shape.same else work.strips_y
+    best, limits, counts, active = work.best, work.limits, work.counts, work.active
+    for s0 in range(0, shape.samples, CHUNK):
+        count = min(CHUNK, shape.samples - s0)
+        if action == SELECT or shape.samples > CHUNK:
+            for side in range(1 if triangle and shape.same else 2):
+                _pack(
+                    x if side == 0 else y,
+                    block.i0 if side == 0 else block.j0,
+                    block.i1 if side == 0 else block.j1,
+                    shape.rows_x if side == 0 else shape.rows_y,
+                    shape.padded,
+                    s0,
+                    count,
+                    t0,
+                    strips_x if side == 0 else strips_y,
+                    infinity,
+                )
+        for i in range(rows):
+            for j in range(i if triangle else 0, columns):
+                pair = i * columns + j
+                at_x, at_y, last = i * strip, j * strip, (pair + 1) * width - LANES
+                three = pair * 3 * LANES
+                if action == SELECT:
+                    _select(strips_x, at_x, strips_y, at_y, count, best, pair * width, ks)
+                elif not active[pair]:
+                    continue
+                elif action == REACH:
+                    _reach(strips_x, at_x, strips_y, at_y, count, best, last, limits, three)
+                else:
+                    _count(strips_x, at_x, strips_y, at_y, count, limits, three, counts, three)
+
+
+@njit(nogil=True)
+def _set_limits(pairs, width, kind, work):
+    """Within which distance COUNT counts: 0 for ties, REACH's for KSG 2, just below ρ for KSG 1."""
+    best, limits = work.best, work.limits
+    for pair in range(pairs):
+        for lane in range(LANES):
+            rho = best[(pair + 1) * width - LANES + lane]
+            at = pair * 3 * LANES + lane
+            if kind == KSG2:
+                limits[at + 2 * LANES] = rho
+            else:  # the bits of the next smaller number are one less
+                inside = max(rho - 1, 0) if kind == KSG1 else 0
+                for i in range(3):
+                    limits[at + i * LANES] = inside
+
+
+@njit(nogil=True)
+def _add_counts(columns, pairs, width, kind, psi, work, out):
+    """What the counted samples add to the sums."""
+    best, counts = work.best, work.counts
+    for pair in range(pairs):
+        if not work.active[pair]:
+            continue
+        total, ties = 0.0, 0
+        for lane in range(LANES):
+            rho = best[(pair + 1) * width - LANES + lane]
+            if rho >= work.infinity:
+                continue
+            at = pair * 3 * LANES + lane
+            near_x, near_y, near = counts[at], counts[at + LANES], counts[at + 2 * LANES]
+            if kind == THREE_KL:
+                if rho == 0:
+                    ties += 1
+                    total += psi[near + 1]
+            elif kind == KSG2 and rho > 0:
+                total += psi[near] - 1.0 / near - psi[near_x] - psi[near_y]
+            else:
+                total += psi[near + 1] - psi[near_x + 1] - psi[near_y + 1]
+        out[pair // columns, pair % columns, 1] += ties
+        out[pair // columns, pair % columns, 2] += total
+
+
+@njit(nogil=True)
+def _add_distances(columns, pairs, width, work):
+    """Multiply the distances into each pair's product; whether any of them is 0."""
+    best, product, active = work.best, work.product, work.active
+    again = False
+    for pair in range(pairs):
+        active[pair] = _multiply(best, (pair + 1) * width - LANES, product, pair * 2 * LANES) != 0
+        again |= active[pair]
+    return again
+
+
+@njit(nogil=True)
+def _take_logarithms(block, work, out):
+    """Add the logarithm of each pair's product of distances, and begin the products anew."""
+    columns = block.j1 - block.j0
+    for i in range(block.i1 - block.i0):
+        for j in range(columns):
+            at = (i * columns + j) * 2 * LANES
+            mantissa, exponent = 1.0, 0
+            for lane in range(LANES):
+                mantissa *= work.mantissa[at + lane]
+                exponent += work.product[at + LANES + lane]
+                work.mantissa[at + lane] = 1
+                work.product[at + LANES + lane] = 0
+            out[i, j, 0] += math.log(mantissa) + exponent * math.log(2.0)
+
+
+@njit(nogil=True)
+def _task(x, y, block, shape, ks, psi, work, out):
+    """Add to `out` `[pairs of the block, 3]` what `neighbour_sums` describes, for samples t0:t1."""
+    columns, width, kind = block.j1 - block.j0, len(ks) * LANES, shape.kind
+    pairs = (block.i1 - block.i0) * columns
+    for pair in range(pairs):
+        work.active[pair] = True
+        for lane in range(pair * 2 * LANES, (pair * 2 + 1) * LANES):
+            work.mantissa[lane] = 1
+            work.product[lane + LANES] = 0
+    vectors = 0
+    for t0 in range(block.t0, block.t1, LANES):
+        _fill(work.best, pairs * width, work.infinity)
+        for action in (SELECT, REACH, COUNT):
+            if action == REACH:
+                if kind != KSG2:
+                    continue
+                _fill(work.limits, pairs * 3 * LANES, 0)
+            if action == COUNT:
+                if kind == THREE_KL and not _add_distances(columns, pairs, width, work):
+                    continue
+                _set_limits(pairs, width, kind, work)
+                _fill(work.counts, pairs * 3 * LANES, 0)
+            _sweep(action, x, y, block, shape, t0, ks, work)
+            if action == COUNT:
+                _add_counts(columns, pairs, width, kind, psi, work, out)
+        vectors += 1
+        if vectors % RENORMALISE == 0 or t0 + LANES >= block.t1:
+            _take_logarithms(block, work, out)
+
+
+@_entry
+def _run_block(x, y, block, shape, ks, psi, work, out):
+    """One block of pairs."""
+    _task(x, y, block, shape, ks, psi, work, out)
+
+
+@_entry
+def _run_paired(x, y, block, shape, ks, psi, work, out):
+    """x[p] with y[p] only, for p in i0:i1."""
+    for p in range(block.i0, block.i1):
+        one = Block(p, p + 1, p, p + 1, block.t0, block.t1, False)
+        _task(x, y, one, shape, ks, psi, work, out[p - block.i0 : p - block.i0 + 1])
+
+
+# --- long series -------------------------------------------------------------------------------
+
+
+@njit(nogil=True)
+def _gap(boxes, box, lows, highs):
+    """L∞ distance of a box, `boxes[:, box]`, to the box of the lanes; 0 where they meet."""
+    gap = boxes[0, box, 0] * 0
+    for c in range(len(lows)):
+        gap = max(gap, boxes[0, box, c] - highs[c], lows[c] - boxes[1, box, c])
+    return gap
+
+
+@_entry
+def _run_long(z, rows, samples, padded, leaves, groups, t_from, t_to, ks, psi, work, out):
+    """The sums of one series against itself, skipping the leaves that are too far away to matter.
+
+    The samples are in the order of a KD-tree: `LEAF` of them make a leaf, `GROUP` leaves a group.
+    Leaves and groups come as boxes `[low or high, box, coordinate]`.
+    """
+    infinity, last = work.infinity, (len(ks) - 1) * LANES
+    best, distances = work.best, work.best.view(z.dtype)
+    lows, highs = np.empty(rows - 1, z.dtype), np.empty(rows - 1, z.dtype)
+    for t0 in range(t_from, t_to, LANES):
+        lanes = min(LANES, samples - t0)
+        for c in range(rows - 1):
+            here = z[(c + 1) * padded + t0 : (c + 1) * padded + t0 + lanes]
+            lows[c], highs[c] = here.min(), here.max()
+        _fill(best, last + LANES, infinity)
+        _fill(work.counts, 3 * LANES, 0)
+        _fill(work.limits, 3 * LANES, 0)
+        _fill(work.product, 2 * LANES, 0)
+        for lane in range(LANES):
+            work.mantissa[lane] = 1
+        own = t0 // (LEAF * GROUP)
+        tied = False
+        for action in (SELECT, COUNT):
+            if action == COUNT:
+                tied = _multiply(best, last, work.product, 0) != 0
+                if not tied:
+                    continue
+            worst = distances[last : last + lanes].max()
+            for visit in range(-1, groups.shape[1]):  # its own group first
+                group = own if visit < 0 else visit
+                if visit == own or (visit >= 0 and _gap(groups, group, lows, highs) > worst):
+                    continue
+                for leaf in range(group * GROUP, min((group + 1) * GROUP, leaves.shape[1])):
+                    if _gap(leaves, leaf, lows, highs) > worst:
+                        continue
+                    s0 = leaf * LEAF
+                    count = min(LEAF, samples - s0)
+                    _pack(z, 0, 1, rows, padded, s0, count, t0, work.strips_x, infinity)
+                    if action == SELECT:
+                        _select(work.strips_x, 0, work.strips_x, 0, count, best, 0, ks)
+                        worst = distances[last : last + lanes].max()
+                    else:
+                        _count(
+                            work.strips_x,
+                            0,
+                            work.strips_x,
+                            0,
+                            count,
+                            work.limits,
+                            0,
+                            work.counts,
+                            0,
+                        )
+        for lane in range(lanes):
+            out[0] += math.log(work.mantissa[lane]) + work.product[LANES + lane] * math.log(2.0)
+            if tied and best[last + lane] == 0:
+                out[1] += 1
+                out[2] += psi[work.counts[lane] + 1]
+
+
+def long_sums(x: Tensor, k: int) -> Tensor:
+    """The sums `[3]` of kind `3kl` for one series `[T, d]`; a pair is x and y side by side."""
+    samples = len(x)
+    ordered = x.numpy()[_tree_order(x.numpy())]
+    z = _coordinates(torch.from_numpy(ordered)[None], None)
+    _, rows, padded = z.shape
+    leaves = _boxes(ordered, LEAF)
+    groups = _boxes(ordered, LEAF * GROUP)
+    psi = torch.digamma(torch.arange(samples + 2, dtype=torch.float64)).numpy()
+    z, ks, out = z.reshape(-1), (0,) * k, np.zeros(3)
+    step = max(LANES, padded // (32 * torch.get_num_threads()) // LANES * LANES)
+
+    def run(start: int, work: Work) -> tuple[Any, np.ndarray]:
+        part, stop = np.zeros(3), min(start + step, padded)
+        _run_long(z, rows, samples, padded, leaves, groups, start, stop, ks, psi, work, part)
+        return ..., part
+
+    threads = torch.get_num_threads()
+    _share(range(0, padded, step), threads, lambda: _work(x.numpy().dtype, 1, k), run, out)
+    return torch.from_numpy(out)
+
+
+def _tree_order(x: np.ndarray) -> np.ndarray:
+    """An order of the samples in which those of a leaf, and of a group, are near each other."""
+    order = np.arange(len(x))
+    pending = [(0, len(x))]
+    while pending:
+        start, stop = pending.pop()
+        part = x[order[start:stop]]
+        along = part[:, np.argmax(part.max(0) - part.min(0))]
+        if stop - start <= LEAF:
+            order[start:stop] = order[start:stop][np.argsort(along, kind="stable")]
+            continue
+        # Halves of whole leaves, of whole groups as long as there are several.
+        unit = LEAF * GROUP if stop - start > LEAF * GROUP else LEAF
+        middle = (-(-(stop - start) // unit) // 2) * unit
+        order[start:stop] = order[start:stop][np.argpartition(along, middle)]
+        pending += [(start, start + middle), (start + middle, stop)]
+    return order
+
+
+def _boxes(x: np.ndarray, size: int) -> np.ndarray:
+    """Lowest and highest coordinates of every `size` samples: `[2, boxes, d]`."""
+    starts = np.arange(0, len(x), size)
+    return np.stack([np.minimum.reduceat(x, starts), np.maximum.reduceat(x, starts)])
+
+
+# --- all tasks ---------------------------------------------------------------------------------
+
+
+def neighbour_sums(
+    x: Tensor,
+    valid_x: Tensor | None,
+    y: Tensor,
+    valid_y: Tensor | None,
+    k: int,
+    kind: str,
+    layout: str,
+) -> Tensor:
+    """See `_plain.neighbour_sums`."""
+    samples = x.shape[1]
+    same = x is y and valid_x is valid_y
+    flat_x = _coordinates(x, valid_x)
+    flat_y = flat_x if same else _coordinates(y, valid_y)
+    padded = flat_x.shape[-1]
+    shape = Shape(flat_x.shape[1], flat_y.shape[1], samples, padded, KINDS.index(kind), same)
+    psi = torch.digamma(torch.arange(samples + 2, dtype=torch.float64)).numpy()
+    psi[0] = 0.0
+    paired = layout == "paired"
+    work_to_do = len(x) * (1 if paired else len(y)) * samples**2
+    threads = torch.get_num_threads() if work_to_do > INLINE else 1
+    out = np.zeros((len(x), 1 if paired else len(y), 3))
+    blocks = _blocks(len(x), len(y), padded, layout, threads)
+    run, ks = (_run_paired if paired else _run_block), (0,) * k
+    flat_x, flat_y = flat_x.reshape(-1), flat_y.reshape(-1)
+
+    def run_one(block: Block, work: Work) -> tuple[Any, np.ndarray]:
+        place = (slice(block.i0, block.i1), slice(0, 1) if paired else slice(block.j0, block.j1))
+        part = np.zeros_like(out[place])
+        run(flat_x, flat_y, block, shape, ks, psi, work, part)
+        return place, part
+
+    _share(blocks, threads, lambda: _work(flat_x.dtype, 1 if paired else SIDE, k), run_one, out)
+    return torch.from_numpy(out[:, 0] if paired else out)
+
+
+def _share(
+    tasks: Sequence[Any],
+    threads: int,
+    make_work: Callable[[], Work],
+    run: Callable[[Any, Work], tuple[Any, np.ndarray]],
+    out: np.ndarray,
+) -> None:
+    """Run the tasks on the threads, and add each result at its place in `out`."""
+    remaining, lock = iter(tasks), threading.Lock()
+
+    def worker() -> None:
+        work = make_work()
+        while True:
+            with lock:
+                task = next(remaining, None)
+            if task is None:
+                return
+            place, part = run(task, work)
+            with lock:
+                out[place] += part
+
+    threads = min(threads, len(tasks))
+    if threads == 1:
+        worker()
+        return
+    with ThreadPoolExecutor(threads) as pool:
+        for result in [pool.submit(worker) for _ in range(threads)]:
+            result.result()
+
+
+def _blocks(rows: int, columns: int, padded: int, layout: str, threads: int) -> list[Block]:
+    """The tasks, enough of them to occupy the threads."""
+    if layout == "paired":
+        step = max(1, min(256, -(-rows // (4 * threads))))
+        pairs = [(i, min(i + step, rows), 0, 0, False) for i in range(0, rows, step)]
+    else:
+        # Equal blocks: 196 tracks make seven of 28, not six of 32 and one of 4.
+        side_x, side_y = _even(rows), _even(columns)
+        if layout == "upper":
+            side_x = side_y
+        pairs = [
+            (i, min(i + side_x, rows), j, min(j + side_y, columns), layout == "upper" and i == j)
+            for i in range(0, rows, side_x)
+            for j in range(i if layout == "upper" else 0, columns, side_y)
+        ]
+    parts = max(1, min(-(-8 * threads // len(pairs)), padded // (4 * LANES)))
+    step = -(-padded // (parts * LANES)) * LANES
+    return [
+        Block(i0, i1, j0, j1, t0, min(t0 + step, padded), triangle)
+        for i0, i1, j0, j1, triangle in pairs
+        for t0 in range(0, padded, step)
+    ]
+
+
+def _even(length: int) -> int:
+    return -(-length // -(-length // SIDE))
+
+
+def _coordinates(x: Tensor, valid: Tensor | None) -> np.ndarray:
+    """`[P, 1 + d, T padded]`: row 0 is 0, or infinite where the sample is absent."""
+    tracks, samples, d = x.shape
+    padded = -(-samples // LANES) * LANES
+    # numpy, not torch: OpenMP threads that torch has woken spin on for a while, on our cores.
+    out = np.zeros((tracks, 1 + d, padded), x.numpy().dtype)
+    out[:, 0, samples:] = np.inf
+    if valid is not None:
+        out[:, 0, :samples][~valid.numpy()] = np.inf
+    out[:, 1:, :samples] = x.numpy().transpose(0, 2, 1)
+    return out
+
+
+def _work(dtype: np.dtype, side: int, k: int) -> Work:
+    integer = np.int32 if dtype == np.float32 else np.int64
+    pairs = side * side
+
+    def empty(count: int) -> np.ndarray:
+        return np.empty(count * LANES, integer)
+
+    product = empty(2 * pairs)
+    return Work(
+        strips_x=empty(side * CHUNK),
+        strips_y=empty(side * CHUNK),
+        best=empty(pairs * k),
+        product=product,
+        mantissa=product.view(dtype),
+        limits=empty(3 * pairs),
+        counts=empty(3 * pairs),
+        active=np.empty(pairs, np.bool_),
+        infinity=np.array(np.inf, dtype).view(integer)[()],
+    )

@@ -1,0 +1,413 @@
+"""k-nearest-neighbour entropy and mutual information (MI) under the L∞ distance.
+
+The public edge checks its arguments, once; `_information` has the formulas; `_backend` chooses who
+sums over the nearest neighbours: `_compiled` (numba, CPU) or `_plain` (torch, any device).
+
+With ψ the digamma function, T samples, ρ the L∞ distance of a sample to its k-th neighbour:
+
+- Kozachenko-Leonenko entropy: Ĥ(X) = ψ(T) - ψ(k) + (d/T) Σ log 2ρ.
+- `3kl`: Ĥ(X) + Ĥ(Y) - Ĥ(X, Y); the name does not mean k = 3.
+- `ksg1`: ψ(T) + ψ(k) - ⟨ψ(n_x + 1) + ψ(n_y + 1)⟩, n_x the samples nearer than ρ in x alone.
+- `ksg2`: ψ(T) + ψ(k) - 1/k - ⟨ψ(n_x) + ψ(n_y)⟩, n_x the samples within the reach of the k
+  neighbours.
+
+Ties, which positions in whole pixels have plenty of, would make ρ = 0. A sample with k or more
+others at distance 0 shares a cell with them: the entropies take log(cell) - ψ(ties + 1) for it, in
+place of d·log 2ρ - ψ(k). The cell is as wide as the smallest distance between two different samples
+of the track, d times; the cell of a pair is the product of both, so that it cancels out of the MI
+and the plug-in estimate of tied samples remains. KSG counts what its cube really holds (see
+`_plain.neighbour_sums`), which without ties is k. A constant track has MI 0 with everything, and
+the entropy of a cell of width 2⁻¹²⁶: low, but finite.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from solo_infoaug.information import _plain
+from solo_infoaug.information._backend import neighbour_sums
+
+ESTIMATORS = ("3kl", "ksg1", "ksg2")
+UNITS = {"nats": 1.0, "bits": 1.0 / math.log(2.0)}
+DEFAULT_MEMORY = 2**29
+CONSTANT_WIDTH = 2.0**-126
+
+
+def entropy(
+    x: Tensor,
+    k: int = 3,
+    *,
+    mask: Tensor | None = None,
+    units: str = "nats",
+    max_memory: int = DEFAULT_MEMORY,
+) -> Tensor:
+    """Kozachenko-Leonenko differential entropy of each track.
+
+    Kozachenko and Leonenko (1987); in this form Kraskov et al. (2004), DOI
+    10.1103/PhysRevE.69.066138. The bias is of order (k/T)^(2/d) for smooth densities: positive as a
+    rule, growing with d. Samples are taken as independent; an autocorrelated track seems to have
+    less entropy than it has.
+
+    Args:
+        x: `[..., T, d]`, float32 or float64.
+        k: which neighbour; 1 <= k < T.
+        mask: `[..., T]`, bool, true where there is a sample.
+        units: `nats` or `bits`.
+        max_memory: bytes that the work may take, beside input and output.
+
+    Returns:
+        `[...]`, in the dtype of x. A constant track, or one with no more than k samples, has the
+        lowest value that is given, d·log(2⁻¹²⁶).
+
+    Raises:
+        ValueError: wrong type, dtype or shape, T <= k, NaN or infinite samples.
+    """
+    check_options(k, "3kl", units, max_memory)
+    x, valid = check_series("x", x, mask, k)
+    tracks = Tracks(x.reshape(-1, *x.shape[-2:]), _flat(valid))
+    own = _marginal(tracks, _anything(tracks), k, "all", max_memory)[:, 0]
+    count = tracks.counts()
+    log_cell = _log_cell(tracks, own, max_memory)
+    value = torch.digamma(count) + _log_volume(own, count, k, tracks.d, log_cell) / count
+    floor = tracks.d * math.log(CONSTANT_WIDTH)
+    value = torch.where(_constant(own, count) | (count <= k), floor, value)
+    return (value * UNITS[units]).reshape(x.shape[:-2]).to(x.dtype)
+
+
+def mutual_information(
+    x: Tensor,
+    y: Tensor,
+    estimator: str = "3kl",
+    k: int = 3,
+    *,
+    mask: Tensor | None = None,
+    min_samples: int | None = None,
+    units: str = "nats",
+    max_memory: int = DEFAULT_MEMORY,
+) -> Tensor:
+    """MI of x with y, batch by batch.
+
+    Kraskov, Stögbauer, Grassberger (2004), DOI 10.1103/PhysRevE.69.066138: their equations 8 and 9
+    are `ksg1` and `ksg2`; `3kl` is three entropies (see `entropy`), whose errors do not cancel, so
+    that its bias is the largest of the three. All are biased towards 0 for strong dependence, by
+    more the fewer the samples, and cannot exceed about ψ(T) - ψ(k); all of them scatter around 0,
+    and below it, for independent series. The samples are taken as independent: see
+    `pairwise_significance`. Distances in x and y are compared with each other: give both in the
+    same unit, or standardise them.
+
+    Args:
+        x: `[..., T, dx]`, float32 or float64.
+        y: `[..., T, dy]`, the same but for the last axis.
+        estimator: `3kl`, `ksg1` or `ksg2`.
+        k: which neighbour; 1 <= k < T.
+        mask: `[..., T]`, bool, true where there is a sample of both.
+        min_samples: fewest samples for an estimate; more than k. By default k + 1, with a mask
+            16 or 4k, whichever is more.
+        units: `nats` or `bits`.
+        max_memory: bytes that the work may take, beside input and output.
+
+    Returns:
+        `[...]`, in the dtype of x. 0 where x or y is constant or has fewer than `min_samples`.
+
+    Raises:
+        ValueError: wrong type, dtype or shape, T <= k, NaN or infinite samples, unknown estimator.
+    """
+    check_options(k, estimator, units, max_memory)
+    least = least_samples(min_samples, k, mask)
+    x, valid = check_series("x", x, mask, k)
+    y, _ = check_series("y", y, mask if isinstance(y, Tensor) and y.ndim == x.ndim else None, k)
+    if x.shape[:-1] != y.shape[:-1] or x.dtype != y.dtype or x.device != y.device:
+        raise ValueError(
+            f"y must be as x but for the last axis, {_describe(x)}; got {_describe(y)}"
+        )
+    a = Tracks(x.reshape(-1, *x.shape[-2:]), _flat(valid))
+    b = Tracks(y.reshape(-1, *y.shape[-2:]), a.valid)
+    value = _information(a, b, estimator, k, least, "paired", max_memory)
+    return (value * UNITS[units]).reshape(x.shape[:-2]).to(x.dtype)
+
+
+def pairwise_mutual_information(
+    trajectories: Tensor,
+    estimator: str = "3kl",
+    k: int = 3,
+    *,
+    mask: Tensor | None = None,
+    min_samples: int | None = None,
+    units: str = "nats",
+    max_memory: int = DEFAULT_MEMORY,
+) -> Tensor:
+    """MI of every pair of tracks of a scene; estimators and their bias as in `mutual_information`.
+
+    Args:
+        trajectories: `[..., P, T, d]`, float32 or float64.
+        estimator: `3kl`, `ksg1` or `ksg2`.
+        k: which neighbour; 1 <= k < T.
+        mask: `[..., P, T]`, bool, true where a track has a sample. A pair uses the samples that
+            both have; what lies outside may be anything, NaN too.
+        min_samples: fewest common samples for an estimate; more than k. By default k + 1, with a
+            mask 16 or 4k, whichever is more.
+        units: `nats` or `bits`.
+        max_memory: bytes that the work may take, beside input and output.
+
+    Returns:
+        `[..., P, P]`, symmetric, in the dtype of the trajectories. The diagonal is the estimate of
+        a track with itself, finite and of no use. 0 where one of the two is constant over the
+        common samples, or where these are fewer than `min_samples`.
+
+    Raises:
+        ValueError: wrong type, dtype or shape, T <= k, NaN or infinite samples, unknown estimator.
+    """
+    scenes, least = check_scenes(trajectories, mask, estimator, k, min_samples, units, max_memory)
+    x = trajectories
+    out = torch.empty(len(scenes), x.shape[-3], x.shape[-3], dtype=x.dtype, device=x.device)
+    for scene, tracks in zip(out, scenes, strict=True):
+        for rows, value in upper_rows(tracks, tracks, estimator, k, least, max_memory):
+            with one_thread():
+                part = (torch.triu(value) * UNITS[units]).to(x.dtype)
+                scene[rows, rows.start :] = part
+                scene[rows.start :, rows] = part.T
+                here = part[:, : rows.stop - rows.start]
+                scene[rows, rows] = here + torch.triu(here, 1).T
+    return out.reshape(*x.shape[:-2], x.shape[-3])
+
+
+# --- the formulas ------------------------------------------------------------------------------
+
+
+class Tracks(NamedTuple):
+    x: Tensor  # [P, T, d]
+    valid: Tensor | None  # [P, T]
+
+    @property
+    def d(self) -> int:
+        return self.x.shape[2]
+
+    def counts(self) -> Tensor:
+        if self.valid is None:
+            return torch.full(
+                (len(self.x),), self.x.shape[1], dtype=torch.float64, device=self.x.device
+            )
+        return self.valid.sum(-1).double()
+
+    def part(self, rows: slice) -> Tracks:
+        return Tracks(self.x[rows], None if self.valid is None else self.valid[rows])
+
+
+def _information(
+    x: Tracks, y: Tracks, estimator: str, k: int, least: int, layout: str, max_memory: int
+) -> Tensor:
+    """MI in nats, float64: `[P, Q]`, or `[P]` where the layout is `paired`."""
+    joint = neighbour_sums(x.x, x.valid, y.x, y.valid, k, estimator, layout, max_memory)
+    if estimator == "ksg1":  # which is 0 by itself where a track is constant
+        with one_thread():
+            count = _common_counts(x, y, layout)
+            value = torch.digamma(count) + joint[..., 2] / count
+            return value.masked_fill(count < least, 0.0)
+    own_x, own_y = _marginals(x, y, k, layout, max_memory)
+    with one_thread():
+        count = _common_counts(x, y, layout)
+        terms = joint[..., 2]
+        if estimator == "3kl":
+            if layout == "upper" and x.x.data_ptr() == y.x.data_ptr():  # a track with itself
+                alone = own_x.expand_as(joint).diagonal(0, 0, 1)
+                joint.diagonal(0, 0, 1).copy_(alone)
+            cell_x = _log_cell(x, own_x, max_memory)
+            cell_y = _log_cell(
+                y, own_y if layout == "paired" else own_y.transpose(0, 1), max_memory
+            )
+            if layout != "paired":
+                cell_x, cell_y = cell_x[:, None], cell_y[None, :]
+            terms = (
+                _log_volume(own_x, count, k, x.d, cell_x)
+                + _log_volume(own_y, count, k, y.d, cell_y)
+                - _log_volume(joint, count, k, x.d + y.d, cell_x + cell_y)
+            )
+        constant = _constant(own_x, count) | _constant(own_y, count)
+        value = torch.digamma(count) + terms / count
+        return value.masked_fill(constant | (count < least), 0.0)
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Keep torch from waking its threads for sums of no size: they spin on, on the cores we use."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _log_volume(sums: Tensor, count: Tensor, k: int, d: int, log_cell: Tensor) -> Tensor:
+    """Σ d·log(2ρ) - ψ(k), and over the tied samples Σ log(cell) - ψ(ties + 1)."""
+    logarithm, tied, psi = sums.unbind(-1)
+    digamma_k = float(torch.digamma(torch.tensor(float(k), dtype=torch.float64)))
+    free = d * logarithm + (count - tied) * (d * math.log(2.0) - digamma_k)
+    return free + tied * log_cell - psi
+
+
+def _constant(sums: Tensor, count: Tensor) -> Tensor:
+    """Whether every sample is tied with every other."""
+    _, tied, psi = sums.unbind(-1)
+    every = count * torch.digamma(count)
+    return (tied == count) & (psi > every - 1e-6)
+
+
+def _log_cell(x: Tracks, own: Tensor, max_memory: int) -> Tensor:
+    """d times the log of the cell that tied samples share, `[P]`; 0 for tracks without ties."""
+    out = torch.zeros(len(x.x), dtype=torch.float64, device=x.x.device)
+    tied = (own[..., 1] > 0).reshape(len(out), -1).any(1)
+    if bool(tied.any()):
+        valid = None if x.valid is None else x.valid[tied]
+        width = _plain.smallest_distances(x.x[tied], valid, max_memory)
+        width = torch.where(width.isinf(), CONSTANT_WIDTH, width.clamp_min(CONSTANT_WIDTH))
+        out[tied] = x.d * width.log()
+    return out
+
+
+def _marginals(x: Tracks, y: Tracks, k: int, layout: str, max_memory: int) -> tuple[Tensor, Tensor]:
+    """The sums of x and of y alone over each pair's samples, to broadcast with `[P, Q, 3]`."""
+    own_x = _marginal(x, y, k, layout, max_memory)
+    same = y.x is x.x and y.valid is x.valid
+    own_y = own_x if same else _marginal(y, x, k, layout, max_memory)
+    return own_x, own_y if layout == "paired" else own_y.transpose(0, 1)
+
+
+def _marginal(x: Tracks, y: Tracks, k: int, layout: str, max_memory: int) -> Tensor:
+    """The sums of x alone, over the samples that y has too: a pair whose other side has d = 0."""
+    if layout == "paired" or y.valid is None:  # y's samples are x's own
+        masks, group = None, None
+    else:
+        masks, group = torch.unique(y.valid, dim=0, return_inverse=True)
+    others = x.x.new_empty(1 if masks is None else len(masks), x.x.shape[1], 0)
+    sums = neighbour_sums(x.x, x.valid, others, masks, k, "3kl", "all", max_memory)
+    if group is not None:
+        return sums[:, group]
+    return sums[:, 0] if layout == "paired" else sums
+
+
+def _anything(x: Tracks) -> Tracks:
+    return Tracks(x.x[:1, :, :0], None)
+
+
+def _common_counts(x: Tracks, y: Tracks, layout: str) -> Tensor:
+    if x.valid is None or y.valid is None or layout == "paired":
+        count = x.counts() if y.valid is None or layout == "paired" else y.counts()
+        if layout == "paired":
+            return count
+        return count[:, None] if y.valid is None else count[None, :]
+    return x.valid.double() @ y.valid.double().T
+
+
+def upper_rows(
+    x: Tracks, y: Tracks, estimator: str, k: int, least: int, max_memory: int
+) -> Iterator[tuple[slice, Tensor]]:
+    """MI of x[i] with y[j] for j >= i, in nats, by bands of rows: `[rows, P - rows.start]`.
+
+    What lies below the diagonal is undefined. x and y have the same number of tracks.
+    """
+    tracks = len(x.x)
+    # A dozen float64 numbers a pair live at a time.
+    band = max(1, min(tracks, max_memory // 2 // (96 * tracks)))
+    if band < tracks:
+        band = max(1, band // 32 * 32)
+    for start in range(0, tracks, band):
+        rows, rest = slice(start, min(start + band, tracks)), slice(start, tracks)
+        top, right = x.part(rows), y.part(rest)
+        if start == 0 and band == tracks and x is y:
+            top = right = x
+        yield rows, _information(top, right, estimator, k, least, "upper", max_memory)
+
+
+# --- the public edge ---------------------------------------------------------------------------
+
+
+def check_options(k: int, estimator: str, units: str, max_memory: int) -> None:
+    """Raise ValueError for options that no estimator takes."""
+    if not isinstance(k, int) or isinstance(k, bool) or k < 1:
+        raise ValueError(f"k must be an integer of at least 1, got {k!r}")
+    if estimator not in ESTIMATORS:
+        raise ValueError(f"estimator must be one of {', '.join(ESTIMATORS)}, got {estimator!r}")
+    if units not in UNITS:
+        raise ValueError(f"units must be one of {', '.join(UNITS)}, got {units!r}")
+    if not isinstance(max_memory, int) or max_memory < 2**20:
+        raise ValueError(f"max_memory must be at least {2**20} bytes, got {max_memory!r}")
+
+
+def check_series(name: str, x: Tensor, mask: Tensor | None, k: int) -> tuple[Tensor, Tensor | None]:
+    """x without gradient, and its mask; samples that the mask leaves out become 0."""
+    if not isinstance(x, Tensor):
+        raise ValueError(f"{name} must be a torch tensor, got {type(x).__name__}")
+    if x.dtype not in (torch.float32, torch.float64):
+        raise ValueError(f"{name} must be float32 or float64, got {x.dtype}")
+    if x.ndim < 2 or x.shape[-1] < 1:
+        raise ValueError(f"{name} must be [..., T, d] with d >= 1, got shape {tuple(x.shape)}")
+    if x.shape[-2] <= k:
+        raise ValueError(f"{name} must have more than k={k} samples, got T={x.shape[-2]}")
+    x = x.detach()
+    if mask is not None:
+        if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
+            got = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
+            raise ValueError(f"mask must be a bool tensor, got {got}")
+        if mask.shape != x.shape[:-1]:
+            raise ValueError(
+                f"mask must have the shape {tuple(x.shape[:-1])} of {name}, got {tuple(mask.shape)}"
+            )
+        mask = mask.to(x.device)
+        x = x.masked_fill(~mask[..., None], 0.0)
+    if x.device.type == "cpu":  # see `_compiled._coordinates`: torch would wake its threads
+        finite = bool(np.isfinite(x.numpy()).all())
+    else:
+        finite = bool(torch.isfinite(x).all())
+    if not finite:
+        bad = int((~torch.isfinite(x)).sum())
+        raise ValueError(f"{name} must be finite, got {bad} values that are NaN or infinite")
+    return x, mask
+
+
+def check_scenes(
+    trajectories: Tensor,
+    mask: Tensor | None,
+    estimator: str,
+    k: int,
+    min_samples: int | None,
+    units: str,
+    max_memory: int,
+) -> tuple[list[Tracks], int]:
+    """The scenes of `[..., P, T, d]`, and the fewest samples that a pair needs."""
+    check_options(k, estimator, units, max_memory)
+    least = least_samples(min_samples, k, mask)
+    x, valid = check_series("trajectories", trajectories, mask, k)
+    if x.ndim < 3:
+        raise ValueError(f"trajectories must be [..., P, T, d], got shape {tuple(x.shape)}")
+    if x.shape[-3] < 1:
+        raise ValueError(f"trajectories must have at least one track, got shape {tuple(x.shape)}")
+    scenes = x.reshape(-1, *x.shape[-3:]).unbind(0)
+    if valid is None:
+        return [Tracks(scene, None) for scene in scenes], least
+    masks = valid.reshape(-1, *valid.shape[-2:]).unbind(0)
+    return [Tracks(*scene) for scene in zip(scenes, masks, strict=True)], least
+
+
+def least_samples(min_samples: int | None, k: int, mask: Tensor | None) -> int:
+    """The fewest samples for an estimate."""
+    if min_samples is None:
+        return k + 1 if mask is None else max(16, 4 * k)
+    if not isinstance(min_samples, int) or min_samples <= k:
+        raise ValueError(f"min_samples must be an integer above k={k}, got {min_samples!r}")
+    return min_samples
+
+
+def _flat(valid: Tensor | None) -> Tensor | None:
+    return None if valid is None else valid.reshape(-1, valid.shape[-1])
+
+
+def _describe(x: Tensor) -> str:
+    return f"{list(x.shape)} {x.dtype} on {x.device}"

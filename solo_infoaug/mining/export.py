@@ -1,0 +1,187 @@
+"""A dictionary's patches as an image folder, and a dictionary to look at."""
+
+from __future__ import annotations
+
+import base64
+import io
+import os
+from pathlib import Path
+
+import jinja2
+import torch
+from matplotlib.figure import Figure
+from PIL import Image
+
+from solo_infoaug.dictionary import TwinDictionary
+from solo_infoaug.errors import ConfigError, DictionaryError
+from solo_infoaug.mining import pictures
+
+# Shots with the most twins are shown; a page of hundreds helps nobody.
+_SHOTS = 12
+_PNG_SHOTS = 4
+
+
+def export_patches(dictionary: TwinDictionary, folder: str | os.PathLike[str]) -> int:
+    """Write every patch at each of its moments as PNG, one sub-folder a video.
+
+    This is the layout of torchvision's `ImageFolder`, so that solo-learn's `data.dataset: custom`
+    trains on it. Returns the number of images.
+
+    Raises:
+        DictionaryError: `folder` has something in it already, or the dictionary is damaged.
+    """
+    out = Path(folder)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise DictionaryError(f"{out} is not an empty folder; choose another")
+    names = _unique([Path(name).stem for name in dictionary.videos])
+    written = 0
+    for row in range(len(dictionary)):
+        target = out / names[dictionary.patches["video"][row]]
+        target.mkdir(parents=True, exist_ok=True)
+        frames = dictionary.moment_frames[row].tolist()
+        for moment, frame in enumerate(frames):
+            if frame in frames[:moment]:
+                continue
+            pixels = dictionary.crops(torch.tensor([row]), moment)[0]
+            image = Image.fromarray(pixels.permute(1, 2, 0).numpy())
+            image.save(target / f"{row:07d}-{moment}.png")
+            written += 1
+    return written
+
+
+def show(dictionary: TwinDictionary, file: str | os.PathLike[str]) -> None:
+    """Draw a dictionary: twins, tracks and MI of its richest shots and a gallery of pairs.
+
+    Args:
+        dictionary: what to draw.
+        file: `.html` for one self-contained page, `.png` for a picture.
+
+    Raises:
+        ConfigError: the file name ends otherwise.
+        DictionaryError: the dictionary's files are damaged.
+    """
+    path = Path(file)
+    if path.suffix.lower() not in (".html", ".png"):
+        raise ConfigError(f"the file to write must end in .html or .png, not {path.name!r}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix.lower() == ".html":
+        path.write_text(_page(dictionary), encoding="utf-8")
+    else:
+        _poster(dictionary).save(path)
+
+
+def richest_shots(dictionary: TwinDictionary, count: int) -> list[int]:
+    """The `count` shots with the most patches that have a twin, in order of the dictionary."""
+    of_anchor = torch.from_numpy(dictionary.patches["shot"])[dictionary.anchors].long()
+    twins = torch.bincount(of_anchor, minlength=len(dictionary.shots))
+    order = sorted(range(len(twins)), key=lambda shot: (-int(twins[shot]), shot))
+    return sorted(order[:count])
+
+
+def _page(dictionary: TwinDictionary) -> str:
+    def shot(index: int) -> dict[str, object]:
+        drawn = (
+            pictures.draw_twins,
+            pictures.draw_reasons,
+            pictures.draw_tracks,
+            pictures.draw_mi_matrix,
+            pictures.draw_mi_histogram,
+        )
+        return {
+            "record": dictionary.shots[index],
+            "images": [_embedded(draw(dictionary, index)) for draw in drawn],
+        }
+
+    template = jinja2.Template(_TEMPLATE, autoescape=True)
+    return template.render(
+        dictionary=dictionary,
+        failed=dictionary.info.get("failed", {}),
+        config=dictionary.info.get("config", {}),
+        gallery=_embedded(pictures.draw_pairs(dictionary)) if len(dictionary.anchors) else None,
+        shots=[shot(index) for index in richest_shots(dictionary, _SHOTS)],
+    )
+
+
+def _poster(dictionary: TwinDictionary) -> Image.Image:
+    rows = []
+    for index in richest_shots(dictionary, _PNG_SHOTS):
+        rows.append(
+            [
+                _image(draw(dictionary, index)).convert("RGB")
+                for draw in (pictures.draw_twins, pictures.draw_tracks)
+            ]
+        )
+    if len(dictionary.anchors):
+        rows.append([_image(pictures.draw_pairs(dictionary)).convert("RGB")])
+    width = max(sum(image.width for image in row) for row in rows)
+    height = sum(max(image.height for image in row) for row in rows)
+    poster = Image.new("RGB", (width, height), "white")
+    top = 0
+    for row in rows:
+        left = (width - sum(image.width for image in row)) // 2
+        for image in row:
+            poster.paste(image, (left, top))
+            left += image.width
+        top += max(image.height for image in row)
+    return poster
+
+
+def _png(figure: Figure) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=100)
+    return buffer.getvalue()
+
+
+def _image(figure: Figure) -> Image.Image:
+    return Image.open(io.BytesIO(_png(figure)))
+
+
+def _embedded(figure: Figure) -> str:
+    return "data:image/png;base64," + base64.b64encode(_png(figure)).decode()
+
+
+def _unique(names: list[str]) -> list[str]:
+    """Names that differ: a number is put behind those that come again."""
+    taken: set[str] = set()
+    for place, name in enumerate(names):
+        candidate, number = name, 2
+        while candidate in taken:
+            candidate, number = f"{name}-{number}", number + 1
+        taken.add(candidate)
+        names[place] = candidate
+    return names
+
+
+_TEMPLATE = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><title>Twin dictionary</title>
+<style>
+body { font: 15px/1.5 system-ui, sans-serif; margin: 2em auto; max-width: 1100px; padding: 0 1em;
+       color: #222; }
+h1 { font-size: 1.5em; } h2 { font-size: 1.15em; margin-top: 2em; }
+img { max-width: 100%; } .matrix { max-width: 480px; }
+table { border-collapse: collapse; } td, th { padding: 2px 12px 2px 0; text-align: left; }
+code { background: #f3f3f3; padding: 0 .25em; } .failed { color: #a00; }
+</style></head><body>
+<h1>Twin dictionary</h1>
+<p>{{ dictionary|length }} patches, {{ dictionary.anchors|length }} of them with a twin, in
+{{ dictionary.shots|length }} shots of {{ dictionary.videos|length }} videos.
+Fingerprint <code>{{ dictionary.fingerprint }}</code>.</p>
+{% if failed %}<h2>Failed</h2><ul class="failed">
+{% for name, why in failed.items() %}<li>{{ why }}</li>{% endfor %}</ul>{% endif %}
+{% if gallery %}<h2>Pairs</h2><img src="{{ gallery }}" alt="random pairs of twins">{% endif %}
+{% for shot in shots %}
+<h2>{{ shot.record.video }}, shot {{ shot.record.index }}</h2>
+<p>Frames {{ shot.record.record.frame }} to {{ shot.record.record.frame +
+shot.record.record.frames - 1 }}, {{ shot.record.record.width }}×{{ shot.record.record.height }}
+pixels, patches of {{ shot.record.record.patch }} pixels.
+Camera: {% for name, value in (shot.record.record.camera or {}).items() %}{{ name }} {{ value }}{{
+", " if not loop.last }}{% endfor %}.</p>
+<img src="{{ shot.images[0] }}" alt="twins"><img src="{{ shot.images[1] }}" alt="reasons">
+<img src="{{ shot.images[2] }}" alt="tracks">
+<img class="matrix" src="{{ shot.images[3] }}" alt="mutual information">
+<img class="matrix" src="{{ shot.images[4] }}" alt="histogram of mutual information">
+{% endfor %}
+<h2>Settings</h2><table>
+{% for name, value in config.items() %}<tr><td>{{ name }}</td><td>{{ value }}</td></tr>{% endfor %}
+</table></body></html>
+"""

@@ -1,0 +1,254 @@
+"""Pictures of what was mined, as matplotlib figures."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import matplotlib
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+
+from solo_infoaug.dictionary import Shot, TwinDictionary
+from solo_infoaug.errors import ConfigError
+from solo_infoaug.mining.shot import REASONS
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+# At most this many pairs are drawn on one frame; more cannot be told apart.
+_PAIRS = 30
+_WITH, _WITHOUT = "#ffb000", "#9ad0ff"
+# In the order of `REASONS`.
+_REASON_COLOURS = ("#ffb000", "#d62728", "#4c78a8", "#b279a2", "#dddddd")
+
+
+def draw_twins(dictionary: TwinDictionary, shot: int, pairs: int = _PAIRS) -> Figure:
+    """The strongest twins on the first frame of a shot, joined by lines in the colour of their MI.
+
+    Each patch is drawn once: with `pairs` pairs at most, strongest first.
+
+    Raises:
+        ConfigError: there is no such shot.
+        DictionaryError: the shot's files are damaged.
+    """
+    record = _shot(dictionary, shot)
+    image = record.first_frame
+    figure, (axes,) = _frame_axes(image)
+    rows = dictionary.patches[record.patches.start : record.patches.stop]
+    twins = dictionary.twins[record.patches.start : record.patches.stop, 0].numpy()
+    mi = dictionary.mi[record.patches.start : record.patches.stop, 0].numpy()
+    local = twins - record.patches.start
+    for row in rows[twins < 0]:
+        axes.add_patch(_square(row, edgecolor="white", alpha=0.35, linewidth=0.6))
+
+    chosen: list[tuple[int, int]] = []
+    used: set[int] = set()
+    for i in np.argsort(-mi, kind="stable"):
+        j = int(local[i])
+        if twins[i] >= 0 and i not in used and j not in used and len(chosen) < pairs:
+            chosen.append((int(i), j))
+            used |= {int(i), j}
+    colours = matplotlib.colormaps["plasma"]
+    top = max((float(mi[i]) for i, _ in chosen), default=1.0)
+    norm = matplotlib.colors.Normalize(0.0, top)
+    for i, j in chosen:
+        colour = colours(norm(mi[i]))
+        for row in (rows[i], rows[j]):
+            axes.add_patch(_square(row, edgecolor=colour, linewidth=1.8))
+        axes.plot(
+            [rows["x"][i], rows["x"][j]], [rows["y"][i], rows["y"][j]], color=colour, linewidth=1.4
+        )
+    if chosen:
+        scale = matplotlib.cm.ScalarMappable(norm, colours)
+        figure.colorbar(scale, ax=axes, label="mutual information (nats)", shrink=0.8, pad=0.01)
+    count = int((twins >= 0).sum())
+    axes.set_title(
+        f"{_name(record)}: {count} of {len(rows)} patches have a twin"
+        + (f"; the {len(chosen)} strongest pairs" if count > 2 * len(chosen) else ""),
+        fontsize=10,
+    )
+    return figure
+
+
+def draw_tracks(dictionary: TwinDictionary, shot: int) -> Figure:
+    """The patches' tracks over the first frame of a shot, a dot where they end.
+
+    Where the camera's motion was removed, a second picture shows what is left of them.
+
+    Raises:
+        ConfigError: there is no such shot.
+        DictionaryError: the shot's files are damaged.
+    """
+    record = _shot(dictionary, shot)
+    arrays = record.arrays
+    camera = dict(record.record.get("camera") or {})
+    shown = [("as seen", arrays["tracks"])]
+    if camera.get("removed") and "stabilised" in arrays:
+        shown.append(("without the camera's motion", arrays["stabilised"][..., :2]))
+    figure, panels = _frame_axes(record.first_frame, len(shown))
+    seen = arrays.get("seen")
+    has_twin = dictionary.twins[record.patches.start : record.patches.stop, 0].numpy() >= 0
+    for axes, (title, tracks) in zip(panels, shown, strict=True):
+        for p in range(tracks.shape[1]):
+            path = tracks[:, p] if seen is None else tracks[seen[:, p], p]
+            if len(path):
+                colour = _WITH if has_twin[p] else _WITHOUT
+                axes.plot(path[:, 0], path[:, 1], color=colour, linewidth=1.0, alpha=0.8)
+                axes.plot(*path[-1], "o", color=colour, markersize=2.5)
+        axes.plot([], [], color=_WITH, label="with a twin")
+        axes.plot([], [], color=_WITHOUT, label="without")
+        axes.legend(loc="lower right", fontsize=7, framealpha=0.7)
+        axes.set_title(
+            f"{_name(record)}: {tracks.shape[1]} tracks of {len(tracks)} frames, {title}",
+            fontsize=10,
+        )
+    return figure
+
+
+def draw_reasons(dictionary: TwinDictionary, shot: int) -> Figure:
+    """What became of each patch of a shot's first frame: a twin, or why there is none.
+
+    Raises:
+        ConfigError: there is no such shot.
+        DictionaryError: the shot's files are damaged.
+    """
+    record = _shot(dictionary, shot)
+    arrays = record.arrays
+    figure, (axes,) = _frame_axes(record.first_frame)
+    centres, reason = arrays.get("centres"), arrays.get("reason")
+    side = float(record.record.get("patch", 0))
+    if centres is not None and reason is not None:
+        for number, name in enumerate(REASONS):
+            chosen = centres[reason == number]
+            for x, y in chosen:
+                corner = (x - 0.47 * side, y - 0.47 * side)
+                square = Rectangle(
+                    corner, 0.94 * side, 0.94 * side, color=_REASON_COLOURS[number], alpha=0.45
+                )
+                axes.add_patch(square)
+            axes.plot([], [], "s", color=_REASON_COLOURS[number], label=f"{name}: {len(chosen)}")
+        axes.legend(loc="lower right", fontsize=8, framealpha=0.85)
+    axes.set_title(f"{_name(record)}: what became of its patches", fontsize=10)
+    return figure
+
+
+def draw_mi_histogram(dictionary: TwinDictionary, shot: int) -> Figure:
+    """The MI of all pairs and of the twins of a shot, beside that of time-shifted surrogates.
+
+    Raises:
+        ConfigError: there is no such shot.
+        DictionaryError: the shot's files are damaged.
+    """
+    record = _shot(dictionary, shot)
+    arrays = record.arrays
+    rows = slice(record.patches.start, record.patches.stop)
+    pairs = arrays["mi"][np.triu_indices(len(arrays["mi"]), 1)]
+    shown = {
+        "time-shifted surrogates": (arrays.get("null", np.zeros(0)), "#999999"),
+        "all pairs": (pairs[np.isfinite(pairs)], "#3b7dd8"),
+        "twins": (dictionary.mi[rows, 0][dictionary.twins[rows, 0] >= 0].numpy(), _WITH),
+    }
+    figure = Figure(figsize=(5.4, 3.4), layout="constrained")
+    axes = figure.subplots()
+    known = np.concatenate([values.ravel() for values, _ in shown.values()])
+    edges = (
+        np.linspace(min(float(known.min()), 0.0), max(float(known.max()), 0.1), 40)
+        if len(known)
+        else np.linspace(0, 1, 40)
+    )
+    for name, (values, colour) in shown.items():
+        if len(values):
+            axes.hist(
+                values.ravel(), list(edges), density=True, alpha=0.55, color=colour, label=name
+            )
+    axes.set_xlabel("mutual information (nats)")
+    axes.set_ylabel("density")
+    axes.set_title(_name(record), fontsize=10)
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(fontsize=8)
+    return figure
+
+
+def draw_mi_matrix(dictionary: TwinDictionary, shot: int) -> Figure:
+    """The mutual information of all pairs of a shot's patches; grey where it was not estimated.
+
+    Raises:
+        ConfigError: there is no such shot.
+        DictionaryError: the shot's files are damaged.
+    """
+    record = _shot(dictionary, shot)
+    mi = record.arrays["mi"]
+    figure = Figure(figsize=(5.4, 4.6), layout="constrained")
+    axes = figure.subplots()
+    colours = matplotlib.colormaps["viridis"].with_extremes(bad="#dddddd")
+    known = mi[np.isfinite(mi)]
+    top = max(float(np.percentile(known, 99.5)), 1e-6) if len(known) else 1.0
+    shown = axes.imshow(np.ma.masked_invalid(mi), cmap=colours, vmin=0.0, vmax=top)
+    figure.colorbar(shown, ax=axes, label="mutual information (nats)")
+    axes.set_xlabel("patch")
+    axes.set_ylabel("patch")
+    axes.set_title(_name(record), fontsize=10)
+    return figure
+
+
+def draw_pairs(dictionary: TwinDictionary, count: int = 24, seed: int = 0) -> Figure:
+    """A gallery of `count` random pairs: each patch above its twin, their MI below.
+
+    Raises:
+        DictionaryError: the pixels are damaged.
+    """
+    anchors = dictionary.anchors.numpy()
+    picked = np.random.default_rng(seed).permutation(len(anchors))[:count]
+    chosen = np.sort(anchors[picked])
+    columns = max(1, min(12, len(chosen)))
+    rows = max(1, -(-len(chosen) // columns))
+    figure = Figure(figsize=(0.85 * columns, 2.1 * rows), layout="constrained")
+    grid = figure.subplots(2 * rows, columns, squeeze=False)
+    for axes in grid.ravel():
+        axes.set_axis_off()
+    for place, patch in enumerate(chosen):
+        row, column = divmod(place, columns)
+        twin = dictionary.twins[patch, 0]
+
+        pair = dictionary.crops(torch.stack([torch.tensor(patch), twin]))
+        for offset in (0, 1):
+            grid[2 * row + offset, column].imshow(pair[offset].permute(1, 2, 0).numpy())
+        grid[2 * row, column].set_title(f"{float(dictionary.mi[patch, 0]):.2f}", fontsize=8)
+    figure.suptitle("patches (above) and their twins (below); MI in nats", fontsize=9)
+    return figure
+
+
+def _shot(dictionary: TwinDictionary, shot: int) -> Shot:
+    if not 0 <= shot < len(dictionary.shots):
+        raise ConfigError(
+            f"shot must be one of the dictionary's {len(dictionary.shots)} "
+            f"(0 to {len(dictionary.shots) - 1}), not {shot!r}"
+        )
+    return dictionary.shots[shot]
+
+
+def _name(record: Shot) -> str:
+    return f"{record.video}, shot {record.index}"
+
+
+def _frame_axes(image: np.ndarray, panels: int = 1) -> tuple[Figure, list[Axes]]:
+    """`panels` axes side by side, or one above the other for wide frames, showing `image`."""
+    height, width = image.shape[:2]
+    long = 9.0 if panels == 1 else 7.0
+    size = (long, long * height / width + 0.4) if width >= height else (long * width / height, long)
+    figure = Figure(figsize=(size[0] * panels, size[1]), layout="constrained")
+    made = list(figure.subplots(1, panels, squeeze=False)[0])
+    for axes in made:
+        # Dimmed, so that lines stand out
+        axes.imshow((image * 0.8).astype(np.uint8))
+        axes.set_xlim(0, width)
+        axes.set_ylim(height, 0)
+        axes.set_axis_off()
+    return figure, made
+
+
+def _square(row: np.void, **style: Any) -> Rectangle:
+    half = row["size"] / 2
+    return Rectangle((row["x"] - half, row["y"] - half), 2 * half, 2 * half, fill=False, **style)

@@ -1,0 +1,273 @@
+"""`mine`: from videos to a twin dictionary."""
+
+from __future__ import annotations
+
+import functools
+import os
+import re
+import shutil
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TypeVar
+
+import cv2
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+)
+
+from solo_infoaug import __version__
+from solo_infoaug.cache import remember_dictionary
+from solo_infoaug.dictionary import MANIFEST, PARTS, TwinDictionary, VideoWriter, write_manifest
+from solo_infoaug.errors import DictionaryError, VideoError
+from solo_infoaug.mining.config import MineConfig
+from solo_infoaug.mining.shot import Stopwatch, mine_shot
+from solo_infoaug.mining.shots import Shot, split_shots
+from solo_infoaug.mining.trackers import make_tracker
+from solo_infoaug.mining.video import Frame, Video, find_videos, video_digest
+from solo_infoaug.mining.workers import Job, run_jobs
+
+T = TypeVar("T")
+
+# Names of folders of videos, finished or not.
+_KEY = re.compile(r"\.?[A-Za-z0-9_\-]+-[0-9a-f]{8}-[0-9a-f]{8}(\.[0-9]+)?")
+
+
+def mine(
+    videos: str | os.PathLike[str] | Iterable[str | os.PathLike[str]],
+    out: str | os.PathLike[str],
+    config: MineConfig | None = None,
+    *,
+    workers: int = 1,
+    ray: str | None = None,
+    overwrite: bool = False,
+    progress: bool = True,
+) -> TwinDictionary:
+    """Mine twin patches from videos.
+
+    Each video is cut into shots. A grid of patches in the first frame of each shot is tracked
+    through it, the camera's motion is removed, the mutual information of all pairs of trajectories
+    is estimated, and the significant partner with the highest is the twin. A video that fails does
+    not stop the others: what failed and why is in the dictionary's `info["failed"]`.
+
+    Interrupted, it goes on where it was when called again: finished videos are not mined twice.
+    The same videos and settings give the same dictionary, in any order, with any number of workers.
+
+    Args:
+        videos: a video file, a folder of videos, or several of either.
+        out: the folder to write the dictionary to.
+        config: settings; the defaults if None.
+        workers: processes that mine videos side by side.
+        ray: address of a Ray cluster to mine on instead ("auto" for the running one, "local" to
+            start one here); videos and `out` must be on storage that all its machines share.
+        overwrite: remove the dictionary in `out` first, whatever it is.
+        progress: show progress on standard error.
+
+    Raises:
+        VideoError: no video could be mined; the message has the reason of each.
+        DictionaryError: `out` holds a dictionary of other videos or settings.
+        ConfigError: `workers` is no positive number, or Ray, a tracker or a depth model is missing.
+    """
+    config = config or MineConfig()
+    sources = [videos] if isinstance(videos, (str, os.PathLike)) else list(videos)
+    folder = Path(out).absolute()
+
+    jobs, failed = _plan(find_videos(sources), config)
+    _check_target(folder, jobs, config, overwrite)
+    todo = [job for job in jobs if not (folder / PARTS / job.key / "video.json").is_file()]
+    with _bar(progress) as bar:
+        task = bar.add_task("mining", total=len(jobs), completed=len(jobs) - len(todo))
+        work = functools.partial(_mine_job, folder, config)
+        gpu = config.tracker in ("cotracker3", "bootstapir") and config.device != "cpu"
+        for job, why in run_jobs(todo, work, workers, ray, gpu):
+            if why is not None:
+                failed[str(job.path)] = why
+            bar.update(task, advance=1, description=f"mined {job.path.name}")
+
+    mined = [job.key for job in jobs if (folder / PARTS / job.key).is_dir()]
+    if not mined:
+        raise VideoError("\n".join(failed.values()) or "no video given")
+    _remove_leftovers(folder, mined)
+    info = {"config": config.to_json(), "failed": dict(sorted(failed.items()))}
+    write_manifest(folder, mined, info)
+    dictionary = TwinDictionary.load(folder)
+    remember_dictionary(folder)
+    return dictionary
+
+
+def mine_video(
+    path: Path,
+    out: Path,
+    key: str,
+    digest: str,
+    config: MineConfig,
+    watch: Stopwatch | None = None,
+) -> None:
+    """Mine one video and write its part of the dictionary.
+
+    Raises:
+        VideoError: it cannot be decoded, or no patch of it found a twin.
+        ConfigError: the tracker or the depth model is missing.
+    """
+    watch = watch or Stopwatch()
+    with Video(path) as video:
+        tracker = make_tracker(
+            config.tracker,
+            path,
+            checkpoint=config.tracker_checkpoint,
+            folder=config.tracks_folder,
+            device=config.device,
+            max_roundtrip=config.max_roundtrip,
+        )
+        source = {
+            "file": path.name,
+            "sha256": digest,
+            **vars(video.info),
+            "tracker": tracker.name,
+            "tracker_licence": tracker.licence,
+            "depth": config.depth,
+            "mined_with": __version__,
+        }
+        writer = VideoWriter(out, key, path.name, source)
+        counts = {"frames": 0, "shots": 0, "patches": 0, "twins": 0}
+        try:
+            for shot in _shots(video, config, counts, watch):
+                counts["shots"] += 1
+                if (found := mine_shot(shot, tracker, config, watch)) is not None:
+                    counts["patches"] += len(found["pixels"])
+                    counts["twins"] += int((found["twins"][:, 0] >= 0).sum())
+                    with watch("write"):
+                        writer.add_shot(**found)
+            _complain(path, video, counts, config)
+            writer.finish(damaged_packets=video.damaged, frames=counts["frames"])
+        finally:
+            writer.discard()
+
+
+def _mine_job(out: Path, config: MineConfig, job: Job) -> str | None:
+    """What a worker does: mine one video; returns why it failed, or None."""
+    try:
+        mine_video(job.path, out, job.key, job.digest, config)
+    except VideoError as error:
+        return str(error)
+    except (cv2.error, MemoryError) as error:
+        return f"{job.path}: {type(error).__name__}: {error}"
+    return None
+
+
+def _shots(
+    video: Video, config: MineConfig, counts: dict[str, int], watch: Stopwatch
+) -> Iterator[Shot]:
+    def counted() -> Iterator[Frame]:
+        frames = video.frames(config.start_fraction, config.stop_fraction, config.frame_step)
+        while (frame := _timed(frames, "decode", watch)) is not None:
+            counts["frames"] += 1
+            yield frame
+
+    shots = split_shots(
+        counted(),
+        cut_threshold=config.cut_threshold,
+        min_frames=config.min_frames,
+        max_frames=config.max_frames,
+        track_size=config.track_size,
+    )
+    # Decoding happens inside, and is not counted twice.
+    while True:
+        before = watch.seconds["decode"]
+        shot = _timed(shots, "shots", watch)
+        watch.seconds["shots"] -= watch.seconds["decode"] - before
+        if shot is None:
+            return
+        yield shot
+
+
+def _timed(items: Iterator[T], stage: str, watch: Stopwatch) -> T | None:
+    with watch(stage):
+        return next(items, None)
+
+
+def _complain(path: Path, video: Video, counts: dict[str, int], config: MineConfig) -> None:
+    """Say why nothing came of a video."""
+    if counts["frames"] == 0:
+        why = "no frame could be decoded"
+        if video.damaged:
+            why += f" ({video.damaged} damaged packets)"
+    elif counts["shots"] == 0:
+        why = f"no shot has at least min_frames={config.min_frames} frames " + (
+            f"({counts['frames']} frames in all)"
+        )
+    elif counts["patches"] == 0:
+        why = "no two patches could be tracked through a shot"
+    elif counts["twins"] == 0:
+        why = "no patch found a twin: nothing moves, or nothing moves together"
+    else:
+        return
+    raise VideoError(f"{path}: {why}")
+
+
+def _plan(paths: list[Path], config: MineConfig) -> tuple[list[Job], dict[str, str]]:
+    """What to mine, in an order that depends on the videos alone, and what cannot be read."""
+    jobs: dict[str, Job] = {}
+    failed: dict[str, str] = {}
+    for path in sorted(paths, key=lambda path: (path.name, str(path))):
+        try:
+            digest = video_digest(path)
+        except VideoError as error:
+            failed[str(path)] = str(error)
+            continue
+        key = f"{_plain(path.stem)}-{digest[:8]}-{config.digest[:8]}"
+        # The same content twice is mined once.
+        if digest not in {job.digest for job in jobs.values()}:
+            jobs[key] = Job(path, key, digest)
+    return sorted(jobs.values(), key=lambda job: (job.path.name, job.digest)), failed
+
+
+def _plain(name: str) -> str:
+    plain = "".join(c if c.isascii() and (c.isalnum() or c in "-_") else "-" for c in name)
+    return plain.strip("-_")[:60] or "video"
+
+
+def _check_target(folder: Path, jobs: list[Job], config: MineConfig, overwrite: bool) -> None:
+    if folder.exists() and not folder.is_dir():
+        raise DictionaryError(f"{folder} is a file, not a folder")
+    if overwrite:
+        (folder / MANIFEST).unlink(missing_ok=True)
+        _remove_leftovers(folder, [])
+    if not (folder / MANIFEST).is_file():
+        return
+    there = TwinDictionary.load(folder)
+    keys = {job.key for job in jobs}
+    if there.info.get("config") != config.to_json():
+        what = "other settings"
+    elif not set(there.info["videos"]) <= keys:
+        what = "other videos"
+    else:
+        return
+    raise DictionaryError(
+        f"{folder} holds a dictionary of {what}; choose another folder, or give --overwrite"
+    )
+
+
+def _remove_leftovers(folder: Path, keys: list[str]) -> None:
+    """Remove what interrupted runs and runs with other settings left; nothing that is not ours."""
+    parts = folder / PARTS
+    for entry in parts.iterdir() if parts.is_dir() else ():
+        if entry.name not in keys and entry.is_dir() and _KEY.fullmatch(entry.name):
+            shutil.rmtree(entry)
+
+
+def _bar(show: bool) -> Progress:
+    return Progress(
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        console=Console(stderr=True),
+        disable=not show,
+    )

@@ -1,0 +1,295 @@
+"""Trackers: the points of a shot's patches, followed through its frames."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import warnings
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from solo_infoaug.errors import ConfigError, VideoError
+from solo_infoaug.mining.shots import Shot
+from solo_infoaug.mining.tracking import BORDER, corners, grid, track_lk
+
+# CoTracker's and TAPIR's models see frames of this size; see their papers.
+_TAPIR_SIZE = (256, 256)
+
+
+@dataclass(frozen=True)
+class Tracks:
+    """P patches and the Q points that represent each of them.
+
+    `centres` float32 [P, 2] at the shot's first frame, and `points` float32 [T, P, Q, 2], (x, y),
+    both in pixels of the shot's small frames; `visible` bool [T, P, Q].
+    """
+
+    centres: np.ndarray
+    points: np.ndarray
+    visible: np.ndarray
+
+
+class Tracker(Protocol):
+    """Chooses the patches of a shot and follows their points.
+
+    `name` and `licence` (of the weights, where there are any) go into the dictionary.
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def licence(self) -> str: ...
+
+    def follow(self, shot: Shot, size: int, step: float) -> Tracks:
+        """Track patches of `size` source pixels, at least `step` patches apart.
+
+        Raises:
+            VideoError: this shot cannot be tracked.
+        """
+        ...
+
+
+# What turns frames uint8 [T, h, w, 3] and points float32 [N, 2] into tracks float32 [T, N, 2] and
+# visibility bool [T, N].
+PointTracker = Callable[[list[np.ndarray], np.ndarray], tuple[np.ndarray, np.ndarray]]
+
+
+@dataclass(frozen=True)
+class GridTracker:
+    """A regular grid of patches, four corners in each, followed by any point tracker."""
+
+    name: str
+    licence: str
+    track: PointTracker
+
+    def follow(self, shot: Shot, size: int, step: float) -> Tracks:
+        """See `Tracker`."""
+        centres = grid(*shot.size, size, step) / shot.scale
+        points = corners(shot.small[0], centres, size / shot.scale)
+        tracks, visible = self.track(shot.small, points.reshape(-1, 2))
+        visible &= _within(tracks, shot)
+        shape = (len(shot), *points.shape[:2])
+        return Tracks(centres, tracks.reshape(*shape, 2), visible.reshape(shape))
+
+
+class FileTracker:
+    """Tracks that another tool made: an npz for each video, in the layout of TAP-Vid.
+
+    Each track is one patch, centred on it where the shot begins. The file holds either `tracks`
+    [N, T, 2], (x, y) in pixels, and `visibility` bool [N, T]; or, as TAP-Vid itself, `points`
+    [N, T, 2] as fractions of the frame's width and height, and `occluded` bool [N, T]. T is the
+    number of the video's frames.
+
+    Raises:
+        VideoError: there is no such file, or it holds something else.
+    """
+
+    name = "file"
+    licence = ""
+
+    def __init__(self, video: Path, folder: str) -> None:
+        self.path = (Path(folder) if folder else video.parent) / f"{video.stem}.npz"
+        try:
+            with np.load(self.path, allow_pickle=False) as file:
+                content = {key: file[key] for key in file.files}
+        except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
+            raise VideoError(
+                f"{video}: its tracks cannot be read from {self.path}: {error}"
+            ) from error
+        self._relative = "points" in content
+        tracks = content.get("points" if self._relative else "tracks")
+        if self._relative:
+            occluded = content.get("occluded")
+            visible = None if occluded is None else ~occluded.astype(bool)
+        else:
+            visible = content.get("visibility")
+        if (
+            tracks is None
+            or visible is None
+            or tracks.ndim != 3
+            or tracks.shape[2] != 2
+            or tracks.shape[:2] != visible.shape
+            or tracks.dtype.kind not in "fiu"
+        ):
+            held = ", ".join(f"{key} {list(array.shape)}" for key, array in content.items())
+            raise VideoError(
+                f"{self.path}: expected `tracks` [N, T, 2] and `visibility` [N, T], or `points` "
+                f"and `occluded`, but it holds {held or 'nothing'}"
+            )
+        visible = visible.astype(bool) & np.isfinite(tracks).all(axis=2)
+        self._tracks = np.where(visible[..., None], tracks, 0).astype(np.float32).swapaxes(0, 1)
+        self._visible = visible.T
+
+    def follow(self, shot: Shot, size: int, step: float) -> Tracks:
+        """See `Tracker`."""
+        if shot.numbers[-1] >= len(self._tracks):
+            raise VideoError(
+                f"{self.path}: has tracks of {len(self._tracks)} frames, but the video has more"
+            )
+        height, width = shot.size
+        unit = np.array([width, height]) if self._relative else np.ones(2)
+        points = self._tracks[shot.numbers] * unit
+        visible = self._visible[shot.numbers]
+        half = size / 2
+        inside = (points[0] >= half) & (points[0] <= np.array([width, height]) - half)
+        chosen = _apart(points[0], visible[0] & inside.all(axis=1), size * step)
+        small = points[:, chosen] / shot.scale
+        seen = visible[:, chosen] & _within(small, shot)
+        small = _rest(small.astype(np.float32), seen)
+        return Tracks(small[0], small[:, :, None], seen[:, :, None])
+
+
+def make_tracker(
+    name: str,
+    video: Path,
+    *,
+    checkpoint: str = "",
+    folder: str = "",
+    device: str = "auto",
+    max_roundtrip: float = 1.0,
+) -> Tracker:
+    """The tracker `name` for a video.
+
+    Args:
+        name: "lk", "cotracker3", "bootstapir" or "file".
+        video: whose tracks `file` looks up.
+        checkpoint: local weights; empty for what the tracker's own package downloads.
+        folder: where `file` looks for npz files; empty for beside the video.
+        device: for the neural trackers; "auto" takes a GPU where there is one.
+        max_roundtrip: for `lk`, pixels.
+
+    Raises:
+        ConfigError: the tracker's package or weights are missing.
+        VideoError: the video has no usable tracks file.
+    """
+    if name == "file":
+        return FileTracker(video, folder)
+    if name == "lk":
+        return GridTracker("lk", "", functools.partial(track_lk, max_roundtrip=max_roundtrip))
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cotracker3":
+        return GridTracker(name, "weights: CC-BY-NC-4.0", _cotracker(checkpoint, device))
+    if name == "bootstapir":
+        return GridTracker(
+            name, "weights: see github.com/google-deepmind/tapnet", _bootstapir(checkpoint, device)
+        )
+    raise ConfigError(f"tracker must be lk, cotracker3, bootstapir or file, not {name!r}")
+
+
+@functools.cache
+def _cotracker(checkpoint: str, device: str) -> PointTracker:
+    warnings.warn(
+        "CoTracker3's weights are licensed CC-BY-NC-4.0: not for commercial use", stacklevel=4
+    )
+    try:
+        predictor = importlib.import_module("cotracker.predictor").CoTrackerPredictor
+    except ImportError:
+        predictor = None
+    if predictor is not None and checkpoint:
+        # Built without weights, so that they are read here, as tensors and nothing else.
+        model = predictor(checkpoint=None, window_len=60, v2=False)
+        model.model.load_state_dict(_weights(checkpoint))
+    elif checkpoint:
+        raise ConfigError(
+            "tracker=cotracker3 with tracker_checkpoint needs its package; install it with: "
+            "pip install git+https://github.com/facebookresearch/co-tracker"
+        )
+    else:
+        try:
+            model = torch.hub.load("facebookresearch/co-tracker", "cotracker3_offline")
+        except Exception as error:
+            raise ConfigError(
+                f"tracker=cotracker3: torch.hub cannot load it ({error}); without a network, "
+                "install its package and give tracker_checkpoint=scaled_offline.pth"
+            ) from error
+    model = model.to(device).eval()
+
+    @torch.inference_mode()
+    def track(frames: list[np.ndarray], points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        video = torch.from_numpy(np.stack(frames)).permute(0, 3, 1, 2)[None].float().to(device)
+        queries = torch.from_numpy(points).to(device)
+        queries = torch.cat([torch.zeros_like(queries[:, :1]), queries], dim=1)[None]
+        tracks, visible = model(video, queries=queries)
+        return tracks[0].float().cpu().numpy(), visible[0].bool().cpu().numpy()
+
+    return track
+
+
+@functools.cache
+def _bootstapir(checkpoint: str, device: str) -> PointTracker:
+    try:
+        module = importlib.import_module("tapnet.torch.tapir_model")
+    except ImportError as error:
+        raise ConfigError(
+            "tracker=bootstapir needs its package; install it with: "
+            "pip install 'tapnet[torch] @ git+https://github.com/google-deepmind/tapnet'"
+        ) from error
+    if not checkpoint:
+        raise ConfigError(
+            "tracker=bootstapir needs tracker_checkpoint=bootstapir_checkpoint_v2.pt, from "
+            "https://github.com/google-deepmind/tapnet"
+        )
+    model = module.TAPIR(pyramid_level=1)
+    model.load_state_dict(_weights(checkpoint))
+    model = model.to(device).eval()
+
+    @torch.inference_mode()
+    def track(frames: list[np.ndarray], points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        h, w = frames[0].shape[:2]
+        video = torch.from_numpy(np.stack(frames)).permute(0, 3, 1, 2).float()
+        video = torch.nn.functional.interpolate(video, _TAPIR_SIZE, mode="bilinear", antialias=True)
+        video = (video / 127.5 - 1.0).permute(0, 2, 3, 1)[None].to(device)
+        unit = np.array([_TAPIR_SIZE[1] / w, _TAPIR_SIZE[0] / h], np.float32)
+        scaled = torch.from_numpy(points * unit).to(device)
+        # It asks for (t, y, x).
+        queries = torch.cat([torch.zeros_like(scaled[:, :1]), scaled.flip(1)], dim=1)[None]
+        found = model(video, queries)
+        doubt = 1 - (1 - found["occlusion"].sigmoid()) * (1 - found["expected_dist"].sigmoid())
+        tracks = found["tracks"][0].float().cpu().numpy().swapaxes(0, 1) / unit
+        visible = (doubt[0] < 0.5).cpu().numpy().T.copy()
+        tracks[0], visible[0] = points, True
+        return tracks, visible
+
+    return track
+
+
+def _weights(checkpoint: str) -> dict[str, Any]:
+    """Weights from a local file: tensors only, no code in it is run."""
+    try:
+        found = torch.load(checkpoint, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise ConfigError(f"tracker_checkpoint {checkpoint} cannot be read: {error}") from error
+    if isinstance(found, dict) and isinstance(found.get("model"), dict):
+        found = found["model"]
+    return found
+
+
+def _within(points: np.ndarray, shot: Shot) -> np.ndarray:
+    """bool: which points [..., 2] of small frames lie inside, off the border."""
+    h, w = shot.small[0].shape[:2]
+    limit = np.array([w - 1, h - 1]) - BORDER
+    return np.asarray(((points >= BORDER) & (points <= limit)).all(axis=-1))
+
+
+def _apart(points: np.ndarray, allowed: np.ndarray, distance: float) -> np.ndarray:
+    """Indices of `points` [N, 2] that are allowed, each `distance` or more from those before."""
+    chosen: list[int] = []
+    for index in np.flatnonzero(allowed):
+        gaps = np.abs(points[chosen] - points[index]).max(axis=1)
+        if (gaps >= distance).all():
+            chosen.append(int(index))
+    return np.asarray(chosen, np.int64)
+
+
+def _rest(points: np.ndarray, seen: np.ndarray) -> np.ndarray:
+    """Tracks [T, N, 2] that rest where they were last seen."""
+    last = np.maximum.accumulate(np.where(seen, np.arange(len(seen))[:, None], 0), axis=0)
+    return np.take_along_axis(points, last[..., None], axis=0)

@@ -1,0 +1,152 @@
+"""Many videos at a time: by processes on one machine, or over a Ray cluster."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from solo_infoaug.errors import ConfigError
+
+# A video during whose mining the worker died is tried so many times, the last ones alone.
+_TRIES = 3
+
+
+@dataclass(frozen=True)
+class Job:
+    """A video to mine, the name of its part of the dictionary, and the hash of its content."""
+
+    path: Path
+    key: str
+    digest: str
+
+
+Work = Callable[[Job], str | None]
+
+
+def run_jobs(
+    jobs: list[Job], work: Work, workers: int = 1, ray: str | None = None, gpu: bool = False
+) -> Iterator[tuple[Job, str | None]]:
+    """Do all jobs; yields each with what `work` returned for it, as they finish.
+
+    A worker that dies takes no other job with it: what it was doing is tried again, and reported as
+    failed when that kills a worker of its own as well.
+
+    Args:
+        jobs: what to do.
+        work: does one; returns why it failed, or None. Other exceptions of it are raised here.
+        workers: processes; 1 does the jobs here.
+        ray: address of a Ray cluster, "auto" or "local"; None for processes.
+        gpu: ask Ray for a GPU a job.
+
+    Raises:
+        ConfigError: `workers` is not positive, or Ray is not installed or not reached.
+    """
+    if workers < 1:
+        raise ConfigError(f"workers must be at least 1, not {workers!r}")
+    if not jobs:
+        return
+    if ray is not None:
+        yield from _on_ray(jobs, work, ray, gpu)
+    elif workers == 1:
+        for job in jobs:
+            yield job, work(job)
+    else:
+        yield from _by_processes(jobs, work, min(workers, len(jobs)))
+
+
+def _by_processes(jobs: list[Job], work: Work, workers: int) -> Iterator[tuple[Job, str | None]]:
+    waiting = deque(jobs)
+    suspects: list[Job] = []  # were being done when a worker died: nobody knows whose fault it was
+    while waiting:
+        with _pool(workers, workers) as pool:
+            running: dict[Future[str | None], Job] = {}
+            broken = False
+            while running or (waiting and not broken):
+                # No more than are being done: only these are suspects.
+                while waiting and not broken and len(running) < workers:
+                    job = waiting.popleft()
+                    try:
+                        running[pool.submit(work, job)] = job
+                    except BrokenProcessPool:
+                        waiting.appendleft(job)
+                        broken = True
+                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                    job = running.pop(future)
+                    try:
+                        yield job, future.result()
+                    except BrokenProcessPool:
+                        suspects.append(job)
+                        broken = True
+    for job in suspects:
+        yield job, _alone(job, work, workers)
+
+
+def _alone(job: Job, work: Work, workers: int) -> str | None:
+    for _ in range(_TRIES - 1):
+        with _pool(1, workers) as pool:
+            try:
+                return pool.submit(work, job).result()
+            except BrokenProcessPool:
+                continue
+    return f"{job.path}: the process that mined it died (out of memory?)"
+
+
+def _pool(size: int, workers: int) -> ProcessPoolExecutor:
+    context = multiprocessing.get_context("spawn")  # forking breaks threads of OpenCV and torch
+    threads = max(1, (os.cpu_count() or 1) // workers)
+    return ProcessPoolExecutor(size, context, initializer=_use_threads, initargs=(threads,))
+
+
+def _use_threads(count: int) -> None:
+    import cv2
+    import torch
+
+    cv2.setNumThreads(count)
+    torch.set_num_threads(count)
+
+
+def _on_ray(
+    jobs: list[Job], work: Work, address: str, gpu: bool
+) -> Iterator[tuple[Job, str | None]]:
+    if address == "local":
+        # Under `uv run`, Ray would build an environment of its own for each worker. Read on import.
+        os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
+    try:
+        import ray
+    except ImportError as error:
+        raise ConfigError(
+            'mining on Ray needs it installed: pip install "solo-infoaug[ray]"'
+        ) from error
+    started = not ray.is_initialized()
+    if started:
+        try:
+            ray.init(address=None if address == "local" else address, log_to_driver=False)
+        except (ConnectionError, ValueError, RuntimeError) as error:
+            raise ConfigError(f"no Ray cluster at {address!r}: {error}") from error
+    try:
+
+        def task(job: Job) -> str | None:
+            return work(job)
+
+        needs = {"num_cpus": 1, "num_gpus": 1 if gpu else 0, "max_retries": _TRIES - 1}
+        remote: Any = ray.remote(**needs)(task)
+        running = {remote.remote(job): job for job in jobs}
+        while running:
+            (done,), _ = ray.wait(list(running), num_returns=1)
+            job = running.pop(done)
+            try:
+                yield job, ray.get(done)
+            except ray.exceptions.RayTaskError as error:
+                raise error.as_instanceof_cause() from error
+            except ray.exceptions.RayError as error:
+                yield job, f"{job.path}: the worker that mined it died: {type(error).__name__}"
+    finally:
+        if started:
+            ray.shutdown()

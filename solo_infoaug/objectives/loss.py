@@ -1,0 +1,312 @@
+"""The f-MICL loss over batches, queues, momentum keys and ranks.
+
+    L = −(1/N) Σ_i s(x_i, y_i) + α · mean over negative pairs of f*(s)
+
+Reference: Lu, Zhang, Sun, Guo, Yu: f-MICL. TMLR 10/2023, arXiv:2402.10150. Features are normalised
+here, and everything is computed in float32 (float64 stays float64) whatever autocast says.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from itertools import combinations
+from numbers import Real
+from typing import Any, NamedTuple
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from solo_infoaug.objectives.divergences import get_divergence
+from solo_infoaug.objectives.similarities import get_similarity, log_kernel
+
+
+class Setting(NamedTuple):
+    """α and σ of a task; the paper sets them per task, not per divergence."""
+
+    alpha: float
+    sigma: float
+
+
+VISION = Setting(alpha=40.0, sigma=math.sqrt(1 / 2))
+"""The paper's setting for images: 1/(2σ²) = 1."""
+TEXT = Setting(alpha=409600.0, sigma=math.sqrt(1 / 40))
+"""The paper's setting for sentences: 1/(2σ²) = 20."""
+
+NEGATIVES = ("views", "keys")
+
+
+class FMICLTerms(NamedTuple):
+    """The two terms of the objective, scalars: mean s over positives, mean f*(s) over negatives."""
+
+    positive: Tensor
+    negative: Tensor
+
+    def loss(self, alpha: float) -> Tensor:
+        """−positive + α · negative."""
+        return alpha * self.negative - self.positive
+
+
+def fmicl_terms(
+    x: Tensor,
+    y: Tensor,
+    divergence: str = "kl",
+    similarity: str = "gaussian",
+    *,
+    sigma: float = VISION.sigma,
+    order: float | None = None,
+    queue: Tensor | None = None,
+    negatives: str = "views",
+    gather: bool = False,
+) -> FMICLTerms:
+    """The positive and the negative term of f-MICL apart; arguments as in `fmicl_loss`."""
+    _check_features(x, y, queue, negatives, gather)
+    value, penalty = _pointwise(divergence, similarity, sigma, order)
+    with torch.autocast(device_type=x.device.type, enabled=False):
+        x, y = _on_sphere(x), _on_sphere(y)
+        positive = value((x * y).sum(-1)).mean()
+        if queue is not None:
+            return FMICLTerms(positive, penalty(x @ _on_sphere(queue).T).mean())
+        return FMICLTerms(positive, _others(x, x if negatives == "views" else y, penalty, gather))
+
+
+def fmicl_view_terms(
+    views: Sequence[Tensor],
+    divergence: str = "kl",
+    similarity: str = "gaussian",
+    *,
+    sigma: float = VISION.sigma,
+    order: float | None = None,
+    gather: bool = False,
+) -> FMICLTerms:
+    """The two terms over V ≥ 2 views [N, D] of the same samples, in which no view is special.
+
+    Positives are all pairs of views of a sample; negatives are all pairs of samples in each view.
+    For V = 2 it is the mean of `fmicl_terms(x, y)` and `fmicl_terms(y, x)`.
+
+    Raises:
+        ValueError: for fewer than two views, and as `fmicl_loss`.
+    """
+    if len(views) < 2:
+        raise ValueError(f"views: expected at least 2 views [N, D], got {len(views)}")
+    for view in views:
+        _check_features(views[0], view, None, "views", gather)
+    value, penalty = _pointwise(divergence, similarity, sigma, order)
+    with torch.autocast(device_type=views[0].device.type, enabled=False):
+        z = [_on_sphere(view) for view in views]
+        positives = [value((a * b).sum(-1)).mean() for a, b in combinations(z, 2)]
+        negatives = [_others(a, a, penalty, gather) for a in z]
+        return FMICLTerms(torch.stack(positives).mean(), torch.stack(negatives).mean())
+
+
+def fmicl_loss(
+    x: Tensor,
+    y: Tensor,
+    divergence: str = "kl",
+    similarity: str = "gaussian",
+    *,
+    alpha: float = VISION.alpha,
+    sigma: float = VISION.sigma,
+    order: float | None = None,
+    queue: Tensor | None = None,
+    negatives: str = "views",
+    gather: bool = False,
+) -> Tensor:
+    """Contrastive loss from an f-divergence, [N, D], [N, D] → scalar.
+
+    Positives are (x_i, y_i). Negatives are, of each x_i:
+
+        default             x_j, j ≠ i: the other samples of the same view (the paper's batch form)
+        negatives="keys"    y_j, j ≠ i: the other samples' momentum keys (MoCo v3)
+        queue=[M, D]        every entry of the queue (MoCo v2+)
+
+    Args:
+        x: features [N, D], or queries; normalised here.
+        y: features [N, D] of the positives, or momentum keys; normalised here.
+        divergence: one of `DIVERGENCES`.
+        similarity: "gaussian" (s = f′∘G_σ) or "cosine".
+        alpha: weight α > 0 of the negative term; the paper's 40 for images, `TEXT` for sentences.
+        sigma: width σ > 0 of the kernel; 1/(2σ²) is the paper's 1 for images, 20 for sentences.
+        order: a of `tsallis` (`DEFAULT_ORDER` where it is None); no other divergence has one.
+        queue: past keys [M, D] as the negatives.
+        negatives: "views" or "keys".
+        gather: take the negatives from all ranks, with gradients. Averaged over the ranks (as DDP
+            does), loss and gradients are those of one process with the whole batch. Every rank
+            must hold the same N. Without an initialised process group it changes nothing.
+
+    Returns:
+        The loss, float32 (float64 for float64 features).
+
+    Raises:
+        ValueError: for shapes, dtypes or devices that do not fit, an unknown name, a divergence
+            that is refused, an α, σ or order out of range, a batch without negatives, or a queue
+            together with `negatives="keys"` or `gather`.
+    """
+    check_positive("alpha", alpha)
+    return fmicl_terms(
+        x,
+        y,
+        divergence,
+        similarity,
+        sigma=sigma,
+        order=order,
+        queue=queue,
+        negatives=negatives,
+        gather=gather,
+    ).loss(alpha)
+
+
+class FMICLLoss(nn.Module):
+    """`fmicl_loss` with its options fixed; stateless otherwise. Arguments and errors as there."""
+
+    def __init__(
+        self,
+        divergence: str = "kl",
+        similarity: str = "gaussian",
+        *,
+        alpha: float = VISION.alpha,
+        sigma: float = VISION.sigma,
+        order: float | None = None,
+        negatives: str = "views",
+        gather: bool = False,
+    ) -> None:
+        super().__init__()
+        get_divergence(divergence, order)
+        get_similarity(similarity)
+        check_positive("alpha", alpha)
+        check_positive("sigma", sigma)
+        _check_negatives(negatives)
+        self.alpha = alpha
+        self.options: dict[str, Any] = {
+            "divergence": divergence,
+            "similarity": similarity,
+            "sigma": sigma,
+            "order": order,
+            "negatives": negatives,
+            "gather": gather,
+        }
+
+    def terms(self, x: Tensor, y: Tensor, queue: Tensor | None = None) -> FMICLTerms:
+        """[N, D], [N, D] → the two terms apart."""
+        return fmicl_terms(x, y, queue=queue, **self.options)
+
+    def forward(self, x: Tensor, y: Tensor, queue: Tensor | None = None) -> Tensor:
+        """[N, D], [N, D] (and [M, D]) → scalar."""
+        return self.terms(x, y, queue).loss(self.alpha)
+
+    def view_terms(self, views: Sequence[Tensor]) -> FMICLTerms:
+        """V views [N, D] → the two terms apart, in which no view is special."""
+        options = {key: self.options[key] for key in self.options if key != "negatives"}
+        return fmicl_view_terms(views, **options)
+
+    def extra_repr(self) -> str:
+        options = {"alpha": self.alpha, **self.options}
+        return ", ".join(f"{key}={value!r}" for key, value in options.items())
+
+
+def check_positive(name: str, value: object) -> None:
+    """Raise a ValueError that names the argument unless `value` is a finite number above 0."""
+    number = isinstance(value, Real) and not isinstance(value, bool)
+    if not number or not math.isfinite(value) or value <= 0:  # type: ignore[arg-type, operator]
+        raise ValueError(f"{name}: expected a finite number above 0, got {value!r}")
+
+
+def gather_across_ranks(x: Tensor) -> Tensor:
+    """[N, D] of each rank → [ranks · N, D] in rank order; gradients flow back to their rank.
+
+    `x` itself where no process group is initialised. Collective: all ranks must call it, with
+    tensors of one shape.
+    """
+    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        gathered: Tensor = _Gather.apply(x)
+        return gathered
+    return x
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        parts = [torch.empty_like(x) for _ in range(dist.get_world_size())]
+        dist.all_gather(parts, x.contiguous())
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        total = gradients[0].contiguous()
+        dist.all_reduce(total)
+        return total.chunk(dist.get_world_size())[dist.get_rank()]
+
+
+def _pointwise(
+    divergence: str, similarity: str, sigma: float, order: float | None
+) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
+    """s and f*(s) as functions of the inner product of unit vectors."""
+    check_positive("sigma", sigma)
+    div, sim = get_divergence(divergence, order), get_similarity(similarity)
+    return (
+        lambda cosine: sim.value(log_kernel(cosine, sigma), div),
+        lambda cosine: sim.penalty(log_kernel(cosine, sigma), div),
+    )
+
+
+def _others(x: Tensor, others: Tensor, penalty: Callable[[Tensor], Tensor], gather: bool) -> Tensor:
+    """Mean penalty of x_i against others_j of all ranks, j ≠ i; unit vectors [N, D] → scalar."""
+    first = 0
+    if gather:
+        others, first = gather_across_ranks(others), _rank() * len(x)
+    rows, columns = len(x), len(others)
+    if columns < 2:
+        raise ValueError(
+            "x: expected at least 2 samples, or a queue, to have negatives, got a batch of 1"
+        )
+    penalties = penalty(x @ others.T)
+    same = torch.zeros_like(penalties, dtype=torch.bool)
+    same.diagonal(first).fill_(True)
+    return penalties.masked_fill(same, 0).sum() / (rows * (columns - 1))
+
+
+def _rank() -> int:
+    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+
+
+def _on_sphere(x: Tensor) -> Tensor:
+    """Rows of unit length, in float32 unless float64 came."""
+    return F.normalize(x if x.dtype == torch.float64 else x.float(), dim=-1)
+
+
+def _check_negatives(negatives: str) -> None:
+    if negatives not in NEGATIVES:
+        raise ValueError(f"negatives: expected one of {', '.join(NEGATIVES)}, got {negatives!r}")
+
+
+def _check_features(
+    x: Tensor, y: Tensor, queue: Tensor | None, negatives: str, gather: bool
+) -> None:
+    _check_negatives(negatives)
+    if x.ndim != 2 or not x.is_floating_point():
+        raise ValueError(
+            f"x: expected floating-point features [N, D], got {x.dtype} {list(x.shape)}"
+        )
+    if y.shape != x.shape or not y.is_floating_point() or y.device != x.device:
+        raise ValueError(
+            f"y: expected floating-point features {list(x.shape)} on {x.device} like x, "
+            f"got {y.dtype} {list(y.shape)} on {y.device}"
+        )
+    if queue is None:
+        return
+    if queue.ndim != 2 or queue.shape[1] != x.shape[1] or len(queue) == 0:
+        raise ValueError(
+            f"queue: expected [M, {x.shape[1]}] with M ≥ 1 like x, got {list(queue.shape)}"
+        )
+    if not queue.is_floating_point() or queue.device != x.device:
+        raise ValueError(
+            f"queue: expected floating-point features on {x.device} like x, "
+            f"got {queue.dtype} on {queue.device}"
+        )
+    if negatives != "views" or gather:
+        raise ValueError(
+            f"queue: expected no queue with negatives={negatives!r}, gather={gather}: "
+            "the queue's entries are the negatives, and it is the same on all ranks"
+        )

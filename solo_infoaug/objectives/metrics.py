@@ -1,0 +1,37 @@
+"""Alignment and uniformity of features on the sphere, for logs.
+
+Reference: Wang, Isola: Understanding Contrastive Representation Learning through Alignment and
+Uniformity on the Hypersphere. ICML 2020, arXiv:2005.10242.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+@torch.no_grad()
+def alignment(x: Tensor, y: Tensor) -> Tensor:
+    """E‖x − y‖² over positives, [N, D], [N, D] → scalar in [0, 4]; 0 where views coincide."""
+    with torch.autocast(device_type=x.device.type, enabled=False):
+        x, y = F.normalize(x.float(), dim=-1), F.normalize(y.float(), dim=-1)
+        return 2 - 2 * (x * y).sum(-1).mean()
+
+
+@torch.no_grad()
+def uniformity(x: Tensor, t: float = 2.0) -> Tensor:
+    """log E exp(−t‖x_i − x_j‖²) over pairs i ≠ j, [N, D] → scalar ≤ 0; 0 where all collapse.
+
+    Raises:
+        ValueError: for fewer than two features.
+    """
+    if len(x) < 2:
+        raise ValueError(f"x: expected at least 2 features [N, D], got {list(x.shape)}")
+    with torch.autocast(device_type=x.device.type, enabled=False):
+        x = F.normalize(x.float(), dim=-1)
+        exponent = (2 * t) * (x @ x.T - 1)
+        exponent.fill_diagonal_(-math.inf)
+        return exponent.flatten().logsumexp(0) - math.log(len(x) * (len(x) - 1))

@@ -1,0 +1,74 @@
+"""Similarities of features on the unit sphere, and what f* makes of them.
+
+Both start from the logarithm of the Gaussian kernel, ℓ = −‖x−y‖²/(2σ²) = (⟨x, y⟩ − 1)/σ² ≤ 0:
+
+    gaussian  s = f′(exp(ℓ))     the f-Gaussian similarity of f-MICL
+    cosine    s = f′(1) + ℓ      the cosine at temperature σ², shifted
+
+The cosine is shifted so that features that coincide get f′(1), which is what the f-Gaussian gives
+them. Bare, it leaves the domain of f* (t < log 2 for Jensen–Shannon, t < 1 for squared Hellinger);
+for KL the two similarities are one function, and the bare cosine is the same up to the factor α.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from solo_infoaug.objectives.divergences import Divergence
+
+
+def log_kernel(cosine: Tensor, sigma: float) -> Tensor:
+    """log G_σ of unit vectors from their inner products, any shape: (cosine − 1)/σ²."""
+    return (cosine - 1) / sigma**2
+
+
+def gaussian_similarity(log_g: Tensor, divergence: Divergence) -> Tensor:
+    """s = f′(G), from log G; any shape."""
+    return divergence.f_prime_of_log(log_g)
+
+
+def gaussian_penalty(log_g: Tensor, divergence: Divergence) -> Tensor:
+    """f*(s) of the f-Gaussian similarity, from log G; any shape."""
+    return divergence.composed_of_log(log_g)
+
+
+def cosine_similarity(log_g: Tensor, divergence: Divergence) -> Tensor:
+    """s = f′(1) + (⟨x, y⟩ − 1)/σ², from log G; any shape."""
+    return log_g + divergence.f_prime_at_one
+
+
+def cosine_penalty(log_g: Tensor, divergence: Divergence) -> Tensor:
+    """f*(s) of the cosine similarity, from log G; any shape."""
+    return divergence.conjugate(cosine_similarity(log_g, divergence))
+
+
+@dataclass(frozen=True)
+class Similarity:
+    """A similarity s of log G and a divergence, and the penalty f*(s)."""
+
+    name: str
+    value: Callable[[Tensor, Divergence], Tensor]
+    penalty: Callable[[Tensor, Divergence], Tensor]
+
+
+GAUSSIAN = Similarity("gaussian", gaussian_similarity, gaussian_penalty)
+COSINE = Similarity("cosine", cosine_similarity, cosine_penalty)
+
+SIMILARITIES = ("gaussian", "cosine")
+"""Names of the similarities."""
+
+_BY_NAME = {s.name: s for s in (GAUSSIAN, COSINE)}
+
+
+def get_similarity(name: str) -> Similarity:
+    """The similarity that a config calls `name`.
+
+    Raises:
+        ValueError: if there is none of that name.
+    """
+    if name not in _BY_NAME:
+        raise ValueError(f"similarity: expected one of {', '.join(SIMILARITIES)}, got {name!r}")
+    return _BY_NAME[name]

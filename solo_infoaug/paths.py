@@ -1,0 +1,14 @@
+"""Where the files that come with the package are, in a checkout and once installed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import solo_infoaug
+
+
+def config_folder() -> Path:
+    """The folder `configs/`: beside the package in a checkout, inside it once installed."""
+    return next(
+        folder for place in solo_infoaug.__path__ if (folder := Path(place) / "configs").is_dir()
+    )

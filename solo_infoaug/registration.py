@@ -1,0 +1,38 @@
+"""Registration: each method of solo-learn is replaced, in `METHODS` itself, by its extension."""
+
+from __future__ import annotations
+
+from solo_infoaug.branch import InfoAugMethod, extend
+from solo_infoaug.host import Host, load_host
+from solo_infoaug.objectives.methods import with_fmicl
+
+# What auto-resume compares as well: a run only goes on from one with the same twins
+# and the same objective.
+_SHOULD_MATCH = [
+    "infoaug.fingerprint",
+    "infoaug.arm",
+    "infoaug.weight",
+    "infoaug.batch_size",
+    "infoaug.top_k",
+    "infoaug.temporal",
+    "infoaug.augmentations",
+    "infoaug.objective",
+    "fmicl",
+]
+
+
+def register() -> Host:
+    """Teach the solo-learn that is here the keys `infoaug` and `fmicl`; once is enough.
+
+    Returns:
+        The host, for those who want its names.
+
+    Raises:
+        HostError: there is no usable solo-learn.
+    """
+    host = load_host()
+    for name, method in host.methods.items():
+        if name not in ("base", "linear") and not issubclass(method, InfoAugMethod):
+            host.methods[name] = extend(name, with_fmicl(name, method), host)
+    host.should_match.extend(key for key in _SHOULD_MATCH if key not in host.should_match)
+    return host

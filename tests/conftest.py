@@ -1,0 +1,215 @@
+"""Fixtures that every test module may use."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from omegaconf import DictConfig, OmegaConf
+from PIL import Image
+
+SEVEN = ("simclr", "mocov2plus", "byol", "simsiam", "barlow_twins", "vicreg", "nnclr")
+
+_METHOD_KWARGS: dict[str, dict[str, Any]] = {
+    "simclr": {"temperature": 0.2},
+    "mocov2plus": {"temperature": 0.2, "queue_size": 32},
+    "byol": {"pred_hidden_dim": 16},
+    "simsiam": {"pred_hidden_dim": 16, "temperature": 0.2},
+    "barlow_twins": {"lamb": 0.0051, "scale_loss": 0.1},
+    "vicreg": {"sim_loss_weight": 25.0, "var_loss_weight": 25.0, "cov_loss_weight": 1.0},
+    "nnclr": {"temperature": 0.2, "pred_hidden_dim": 16, "queue_size": 32},
+}
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tests neither see nor change the user's cache and settings."""
+    cache: Path = tmp_path_factory.mktemp("cache")
+    monkeypatch.setenv("SOLO_INFOAUG_CACHE", str(cache))
+    monkeypatch.delenv("SOLO_INFOAUG_TWINS", raising=False)
+
+
+@pytest.fixture(scope="session")
+def host() -> Any:
+    """The solo-learn that is here: the PyPI release, or the clone that SOLO_LEARN_HOME names."""
+    import solo_infoaug
+
+    return solo_infoaug.register()
+
+
+@pytest.fixture(scope="session")
+def solo_learn_home() -> Path:
+    """A clone of the current solo-learn; the test is skipped where there is none."""
+    home = os.environ.get("SOLO_LEARN_HOME")
+    if not home:
+        pytest.skip("SOLO_LEARN_HOME names no clone of the current solo-learn")
+    return Path(home)
+
+
+@pytest.fixture(scope="session")
+def twins_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A twin dictionary of 24 patches in two shots, 2 moments each; patch i's twin is i ± 1."""
+    from solo_infoaug.dictionary import TwinDictionary
+
+    folder = tmp_path_factory.mktemp("dictionary") / "twins"
+    pixels = torch.randint(
+        0, 256, (24, 2, 3, 20, 20), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+    )
+    twins = torch.arange(24).view(-1, 2).flip(1).reshape(-1, 1)
+    TwinDictionary.create(folder, pixels, twins, torch.ones(24, 1), shots=[0] * 12 + [1] * 12)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def image_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two classes of 12 small images each."""
+    folder = tmp_path_factory.mktemp("images")
+    random = np.random.default_rng(0)
+    for name in ("a", "b"):
+        (folder / name).mkdir()
+        for i in range(12):
+            pixels = random.integers(0, 256, (20, 20, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / name / f"{i}.png")
+    return folder
+
+
+def _augmentation(**changes: Any) -> dict[str, Any]:
+    return {
+        "rrc": {"enabled": True, "crop_min_scale": 0.3, "crop_max_scale": 1.0},
+        "color_jitter": {
+            "prob": 0.8,
+            "brightness": 0.4,
+            "contrast": 0.4,
+            "saturation": 0.2,
+            "hue": 0.1,
+        },
+        "grayscale": {"prob": 0.2},
+        "gaussian_blur": {"prob": 0.5},
+        "solarization": {"prob": 0.1},
+        "equalization": {"prob": 0.0},
+        "horizontal_flip": {"prob": 0.5},
+        "crop_size": 16,
+        "num_crops": 2,
+        **changes,
+    }
+
+
+@pytest.fixture
+def make_cfg(image_folder: Path, tmp_path: Path) -> Callable[..., DictConfig]:
+    """A small solo-learn configuration; keyword `overrides` are Hydra-like `a.b=value` pairs."""
+
+    def make(method: str = "simclr", infoaug: Any = None, **overrides: Any) -> DictConfig:
+        cfg = OmegaConf.create(
+            {
+                "name": "test",
+                "method": method,
+                "backbone": {"name": "resnet18"},
+                "method_kwargs": {
+                    "proj_hidden_dim": 16,
+                    "proj_output_dim": 8,
+                    **_METHOD_KWARGS.get(method, {}),
+                },
+                "momentum": {"base_tau": 0.9, "final_tau": 1.0},
+                "data": {
+                    "dataset": "custom",
+                    "train_path": str(image_folder),
+                    "val_path": None,
+                    "format": "image_folder",
+                    "num_workers": 0,
+                },
+                "optimizer": {
+                    "name": "sgd",
+                    "batch_size": 8,
+                    "lr": 1.0,
+                    "classifier_lr": 0.1,
+                    "weight_decay": 1e-4,
+                },
+                "scheduler": {"name": "warmup_cosine", "warmup_epochs": 0},
+                "checkpoint": {"enabled": True, "dir": str(tmp_path / "runs"), "frequency": 1},
+                "auto_resume": {"enabled": False},
+                "seed": 3,
+                "max_epochs": 1,
+                "devices": "1",
+                "accelerator": "cpu",
+                "precision": 32,
+                "strategy": "auto",
+                "log_every_n_steps": 1,
+                "enable_progress_bar": False,
+                "enable_model_summary": False,
+                "augmentations": [_augmentation()],
+            }
+        )
+        if infoaug is not None:
+            cfg.infoaug = infoaug
+        for key, value in overrides.items():
+            OmegaConf.update(cfg, key, value, force_add=True)
+        return cfg
+
+    return make
+
+
+class Steps:
+    """Runs training steps of a solo-learn method by hand: no Trainer, no data loader."""
+
+    def __init__(self, module: Any, cfg: DictConfig) -> None:
+        self.module = module
+        self.logged: dict[str, float] = {}
+        module.log = self._log
+        module.log_dict = lambda values, *args, **kwargs: [
+            self._log(name, value) for name, value in values.items()
+        ]
+        self.optimizer = torch.optim.SGD(module.learnable_params, lr=0.05, momentum=0.9)
+        self.crops = [
+            entry.crop_size for entry in cfg.augmentations for _ in range(entry.num_crops)
+        ]
+        self.random = torch.Generator().manual_seed(7)
+
+    def _log(self, name: str, value: Any, *args: Any, **kwargs: Any) -> None:
+        self.logged[name] = float(torch.as_tensor(value).detach())
+
+    def batch(self, size: int = 8) -> list[Any]:
+        """A batch in solo-learn's format: indices, one tensor a crop, labels."""
+        views = [torch.randn(size, 3, crop, crop, generator=self.random) for crop in self.crops]
+        labels = torch.randint(0, 2, (size,), generator=self.random)
+        return [torch.arange(size), views, labels]
+
+    def step(self, number: int) -> float:
+        """One step of loss, gradients, optimizer and momentum; returns the loss."""
+        loss = self.module.training_step(self.batch(), number)
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+        for pair in getattr(self.module, "momentum_pairs", []):
+            self.module.momentum_updater.update(*pair)
+        return float(loss.detach())
+
+    def run(self, count: int) -> Sequence[float]:
+        """Several steps; returns their losses."""
+        return [self.step(number) for number in range(count)]
+
+
+@pytest.fixture(scope="session")
+def steps() -> type[Steps]:
+    """The class `Steps`."""
+    return Steps
+
+
+@pytest.fixture
+def plain_method(host: Any) -> Callable[[str, DictConfig], Any]:
+    """Builds a method as plain solo-learn has it: for the release, its own class and arguments."""
+
+    def build(name: str, cfg: DictConfig) -> Any:
+        method = host.methods[name].fmicl_plain
+        if host.info.kind == "current":
+            return method(cfg)
+        from solo_infoaug.host.release import method_arguments
+
+        raw = method.__mro__[1]
+        return raw(**method_arguments(raw, cfg))
+
+    return build

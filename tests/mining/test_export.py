@@ -1,0 +1,104 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+from PIL import Image
+from typer.testing import CliRunner
+
+from solo_infoaug.cli import app
+from solo_infoaug.dictionary import TwinDictionary
+from solo_infoaug.errors import ConfigError, DictionaryError
+from solo_infoaug.mining import MineConfig, mine
+from solo_infoaug.mining.export import export_patches, show
+from solo_infoaug.mining.pictures import (
+    draw_mi_histogram,
+    draw_mi_matrix,
+    draw_pairs,
+    draw_reasons,
+    draw_tracks,
+    draw_twins,
+)
+
+
+@pytest.fixture(scope="module")
+def mined(tmp_path_factory: pytest.TempPathFactory, video: Path) -> TwinDictionary:
+    return mine(video, tmp_path_factory.mktemp("mined") / "twins", MineConfig(), progress=False)
+
+
+def test_patches_are_an_image_folder(mined: TwinDictionary, tmp_path: Path) -> None:
+    count = export_patches(mined, tmp_path / "images")
+    folder = torchvision.datasets.ImageFolder(str(tmp_path / "images"))
+    assert folder.classes == ["two"]
+    assert len(folder) == count > 2 * len(mined)
+    pixels = np.asarray(Image.open(tmp_path / "images" / "two" / "0000003-1.png"))
+    assert np.array_equal(pixels, mined.pixels[3, 1].permute(1, 2, 0).numpy())
+
+
+def test_patches_are_not_mixed_with_other_files(mined: TwinDictionary, tmp_path: Path) -> None:
+    (tmp_path / "mine.txt").touch()
+    with pytest.raises(DictionaryError, match="not an empty folder"):
+        export_patches(mined, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "draw", [draw_twins, draw_tracks, draw_mi_matrix, draw_reasons, draw_mi_histogram]
+)
+def test_drawings(mined: TwinDictionary, tmp_path: Path, draw) -> None:
+    draw(mined, 0).savefig(tmp_path / "drawing.png")
+    assert np.asarray(Image.open(tmp_path / "drawing.png")).std() > 5
+    with pytest.raises(ConfigError, match="shot must be one of the dictionary's 1"):
+        draw(mined, 1)
+
+
+def test_twins_are_drawn_once_and_strongest_first(mined: TwinDictionary) -> None:
+    axes = draw_twins(mined, 0, pairs=3).axes[0]
+    assert len(axes.lines) == 3
+    places = [
+        tuple(np.round([x, y], 2))
+        for line in axes.lines
+        for x, y in zip(*line.get_data(), strict=True)
+    ]
+    assert len(set(places)) == 6
+    best = int(mined.mi[:, 0].argmax())
+    assert (np.round(mined.patches["x"][best], 2), np.round(mined.patches["y"][best], 2)) in places
+
+
+def test_gallery_shows_pairs(mined: TwinDictionary) -> None:
+    figure = draw_pairs(mined, count=5)
+    shown = [axes.get_images()[0].get_array() for axes in figure.axes if axes.get_images()]
+    assert len(shown) == 10
+
+
+def test_show(mined: TwinDictionary, tmp_path: Path) -> None:
+    show(mined, tmp_path / "page.html")
+    page = (tmp_path / "page.html").read_text()
+    assert mined.fingerprint in page
+    assert page.count("data:image/png;base64,") == 6
+    assert "http" not in page.replace("data:image", "")
+    show(mined, tmp_path / "poster.png")
+    assert Image.open(tmp_path / "poster.png").width > 800
+    with pytest.raises(ConfigError, match=r"must end in \.html or \.png"):
+        show(mined, tmp_path / "page.gif")
+
+
+def test_commands(video: Path, tmp_path: Path) -> None:
+    run = CliRunner().invoke
+    mined = run(app, ["mine", str(video), "-o", str(tmp_path / "d"), "-s", "moments=2"])
+    assert mined.exit_code == 0, mined.output
+    assert "1 shots" in mined.output
+    assert TwinDictionary.load(tmp_path / "d").pixels.shape[1] == 2
+    (tmp_path / "bad.mp4").write_text("no video")
+    partly = run(app, ["mine", str(video), str(tmp_path / "bad.mp4"), "-o", str(tmp_path / "e")])
+    assert partly.exit_code == 2
+    assert "bad.mp4: cannot be opened" in partly.output
+    for arguments in (
+        ["show", str(tmp_path / "d"), "-o", str(tmp_path / "d.png")],
+        ["patches", str(tmp_path / "d"), "-o", str(tmp_path / "images")],
+    ):
+        assert run(app, arguments).exit_code == 0
+    assert (tmp_path / "d.png").is_file()
+    assert torch.tensor(len(list((tmp_path / "images").rglob("*.png")))) > 20

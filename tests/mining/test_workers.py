@@ -1,0 +1,130 @@
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import subprocess
+import sys
+import time
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from solo_infoaug.errors import ConfigError
+from solo_infoaug.mining import MineConfig, mine
+from solo_infoaug.mining.workers import Job, Work, run_jobs
+
+SMALL = MineConfig(min_patch=16, min_frames=24, max_frames=64, moments=2)
+
+
+def _jobs(*names: str) -> list[Job]:
+    return [Job(Path(name), name, name) for name in names]
+
+
+_WORK = '''
+import os, signal
+from solo_infoaug.errors import ConfigError
+
+def work(folder, job):
+    """Notes the call; `die` ends its process, `once` does so the first time, `bad` fails."""
+    with (folder / job.key).open("a") as file:
+        file.write("x")
+    if job.key == "die" or (job.key == "once" and (folder / job.key).stat().st_size == 1):
+        os.kill(os.getpid(), signal.SIGKILL)
+    if job.key == "raise":
+        raise ConfigError("no such thing")
+    return "it is bad" if job.key == "bad" else None
+'''
+
+
+@pytest.fixture
+def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Work:
+    """In a module of its own, which the workers can import."""
+    (tmp_path / "work_for_tests.py").write_text(_WORK)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "work_for_tests", raising=False)
+    return partial(importlib.import_module("work_for_tests").work, tmp_path)
+
+
+def test_serial(work: Work) -> None:
+    done = dict(run_jobs(_jobs("a", "bad", "c"), work))
+    assert {job.key: why for job, why in done.items()} == {"a": None, "bad": "it is bad", "c": None}
+    with pytest.raises(ConfigError, match="workers must be at least 1, not 0"):
+        list(run_jobs(_jobs("a"), work, workers=0))
+
+
+def test_a_worker_that_dies_takes_no_other_job_with_it(work: Work) -> None:
+    jobs = _jobs("a", "bad", "once", "die", "b")
+    done = {job.key: why for job, why in run_jobs(jobs, work, workers=2)}
+    assert done.pop("die") == "die: the process that mined it died (out of memory?)"
+    assert done == {"a": None, "bad": "it is bad", "once": None, "b": None}
+
+
+def test_errors_of_a_worker_are_raised(work: Work) -> None:
+    with pytest.raises(ConfigError, match="no such thing"):
+        list(run_jobs(_jobs("a", "raise"), work, workers=2))
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory: pytest.TempPathFactory, write_video, scene) -> list[Path]:
+    folder = tmp_path_factory.mktemp("videos")
+    frames = scene[0]
+    return [
+        write_video(folder / f"{name}.mp4", part)
+        for name, part in (("a", frames), ("b", frames[::-1]), ("c", frames[10:] + frames[:10]))
+    ]
+
+
+def _files(folder: Path) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+@pytest.fixture(scope="module")
+def serial(tmp_path_factory: pytest.TempPathFactory, videos: list[Path]) -> Path:
+    out = tmp_path_factory.mktemp("serial") / "twins"
+    mine(videos, out, SMALL, progress=False)
+    return out
+
+
+def test_workers_make_the_same_dictionary(tmp_path: Path, videos: list[Path], serial: Path) -> None:
+    mine(videos[::-1], tmp_path / "twins", SMALL, workers=2, progress=False)
+    assert _files(tmp_path / "twins") == _files(serial)
+
+
+@pytest.mark.slow
+def test_kill_and_resume(tmp_path: Path, videos: list[Path], serial: Path) -> None:
+    """kill −9 at a random moment, twice; the third run ends with the same files."""
+    out = tmp_path / "twins"
+    command = [sys.executable, "-m", "solo_infoaug.cli", "mine", *map(str, videos), "-o", str(out)]
+    for name in ("min_patch", "min_frames", "max_frames", "moments"):
+        command += ["-s", f"{name}={getattr(SMALL, name)}"]
+    for finished in (1, 2):
+        process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+        deadline = time.monotonic() + 120
+        while len(list(out.glob("parts/[!.]*"))) < finished and time.monotonic() < deadline:
+            time.sleep(0.01)
+        process.kill()
+        process.wait()
+        assert not (out / "dictionary.json").exists()
+    kept = {path: path.stat().st_mtime_ns for path in out.glob("parts/[!.]*/video.json")}
+    assert len(kept) >= 2
+    subprocess.run(command, check=True, capture_output=True)
+    assert _files(out) == _files(serial)
+    assert all(path.stat().st_mtime_ns == time for path, time in kept.items())
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="needs ray")
+def test_ray_makes_the_same_dictionary(tmp_path: Path, videos: list[Path], serial: Path) -> None:
+    mine(videos, tmp_path / "twins", SMALL, ray="local", progress=False)
+    assert _files(tmp_path / "twins") == _files(serial)
+
+
+def test_ray_missing(work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(ConfigError, match=r'pip install "solo-infoaug\[ray\]"'):
+        list(run_jobs(_jobs("a"), work, ray="auto"))

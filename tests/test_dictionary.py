@@ -1,0 +1,349 @@
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import pickle
+import random
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save
+
+from solo_infoaug.dictionary import TwinDictionary
+from solo_infoaug.errors import ConfigError, DictionaryError
+
+N, S, SIDE = 12, 3, 8
+
+
+def _content() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, list[int]]:
+    """Pixels tell patch and moment; shots of 6, 4 and 2 patches; some have no twin."""
+    pixels = torch.zeros(N, S, 3, SIDE, SIDE, dtype=torch.uint8)
+    pixels[:, :, 0] = torch.arange(N)[:, None, None, None]
+    pixels[:, :, 1] = torch.arange(S)[None, :, None, None]
+    twins = torch.full((N, 2), -1)
+    for a, b in ((0, 1), (2, 3), (6, 8), (10, 11)):
+        twins[a, 0], twins[b, 0] = b, a
+    twins[0, 1] = 2
+    mi = torch.where(twins >= 0, torch.linspace(1, 2, 2 * N).reshape(N, 2), torch.zeros(()))
+    return pixels, twins, mi, [0] * 6 + [1] * 4 + [2] * 2
+
+
+@pytest.fixture
+def made(tmp_path: Path) -> TwinDictionary:
+    pixels, twins, mi, shots = _content()
+    return TwinDictionary.create(tmp_path / "made", pixels, twins, mi, shots=shots)
+
+
+def _sample(dictionary: TwinDictionary, size: int = 8, seed: int = 0, **kwargs):
+    return dictionary.sample(size, torch.Generator().manual_seed(seed), **kwargs)
+
+
+def _ids(pixels: torch.Tensor) -> torch.Tensor:
+    return pixels[:, 0, 0, 0].long()
+
+
+def _moments(pixels: torch.Tensor) -> torch.Tensor:
+    return pixels[:, 1, 0, 0].long()
+
+
+def test_what_is_written_is_read(made: TwinDictionary) -> None:
+    pixels, twins, mi, shots = _content()
+    read = TwinDictionary.load(made.path)
+    assert len(read) == N
+    assert torch.equal(read.pixels, pixels)
+    assert torch.equal(read.twins, twins)
+    assert torch.equal(read.mi, mi.float())
+    assert read.patches["shot"].tolist() == shots
+    assert read.anchors.tolist() == [0, 1, 2, 3, 6, 8, 10, 11]
+    assert [list(shot.patches) for shot in read.shots] == [
+        list(range(6)),
+        list(range(6, 10)),
+        [10, 11],
+    ]
+
+
+def test_all_arms_see_the_same_patches(made: TwinDictionary) -> None:
+    seen = [_sample(made, arm=arm, temporal=True) for arm in ("mi", "random", "self")]
+    for patch, _, index in seen:
+        assert torch.equal(index, seen[0][2])
+        assert torch.equal(patch, seen[0][0])
+        assert torch.equal(_ids(patch), index)
+        assert set(index.tolist()) <= set(made.anchors.tolist())
+
+
+def test_no_patch_comes_twice_unless_it_must(made: TwinDictionary) -> None:
+    assert sorted(_sample(made, 8)[2].tolist()) == made.anchors.tolist()
+    assert len(_sample(made, 20)[2]) == 20
+
+
+def test_mi_arm_gives_the_twin(made: TwinDictionary) -> None:
+    _, twin, index = _sample(made, 200)
+    assert torch.equal(_ids(twin), made.twins[index, 0])
+    assert (_moments(twin) == 0).all()
+
+
+def test_top_k_draws_among_the_best(made: TwinDictionary) -> None:
+    _, twin, index = _sample(made, 400, top_k=2)
+    assert set(_ids(twin)[index == 0].tolist()) == {1, 2}
+    assert set(_ids(twin)[index == 1].tolist()) == {0}  # it has only one
+    assert (_ids(twin) >= 0).all()
+
+
+def test_random_arm_stays_in_the_shot_and_off_the_patch(made: TwinDictionary) -> None:
+    _, partner, index = _sample(made, 600, arm="random")
+    partner = _ids(partner)
+    shot = torch.from_numpy(made.patches["shot"])
+    assert torch.equal(shot[partner], shot[index])
+    assert (partner != index).all()
+    assert set(partner[index == 2].tolist()) == {0, 1, 3}  # the others that have a twin
+    counts = torch.bincount(partner[index == 2], minlength=4)[[0, 1, 3]]
+    assert counts.min() > 0.15 * counts.sum()
+
+
+def test_random_arm_where_a_shot_has_one_patch_with_a_twin(tmp_path: Path) -> None:
+    pixels, _, _, _ = _content()
+    twins = torch.full((N, 1), -1)
+    twins[4, 0] = 5
+    lonely = TwinDictionary.create(tmp_path / "one", pixels, twins, torch.ones(N, 1))
+    _, partner, index = _sample(lonely, 300, arm="random")
+    assert set(index.tolist()) == {4}
+    assert set(_ids(partner).tolist()) == set(range(N)) - {4}
+
+
+def test_self_arm_and_moments(made: TwinDictionary) -> None:
+    patch, partner, index = _sample(made, 300, arm="self", temporal=True)
+    assert torch.equal(_ids(partner), index)
+    for pixels in (patch, partner):
+        assert set(_moments(pixels).tolist()) == set(range(S))
+    assert (_moments(patch) != _moments(partner)).any()
+    assert (_moments(_sample(made, 300, arm="self")[0]) == 0).all()
+
+
+def test_the_generator_decides(made: TwinDictionary) -> None:
+    one, two, other = (_sample(made, 5, seed, arm="random", temporal=True) for seed in (1, 1, 2))
+    assert all(torch.equal(a, b) for a, b in zip(one, two, strict=True))
+    assert not torch.equal(one[2], other[2])
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"arm": "best"}, "arm must be one of mi, random, self, not 'best'"),
+        ({"size": 0}, "batch_size must be at least 1, not 0"),
+        ({"top_k": 0}, "top_k must be at least 1 or None, not 0"),
+    ],
+)
+def test_sample_errors(made: TwinDictionary, kwargs: dict, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        _sample(made, **kwargs)
+
+
+def test_no_twin_at_all(tmp_path: Path) -> None:
+    pixels = _content()[0]
+    none = TwinDictionary.create(tmp_path / "n", pixels, torch.full((N, 1), -1), torch.zeros(N, 1))
+    with pytest.raises(DictionaryError, match="no patch has a twin"):
+        _sample(none)
+
+
+def test_fingerprint_is_of_the_content(made: TwinDictionary, tmp_path: Path) -> None:
+    moved = tmp_path / "moved"
+    shutil.copytree(made.path, moved)
+    assert TwinDictionary.load(moved).fingerprint == made.fingerprint
+    pixels, twins, mi, shots = _content()
+    pixels[0, 0, 2, 0, 0] = 1
+    other = TwinDictionary.create(tmp_path / "other", pixels, twins, mi, shots=shots)
+    assert other.fingerprint != made.fingerprint
+
+
+def test_copies_open_the_folder_again(made: TwinDictionary) -> None:
+    for copied in (copy.deepcopy(made), pickle.loads(pickle.dumps(made))):
+        assert copied.fingerprint == made.fingerprint
+        assert torch.equal(copied.pixels, made.pixels)
+    assert len(pickle.dumps(made)) < 1000
+
+
+def test_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("solo_infoaug.dictionary._SHARD_PATCHES", 5)
+    pixels, twins, mi, shots = _content()
+    sharded = TwinDictionary.create(tmp_path / "sharded", pixels, twins, mi, shots=shots)
+    assert len(list(sharded.path.rglob("pixels-*.safetensors"))) == 2
+    assert torch.equal(sharded.pixels, pixels)
+    index = torch.tensor([11, 0, 6, 5, 0])
+    assert torch.equal(sharded.crops(index, 2), pixels[index, 2])
+    monkeypatch.setattr("solo_infoaug.dictionary._OPEN_SHARDS", 1)
+    assert torch.equal(_ids(_sample(sharded, 50, arm="self")[1]), _sample(sharded, 50)[2])
+
+
+# --- damage
+
+
+def _part(made: TwinDictionary) -> Path:
+    return next((made.path / "parts").iterdir())
+
+
+def test_missing(tmp_path: Path) -> None:
+    with pytest.raises(DictionaryError, match=r"no twin dictionary at .*solo-infoaug mine"):
+        TwinDictionary.load(tmp_path / "nowhere")
+    with pytest.raises(DictionaryError, match="no finished twin dictionary"):
+        TwinDictionary.load(tmp_path)
+
+
+def test_newer_format(made: TwinDictionary) -> None:
+    manifest = made.path / "dictionary.json"
+    content = json.loads(manifest.read_text())
+    manifest.write_text(json.dumps({**content, "version": 99}))
+    with pytest.raises(DictionaryError, match=r"version 99 is newer .* pip install -U"):
+        TwinDictionary.load(made.path)
+
+
+@pytest.mark.parametrize("name", ["index.safetensors", "pixels-0000.safetensors", "video.json"])
+@pytest.mark.parametrize("left", [0, 5, 0.5, 0.99])
+def test_truncated(made: TwinDictionary, name: str, left: float) -> None:
+    path = _part(made) / name
+    data = path.read_bytes()
+    path.write_bytes(data[: int(left * len(data)) if left < 1 else int(left)])
+    with pytest.raises(DictionaryError, match=name):
+        TwinDictionary.load(made.path)
+
+
+@pytest.mark.parametrize("name", ["index.safetensors", "pixels-0000.safetensors", "video.json"])
+def test_missing_file(made: TwinDictionary, name: str) -> None:
+    (_part(made) / name).unlink()
+    with pytest.raises(DictionaryError, match=name):
+        TwinDictionary.load(made.path)
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["", "[]", "null", "{}", '{"format": "x"}', "[" * 100_000, "9" * 10_000, "\x00", '"\ud800"'],
+)
+def test_hostile_manifest(made: TwinDictionary, content: str) -> None:
+    (made.path / "dictionary.json").write_text(content, errors="surrogatepass")
+    with pytest.raises(DictionaryError, match=r"dictionary\.json"):
+        TwinDictionary.load(made.path)
+
+
+@pytest.mark.parametrize("name", ["../../etc", "/etc", "", ".", 3, None, "a/b", ["x"]])
+def test_manifest_cannot_name_other_places(made: TwinDictionary, name: object) -> None:
+    manifest = made.path / "dictionary.json"
+    content = json.loads(manifest.read_text())
+    manifest.write_text(json.dumps({**content, "videos": [name]}))
+    with pytest.raises(DictionaryError, match="`videos` is no list of names"):
+        TwinDictionary.load(made.path)
+
+
+# --- fuzzing: whatever is in the files, our error or a dictionary
+
+
+def _use(folder: Path) -> None:
+    """Load and use all of a dictionary; only our own error may come out."""
+    try:
+        dictionary = TwinDictionary.load(folder)
+        _sample(dictionary, 16, arm="random", temporal=True, top_k=2)
+        dictionary.crops(torch.arange(len(dictionary)))
+        for shot in dictionary.shots:
+            assert shot.first_frame.ndim == 3
+            assert set(shot.arrays) >= {"tracks", "mi"}
+    except (DictionaryError, ConfigError):
+        pass
+
+
+_FILES = [
+    "dictionary.json",
+    "parts/*/video.json",
+    "parts/*/index.safetensors",
+    "parts/*/pixels-0000.safetensors",
+    "parts/*/shots/0000.safetensors",
+    "parts/*/shots/0000.jpg",
+]
+
+
+@pytest.mark.parametrize("pattern", _FILES)
+def test_fuzz(made: TwinDictionary, pattern: str) -> None:
+    path = next(made.path.glob(pattern))
+    whole = path.read_bytes()
+    generator = random.Random(pattern)
+    header = min(len(whole), 1200)  # where a flipped bit does most
+    for trial in range(60):
+        data = bytearray(whole)
+        if trial % 4 == 3:
+            data = data[: generator.randrange(len(data))]
+        for _ in range(generator.choice((1, 1, 4, 32))):
+            if data:
+                place = generator.randrange(min(len(data), header if trial % 2 else len(data)))
+                data[place] ^= 1 << generator.randrange(8)
+        path.write_bytes(data)
+        _use(made.path)
+    path.write_bytes(whole)
+    assert torch.equal(TwinDictionary.load(made.path).pixels, made.pixels)
+
+
+@pytest.mark.parametrize(
+    "size", [0, 1, 2**31, 2**40, 2**63 - 1, 2**64 - 1, 100_000_001], ids=lambda size: f"{size:x}"
+)
+@pytest.mark.parametrize("name", ["index.safetensors", "pixels-0000.safetensors"])
+def test_hostile_header_size(made: TwinDictionary, name: str, size: int) -> None:
+    path = _part(made) / name
+    path.write_bytes(size.to_bytes(8, "little") + path.read_bytes()[8:])
+    with pytest.raises(DictionaryError, match=name):
+        TwinDictionary.load(made.path)
+
+
+def test_hostile_tensor_header(made: TwinDictionary) -> None:
+    """Shapes that overflow, offsets outside the file: an error, no crash, no allocation."""
+    path = _part(made) / "pixels-0000.safetensors"
+    for shape, offsets in (
+        ([2**62, 4, 3, 8, 8], [0, 8]),
+        ([-1, 3, 3, 8, 8], [0, 8]),
+        ([12, 3, 3, 8, 8], [0, 2**50]),
+        ([12, 3, 3, 8, 8], [2**50, 2**50 + 6912]),
+        ([12, 3, 3, 8, 8], [8, 0]),
+    ):
+        header = {"pixels": {"dtype": "U8", "shape": shape, "data_offsets": offsets}}
+        text = json.dumps(header).encode()
+        path.write_bytes(len(text).to_bytes(8, "little") + text + bytes(6912))
+        with pytest.raises(DictionaryError, match=r"pixels-0000\.safetensors"):
+            TwinDictionary.load(made.path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda record: record["index"].update(patches=10**12), "damaged"),
+        (lambda record: record["index"].update(patches="many"), "damaged"),
+        (lambda record: record["shots"][0].update(patches=-6), "do not fit"),
+        (lambda record: record["shots"].pop(), "do not fit"),
+        (lambda record: record.update(shots={}), "do not fit"),
+        (lambda record: record["pixels"][0].update(file="../../x"), "is no file name"),
+        (lambda record: record["pixels"][0].update(patches=3), "unexpected shape"),
+        (lambda record: record.update(pixels=[]), "do not fit"),
+        (lambda record: record.pop("name"), "damaged"),
+    ],
+)
+def test_hostile_record(made: TwinDictionary, change, message: str) -> None:
+    path = _part(made) / "video.json"
+    record = json.loads(path.read_text())
+    change(record)
+    path.write_text(json.dumps(record))
+    with pytest.raises(DictionaryError, match=message):
+        TwinDictionary.load(made.path)
+
+
+@pytest.mark.parametrize(
+    ("twin", "message"), [(99, "out of range"), (-2, "out of range"), (7, "another shot")]
+)
+def test_hostile_twins(made: TwinDictionary, twin: int, message: str) -> None:
+    """The index is rewritten with its hash: what it says is checked all the same."""
+    path = _part(made) / "index.safetensors"
+    content = load_file(path)
+    content["twins"][0, 0] = twin
+    data = save(content)
+    path.write_bytes(data)
+    record = json.loads((_part(made) / "video.json").read_text())
+    record["index"]["sha256"] = hashlib.sha256(data).hexdigest()
+    (_part(made) / "video.json").write_text(json.dumps(record))
+    with pytest.raises(DictionaryError, match=message):
+        TwinDictionary.load(made.path)

@@ -1,0 +1,165 @@
+"""Registration in solo-learn, through Hydra and by hand; what it costs everybody else."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import solo_infoaug
+
+
+def _python(code: str, *arguments: str, cwd: Path | None = None, **env: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        env={**os.environ, **env},
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_registering_again_changes_nothing(host: Any) -> None:
+    before = dict(host.methods)
+    keys = list(host.should_match)
+    assert solo_infoaug.register() is host
+    assert host.methods == before
+    assert host.should_match == keys
+    assert len(set(keys)) == len(keys)
+
+
+def test_every_method_is_extended_in_place(host: Any) -> None:
+    from solo.methods import METHODS
+
+    assert METHODS is host.methods
+    for name, method in METHODS.items():
+        if name in ("base", "linear"):
+            assert not hasattr(method, "infoaug_plain")
+        else:
+            assert issubclass(method, method.infoaug_plain)
+            assert method.__name__ == method.infoaug_plain.__name__
+
+
+def test_import_loads_nothing_heavy() -> None:
+    out = _python(
+        "import sys, solo_infoaug; "
+        "print([m for m in ('torch', 'kornia', 'lightning', 'cv2', 'av') if m in sys.modules])"
+    )
+    assert out.strip() == "[]"
+
+
+_UNRELATED = """
+import sys
+import hydra
+from omegaconf import DictConfig
+
+@hydra.main(version_base=None, config_path=None)
+def main(cfg: DictConfig) -> None:
+    print([m for m in ("torch", "kornia", "solo_infoaug", "solo") if m in sys.modules])
+
+main()
+"""
+
+
+def test_unrelated_hydra_program_loads_nothing_of_ours(tmp_path: Path) -> None:
+    script = tmp_path / "app.py"
+    script.write_text(_UNRELATED)
+    done = subprocess.run(
+        [sys.executable, str(script), "hydra.run.dir=."],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "[]"
+
+
+def test_hydra_finds_the_plugin() -> None:
+    from hydra.core.plugins import Plugins
+    from hydra.plugins.search_path_plugin import SearchPathPlugin
+
+    names = [plugin.__name__ for plugin in Plugins.instance().discover(SearchPathPlugin)]
+    assert names.count("SoloInfoAugPlugin") == 1
+
+
+_SOLO_PROGRAM = """
+import hydra
+from omegaconf import DictConfig, OmegaConf
+from solo.methods import METHODS
+
+@hydra.main(version_base="1.2", config_path=None)
+def main(cfg: DictConfig) -> None:
+    print(hasattr(METHODS["simclr"], "infoaug_plain"), hasattr(METHODS["linear"], "infoaug_plain"))
+
+main()
+"""
+
+
+def test_hydra_registers_in_a_program_that_imports_solo_learn(
+    solo_learn_home: Path, tmp_path: Path
+) -> None:
+    script = tmp_path / "app.py"
+    script.write_text(_SOLO_PROGRAM)
+    done = subprocess.run(
+        [sys.executable, str(script), "hydra.run.dir=."],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(solo_learn_home)},
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["True", "False"]
+
+
+@pytest.mark.parametrize(
+    ("home", "message"),
+    [("empty", "SOLO_LEARN_HOME: expected a clone of solo-learn")],
+)
+def test_wrong_home_is_named(tmp_path: Path, home: str, message: str) -> None:
+    (tmp_path / home).mkdir()
+    out = _python(
+        "from solo_infoaug.host import find_host\n"
+        "from solo_infoaug.errors import HostError\n"
+        "try:\n    find_host()\nexcept HostError as error:\n    print(error)",
+        SOLO_LEARN_HOME=str(tmp_path / home),
+    )
+    assert message in out
+
+
+def test_working_directory_and_home_name_the_current_one(
+    solo_learn_home: Path, tmp_path: Path
+) -> None:
+    code = "from solo_infoaug.host import find_host; i = find_host(); print(i.kind, '|', i.source)"
+    assert _python(code, SOLO_LEARN_HOME=str(solo_learn_home)) == "current | SOLO_LEARN_HOME\n"
+    assert _python(code, cwd=solo_learn_home, SOLO_LEARN_HOME="") == "current | working directory\n"
+
+
+def _lines(text: str) -> Sequence[str]:
+    return [line for line in text.splitlines() if line.strip()]
+
+
+def test_doctor_names_host_and_versions() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "solo_infoaug.cli", "doctor"],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = {line.split()[1]: line for line in _lines(done.stdout) if not line.startswith(" ")}
+    for name in ("solo-learn", "torch", "lightning", "kornia", "device", "video"):
+        assert name in found
