@@ -102,45 +102,55 @@ def build_pipeline(augmentation: Any, mean: Sequence[float], std: Sequence[float
 
 
 @contextmanager
-def _seeded(seed: int) -> Iterator[None]:
-    """Kornia draws from torch's global CPU generator: give it one of our own for a while."""
-    before = torch.get_rng_state()
-    torch.default_generator.manual_seed(seed)
+def own_randomness(seed: int, device: torch.device) -> Iterator[None]:
+    """Inside, torch draws from `seed`, on the CPU and on `device`; outside nothing has happened.
+
+    Kornia and solo-learn's methods draw from torch's global generators.
+    """
+    generators = [torch.default_generator]
+    if device.type == "cuda":
+        generators.append(torch.cuda.default_generators[device.index or 0])
+    before = [generator.get_state() for generator in generators]
+    for generator in generators:
+        generator.manual_seed(seed)
     try:
         yield
     finally:
-        torch.set_rng_state(before)
+        for generator, state in zip(generators, before, strict=True):
+            generator.set_state(state)
 
 
 @torch.no_grad()
 def make_views(
-    pipelines: Sequence[Pipeline], patch: Tensor, twin: Tensor, seed: int
+    pipelines: Sequence[Pipeline], patch: Tensor, twin: Tensor, *, both: bool = False
 ) -> list[Tensor]:
     """Views of patches and of their twins by turns: a patch's, its twin's, a patch's, …
 
     The order is that of solo-learn's crops, so that the two views that a method pulls together
-    are one of the patch and one of the twin. The same seed gives the same views.
+    are one of the patch and one of the twin. Draws from torch's global generator: see
+    `own_randomness`.
 
     Args:
         pipelines: one for each entry of `augmentations`.
         patch: uint8 [B, 3, H, W], on the device where the views are made.
         twin: likewise.
-        seed: of this step and process; torch's own random state is left as it was.
+        both: make every crop twice, of the patch and of the twin.
 
     Returns:
-        As many float32 [B, 3, crop, crop] as the pipelines have crops, normalised.
+        As many float32 [B, 3, crop, crop] as the pipelines have crops (twice as many with `both`),
+        normalised.
     """
     sources = (patch.float().div_(255), twin.float().div_(255))
     views: list[Tensor] = []
-    with _seeded(seed), torch.autocast(patch.device.type, enabled=False):
+    with torch.autocast(patch.device.type, enabled=False):
         for pipeline in pipelines:
-            for _ in range(pipeline.num_crops):
+            for _ in range(pipeline.num_crops * (1 + both)):
                 image = sources[len(views) % 2]
                 for operation in pipeline.operations:
-                    # bicubic interpolation overshoots, and the colour operations need [0, 1]
-                    image = (
-                        operation(image).clamp_(0, 1) if _is_crop(operation) else (operation(image))
-                    )
+                    image = operation(image)
+                    if _is_crop(operation):
+                        # bicubic interpolation overshoots, and colour operations need [0, 1]
+                        image = image.clamp_(0, 1)
                 views.append(image)
     return views
 

@@ -9,7 +9,8 @@ is the host's; its batches are patches and their twins, and its loss is added wi
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -19,15 +20,21 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from torch import Tensor, nn
 from torchvision.transforms import Normalize
 
-from solo_infoaug.augment import Pipeline, build_pipeline, make_views
+from solo_infoaug.augment import Pipeline, build_pipeline, make_views, own_randomness
+from solo_infoaug.batch_norm import exchanged, frozen, norms_of, own_norms
 from solo_infoaug.config import InfoAugConfig, read_infoaug, write_infoaug
 from solo_infoaug.dictionary import TwinDictionary
 from solo_infoaug.errors import ConfigError, DictionaryError
 from solo_infoaug.host import Host
 from solo_infoaug.locate import find_dictionary
 from solo_infoaug.objectives.methods import check_method
-
-SUPPORTED = ("simclr", "mocov2plus", "byol", "simsiam", "barlow_twins", "vicreg", "nnclr")
+from solo_infoaug.patch import MethodPatch, find_patch
+from solo_infoaug.resume import (
+    put_late_buffers,
+    random_state,
+    set_random_state,
+    take_late_buffers,
+)
 
 # The view branch's modules that the twin branch uses, under the name of either host.
 _SHARED = {"current": ("backbone", "momentum_backbone"), "release": ("encoder", "momentum_encoder")}
@@ -46,6 +53,9 @@ _NOT_LOGGED = {
 
 _CHECKPOINT_KEY = "solo_infoaug"
 
+# In the place of a step's number, for what the branch draws before an epoch's first one.
+_BEFORE_STEPS = 2**31
+
 
 class _NoClassifier(nn.Module):
     """Stands where the online classifier was: one class, so that its loss is exactly zero."""
@@ -63,24 +73,57 @@ def _shared_module(name: str) -> property:
     return property(get)
 
 
+def _renamed_module(name: str, to: str) -> property:
+    def get(branch: Any) -> nn.Module:
+        # under its old name while the constructor works
+        return branch._modules.get(to) or branch._modules[name]
+
+    return property(get)
+
+
 class _TwinBranch:
     """Mixed into a method: reaches the backbone through the view branch, and logs through it."""
 
     view_branch: Any
+    norms: nn.ModuleList | None
+    momentum_norms: nn.ModuleList | None
+    batch_norm: str
 
     @property
     def learnable_params(self) -> list[dict[str, Any]]:
         """The parameters of the branch's own heads."""
         groups = super().learnable_params  # type: ignore[misc]
         own = [group for group in groups if group.get("name") not in _NOT_THE_BRANCHS]
-        # the PyPI release leaves some groups without a name
+        if self.norms is not None:
+            own.append({"name": "norms", "params": self.norms.parameters()})
+        # some groups have no name
         return [{**g, "name": f"twin_{g['name']}"} if "name" in g else g for g in own]
 
     @property
     def momentum_pairs(self) -> list[tuple[Any, Any]]:
         """The branch's own momentum heads; the view branch updates the backbone."""
         pairs = super().momentum_pairs  # type: ignore[misc]
-        return [pair for pair in pairs if pair[0] is not self.view_branch.backbone]
+        own = [pair for pair in pairs if pair[0] is not self.view_branch.backbone]
+        return own if self.momentum_norms is None else [*own, (self.norms, self.momentum_norms)]
+
+    def _base_shared_step(self, X: Tensor, targets: Tensor) -> Any:
+        """Labels are for methods that pair by them: the class loss sees one class, and is zero."""
+        return super()._base_shared_step(X, torch.zeros_like(targets))  # type: ignore[misc]
+
+    @contextmanager
+    def backbone_for_twins(self) -> Iterator[None]:
+        """Inside, the shared backbone's batch norms work as `infoaug.batch_norm` says."""
+        view_branch = self.view_branch
+        backbones = [(view_branch.backbone, self.norms)]
+        if hasattr(view_branch, "momentum_backbone"):
+            backbones.append((view_branch.momentum_backbone, self.momentum_norms))
+        with ExitStack() as stack:
+            for backbone, norms in backbones:
+                if self.batch_norm == "frozen":
+                    stack.enter_context(frozen(backbone))
+                elif norms is not None:
+                    stack.enter_context(exchanged(backbone, norms))
+            yield
 
     def log(self, name: str, value: Any, *args: Any, **kwargs: Any) -> None:
         """Log through the view branch, `train_x` as `twin_x`."""
@@ -93,11 +136,16 @@ class _TwinBranch:
             self.log(name, value, *args, **kwargs)
 
 
-def build_branch(method: type, cfg: DictConfig, config: InfoAugConfig, view_branch: Any) -> Any:
+def build_branch(
+    method: type, patch: MethodPatch, cfg: DictConfig, config: InfoAugConfig, view_branch: Any
+) -> Any:
     """A second instance of `method` that shares the backbone of `view_branch`.
 
     Its heads are initialised from the run's seed without touching torch's random state, so that
     a run with InfoAug sees the same data in the same order as one without.
+
+    Raises:
+        ConfigError: `infoaug.batch_norm` is about batch norms that the backbone does not have.
     """
     own = copy.deepcopy(cfg)
     with open_dict(own):
@@ -109,20 +157,32 @@ def build_branch(method: type, cfg: DictConfig, config: InfoAugConfig, view_bran
         own.optimizer.batch_size = config.batch_size
         if OmegaConf.select(own, "momentum") is not None:
             own.momentum.classifier = False
-    names = _SHARED[view_branch.infoaug_host.info.kind]
-    kind = type(
-        f"Twin{method.__name__}",
-        (_TwinBranch, method),
-        {name: _shared_module(name) for name in names if hasattr(view_branch, name)},
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(int(OmegaConf.select(cfg, "seed", default=0)) + 1)
+        patch.configure(own)
+    shared = _SHARED[view_branch.infoaug_host.info.kind]
+    members = {name: _shared_module(name) for name in shared if hasattr(view_branch, name)}
+    members |= {name: _renamed_module(name, to) for name, to in patch.renamed.items()}
+    bases = tuple(base for base in (_TwinBranch, patch.branch, method) if base is not object)
+    kind = type(f"Twin{method.__name__}", bases, members)
+    with own_randomness(int(OmegaConf.select(cfg, "seed", default=0)) + 1, torch.device("cpu")):
         branch = kind(own)
     # a plain attribute: the view branch owns the branch, the branch only refers back to it
     object.__setattr__(branch, "view_branch", view_branch)
-    for name in names:
+    for name in shared:
         branch._modules.pop(name, None)
+    for name, to in patch.renamed.items():
+        branch._modules[to] = branch._modules.pop(name)
     branch.classifier = _NoClassifier()
+    branch.batch_norm = config.batch_norm
+    branch.norms = branch.momentum_norms = None
+    if config.batch_norm != "shared" and not norms_of(view_branch.backbone):
+        raise ConfigError(
+            f"infoaug.batch_norm: {config.batch_norm!r} needs a backbone with batch norm, and "
+            f"{cfg.backbone.name} has none; use shared"
+        )
+    if config.batch_norm == "separate":
+        branch.norms = own_norms(view_branch.backbone)
+        if hasattr(view_branch, "momentum_backbone"):
+            branch.momentum_norms = own_norms(view_branch.momentum_backbone)
     return branch
 
 
@@ -186,13 +246,10 @@ class InfoAugMethod:
         if cfg is None:  # the PyPI release's own keyword arguments
             super().__init__(*args, **kwargs)
         else:
-            if config is not None and self.infoaug_name not in SUPPORTED:
-                raise ConfigError(
-                    f"infoaug: the method {self.infoaug_name!r} has no twin branch; "
-                    f"expected one of {', '.join(SUPPORTED)}"
-                )
-            if config is not None and config.objective:
-                check_method(self.infoaug_name, "infoaug.objective")
+            if config is not None:
+                patch = find_patch(self.infoaug_name)
+                if config.objective:
+                    check_method(self.infoaug_name, "infoaug.objective")
             super().__init__(cfg, *args, **kwargs)  # type: ignore[call-arg]
         self.infoaug = config
         if cfg is None or config is None:
@@ -200,15 +257,12 @@ class InfoAugMethod:
                 write_infoaug(cfg, None)
             return
         config.batch_size = config.batch_size or int(cfg.optimizer.batch_size)
-        queue = getattr(self, "queue_size", None)
-        if self.infoaug_name == "mocov2plus" and queue and queue % config.batch_size:
-            raise ConfigError(
-                f"infoaug.batch_size: expected a divisor of method_kwargs.queue_size ({queue}), "
-                f"got {config.batch_size}"
-            )
+        patch.check(self, config.batch_size, 1)
+        self.infoaug_patch = patch
         self.twin_dictionary = _load_dictionary(config)
         self.twin_views = build_views(self.infoaug_host, cfg, config)
-        self.twin = build_branch(self.infoaug_plain, cfg, config, self)
+        self.twin = build_branch(self.infoaug_plain, patch, cfg, config, self)
+        self._resumed: dict[str, Any] | None = None
         write_infoaug(cfg, config)
 
     # --- training ----------------------------------------------------------------------------
@@ -218,40 +272,57 @@ class InfoAugMethod:
         loss = super().training_step(batch, batch_idx)  # type: ignore[misc]
         if self.infoaug is None:
             return loss
-        twin_loss = self.twin.training_step(self._twin_batch(batch_idx), batch_idx)
+        with self._twin_randomness(batch_idx) as draw:
+            twin_batch = self._twin_batch(draw)
+            with self.twin.backbone_for_twins():
+                twin_loss = self.twin.training_step(twin_batch, batch_idx)
         self.log("twin_loss", twin_loss, on_epoch=True, sync_dist=True)  # type: ignore[attr-defined]
         return loss + self.infoaug.weight * twin_loss
 
-    def _twin_batch(self, batch_idx: int) -> list[Any]:
-        """Patches and twins of this step as a solo-learn batch: indices, views, labels.
+    @contextmanager
+    def _twin_randomness(self, moment: int) -> Iterator[torch.Generator]:
+        """Inside, the branch draws by seed, rank, epoch and `moment` (the step) alone.
 
-        Drawn by seed, rank, epoch and step: a resumed run draws what an uninterrupted one would.
+        So a resumed run draws what an uninterrupted one would, and the view branch draws what a
+        run without InfoAug does.
+
+        Yields:
+            the generator of the choice of pairs.
         """
-        assert self.infoaug is not None
-        assert isinstance(self.twin_dictionary, TwinDictionary)
         module: Any = self
         sequence = np.random.SeedSequence(
             [
                 int(OmegaConf.select(module.cfg, "seed", default=0)),
                 module.global_rank,
                 module.current_epoch,
-                batch_idx,
+                moment,
             ]
         )
-        draw, augment = (int(n) for n in sequence.generate_state(2, np.uint64) >> 1)
+        draw, rest = (int(n) for n in sequence.generate_state(2, np.uint64) >> 1)
+        with own_randomness(rest, module.device):
+            yield torch.Generator().manual_seed(draw)
+
+    def _twin_batch(self, generator: torch.Generator) -> list[Any]:
+        """Patches and twins of a step as a solo-learn batch: indices, views, labels.
+
+        A patch is a class of its own: its label is its index in the dictionary.
+        """
+        assert self.infoaug is not None
         assert self.infoaug.batch_size is not None
+        assert isinstance(self.twin_dictionary, TwinDictionary)
         patch, twin, index = self.twin_dictionary.sample(
             self.infoaug.batch_size,
-            torch.Generator().manual_seed(draw),
+            generator,
             arm=self.infoaug.arm,
             top_k=self.infoaug.top_k,
             temporal=self.infoaug.temporal,
         )
-        device = module.device
-        patch, twin = (images.to(device, non_blocking=True) for images in (patch, twin))
-        views = make_views(self.twin_views, patch, twin, augment)
-        labels = torch.zeros(len(index), dtype=torch.long, device=device)
-        return [index.to(device), views, labels]
+        device = self.device  # type: ignore[attr-defined]
+        patch, twin, index = (
+            tensor.to(device, non_blocking=True) for tensor in (patch, twin, index)
+        )
+        views = make_views(self.twin_views, patch, twin, both=self.infoaug_patch.both_views)
+        return [index, views, index]
 
     # --- optimisation ------------------------------------------------------------------------
 
@@ -263,24 +334,44 @@ class InfoAugMethod:
 
     # --- hooks that a method may live by -----------------------------------------------------
 
+    def on_fit_start(self) -> None:
+        """A resumed run goes on with the random state that the checkpoint was saved in."""
+        super().on_fit_start()  # type: ignore[misc]
+        # a checkpoint is the first process's
+        if self.infoaug is not None and self._resumed and self.trainer.world_size == 1:  # type: ignore[attr-defined]
+            set_random_state(self._resumed["random"], self.device)  # type: ignore[attr-defined]
+
     def on_train_start(self) -> None:
         """Forwarded to the branch; a dictionary that could not be loaded is an error here."""
-        if self.infoaug is not None:
-            if isinstance(self.twin_dictionary, DictionaryError):
-                raise self.twin_dictionary
-            # solo-learn's configurations silence logging
-            rank_zero_only(print)(
-                f"InfoAug: {self.infoaug.arm} twins, weight {self.infoaug.weight:g}, "
-                f"{self.infoaug.batch_size} pairs a step of {len(self.twin_dictionary)} patches "
-                f"in {self.infoaug.twins}; views on {self.device}"  # type: ignore[attr-defined]
-            )
+        module: Any = self
+        if self.infoaug is None:
+            super().on_train_start()  # type: ignore[misc]
+            return
+        if isinstance(self.twin_dictionary, DictionaryError):
+            raise self.twin_dictionary
+        self.infoaug_patch.check(self, self.infoaug.batch_size or 0, module.trainer.world_size)
+        # solo-learn's configurations silence logging
+        rank_zero_only(print)(
+            f"InfoAug: {self.infoaug.arm} twins, weight {self.infoaug.weight:g}, "
+            f"{self.infoaug.batch_size} pairs a step of {len(self.twin_dictionary)} patches "
+            f"in {self.infoaug.twins}; views on {module.device}"
+        )
+        with self._twin_randomness(_BEFORE_STEPS):
             self.twin.on_train_start()
-        super().on_train_start()  # type: ignore[misc]
+        # what a run draws here it drew when it first started
+        with own_randomness(0, module.device) if self._resumed else nullcontext():
+            super().on_train_start()  # type: ignore[misc]
+        if self._resumed:
+            put_late_buffers(module, self._resumed["buffers"])
+            if self._resumed["tau"] is not None:
+                module.momentum_updater.cur_tau = self._resumed["tau"]
+            self._resumed = None
 
     def on_train_epoch_start(self) -> None:
         """Forwarded to the branch."""
         if self.infoaug is not None:
-            self.twin.on_train_epoch_start()
+            with self._twin_randomness(_BEFORE_STEPS):
+                self.twin.on_train_epoch_start()
         super().on_train_epoch_start()  # type: ignore[misc]
 
     def on_after_backward(self) -> None:
@@ -295,10 +386,15 @@ class InfoAugMethod:
         """Note which twins the run was trained with."""
         super().on_save_checkpoint(checkpoint)  # type: ignore[misc]
         if self.infoaug is not None:
+            module: Any = self
             checkpoint[_CHECKPOINT_KEY] = {
                 "fingerprint": self.infoaug.fingerprint,
                 "arm": self.infoaug.arm,
                 "weight": self.infoaug.weight,
+                "random": random_state(module.device),
+                "tau": module.momentum_updater.cur_tau
+                if hasattr(module, "momentum_updater")
+                else None,
             }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -308,6 +404,13 @@ class InfoAugMethod:
             ConfigError: a baseline's checkpoint for a run with InfoAug, or the other way.
         """
         super().on_load_checkpoint(checkpoint)  # type: ignore[misc]
+        note = checkpoint.get(_CHECKPOINT_KEY)
+        if self.infoaug is not None:
+            module: Any = self
+            names = tuple(name.rpartition(".")[2] for name in self.infoaug_patch.state)
+            buffers = take_late_buffers(module, names, checkpoint["state_dict"])
+            if note and "random" in note:
+                self._resumed = {"buffers": buffers, "random": note["random"], "tau": note["tau"]}
         trainer = getattr(self, "_trainer", None)
         if trainer is None or not trainer.training:
             return

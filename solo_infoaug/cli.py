@@ -52,6 +52,16 @@ def doctor() -> None:
 
 
 @app.command()
+def methods() -> None:
+    """List solo-learn's methods: which are here, what InfoAug doubles, what a twin is to them."""
+    from rich.console import Console
+
+    from solo_infoaug.patch import methods_table
+
+    Console().print(methods_table())
+
+
+@app.command()
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for everything that it makes.")] = Path(
         "infoaug-demo"

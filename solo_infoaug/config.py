@@ -14,6 +14,7 @@ from solo_infoaug.errors import ConfigError
 from solo_infoaug.objectives.config import FMICLConfig
 
 ARMS = ("mi", "random", "self")
+BATCH_NORMS = ("shared", "separate", "frozen")
 
 
 @dataclass
@@ -43,6 +44,10 @@ class InfoAugConfig:
     temporal: bool = False
     """Show a patch and its twin at different moments of their tracks."""
 
+    batch_norm: str = "shared"
+    """How the backbone's batch norms see twins: `shared` with the run's images, `separate` with
+    statistics and weights of their own, `frozen` with the running statistics as they are."""
+
     objective: Any = None
     """f-MICL in the twin branch alone, written as `fmicl` is; false: the method's own objective.
 
@@ -60,6 +65,7 @@ def _checked(config: InfoAugConfig) -> InfoAugConfig:
             raise ConfigError(f"infoaug.{key}: expected {expected}, got {value!r}")
 
     require(config.arm in ARMS, "arm", f"one of {', '.join(ARMS)}")
+    require(config.batch_norm in BATCH_NORMS, "batch_norm", f"one of {', '.join(BATCH_NORMS)}")
     require(0 <= config.weight < float("inf"), "weight", "a finite number ≥ 0")
     require(config.top_k >= 1, "top_k", "a whole number ≥ 1")
     require(config.batch_size is None or config.batch_size >= 1, "batch_size", "a number ≥ 1")

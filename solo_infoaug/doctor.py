@@ -62,9 +62,9 @@ def _host() -> Iterator[Finding]:
     except InfoAugError as error:
         yield Finding("registration", "failed", False, str(error))
         return
-    from solo_infoaug.branch import SUPPORTED
+    from solo_infoaug.patch import patched_methods
 
-    usable = [name for name in SUPPORTED if name in host.methods]
+    usable = [name for name in patched_methods() if name in host.methods]
     yield Finding("twin branch for", ", ".join(usable))
 
 

@@ -16,6 +16,7 @@ _SHOULD_MATCH = [
     "infoaug.top_k",
     "infoaug.temporal",
     "infoaug.augmentations",
+    "infoaug.batch_norm",
     "infoaug.objective",
     "fmicl",
 ]

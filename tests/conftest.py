@@ -13,8 +13,6 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 
-SEVEN = ("simclr", "mocov2plus", "byol", "simsiam", "barlow_twins", "vicreg", "nnclr")
-
 _METHOD_KWARGS: dict[str, dict[str, Any]] = {
     "simclr": {"temperature": 0.2},
     "mocov2plus": {"temperature": 0.2, "queue_size": 32},
@@ -23,7 +21,57 @@ _METHOD_KWARGS: dict[str, dict[str, Any]] = {
     "barlow_twins": {"lamb": 0.0051, "scale_loss": 0.1},
     "vicreg": {"sim_loss_weight": 25.0, "var_loss_weight": 25.0, "cov_loss_weight": 1.0},
     "nnclr": {"temperature": 0.2, "pred_hidden_dim": 16, "queue_size": 32},
+    "nnbyol": {"pred_hidden_dim": 16, "queue_size": 32},
+    "nnsiam": {"pred_hidden_dim": 16, "queue_size": 32},
+    "ressl": {"temperature_q": 0.1, "temperature_k": 0.04, "queue_size": 32},
+    "all4one": {"temperature": 0.2, "pred_hidden_dim": 16, "queue_size": 32},
+    "mocov3": {"temperature": 0.2, "pred_hidden_dim": 16},
+    "supcon": {"temperature": 0.2},
+    "vibcreg": {
+        "sim_loss_weight": 25.0,
+        "var_loss_weight": 25.0,
+        "cov_loss_weight": 200.0,
+        "iternorm": True,
+        "proj_output_dim": 64,
+    },
+    "wmse": {
+        "whitening_iters": 1,
+        "whitening_size": 8,
+        "whitening_eps": 1e-3,
+        "proj_output_dim": 4,
+    },
+    "dino": {
+        "num_prototypes": 12,
+        "clip_grad": 3.0,
+        "freeze_last_layer": 1,
+        "norm_last_layer": True,
+        "use_bn_in_head": True,
+        "student_temperature": 0.1,
+        "teacher_temperature": 0.07,
+        "warmup_teacher_temperature": 0.04,
+        "warmup_teacher_temperature_epochs": 0,
+    },
+    "swav": {
+        "queue_size": 16,
+        "num_prototypes": 12,
+        "sk_iters": 3,
+        "sk_epsilon": 0.05,
+        "temperature": 0.1,
+        "epoch_queue_starts": 1,
+        "freeze_prototypes_epochs": 1,
+    },
+    "deepclusterv2": {"num_prototypes": [6, 6], "kmeans_iters": 3, "temperature": 0.1},
+    "mae": {
+        "mask_ratio": 0.5,
+        "norm_pix_loss": True,
+        "decoder_embed_dim": 12,
+        "decoder_depth": 1,
+        "decoder_num_heads": 2,
+    },
 }
+
+# Images in the training set of the tests, and batches in one of their epochs.
+_IMAGES, _BATCHES = 24, 3
 
 
 @pytest.fixture(autouse=True)
@@ -133,7 +181,7 @@ def make_cfg(image_folder: Path, tmp_path: Path) -> Callable[..., DictConfig]:
                 "checkpoint": {"enabled": True, "dir": str(tmp_path / "runs"), "frequency": 1},
                 "auto_resume": {"enabled": False},
                 "seed": 3,
-                "max_epochs": 1,
+                "max_epochs": 2,
                 "devices": "1",
                 "accelerator": "cpu",
                 "precision": 32,
@@ -144,6 +192,8 @@ def make_cfg(image_folder: Path, tmp_path: Path) -> Callable[..., DictConfig]:
                 "augmentations": [_augmentation()],
             }
         )
+        if method == "mae":
+            cfg.backbone = {"name": "vit_tiny", "kwargs": {"img_size": 16, "patch_size": 8}}
         if infoaug is not None:
             cfg.infoaug = infoaug
         for key, value in overrides.items():
@@ -153,8 +203,26 @@ def make_cfg(image_folder: Path, tmp_path: Path) -> Callable[..., DictConfig]:
     return make
 
 
+class _Loader:
+    dataset = range(_IMAGES)
+
+    def __len__(self) -> int:
+        return _BATCHES
+
+
+class _Trainer:
+    """What solo-learn's hooks ask of a Trainer."""
+
+    world_size = 1
+    global_rank = 0
+    current_epoch = 0
+    global_step = 0
+    training = True
+    train_dataloader = _Loader()
+
+
 class Steps:
-    """Runs training steps of a solo-learn method by hand: no Trainer, no data loader."""
+    """Runs training steps of a solo-learn method by hand, hooks and all, in epochs of 3 steps."""
 
     def __init__(self, module: Any, cfg: DictConfig) -> None:
         self.module = module
@@ -163,34 +231,51 @@ class Steps:
         module.log_dict = lambda values, *args, **kwargs: [
             self._log(name, value) for name, value in values.items()
         ]
+        self.trainer = module._trainer = _Trainer()
+        if hasattr(module, "twin"):
+            module.twin._trainer = self.trainer
         self.optimizer = torch.optim.SGD(module.learnable_params, lr=0.05, momentum=0.9)
         self.crops = [
             entry.crop_size for entry in cfg.augmentations for _ in range(entry.num_crops)
         ]
         self.random = torch.Generator().manual_seed(7)
+        self.done = 0
 
     def _log(self, name: str, value: Any, *args: Any, **kwargs: Any) -> None:
         self.logged[name] = float(torch.as_tensor(value).detach())
 
-    def batch(self, size: int = 8) -> list[Any]:
+    def batch(self, number: int = 0, size: int = 8) -> list[Any]:
         """A batch in solo-learn's format: indices, one tensor a crop, labels."""
         views = [torch.randn(size, 3, crop, crop, generator=self.random) for crop in self.crops]
         labels = torch.randint(0, 2, (size,), generator=self.random)
-        return [torch.arange(size), views, labels]
+        return [torch.arange(size) + size * number, views, labels]
 
-    def step(self, number: int) -> float:
+    def start(self) -> int:
+        """Run the hooks that are due before the next step; returns its number in the epoch."""
+        epoch, number = divmod(self.done, _BATCHES)
+        if self.done == 0:
+            self.module.on_train_start()
+        if number == 0:
+            self.trainer.current_epoch = epoch
+            self.module.on_train_epoch_start()
+        return number
+
+    def step(self) -> float:
         """One step of loss, gradients, optimizer and momentum; returns the loss."""
-        loss = self.module.training_step(self.batch(), number)
+        number = self.start()
+        loss = self.module.training_step(self.batch(number), number)
         self.optimizer.zero_grad()
         loss.backward()
+        self.module.on_after_backward()
         self.optimizer.step()
         for pair in getattr(self.module, "momentum_pairs", []):
             self.module.momentum_updater.update(*pair)
+        self.done += 1
         return float(loss.detach())
 
     def run(self, count: int) -> Sequence[float]:
         """Several steps; returns their losses."""
-        return [self.step(number) for number in range(count)]
+        return [self.step() for _ in range(count)]
 
 
 @pytest.fixture(scope="session")

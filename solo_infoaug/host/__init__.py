@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import sys
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -139,7 +140,9 @@ def load_host() -> Host:
             from solo_infoaug.host.current import load
         else:
             from solo_infoaug.host.release import load
-        return load(info)
+        with warnings.catch_warnings():  # of what solo-learn imports, about old names
+            warnings.simplefilter("ignore")
+            return load(info)
     except ImportError as error:
         raise HostError(
             f"solo-learn at {info.path} cannot be imported ({error}); "

@@ -114,6 +114,15 @@ def _stand_ins() -> Iterator[None]:
                 sys.modules[name] = module
 
 
+class _TorchOfThen(types.ModuleType):
+    """torch, with a function of W-MSE's whitening that it has under another name today."""
+
+    cholesky = staticmethod(torch.linalg.cholesky)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(torch, name)
+
+
 # --- cfg → keyword arguments -----------------------------------------------------------------
 
 
@@ -484,8 +493,10 @@ def load(info: HostInfo) -> Host:
     with _stand_ins():
         from solo.methods import METHODS, base
         from solo.utils import pretrain_dataloader as data
+        from solo.utils import whitening
         from solo.utils.checkpointer import Checkpointer  # noqa: F401  (binds its Lightning)
 
+    whitening.torch = _TorchOfThen("torch")
     base.LARSWrapper = _lars_that_runs_its_closure(base.LARSWrapper)
     for name, method in METHODS.items():
         if name not in ("base", "linear"):

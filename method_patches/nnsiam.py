@@ -1,0 +1,12 @@
+"""NNSiam: SimSiam whose targets are nearest neighbours in a queue."""
+
+from solo_infoaug.patch import MethodPatch, queue_takes_whole_batches
+
+PATCH = MethodPatch(
+    title="NNSiam",
+    paper="https://arxiv.org/abs/2104.14548",
+    positive="the patch predicts the twin's nearest neighbour in a queue of earlier patches",
+    heads=("projector", "predictor"),
+    state=("queue", "queue_y", "queue_ptr"),
+    check=queue_takes_whole_batches,
+)

@@ -1,0 +1,13 @@
+"""ReSSL: the relations of one view to a queue are those of the other."""
+
+from solo_infoaug.patch import MethodPatch, queue_takes_whole_batches
+
+PATCH = MethodPatch(
+    title="ReSSL",
+    paper="https://arxiv.org/abs/2107.09282",
+    positive="the patch relates to a queue of earlier twins as its twin does",
+    heads=("projector",),
+    momentum_heads=("momentum_projector",),
+    state=("queue", "queue_ptr"),
+    check=queue_takes_whole_batches,
+)

@@ -1,0 +1,11 @@
+"""VIbCReg: VICReg with a normalised covariance."""
+
+from solo_infoaug.patch import MethodPatch
+
+PATCH = MethodPatch(
+    title="VIbCReg",
+    paper="https://arxiv.org/abs/2109.00783",
+    positive="patch and twin are close; variance and covariance over patches, and over twins",
+    heads=("projector",),
+    hosts=("current",),
+)

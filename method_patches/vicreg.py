@@ -1,0 +1,10 @@
+"""VICReg: variance, invariance, covariance."""
+
+from solo_infoaug.patch import MethodPatch
+
+PATCH = MethodPatch(
+    title="VICReg",
+    paper="https://arxiv.org/abs/2105.04906",
+    positive="patch and twin are close; variance and covariance over patches, and over twins",
+    heads=("projector",),
+)

@@ -1,0 +1,139 @@
+"""What is special about a solo-learn method, for its twin branch.
+
+The branch in `branch.py` is generic: a second instance of the method over the same backbone.
+`method_patches/` holds one small module for each method, named as in solo-learn's `METHODS`, with
+a `PATCH` that says what is doubled, what a twin positive means there, and what is not generic.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from importlib import import_module, util
+from typing import Any
+
+from omegaconf import DictConfig
+from rich import box
+from rich.table import Table
+
+from solo_infoaug.errors import ConfigError, HostError
+
+HOOKS = ("on_train_start", "on_train_epoch_start", "on_after_backward")
+"""Lightning's hooks that reach the branch."""
+
+_PACKAGE = "solo_infoaug.method_patches"
+
+
+def _nothing(*args: Any) -> None:
+    return None
+
+
+@dataclass(frozen=True)
+class MethodPatch:
+    """How one method's twin branch differs from the generic one."""
+
+    title: str
+    """The method's name in its paper."""
+
+    paper: str
+    """Address of the paper."""
+
+    positive: str
+    """What a patch and its twin are to each other in this method's loss."""
+
+    heads: tuple[str, ...]
+    """Trained modules that the branch has of its own."""
+
+    hosts: tuple[str, ...] = ("current", "release")
+    """Which solo-learn has the method: the current one, the PyPI release, or both."""
+
+    momentum_heads: tuple[str, ...] = ()
+    """Modules that follow `heads` by the method's moving average."""
+
+    state: tuple[str, ...] = ()
+    """Buffers that the branch has of its own: queues, prototypes' memory, centres."""
+
+    hooks: tuple[str, ...] = ()
+    """Those of `HOOKS` that the method itself defines, and lives by."""
+
+    branch: type = object
+    """Mixed into the branch, in front of the method."""
+
+    both_views: bool = False
+    """Make each crop of the patch and of the twin, instead of one or the other by turns."""
+
+    renamed: Mapping[str, str] = field(default_factory=dict)
+    """Modules whose names solo-learn's linear evaluation would take for the backbone's."""
+
+    configure: Callable[[DictConfig], None] = _nothing
+    """Changes the configuration that the branch is built from."""
+
+    check: Callable[[Any, int, int], None] = _nothing
+    """`check(method, batch_size, processes)` raises a ConfigError where the method's state cannot
+    take twin batches of that size."""
+
+
+def patched_methods() -> list[str]:
+    """The names of all methods that have a patch, sorted."""
+    from pkgutil import iter_modules
+
+    package = import_module(_PACKAGE)
+    return sorted(m.name for m in iter_modules(package.__path__) if not m.name.startswith("_"))
+
+
+def find_patch(name: str) -> MethodPatch:
+    """The patch of the method that `METHODS` calls `name`.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    if not name.isidentifier() or util.find_spec(f"{_PACKAGE}.{name}") is None:
+        raise ConfigError(
+            f"infoaug: the method {name!r} has no twin branch; expected one of "
+            f"{', '.join(patched_methods())} (a new one needs a module in method_patches/)"
+        )
+    patch = import_module(f"{_PACKAGE}.{name}").PATCH
+    assert isinstance(patch, MethodPatch)
+    return patch
+
+
+def methods_table() -> Table:
+    """All methods with a twin branch, for people to read."""
+    from solo_infoaug.host import load_host
+
+    try:
+        host = load_host()
+        caption = f"here: solo-learn {host.info.version} ({host.info.kind}) at {host.info.path}"
+        here = set(host.methods)
+    except HostError as error:
+        caption, here = str(error), set()
+    table = Table(caption=caption, box=box.SIMPLE_HEAD, show_lines=True)
+    for column in ("method", "here", "in", "the branch's own", "a patch and its twin", "paper"):
+        table.add_column(column, overflow="fold")
+    for name in patched_methods():
+        patch = find_patch(name)
+        own = [", ".join(patch.heads)]
+        if patch.momentum_heads:
+            own.append(f"moving average: {', '.join(patch.momentum_heads)}")
+        if patch.state:
+            own.append(f"state: {', '.join(patch.state)}")
+        table.add_row(
+            f"{name}\n{patch.title}",
+            "yes" if name in here else "no",
+            "\n".join(patch.hosts),
+            "\n".join(own),
+            patch.positive,
+            patch.paper.removeprefix("https://"),
+        )
+    return table
+
+
+def queue_takes_whole_batches(method: Any, batch_size: int, processes: int) -> None:
+    """A `check`: solo-learn's queues are filled by whole batches, gathered over all processes."""
+    queue = int(method.queue_size)
+    if queue % (batch_size * processes):
+        times = f" times {processes} processes" if processes > 1 else ""
+        raise ConfigError(
+            f"infoaug.batch_size: expected a divisor of method_kwargs.queue_size ({queue}), "
+            f"got {batch_size}{times}"
+        )
