@@ -32,6 +32,7 @@ from solo_infoaug.patch import MethodPatch, find_patch
 from solo_infoaug.resume import (
     put_late_buffers,
     random_state,
+    set_momentum,
     set_random_state,
     take_late_buffers,
 )
@@ -334,13 +335,6 @@ class InfoAugMethod:
 
     # --- hooks that a method may live by -----------------------------------------------------
 
-    def on_fit_start(self) -> None:
-        """A resumed run goes on with the random state that the checkpoint was saved in."""
-        super().on_fit_start()  # type: ignore[misc]
-        # a checkpoint is the first process's
-        if self.infoaug is not None and self._resumed and self.trainer.world_size == 1:  # type: ignore[attr-defined]
-            set_random_state(self._resumed["random"], self.device)  # type: ignore[attr-defined]
-
     def on_train_start(self) -> None:
         """Forwarded to the branch; a dictionary that could not be loaded is an error here."""
         module: Any = self
@@ -364,15 +358,28 @@ class InfoAugMethod:
         if self._resumed:
             put_late_buffers(module, self._resumed["buffers"])
             if self._resumed["tau"] is not None:
-                module.momentum_updater.cur_tau = self._resumed["tau"]
-            self._resumed = None
+                set_momentum(module, self._resumed["tau"])
 
     def on_train_epoch_start(self) -> None:
         """Forwarded to the branch."""
         if self.infoaug is not None:
             with self._twin_randomness(_BEFORE_STEPS):
                 self.twin.on_train_epoch_start()
+        if not getattr(self, "_resumed", None):
+            super().on_train_epoch_start()  # type: ignore[misc]
+            return
+        # A run that was not stopped comes here before it asks its data loader for the epoch, and
+        # a resumed one afterwards: draw again in the order of the former.
+        self._set_random_state()
         super().on_train_epoch_start()  # type: ignore[misc]
+        torch.empty((), dtype=torch.int64).random_()
+        self._resumed = None
+
+    def _set_random_state(self) -> None:
+        trainer = self.trainer  # type: ignore[attr-defined]
+        # a checkpoint is the first process's
+        if self._resumed is not None and trainer.world_size == 1:
+            set_random_state(self._resumed["random"], trainer.strategy.root_device)
 
     def on_after_backward(self) -> None:
         """Forwarded to the branch."""
@@ -421,6 +428,8 @@ class InfoAugMethod:
                 f"resume_from_checkpoint: the checkpoint is that of {theirs}, and this is {ours}; "
                 "resume with the configuration that it was trained with"
             )
+        if self.infoaug is not None:
+            self._set_random_state()
 
 
 def _momentum_pairs(method: Any) -> property:

@@ -56,3 +56,16 @@ def put_late_buffers(module: nn.Module, buffers: dict[str, Tensor]) -> None:
     """Fill the buffers, now that they are there."""
     for name, value in buffers.items():
         module.get_buffer(name).copy_(value)
+
+
+@torch.no_grad()
+def set_momentum(method: Any, tau: float) -> None:
+    """Go on with the momentum coefficient `tau`.
+
+    An update leaves its results in a memory layout of its own choice, and a convolution's rounding
+    depends on the layout: an update that changes no value brings it about.
+    """
+    method.momentum_updater.cur_tau = 1.0
+    for pair in method.momentum_pairs:
+        method.momentum_updater.update(*pair)
+    method.momentum_updater.cur_tau = tau

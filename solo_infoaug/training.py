@@ -247,6 +247,11 @@ def pretrain(cfg: DictConfig, callbacks: Sequence[Callback] = ()) -> TrainingRes
     _check(host, cfg)
     choose_device(cfg)
     cfg = host.parse_cfg(cfg)
+    if cfg.data.num_large_crops != 2 and cfg.method not in ("wmse", "mae"):
+        raise ConfigError(
+            f"augmentations: {cfg.method} takes 2 large crops, got {cfg.data.num_large_crops} "
+            f"of {cfg.augmentations[0].crop_size} pixels"
+        )
     seed_everything(cfg.seed, verbose=False)
 
     model = host.methods[cfg.method](cfg)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from solo_infoaug.augment import build_pipeline, make_views
+from solo_infoaug.augment import build_pipeline, make_views, own_randomness
 from solo_infoaug.errors import ConfigError
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
@@ -41,7 +41,8 @@ def images() -> torch.Tensor:
 
 def _views(augmentation: Any, patch: torch.Tensor, twin: torch.Tensor | None = None, seed: int = 0):
     pipeline = build_pipeline(augmentation, MEAN, STD)
-    return make_views([pipeline], patch, patch if twin is None else twin, seed)
+    with own_randomness(seed, torch.device("cpu")):
+        return make_views([pipeline], patch, patch if twin is None else twin)
 
 
 def _raw(view: torch.Tensor) -> torch.Tensor:
@@ -89,8 +90,10 @@ def test_views_take_turns_and_have_their_sizes(images: torch.Tensor) -> None:
     small = build_pipeline(_plain(crop_size=12, num_crops=2), MEAN, STD)
     white = torch.full_like(images, 255)
     black = torch.zeros_like(images)
-    views = make_views([large, small], white, black, 0)
+    views = make_views([large, small], white, black)
     assert [view.shape[-1] for view in views] == [24, 24, 12, 12]
+    assert [round(float(_raw(view).mean())) for view in views] == [1, 0, 1, 0]
+    views = make_views([small], white, black, both=True)
     assert [round(float(_raw(view).mean())) for view in views] == [1, 0, 1, 0]
 
 

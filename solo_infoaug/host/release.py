@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.pytorch import LightningModule
 from lightning.pytorch.callbacks import Callback
 from omegaconf import DictConfig, OmegaConf
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
@@ -271,6 +272,12 @@ def adapt(method: type) -> type:
             self._validation_outputs.append(outputs)
             return outputs
 
+        if "clip_gradients" in vars(method):  # DINO's, under a name that Lightning 2 calls as well
+
+            def clip_gradients(self, *args: Any, **kwargs: Any) -> None:
+                lightnings = len(args) + len(kwargs) > 1
+                (LightningModule if lightnings else base).clip_gradients(self, *args, **kwargs)
+
         # Lightning 2 looks at the class for a hook that it removed, and refuses to run it.
         validation_epoch_end = None
 
@@ -460,6 +467,12 @@ def checkpointer(
             args: Any = OmegaConf.to_container(cfg)
             self.args = Namespace(**args)
             super().save_args(trainer)
+
+        def save(self, trainer: Any) -> None:
+            super().save(trainer)
+            if not trainer.is_global_zero and not trainer.sanity_checking:
+                # Lightning 2 waits for all processes here; the first one alone writes
+                trainer.save_checkpoint(Path(logdir) / "unused.ckpt")
 
     return Current(
         Namespace(name=cfg.name),

@@ -1,0 +1,74 @@
+"""What `test_features.py` runs in two processes; not a test by itself."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch.callbacks import Callback
+from omegaconf import OmegaConf
+from torch import distributed, nn
+
+import solo_infoaug
+from solo_infoaug.training import pretrain
+
+
+def losses(folders: list[Path]) -> None:
+    """Each process's share of the twin loss, of its half of the batch."""
+    host = solo_infoaug.register()
+    distributed.init_process_group("gloo")
+    rank = distributed.get_rank()
+    for folder in folders:
+        cfg = host.parse_cfg(OmegaConf.create(json.loads((folder / "cfg.json").read_text())))
+        module: Any = host.methods[cfg.method](cfg)
+        module.log = module.log_dict = lambda *args, **kwargs: None
+        state = torch.load(folder / "state.pt")
+        module.load_state_dict(state["weights"])
+        for norm in module.modules():
+            if isinstance(norm, nn.modules.batchnorm._BatchNorm):
+                norm.eval()
+        index, views, labels = state["batch"]
+        half = slice(rank * len(index) // 2, (rank + 1) * len(index) // 2)
+        batch = [index[half], [view[half] for view in views], labels[half]]
+        loss = float(module.twin.training_step(batch, 0))
+        (folder / f"{rank}.json").write_text(json.dumps(loss))
+    distributed.barrier()
+
+
+class Watch(Callback):
+    """Notes which patches each process draws, and the weights that it ends with."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.index: list[torch.Tensor] = []
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        sample = pl_module._twin_batch
+
+        def watched(generator: torch.Generator) -> Any:
+            batch = sample(generator)
+            self.index.append(batch[0])
+            return batch
+
+        pl_module._twin_batch = watched
+
+    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+        torch.save(
+            {"index": self.index, "weights": pl_module.state_dict()},
+            self.folder / f"{trainer.global_rank}.pt",
+        )
+
+
+if __name__ == "__main__":
+    what, *where = sys.argv[1:]
+    folders = [Path(name) for name in where]
+    os.environ.setdefault("SOLO_INFOAUG_CACHE", str(folders[0] / "cache"))
+    if what == "losses":
+        losses(folders)
+    else:
+        cfg = OmegaConf.create(json.loads((folders[0] / "cfg.json").read_text()))
+        pretrain(cfg, [Watch(folders[0])])
