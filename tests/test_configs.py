@@ -1,0 +1,166 @@
+"""Every configuration in `configs/` trains: seven methods on five data sets, made small."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import pickle
+import subprocess
+import sys
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torchvision
+from PIL import Image
+
+from solo_infoaug.errors import ConfigError
+from solo_infoaug.paths import config_folder
+from solo_infoaug.training import load_config, pretrain
+
+METHODS = sorted(path.stem for path in config_folder().glob("*.yaml") if path.stem != "base")
+DATA = sorted(path.stem for path in (config_folder() / "data").glob("*.yaml"))
+
+
+@pytest.fixture(scope="module")
+def datasets(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """20 training and 10 test images in the formats of CIFAR-10, CIFAR-100, STL-10, and folders."""
+    folder = tmp_path_factory.mktemp("datasets")
+    random = np.random.default_rng(0)
+
+    def rows(count: int, side: int) -> np.ndarray:
+        return random.integers(0, 256, (count, 3 * side * side), dtype=np.uint8)
+
+    def cifar(name: str, files: dict[str, int], label: str, meta: tuple[str, str]) -> None:
+        (folder / name).mkdir()
+        for file, count in files.items():
+            content = {"data": rows(count, 32), label: [i % 10 for i in range(count)]}
+            (folder / name / file).write_bytes(pickle.dumps(content))
+        names = {meta[1]: [str(i) for i in range(100 if "100" in name else 10)]}
+        (folder / name / meta[0]).write_bytes(pickle.dumps(names))
+
+    batches = {f"data_batch_{i}": 4 for i in range(1, 6)} | {"test_batch": 10}
+    cifar("cifar-10-batches-py", batches, "labels", ("batches.meta", "label_names"))
+    cifar(
+        "cifar-100-python", {"train": 20, "test": 10}, "fine_labels", ("meta", "fine_label_names")
+    )
+    stl10 = folder / "stl10_binary"
+    stl10.mkdir()
+    for name, count in (("train", 12), ("unlabeled", 8), ("test", 10)):
+        rows(count, 96).tofile(stl10 / f"{name}_X.bin")
+        (np.arange(count, dtype=np.uint8) % 10 + 1).tofile(stl10 / f"{name}_y.bin")
+    (stl10 / "class_names.txt").write_text("\n".join("abcdefghij"))
+    for part, count in (("train", 4), ("val", 2)):
+        for label in "abcde":
+            (folder / part / label).mkdir(parents=True)
+            for i in range(count):
+                pixels = random.integers(0, 256, (40, 40, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(folder / part / label / f"{i}.png")
+    return folder
+
+
+def _overrides(method: str, data: str, datasets: Path, out: Path) -> list[str]:
+    small = ["method_kwargs.proj_hidden_dim=16", "method_kwargs.proj_output_dim=8"]
+    if method in ("mocov2plus", "nnclr"):
+        small.append("method_kwargs.queue_size=32")
+    if method in ("byol", "simsiam", "nnclr"):
+        small.append("method_kwargs.pred_hidden_dim=16")
+    if data in ("custom", "imagenet100"):
+        small += [f"data.train_path={datasets}/train", f"data.val_path={datasets}/val"]
+    else:
+        small += [f"data.train_path={datasets}", f"data.val_path={datasets}"]
+    return [
+        *small,
+        f"data={data}",
+        "image.crop_size=32",
+        "data.num_workers=0",
+        "optimizer.batch_size=8",
+        "max_epochs=1",
+        f"checkpoint.dir={out}",
+        "++limit_train_batches=2",
+        "++limit_val_batches=1",
+        "++log_every_n_steps=1",
+        "++enable_progress_bar=false",
+        "++enable_model_summary=false",
+    ]
+
+
+def test_all_configurations_are_there() -> None:
+    assert len(METHODS) == 7
+    assert DATA == ["cifar10", "cifar100", "custom", "imagenet100", "stl10"]
+
+
+@pytest.mark.parametrize(("method", "data"), product(METHODS, DATA))
+def test_configuration_trains(
+    method: str,
+    data: str,
+    datasets: Path,
+    twins_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for module in (torchvision.datasets.cifar, torchvision.datasets.stl10):
+        monkeypatch.setattr(module, "check_integrity", lambda *args: True)
+    monkeypatch.setenv("SOLO_INFOAUG_TWINS", str(twins_folder))
+    cfg = load_config(
+        config_folder(), method, _overrides(method, data, datasets, tmp_path / "runs")
+    )
+    result = pretrain(cfg)
+    assert np.isfinite(result.metrics["twin_loss_epoch"])
+    assert 0 <= result.metrics["val_acc1"] <= 100
+    assert result.model.trainer.global_step == 2
+    assert result.folder is not None
+    args = json.loads((result.folder / "args.json").read_text())
+    assert args["data"]["dataset"] == data
+    assert args["infoaug"]["arm"] == "mi"
+
+
+def test_data_set_without_a_configuration_is_named() -> None:
+    with pytest.raises(ConfigError, match=r"data/mnist"):
+        load_config(config_folder(), "simclr", ["data=mnist"])
+
+
+# Runs solo-learn's script, as it is, once for each line of arguments. The made data sets have
+# other checksums than the real ones.
+_RUN = """
+import json, runpy, sys
+import torchvision
+for module in (torchvision.datasets.cifar, torchvision.datasets.stl10):
+    module.check_integrity = lambda *args: True
+script, *runs = sys.argv[1:]
+sys.path[0] = script.rsplit("/", 1)[0]
+for run in runs:
+    sys.argv = [script, *json.loads(run)]
+    runpy.run_path(script, run_name="__main__")
+"""
+
+
+@pytest.mark.slow
+def test_main_pretrain_runs_them_all(
+    solo_learn_home: Path, datasets: Path, twins_folder: Path, tmp_path: Path
+) -> None:
+    runs = []
+    for method, data in product(METHODS, DATA):
+        arguments = ["--config-path", str(config_folder()), "--config-name", f"{method}.yaml"]
+        arguments += _overrides(method, data, datasets, tmp_path / f"{method}-{data}")
+        arguments += ["devices='1'", "accelerator=cpu", "precision=32", "sync_batchnorm=false"]
+        runs.append(json.dumps(arguments))
+    done = subprocess.run(
+        [sys.executable, "-c", _RUN, str(solo_learn_home / "main_pretrain.py"), *runs],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "SOLO_INFOAUG_TWINS": str(twins_folder)},
+        timeout=550,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("InfoAug: mi twins") == len(runs)
+    losses: list[Any] = []
+    for log in (tmp_path / "lightning_logs").rglob("metrics.csv"):
+        with log.open() as file:
+            losses += [row["twin_loss_step"] for row in csv.DictReader(file)]
+    assert sum(bool(loss) for loss in losses) == 2 * len(runs)
