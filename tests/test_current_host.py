@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import importlib.util
 import os
 import shutil
 import subprocess
@@ -13,8 +14,9 @@ import pytest
 
 pytestmark = pytest.mark.slow
 
-# Runs a script as it is. main_knn.py moves everything to a GPU without asking whether there is one:
-# where there is none, `cuda()` leaves things where they are. Its k-NN passes an argument that
+# Runs a script as it is. main_knn.py and main_umap.py move everything to a GPU without asking
+# whether there is one: where there is none, things stay where they are. The former passes its k-NN an
+# argument that
 # torchmetrics dropped in 0.9, which solo-learn's own requirements keep older than that.
 _RUN = """
 import runpy, sys, torch, torchmetrics
@@ -22,6 +24,10 @@ metric = torchmetrics.Metric.__init__
 torchmetrics.Metric.__init__ = lambda self, compute_on_step=None, **kwargs: metric(self, **kwargs)
 if not torch.cuda.is_available():
     torch.Tensor.cuda = torch.nn.Module.cuda = lambda self, *args, **kwargs: self
+    for kind in (torch.Tensor, torch.nn.Module):
+        def to(self, *args, _to=kind.to, **kwargs):
+            return _to(self, *("cpu" if a == "cuda:0" else a for a in args), **kwargs)
+        kind.to = to
 sys.argv = sys.argv[1:]
 sys.path[0] = sys.argv[0].rsplit("/", 1)[0]
 runpy.run_path(sys.argv[0], run_name="__main__")
@@ -109,7 +115,7 @@ def test_wrong_key_stops_main_pretrain(
     assert "infoaug.wieght: no such key; did you mean weight?" in done.stderr
 
 
-def test_linear_and_knn_scripts_read_an_infoaug_checkpoint(
+def test_linear_knn_and_umap_scripts_read_an_infoaug_checkpoint(
     solo_learn_home: Path, tmp_path: Path, image_folder: Path, twins_folder: Path
 ) -> None:
     # solo-learn's accuracy at 5 wants five classes
@@ -176,3 +182,25 @@ def test_linear_and_knn_scripts_read_an_infoaug_checkpoint(
     )
     assert knn.returncode == 0, knn.stderr[-2000:]
     assert "acc@1" in knn.stdout.lower() or "Result" in knn.stdout
+    for package in ("umap", "pandas", "seaborn", "wandb"):
+        if importlib.util.find_spec(package) is None:
+            pytest.skip(f"main_umap.py needs {package}: uv sync --group current-host")
+    umap = _run(
+        solo_learn_home,
+        tmp_path,
+        "main_umap.py",
+        "--dataset",
+        "custom",
+        "--train_data_path",
+        str(image_folder),
+        "--val_data_path",
+        str(image_folder),
+        "--batch_size",
+        "8",
+        "--num_workers",
+        "0",
+        "--pretrained_checkpoint_dir",
+        str(checkpoint.parent),
+    )
+    assert umap.returncode == 0, umap.stderr[-2000:]
+    assert (tmp_path / "im100_train_umap.pdf").stat().st_size > 1000
