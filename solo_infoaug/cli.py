@@ -126,7 +126,13 @@ def mine(
             "--set", "-s", metavar="NAME=VALUE", help="A setting of MineConfig, such as k=4."
         ),
     ] = None,
-    workers: Annotated[int, typer.Option("--workers", "-j", help="Processes.")] = 1,
+    workers: Annotated[
+        int | None,
+        typer.Option("--workers", "-j", help="Processes; default a core each, if many videos."),
+    ] = None,
+    threads: Annotated[
+        int | None, typer.Option(help="Threads of each process; default its share of the cores.")
+    ] = None,
     ray: Annotated[
         str | None,
         typer.Option(metavar="ADDRESS", help="Mine on a Ray cluster: its address, auto or local."),
@@ -141,7 +147,9 @@ def mine(
     from solo_infoaug.mining import mine as run
 
     config = MineConfig.parse(settings or [])
-    dictionary = run(videos, out, config, workers=workers, ray=ray, overwrite=overwrite)
+    dictionary = run(
+        videos, out, config, workers=workers, threads=threads, ray=ray, overwrite=overwrite
+    )
     typer.echo(dictionary.summary)
     if failed := dictionary.info["failed"]:
         typer.secho(f"{len(failed)} videos failed:", fg=typer.colors.RED, err=True)

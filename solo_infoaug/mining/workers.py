@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 from collections import deque
@@ -30,8 +31,38 @@ class Job:
 Work = Callable[[Job], str | None]
 
 
+def usable_cores() -> int:
+    """The CPU cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+@contextlib.contextmanager
+def thread_limit(threads: int | None) -> Iterator[None]:
+    """Let OpenCV, torch and what is compiled here use so many threads; None changes nothing."""
+    import cv2
+    import torch
+
+    before = cv2.getNumThreads(), torch.get_num_threads()
+    if threads is not None:
+        cv2.setNumThreads(threads)
+        torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        if threads is not None:
+            cv2.setNumThreads(before[0])
+            torch.set_num_threads(before[1])
+
+
 def run_jobs(
-    jobs: list[Job], work: Work, workers: int = 1, ray: str | None = None, gpu: bool = False
+    jobs: list[Job],
+    work: Work,
+    workers: int = 1,
+    ray: str | None = None,
+    gpu: bool = False,
+    cpus: int = 1,
 ) -> Iterator[tuple[Job, str | None]]:
     """Do all jobs; yields each with what `work` returned for it, as they finish.
 
@@ -44,6 +75,7 @@ def run_jobs(
         workers: processes; 1 does the jobs here.
         ray: address of a Ray cluster, "auto" or "local"; None for processes.
         gpu: ask Ray for a GPU a job.
+        cpus: ask Ray for so many cores a job.
 
     Raises:
         ConfigError: `workers` is not positive, or Ray is not installed or not reached.
@@ -53,7 +85,7 @@ def run_jobs(
     if not jobs:
         return
     if ray is not None:
-        yield from _on_ray(jobs, work, ray, gpu)
+        yield from _on_ray(jobs, work, ray, gpu, cpus)
     elif workers == 1:
         for job in jobs:
             yield job, work(job)
@@ -65,7 +97,7 @@ def _by_processes(jobs: list[Job], work: Work, workers: int) -> Iterator[tuple[J
     waiting = deque(jobs)
     suspects: list[Job] = []  # were being done when a worker died: nobody knows whose fault it was
     while waiting:
-        with _pool(workers, workers) as pool:
+        with _pool(workers) as pool:
             running: dict[Future[str | None], Job] = {}
             broken = False
             while running or (waiting and not broken):
@@ -85,12 +117,12 @@ def _by_processes(jobs: list[Job], work: Work, workers: int) -> Iterator[tuple[J
                         suspects.append(job)
                         broken = True
     for job in suspects:
-        yield job, _alone(job, work, workers)
+        yield job, _alone(job, work)
 
 
-def _alone(job: Job, work: Work, workers: int) -> str | None:
+def _alone(job: Job, work: Work) -> str | None:
     for _ in range(_TRIES - 1):
-        with _pool(1, workers) as pool:
+        with _pool(1) as pool:
             try:
                 return pool.submit(work, job).result()
             except BrokenProcessPool:
@@ -98,22 +130,13 @@ def _alone(job: Job, work: Work, workers: int) -> str | None:
     return f"{job.path}: the process that mined it died (out of memory?)"
 
 
-def _pool(size: int, workers: int) -> ProcessPoolExecutor:
-    context = multiprocessing.get_context("spawn")  # forking breaks threads of OpenCV and torch
-    threads = max(1, (os.cpu_count() or 1) // workers)
-    return ProcessPoolExecutor(size, context, initializer=_use_threads, initargs=(threads,))
-
-
-def _use_threads(count: int) -> None:
-    import cv2
-    import torch
-
-    cv2.setNumThreads(count)
-    torch.set_num_threads(count)
+def _pool(size: int) -> ProcessPoolExecutor:
+    # Forking breaks threads of OpenCV and torch.
+    return ProcessPoolExecutor(size, multiprocessing.get_context("spawn"))
 
 
 def _on_ray(
-    jobs: list[Job], work: Work, address: str, gpu: bool
+    jobs: list[Job], work: Work, address: str, gpu: bool, cpus: int
 ) -> Iterator[tuple[Job, str | None]]:
     if address == "local":
         # Under `uv run`, Ray would build an environment of its own for each worker. Read on import.
@@ -135,7 +158,7 @@ def _on_ray(
         def task(job: Job) -> str | None:
             return work(job)
 
-        needs = {"num_cpus": 1, "num_gpus": 1 if gpu else 0, "max_retries": _TRIES - 1}
+        needs = {"num_cpus": cpus, "num_gpus": 1 if gpu else 0, "max_retries": _TRIES - 1}
         remote: Any = ray.remote(**needs)(task)
         running = {remote.remote(job): job for job in jobs}
         while running:
