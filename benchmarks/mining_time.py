@@ -50,8 +50,8 @@ def stages(video: Path, folder: Path) -> None:
     print(f"\nMutual information and the choice of twins: {deciding / total:.1%}.")
     wall = min(_timed(video, folder, ahead=True) for _ in range(3))
     print(
-        f"One process on {usable_cores()} cores, best of 3: {wall:.2f} s, {length / wall:.1f} times "
-        "faster than the video plays.\n"
+        f"One process on {usable_cores()} cores, best of 3: {wall:.2f} s, {length / wall:.1f} "
+        "times faster than the video plays.\n"
     )
 
 

@@ -161,13 +161,17 @@ def mine(
 @app.command()
 def show(
     dictionary: Annotated[Path, typer.Argument(help="A twin dictionary.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="FILE.html or FILE.png.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="FILE.html, FILE.png or FILE.mp4.")],
+    videos: Annotated[
+        list[Path] | None,
+        typer.Option("--video", help="For an mp4: the source videos, or folders of them."),
+    ] = None,
 ) -> None:
     """Draw a dictionary's twins, tracks and mutual information."""
     from solo_infoaug.dictionary import TwinDictionary
     from solo_infoaug.mining.export import show as draw
 
-    draw(TwinDictionary.load(dictionary), out)
+    draw(TwinDictionary.load(dictionary), out, videos or [])
     typer.echo(f"wrote {out}")
 
 

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -10,11 +12,14 @@ from pathlib import Path
 
 import pytest
 
+from solo_infoaug.dictionary import VideoWriter
 from solo_infoaug.errors import ConfigError
-from solo_infoaug.mining import MineConfig, mine
+from solo_infoaug.mining import MineConfig, mine, pipeline, workers
 from solo_infoaug.mining.workers import Job, Work, run_jobs
 
 SMALL = MineConfig(min_patch=16, min_frames=24, max_frames=64, moments=2)
+
+needs_ray = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="needs ray")
 
 
 def _jobs(*names: str) -> list[Job]:
@@ -118,10 +123,57 @@ def test_kill_and_resume(tmp_path: Path, videos: list[Path], serial: Path) -> No
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="needs ray")
-def test_ray_makes_the_same_dictionary(tmp_path: Path, videos: list[Path], serial: Path) -> None:
-    mine(videos, tmp_path / "twins", SMALL, ray="local", progress=False)
-    assert _files(tmp_path / "twins") == _files(serial)
+@needs_ray
+def test_ray_makes_the_same_dictionary_and_loses_nothing_with_a_worker(
+    tmp_path: Path, videos: list[Path], serial: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker is killed when it has written everything but the last name."""
+    out, real = tmp_path / "twins", pipeline._mine_job
+
+    def deadly(folder: Path, config: MineConfig, threads: int | None, job: Job) -> str | None:
+        first = folder.parent / "died"
+        if job.path.stem == "b" and not first.exists():
+            first.touch()
+            VideoWriter.finish = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)
+        return real(folder, config, threads, job)
+
+    monkeypatch.setattr(pipeline, "_mine_job", deadly)
+    mine(videos[::-1], out, SMALL, ray="local", progress=False)
+    assert (tmp_path / "died").exists()
+    assert _files(out) == _files(serial)
+
+
+@pytest.mark.slow
+@needs_ray
+def test_ray_reports_what_dies_and_raises_what_is_raised(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def work(job: Job) -> str | None:
+        with (tmp_path / job.key).open("a") as file:
+            file.write("x")
+        if job.key == "die":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if job.key == "raise":
+            raise ConfigError("no such thing")
+        return "it is bad" if job.key == "bad" else None
+
+    import ray
+
+    monkeypatch.setattr(workers, "_TRIES", 2)
+    monkeypatch.setenv("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
+    with ray.init(address="local", num_cpus=2, log_to_driver=False):
+        done = {job.key: why for job, why in run_jobs(_jobs("bad", "die"), work, ray="auto")}
+        assert done["die"] == "die: the worker that mined it died: WorkerCrashedError"
+        assert done["bad"] == "it is bad"
+        assert (tmp_path / "die").read_text() == "xx"
+        with pytest.raises(ConfigError, match="no such thing"):
+            list(run_jobs(_jobs("raise"), work, ray="auto"))
+
+
+@needs_ray
+def test_no_ray_cluster(work: Work) -> None:
+    with pytest.raises(ConfigError, match="no Ray cluster at 'auto'"):
+        list(run_jobs(_jobs("a"), work, ray="auto"))
 
 
 def test_ray_missing(work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
