@@ -99,9 +99,10 @@ def _annotated(
                 ends = _pixel(tracks[t, i] * scale), _pixel(tracks[t, j] * scale)
                 cv2.line(drawn, *ends, colour, 2, cv2.LINE_AA)
         text = f"{shot.video}, shot {shot.index}, frame {t + 1} of {len(tracks)}"
-        for colour, weight in (((0, 0, 0), 3), ((255, 255, 255), 1)):
-            where = (8, inner[1] - 8)
-            cv2.putText(drawn, text, where, cv2.FONT_HERSHEY_SIMPLEX, 0.45, colour, weight)
+        font, white = (cv2.FONT_HERSHEY_SIMPLEX, 0.45), (255, 255, 255)
+        (length, rise), _ = cv2.getTextSize(text, *font, 1)
+        cv2.rectangle(drawn, (0, inner[1] - rise - 12), (length + 16, inner[1]), (0, 0, 0), -1)
+        cv2.putText(drawn, text, (8, inner[1] - 8), *font, white, 1, cv2.LINE_AA)
         framed = np.zeros((*canvas, 3), np.uint8)
         framed[: inner[1], : inner[0]] = drawn[: canvas[0], : canvas[1]]
         yield framed

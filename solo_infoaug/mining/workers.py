@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import os
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -132,7 +133,20 @@ def _alone(job: Job, work: Work) -> str | None:
 
 def _pool(size: int) -> ProcessPoolExecutor:
     # Forking breaks threads of OpenCV and torch.
-    return ProcessPoolExecutor(size, multiprocessing.get_context("spawn"))
+    context = multiprocessing.get_context("spawn")
+    return ProcessPoolExecutor(size, context, initializer=_die_with_parent)
+
+
+def _die_with_parent() -> None:
+    """End this worker when its parent is killed: it must not write beside the run that goes on."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _on_ray(

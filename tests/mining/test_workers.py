@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -100,24 +101,54 @@ def test_workers_make_the_same_dictionary(tmp_path: Path, videos: list[Path], se
     assert _files(tmp_path / "twins") == _files(serial)
 
 
+def _running(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
+
+
+def _wait_until(condition: Callable[[], bool], seconds: float = 120) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
 @pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="looks for processes in /proc")
 def test_kill_and_resume(tmp_path: Path, videos: list[Path], serial: Path) -> None:
-    """kill −9 at a random moment, twice; the third run ends with the same files."""
+    """kill −9 when a video is finished, and when workers are at work; the third run ends alike."""
     out = tmp_path / "twins"
     command = [sys.executable, "-m", "solo_infoaug.cli", "mine", *map(str, videos), "-o", str(out)]
     for name in ("min_patch", "min_frames", "max_frames", "moments"):
         command += ["-s", f"{name}={getattr(SMALL, name)}"]
-    for finished in (1, 2):
-        process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
-        deadline = time.monotonic() + 120
-        while len(list(out.glob("parts/[!.]*"))) < finished and time.monotonic() < deadline:
-            time.sleep(0.01)
-        process.kill()
-        process.wait()
-        assert not (out / "dictionary.json").exists()
+
+    def started(workers: int) -> subprocess.Popen[bytes]:
+        quiet = {"stderr": subprocess.DEVNULL, "stdout": subprocess.DEVNULL}
+        return subprocess.Popen([*command, "-j", str(workers)], **quiet)
+
+    def unfinished() -> set[int]:
+        return {int(path.suffix[1:]) for path in out.glob("parts/.*")}
+
+    process = started(1)
+    _wait_until(lambda: any(out.glob("parts/[!.]*")))
+    process.kill()
+    process.wait()
+    before = unfinished()
+
+    process = started(2)
+    _wait_until(lambda: unfinished() - before != set())
+    workers = unfinished() - before
+    assert process.pid not in workers
+    process.kill()
+    process.wait()
+    _wait_until(lambda: not any(map(_running, workers)), 30)
+
+    assert not (out / "dictionary.json").exists()
     kept = {path: path.stat().st_mtime_ns for path in out.glob("parts/[!.]*/video.json")}
-    assert len(kept) >= 2
-    subprocess.run(command, check=True, capture_output=True)
+    assert kept
+    subprocess.run([*command, "-j", "1"], check=True, capture_output=True)
     assert _files(out) == _files(serial)
     assert all(path.stat().st_mtime_ns == time for path, time in kept.items())
 
