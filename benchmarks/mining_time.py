@@ -1,6 +1,6 @@
 """Where the time of mining goes, and what a second worker brings.
 
-    uv run python benchmarks/mining_time.py [VIDEO] [--copies 6]
+    uv run python benchmarks/mining_time.py [VIDEO] [--copies 16] [--plans 1:1 2:1 1:all]
 
 Without a video, a generated 720p scene of 20 seconds. Prints seconds a stage with one thread, where
 nothing overlaps and they add up; the wall time of one process with all cores; and that of several
@@ -63,8 +63,8 @@ def _timed(
     return time.perf_counter() - start
 
 
-def speed_up(video: Path, folder: Path, copies: int) -> None:
-    """Print the time of `copies` videos of equal length by one worker and by two."""
+def speed_up(video: Path, folder: Path, copies: int, plans: list[str]) -> None:
+    """Print the time of `copies` videos of equal length by each of `plans`, workers:threads."""
     videos = []
     for number in range(copies):
         target = folder / f"{number}.mp4"
@@ -73,13 +73,15 @@ def speed_up(video: Path, folder: Path, copies: int) -> None:
     print(f"{copies} such videos, the start of the workers included:\n")
     print("| workers | threads of each | seconds | times the first |\n|---|---|---:|---:|")
     first = None
-    for workers, threads in ((1, 1), (2, 1), (1, None)):
-        out = folder / f"workers-{workers}-{threads}"
+    for number, plan in enumerate(plans):
+        workers, threads = plan.split(":")
+        limit = None if threads == "all" else int(threads)
+        out = folder / f"plan-{number}"
         start = time.perf_counter()
-        mine(videos, out, workers=workers, threads=threads, progress=False)
+        mine(videos, out, workers=int(workers), threads=limit, progress=False)
         seconds = time.perf_counter() - start
         first = first or seconds
-        print(f"| {workers} | {threads or 'all cores'} | {seconds:.1f} | {first / seconds:.2f} |")
+        print(f"| {workers} | {threads} | {seconds:.1f} | {first / seconds:.2f} |", flush=True)
         shutil.rmtree(out)
 
 
@@ -97,7 +99,9 @@ def machine() -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("video", nargs="?", type=Path)
-    parser.add_argument("--copies", type=int, default=6, help="0 leaves the workers out")
+    parser.add_argument("--copies", type=int, default=16, help="0 leaves the workers out")
+    parser.add_argument("--plans", nargs="+", default=["1:1", "2:1", "1:all"])
+    parser.add_argument("--no-stages", action="store_true")
     arguments = parser.parse_args()
     print(machine() + "\n")
     with tempfile.TemporaryDirectory() as name:
@@ -106,9 +110,10 @@ def main() -> None:
         if video is None:
             config = SceneConfig(frames=500, height=720, width=1280, objects=6, camera="all")
             video = Scene.make(config).write(folder / "720p.mp4")
-        stages(video, folder)
+        if not arguments.no_stages:
+            stages(video, folder)
         if arguments.copies:
-            speed_up(video, folder, arguments.copies)
+            speed_up(video, folder, arguments.copies, arguments.plans)
 
 
 if __name__ == "__main__":
