@@ -7,11 +7,13 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
+import cv2
 import pytest
+import torch
 
 from solo_infoaug.dictionary import VideoWriter
 from solo_infoaug.errors import ConfigError
@@ -99,6 +101,53 @@ def serial(tmp_path_factory: pytest.TempPathFactory, videos: list[Path]) -> Path
 def test_workers_make_the_same_dictionary(tmp_path: Path, videos: list[Path], serial: Path) -> None:
     mine(videos[::-1], tmp_path / "twins", SMALL, workers=2, progress=False)
     assert _files(tmp_path / "twins") == _files(serial)
+
+
+def test_threads_make_the_same_dictionary(tmp_path: Path, videos: list[Path], serial: Path) -> None:
+    """With one thread nothing is decoded ahead; the serial run had all of them."""
+    before = cv2.getNumThreads(), torch.get_num_threads()
+    mine(videos, tmp_path / "twins", SMALL, threads=1, progress=False)
+    assert _files(tmp_path / "twins") == _files(serial)
+    assert (cv2.getNumThreads(), torch.get_num_threads()) == before
+    with pytest.raises(ConfigError, match="threads must be at least 1, not 0"):
+        mine(videos, tmp_path / "twins", SMALL, threads=0, progress=False)
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({"workers": 1}, (1, None)),
+        ({"workers": None}, (3, 2)),
+        ({"workers": 2}, (2, 3)),
+        ({"workers": 2, "threads": 1}, (2, 1)),
+        ({"workers": 9}, (9, 1)),
+        ({"workers": None, "videos": 1}, (1, None)),
+        ({"workers": None, "videos": 0}, (1, None)),
+        ({"workers": 1, "ray": True}, (1, 1)),
+    ],
+)
+def test_shares_of_six_cores(
+    monkeypatch: pytest.MonkeyPatch, given: dict, expected: tuple[int, int | None]
+) -> None:
+    monkeypatch.setattr(pipeline, "usable_cores", lambda: 6)
+    assert pipeline._shares(**{"threads": None, "videos": 3, "ray": False, **given}) == expected
+
+
+def test_one_ahead() -> None:
+    made: list[int] = []
+
+    def items() -> Iterator[int]:
+        for number in range(4):
+            made.append(number)
+            yield number
+        raise ConfigError("no more")
+
+    ahead = pipeline._one_ahead(items())
+    assert [next(ahead), next(ahead)] == [0, 1]
+    ahead.close()
+    assert made == [0, 1, 2]
+    with pytest.raises(ConfigError, match="no more"):
+        list(pipeline._one_ahead(items()))
 
 
 def _running(pid: int) -> bool:
