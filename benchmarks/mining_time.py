@@ -1,72 +1,119 @@
-"""Where the time goes: seconds a stage for one video, and the speed-up of two workers.
+"""Where the time of mining goes, and what a second worker brings.
 
-    uv run python benchmarks/mining_time.py [VIDEO]
+    uv run python benchmarks/mining_time.py [VIDEO] [--copies 16] [--plans 1:1 2:1 1:all]
 
-Without a video, a generated 720p scene of 20 seconds.
+Without a video, a generated 720p scene of 20 seconds. Prints seconds a stage with one thread, where
+nothing overlaps and they add up; the wall time of one process with all cores; and that of several
+videos, one after the other and side by side. Needs an otherwise idle machine.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
+import platform
 import shutil
 import tempfile
 import time
 from pathlib import Path
+
+import av
+import cv2
+import torch
 
 from solo_infoaug.mining import MineConfig, mine
 from solo_infoaug.mining.pipeline import mine_video
 from solo_infoaug.mining.shot import Stopwatch
 from solo_infoaug.mining.synthetic import Scene, SceneConfig
 from solo_infoaug.mining.video import Video
+from solo_infoaug.mining.workers import thread_limit, usable_cores
+
+DECIDING = ("information", "significance")
 
 
 def stages(video: Path, folder: Path) -> None:
-    """Print seconds and shares of the stages of mining `video`."""
+    """Print seconds and shares of the stages of mining `video`, and the wall time on all cores."""
     with Video(video) as opened:
         length = opened.info.duration or 0.0
+        size = f"{opened.info.width}×{opened.info.height}"
     mine_video(video, folder, "warm-00000000-00000000", "0", MineConfig())  # compiles
-    watch, start = Stopwatch(), time.perf_counter()
-    mine_video(video, folder, "timed-00000000-00000000", "0", MineConfig(), watch)
-    total = time.perf_counter() - start
-    print(f"{video.name}: {total:.2f} s for {length:.2f} s of video\n")
+    watch = Stopwatch()
+    with thread_limit(1):
+        total = _timed(video, folder, watch)
+    print(f"{length:.1f} s of {size} video, one thread: {total:.2f} s\n")
     print("| stage | seconds | share |\n|---|---:|---:|")
     for stage, seconds in watch.seconds.items():
         print(f"| {stage} | {seconds:.2f} | {seconds / total:.1%} |")
     rest = total - sum(watch.seconds.values())
-    print(f"| rest | {rest:.2f} | {rest / total:.1%} |\n")
+    deciding = sum(watch.seconds[stage] for stage in DECIDING)
+    print(f"| rest | {rest:.2f} | {rest / total:.1%} |")
+    print(f"\nMutual information and the choice of twins: {deciding / total:.1%}.")
+    wall = min(_timed(video, folder, ahead=True) for _ in range(3))
+    print(
+        f"One process on {usable_cores()} cores, best of 3: {wall:.2f} s, {length / wall:.1f} "
+        "times faster than the video plays.\n"
+    )
 
 
-def speed_up(video: Path, folder: Path, copies: int = 4) -> None:
-    """Print the time of `copies` videos with one worker, which may use all cores, and with two."""
+def _timed(
+    video: Path, folder: Path, watch: Stopwatch | None = None, *, ahead: bool = False
+) -> float:
+    start = time.perf_counter()
+    mine_video(video, folder, "timed-00000000-00000000", "0", MineConfig(), watch, ahead)
+    return time.perf_counter() - start
+
+
+def speed_up(video: Path, folder: Path, copies: int, plans: list[str]) -> None:
+    """Print the time of `copies` videos of equal length by each of `plans`, workers:threads."""
     videos = []
     for number in range(copies):
         target = folder / f"{number}.mp4"
         target.write_bytes(video.read_bytes() + bytes(number + 1))  # another hash
         videos.append(target)
-    seconds = {}
-    for workers in (1, 2):
-        out = folder / f"workers-{workers}"
+    print(f"{copies} such videos, the start of the workers included:\n")
+    print("| workers | threads of each | seconds | times the first |\n|---|---|---:|---:|")
+    first = None
+    for number, plan in enumerate(plans):
+        workers, threads = plan.split(":")
+        limit = None if threads == "all" else int(threads)
+        out = folder / f"plan-{number}"
         start = time.perf_counter()
-        mine(videos, out, workers=workers, progress=False)
-        seconds[workers] = time.perf_counter() - start
+        mine(videos, out, workers=int(workers), threads=limit, progress=False)
+        seconds = time.perf_counter() - start
+        first = first or seconds
+        print(f"| {workers} | {threads} | {seconds:.1f} | {first / seconds:.2f} |", flush=True)
         shutil.rmtree(out)
-    print(f"one worker {seconds[1]:.1f} s, two {seconds[2]:.1f} s: {seconds[1] / seconds[2]:.2f}×")
+
+
+def machine() -> str:
+    """The processor, the cores and the libraries, in one line."""
+    info = Path("/proc/cpuinfo")
+    names = [line.split(": ")[1] for line in info.read_text().splitlines() if "model name" in line]
+    return (
+        f"{names[0]}, {usable_cores()} cores, load {os.getloadavg()[0]:.1f}; Python "
+        f"{platform.python_version()}, av {av.__version__}, cv2 {cv2.__version__}, "
+        f"torch {torch.__version__}"
+    )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("video", nargs="?", type=Path)
-    parser.add_argument("--no-workers", action="store_true")
+    parser.add_argument("--copies", type=int, default=16, help="0 leaves the workers out")
+    parser.add_argument("--plans", nargs="+", default=["1:1", "2:1", "1:all"])
+    parser.add_argument("--no-stages", action="store_true")
     arguments = parser.parse_args()
+    print(machine() + "\n")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         video = arguments.video
         if video is None:
             config = SceneConfig(frames=500, height=720, width=1280, objects=6, camera="all")
             video = Scene.make(config).write(folder / "720p.mp4")
-        stages(video, folder)
-        if not arguments.no_workers:
-            speed_up(video, folder)
+        if not arguments.no_stages:
+            stages(video, folder)
+        if arguments.copies:
+            speed_up(video, folder, arguments.copies, arguments.plans)
 
 
 if __name__ == "__main__":

@@ -136,7 +136,13 @@ def mine(
             "--set", "-s", metavar="NAME=VALUE", help="A setting of MineConfig, such as k=4."
         ),
     ] = None,
-    workers: Annotated[int, typer.Option("--workers", "-j", help="Processes.")] = 1,
+    workers: Annotated[
+        int | None,
+        typer.Option("--workers", "-j", help="Processes; default a core each, if many videos."),
+    ] = None,
+    threads: Annotated[
+        int | None, typer.Option(help="Threads of each process; default its share of the cores.")
+    ] = None,
     ray: Annotated[
         str | None,
         typer.Option(metavar="ADDRESS", help="Mine on a Ray cluster: its address, auto or local."),
@@ -151,7 +157,9 @@ def mine(
     from solo_infoaug.mining import mine as run
 
     config = MineConfig.parse(settings or [])
-    dictionary = run(videos, out, config, workers=workers, ray=ray, overwrite=overwrite)
+    dictionary = run(
+        videos, out, config, workers=workers, threads=threads, ray=ray, overwrite=overwrite
+    )
     typer.echo(dictionary.summary)
     if failed := dictionary.info["failed"]:
         typer.secho(f"{len(failed)} videos failed:", fg=typer.colors.RED, err=True)
@@ -163,13 +171,17 @@ def mine(
 @app.command()
 def show(
     dictionary: Annotated[Path, typer.Argument(help="A twin dictionary.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="FILE.html or FILE.png.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="FILE.html, FILE.png or FILE.mp4.")],
+    videos: Annotated[
+        list[Path] | None,
+        typer.Option("--video", help="For an mp4: the source videos, or folders of them."),
+    ] = None,
 ) -> None:
     """Draw a dictionary's twins, tracks and mutual information."""
     from solo_infoaug.dictionary import TwinDictionary
     from solo_infoaug.mining.export import show as draw
 
-    draw(TwinDictionary.load(dictionary), out)
+    draw(TwinDictionary.load(dictionary), out, videos or [])
     typer.echo(f"wrote {out}")
 
 

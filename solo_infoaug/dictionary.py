@@ -221,15 +221,16 @@ class TwinDictionary:
 
     def crops(self, index: torch.Tensor, moment: torch.Tensor | int = 0) -> torch.Tensor:
         """uint8 [B, 3, H, W]: patches `index` int64 [B] at `moment` (int, or int64 [B])."""
-        moments = torch.as_tensor(moment).expand(len(index))
-        shape = self.pixels_shape[2:]
-        found = torch.empty(len(index), *shape, dtype=torch.uint8)
-        shards = np.searchsorted(self._shard_starts, index.numpy(), side="right") - 1
-        for shard in np.unique(shards):
-            rows = torch.from_numpy(np.flatnonzero(shards == shard))
-            inside = index[rows] - int(self._shard_starts[shard])
-            found[rows] = self._open(int(shard))[inside, moments[rows]]
-        return found
+        places, moments = index.numpy(), torch.as_tensor(moment).expand(len(index)).numpy()
+        found = np.empty((len(index), *self.pixels_shape[2:]), np.uint8)
+        shards = np.searchsorted(self._shard_starts, places, side="right") - 1
+        inside = places - self._shard_starts[shards]
+        order = np.argsort(shards, kind="stable")
+        there, starts = np.unique(shards[order], return_index=True)
+        # A batch of a large dictionary meets hundreds of files: few steps for each.
+        for shard, rows in zip(there.tolist(), np.split(order, starts[1:]), strict=True):
+            found[rows] = self._open(shard).numpy()[inside[rows], moments[rows]]
+        return torch.from_numpy(found)
 
     def sample(
         self,

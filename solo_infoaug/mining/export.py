@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import jinja2
@@ -15,6 +16,7 @@ from PIL import Image
 from solo_infoaug.dictionary import TwinDictionary
 from solo_infoaug.errors import ConfigError, DictionaryError
 from solo_infoaug.mining import pictures
+from solo_infoaug.mining.movie import write_movie
 
 # Shots with the most twins are shown; a page of hundreds helps nobody.
 _SHOTS = 12
@@ -49,23 +51,35 @@ def export_patches(dictionary: TwinDictionary, folder: str | os.PathLike[str]) -
     return written
 
 
-def show(dictionary: TwinDictionary, file: str | os.PathLike[str]) -> None:
+def show(
+    dictionary: TwinDictionary,
+    file: str | os.PathLike[str],
+    videos: Sequence[str | os.PathLike[str]] = (),
+) -> None:
     """Draw a dictionary: twins, tracks and MI of its richest shots and a gallery of pairs.
 
     Args:
         dictionary: what to draw.
-        file: `.html` for one self-contained page, `.png` for a picture.
+        file: `.html` for one self-contained page, `.png` for a picture, `.mp4` for the twins
+            moving along their tracks.
+        videos: for `.mp4`, the source videos or folders of them, to draw on their frames; without
+            them it is drawn on the first frame of each shot.
 
     Raises:
         ConfigError: the file name ends otherwise.
         DictionaryError: the dictionary's files are damaged.
+        VideoError: `videos` cannot be read, or the mp4 not be written.
     """
     path = Path(file)
-    if path.suffix.lower() not in (".html", ".png"):
-        raise ConfigError(f"the file to write must end in .html or .png, not {path.name!r}")
+    kind = path.suffix.lower()
+    if kind not in (".html", ".png", ".mp4"):
+        raise ConfigError(f"the file to write must end in .html, .png or .mp4, not {path.name!r}")
     path.parent.mkdir(parents=True, exist_ok=True)
-    if path.suffix.lower() == ".html":
+    if kind == ".html":
         path.write_text(_page(dictionary), encoding="utf-8")
+    elif kind == ".mp4":
+        sources = [Path(video) for video in videos]
+        write_movie(dictionary, richest_shots(dictionary, _SHOTS), path, sources)
     else:
         _poster(dictionary).save(path)
 

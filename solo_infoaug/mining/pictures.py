@@ -39,17 +39,10 @@ def draw_twins(dictionary: TwinDictionary, shot: int, pairs: int = _PAIRS) -> Fi
     rows = dictionary.patches[record.patches.start : record.patches.stop]
     twins = dictionary.twins[record.patches.start : record.patches.stop, 0].numpy()
     mi = dictionary.mi[record.patches.start : record.patches.stop, 0].numpy()
-    local = twins - record.patches.start
     for row in rows[twins < 0]:
         axes.add_patch(_square(row, edgecolor="white", alpha=0.35, linewidth=0.6))
 
-    chosen: list[tuple[int, int]] = []
-    used: set[int] = set()
-    for i in np.argsort(-mi, kind="stable"):
-        j = int(local[i])
-        if twins[i] >= 0 and i not in used and j not in used and len(chosen) < pairs:
-            chosen.append((int(i), j))
-            used |= {int(i), j}
+    chosen = strongest_pairs(dictionary, record, pairs)
     colours = matplotlib.colormaps["plasma"]
     top = max((float(mi[i]) for i, _ in chosen), default=1.0)
     norm = matplotlib.colors.Normalize(0.0, top)
@@ -70,6 +63,25 @@ def draw_twins(dictionary: TwinDictionary, shot: int, pairs: int = _PAIRS) -> Fi
         fontsize=10,
     )
     return figure
+
+
+def strongest_pairs(
+    dictionary: TwinDictionary, shot: Shot, count: int = _PAIRS
+) -> list[tuple[int, int]]:
+    """Up to `count` pairs of a patch and its twin, of highest MI; no patch comes twice.
+
+    Patches count within the shot.
+    """
+    twins = dictionary.twins[shot.patches.start : shot.patches.stop, 0].numpy()
+    mi = dictionary.mi[shot.patches.start : shot.patches.stop, 0].numpy()
+    chosen: list[tuple[int, int]] = []
+    used: set[int] = set()
+    for i in np.argsort(-mi, kind="stable"):
+        j = int(twins[i]) - shot.patches.start
+        if twins[i] >= 0 and i not in used and j not in used and len(chosen) < count:
+            chosen.append((int(i), j))
+            used |= {int(i), j}
+    return chosen
 
 
 def draw_tracks(dictionary: TwinDictionary, shot: int) -> Figure:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import re
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
@@ -24,13 +26,13 @@ from rich.progress import (
 from solo_infoaug import __version__
 from solo_infoaug.cache import remember_dictionary
 from solo_infoaug.dictionary import MANIFEST, PARTS, TwinDictionary, VideoWriter, write_manifest
-from solo_infoaug.errors import DictionaryError, VideoError
+from solo_infoaug.errors import ConfigError, DictionaryError, VideoError
 from solo_infoaug.mining.config import MineConfig
 from solo_infoaug.mining.shot import Stopwatch, mine_shot
 from solo_infoaug.mining.shots import Shot, split_shots
 from solo_infoaug.mining.trackers import make_tracker
 from solo_infoaug.mining.video import Frame, Video, find_videos, video_digest
-from solo_infoaug.mining.workers import Job, run_jobs
+from solo_infoaug.mining.workers import Job, run_jobs, thread_limit, usable_cores
 
 T = TypeVar("T")
 
@@ -43,7 +45,8 @@ def mine(
     out: str | os.PathLike[str],
     config: MineConfig | None = None,
     *,
-    workers: int = 1,
+    workers: int | None = 1,
+    threads: int | None = None,
     ray: str | None = None,
     overwrite: bool = False,
     progress: bool = True,
@@ -62,7 +65,9 @@ def mine(
         videos: a video file, a folder of videos, or several of either.
         out: the folder to write the dictionary to.
         config: settings; the defaults if None.
-        workers: processes that mine videos side by side.
+        workers: processes that mine videos side by side; None for as many as there are cores, or
+            videos. With more than one, a script needs the usual `if __name__ == "__main__":`.
+        threads: how many threads each worker uses; None for its share of the cores (on Ray, one).
         ray: address of a Ray cluster to mine on instead ("auto" for the running one, "local" to
             start one here); videos and `out` must be on storage that all its machines share.
         overwrite: remove the dictionary in `out` first, whatever it is.
@@ -71,7 +76,8 @@ def mine(
     Raises:
         VideoError: no video could be mined; the message has the reason of each.
         DictionaryError: `out` holds a dictionary of other videos or settings.
-        ConfigError: `workers` is no positive number, or Ray, a tracker or a depth model is missing.
+        ConfigError: `workers` or `threads` is no positive number, or Ray, a tracker or a depth
+            model is missing.
     """
     config = config or MineConfig()
     sources = [videos] if isinstance(videos, (str, os.PathLike)) else list(videos)
@@ -80,11 +86,12 @@ def mine(
     jobs, failed = _plan(find_videos(sources), config)
     _check_target(folder, jobs, config, overwrite)
     todo = [job for job in jobs if not (folder / PARTS / job.key / "video.json").is_file()]
+    workers, threads = _shares(workers, threads, len(todo), ray is not None)
     with _bar(progress) as bar:
         task = bar.add_task("mining", total=len(jobs), completed=len(jobs) - len(todo))
-        work = functools.partial(_mine_job, folder, config)
+        work = functools.partial(_mine_job, folder, config, threads)
         gpu = config.tracker in ("cotracker3", "bootstapir") and config.device != "cpu"
-        for job, why in run_jobs(todo, work, workers, ray, gpu):
+        for job, why in run_jobs(todo, work, workers, ray, gpu, threads or 1):
             if why is not None:
                 failed[str(job.path)] = why
             bar.update(task, advance=1, description=f"mined {job.path.name}")
@@ -107,8 +114,11 @@ def mine_video(
     digest: str,
     config: MineConfig,
     watch: Stopwatch | None = None,
+    ahead: bool = False,
 ) -> None:
     """Mine one video and write its part of the dictionary.
+
+    With `ahead`, a thread decodes the next shot while this one is mined.
 
     Raises:
         VideoError: it cannot be decoded, or no patch of it found a twin.
@@ -135,24 +145,43 @@ def mine_video(
         }
         writer = VideoWriter(out, key, path.name, source)
         counts = {"frames": 0, "shots": 0, "patches": 0, "twins": 0}
+        colour = tracker.colour or bool(config.depth)
+        shots = _shots(video, config, colour, counts, watch)
         try:
-            for shot in _shots(video, config, counts, watch):
-                counts["shots"] += 1
-                if (found := mine_shot(shot, tracker, config, watch)) is not None:
-                    counts["patches"] += len(found["pixels"])
-                    counts["twins"] += int((found["twins"][:, 0] >= 0).sum())
-                    with watch("write"):
-                        writer.add_shot(**found)
+            with contextlib.closing(_one_ahead(shots) if ahead else shots) as coming:
+                for shot in coming:
+                    counts["shots"] += 1
+                    if (found := mine_shot(shot, tracker, config, watch)) is not None:
+                        counts["patches"] += len(found["pixels"])
+                        counts["twins"] += int((found["twins"][:, 0] >= 0).sum())
+                        with watch("write"):
+                            writer.add_shot(**found)
             _complain(path, video, counts, config)
             writer.finish(damaged_packets=video.damaged, frames=counts["frames"])
         finally:
             writer.discard()
 
 
-def _mine_job(out: Path, config: MineConfig, job: Job) -> str | None:
+def _shares(
+    workers: int | None, threads: int | None, videos: int, ray: bool
+) -> tuple[int, int | None]:
+    """How many workers, and how many threads each has; None for what the process is set to."""
+    if threads is not None and threads < 1:
+        raise ConfigError(f"threads must be at least 1, not {threads!r}")
+    if workers is None:
+        workers = max(1, min(usable_cores(), videos))
+    if threads is None and ray:
+        threads = 1
+    elif threads is None and workers > 1:
+        threads = max(1, usable_cores() // workers)
+    return workers, threads
+
+
+def _mine_job(out: Path, config: MineConfig, threads: int | None, job: Job) -> str | None:
     """What a worker does: mine one video; returns why it failed, or None."""
     try:
-        mine_video(job.path, out, job.key, job.digest, config)
+        with thread_limit(threads):
+            mine_video(job.path, out, job.key, job.digest, config, ahead=threads != 1)
     except VideoError as error:
         return str(error)
     except (cv2.error, MemoryError) as error:
@@ -160,9 +189,19 @@ def _mine_job(out: Path, config: MineConfig, job: Job) -> str | None:
     return None
 
 
+def _one_ahead(items: Iterator[T]) -> Generator[T]:
+    """The same items; a thread makes the next one while the caller is busy with this one."""
+    end = object()
+    with ThreadPoolExecutor(1, thread_name_prefix="decode") as thread:
+        coming = thread.submit(next, items, end)
+        while (item := coming.result()) is not end:
+            coming = thread.submit(next, items, end)
+            yield item  # type: ignore[misc]  # `end` is none of them
+
+
 def _shots(
-    video: Video, config: MineConfig, counts: dict[str, int], watch: Stopwatch
-) -> Iterator[Shot]:
+    video: Video, config: MineConfig, colour: bool, counts: dict[str, int], watch: Stopwatch
+) -> Generator[Shot]:
     def counted() -> Iterator[Frame]:
         frames = video.frames(config.start_fraction, config.stop_fraction, config.frame_step)
         while (frame := _timed(frames, "decode", watch)) is not None:
@@ -175,6 +214,7 @@ def _shots(
         min_frames=config.min_frames,
         max_frames=config.max_frames,
         track_size=config.track_size,
+        colour=colour,
     )
     # Decoding happens inside, and is not counted twice.
     while True:

@@ -38,7 +38,8 @@ class Tracks:
 class Tracker(Protocol):
     """Chooses the patches of a shot and follows their points.
 
-    `name` and `licence` (of the weights, where there are any) go into the dictionary.
+    `name` and `licence` (of the weights, where there are any) go into the dictionary. `colour` says
+    whether it needs shots in colour.
     """
 
     @property
@@ -46,6 +47,9 @@ class Tracker(Protocol):
 
     @property
     def licence(self) -> str: ...
+
+    @property
+    def colour(self) -> bool: ...
 
     def follow(self, shot: Shot, size: int, step: float) -> Tracks:
         """Track patches of `size` source pixels, at least `step` patches apart.
@@ -56,8 +60,8 @@ class Tracker(Protocol):
         ...
 
 
-# What turns frames uint8 [T, h, w, 3] and points float32 [N, 2] into tracks float32 [T, N, 2] and
-# visibility bool [T, N].
+# What turns frames uint8 [T, h, w] or [T, h, w, 3] and points float32 [N, 2] into tracks float32
+# [T, N, 2] and visibility bool [T, N].
 PointTracker = Callable[[list[np.ndarray], np.ndarray], tuple[np.ndarray, np.ndarray]]
 
 
@@ -67,6 +71,7 @@ class GridTracker:
 
     name: str
     licence: str
+    colour: bool
     track: PointTracker
 
     def follow(self, shot: Shot, size: int, step: float) -> Tracks:
@@ -93,6 +98,7 @@ class FileTracker:
 
     name = "file"
     licence = ""
+    colour = False
 
     def __init__(self, video: Path, folder: str) -> None:
         self.path = (Path(folder) if folder else video.parent) / f"{video.stem}.npz"
@@ -172,15 +178,15 @@ def make_tracker(
     if name == "file":
         return FileTracker(video, folder)
     if name == "lk":
-        return GridTracker("lk", "", functools.partial(track_lk, max_roundtrip=max_roundtrip))
+        track = functools.partial(track_lk, max_roundtrip=max_roundtrip)
+        return GridTracker("lk", "", colour=False, track=track)
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cotracker3":
-        return GridTracker(name, "weights: CC-BY-NC-4.0", _cotracker(checkpoint, device))
+        return GridTracker(name, "weights: CC-BY-NC-4.0", True, _cotracker(checkpoint, device))
     if name == "bootstapir":
-        return GridTracker(
-            name, "weights: see github.com/google-deepmind/tapnet", _bootstapir(checkpoint, device)
-        )
+        licence = "weights: see github.com/google-deepmind/tapnet"
+        return GridTracker(name, licence, True, _bootstapir(checkpoint, device))
     raise ConfigError(f"tracker must be lk, cotracker3, bootstapir or file, not {name!r}")
 
 

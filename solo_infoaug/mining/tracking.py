@@ -43,10 +43,10 @@ def grid(height: int, width: int, size: int, step: float = 1.0) -> np.ndarray:
 def corners(image: np.ndarray, centres: np.ndarray, size: np.ndarray) -> np.ndarray:
     """The strongest corner (Shi-Tomasi) in the middle of each of the 2×2 cells of each patch.
 
-    `image` is uint8 [h, w, 3]; `centres` [P, 2] and `size` [2] are in its pixels, (x, y).
-    Returns float32 [P, 4, 2].
+    `image` is uint8 [h, w] or [h, w, 3] RGB; `centres` [P, 2] and `size` [2] are in its pixels,
+    (x, y). Returns float32 [P, 4, 2].
     """
-    strength = cv2.cornerMinEigenVal(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), 5)
+    strength = cv2.cornerMinEigenVal(_grey(image), 5)
     limit = np.array(image.shape[1::-1])
     middle = (np.arange(_CELLS) + 0.5) / _CELLS - 0.5
     offsets = np.stack(np.meshgrid(middle, middle), axis=-1).reshape(-1, 2) * size
@@ -72,7 +72,7 @@ def track_lk(
     to the border, or when it falls in with another point.
 
     Args:
-        frames: T images, uint8 [h, w, 3].
+        frames: T images, uint8 [h, w] or [h, w, 3] RGB.
         points: float32 [N, 2], (x, y) in pixels of the first frame.
         max_roundtrip: the largest miss, forth and back, in pixels.
 
@@ -85,10 +85,10 @@ def track_lk(
     visible = np.zeros((len(frames), count), bool)
     visible[0] = True
     alive = np.arange(count)
-    before = cv2.cvtColor(frames[0], cv2.COLOR_RGB2GRAY)
+    before = _grey(frames[0])
     looks = deque([_surroundings(before, tracks[0])], maxlen=_MEMORY)
     for t in range(1, len(frames)):
-        after = cv2.cvtColor(frames[t], cv2.COLOR_RGB2GRAY)
+        after = _grey(frames[t])
         tracks[t] = tracks[t - 1]
         look = np.zeros_like(looks[0])
         if len(alive):
@@ -107,6 +107,10 @@ def track_lk(
         looks.append(look)
         before = after
     return tracks, visible
+
+
+def _grey(image: np.ndarray) -> np.ndarray:
+    return image if image.ndim == 2 else cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
 
 
 def _inside(points: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import av.error
@@ -19,6 +20,10 @@ EXTENSIONS = frozenset(
     {".3gp", ".avi", ".flv", ".gif", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4"}
     | {".mpeg", ".mpg", ".mts", ".ogv", ".ts", ".webm", ".wmv"}
 )
+
+
+# Scaling by several threads, which PyAV does since 17, would take cores from other workers.
+_SCALING: dict[str, Any] = {"threads": 1} if int(av.__version__.split(".")[0]) >= 17 else {}
 
 
 @dataclass(frozen=True)
@@ -38,13 +43,17 @@ class Frame:
     def _turns(self) -> int:
         return round(getattr(self._raw, "rotation", 0) / 90) % 4
 
-    def image(self, size: tuple[int, int] | None = None) -> np.ndarray:
-        """uint8 [H, W, 3] RGB, resized to `size` (height, width) if given."""
+    def image(self, size: tuple[int, int] | None = None, layout: str = "rgb24") -> np.ndarray:
+        """The frame as an array, resized to `size` (height, width) if given.
+
+        `layout` is FFmpeg's name of a pixel format: "rgb24" or "bgr24", uint8 [H, W, 3], or
+        "gray", uint8 [H, W].
+        """
         height, width = size or self.size
         if self._turns % 2:
             height, width = width, height
         array = self._raw.to_ndarray(
-            format="rgb24", width=width, height=height, interpolation="AREA"
+            format=layout, width=width, height=height, interpolation="AREA", **_SCALING
         )
         return np.ascontiguousarray(np.rot90(array, self._turns))
 
@@ -121,7 +130,8 @@ class Video:
             self._container.close()
             raise VideoError(f"{path}: holds no video stream")
         self._stream = self._container.streams.video[0]
-        self._stream.thread_type = "AUTO"
+        # One thread: from damaged packets FFmpeg makes other pixels with another number of threads.
+        self._stream.codec_context.thread_count = 1
 
     def __enter__(self) -> Video:
         return self

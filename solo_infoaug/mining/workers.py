@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -30,8 +32,38 @@ class Job:
 Work = Callable[[Job], str | None]
 
 
+def usable_cores() -> int:
+    """The CPU cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+@contextlib.contextmanager
+def thread_limit(threads: int | None) -> Iterator[None]:
+    """Let OpenCV, torch and what is compiled here use so many threads; None changes nothing."""
+    import cv2
+    import torch
+
+    before = cv2.getNumThreads(), torch.get_num_threads()
+    if threads is not None:
+        cv2.setNumThreads(threads)
+        torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        if threads is not None:
+            cv2.setNumThreads(before[0])
+            torch.set_num_threads(before[1])
+
+
 def run_jobs(
-    jobs: list[Job], work: Work, workers: int = 1, ray: str | None = None, gpu: bool = False
+    jobs: list[Job],
+    work: Work,
+    workers: int = 1,
+    ray: str | None = None,
+    gpu: bool = False,
+    cpus: int = 1,
 ) -> Iterator[tuple[Job, str | None]]:
     """Do all jobs; yields each with what `work` returned for it, as they finish.
 
@@ -44,6 +76,7 @@ def run_jobs(
         workers: processes; 1 does the jobs here.
         ray: address of a Ray cluster, "auto" or "local"; None for processes.
         gpu: ask Ray for a GPU a job.
+        cpus: ask Ray for so many cores a job.
 
     Raises:
         ConfigError: `workers` is not positive, or Ray is not installed or not reached.
@@ -53,7 +86,7 @@ def run_jobs(
     if not jobs:
         return
     if ray is not None:
-        yield from _on_ray(jobs, work, ray, gpu)
+        yield from _on_ray(jobs, work, ray, gpu, cpus)
     elif workers == 1:
         for job in jobs:
             yield job, work(job)
@@ -65,7 +98,7 @@ def _by_processes(jobs: list[Job], work: Work, workers: int) -> Iterator[tuple[J
     waiting = deque(jobs)
     suspects: list[Job] = []  # were being done when a worker died: nobody knows whose fault it was
     while waiting:
-        with _pool(workers, workers) as pool:
+        with _pool(workers) as pool:
             running: dict[Future[str | None], Job] = {}
             broken = False
             while running or (waiting and not broken):
@@ -85,12 +118,12 @@ def _by_processes(jobs: list[Job], work: Work, workers: int) -> Iterator[tuple[J
                         suspects.append(job)
                         broken = True
     for job in suspects:
-        yield job, _alone(job, work, workers)
+        yield job, _alone(job, work)
 
 
-def _alone(job: Job, work: Work, workers: int) -> str | None:
+def _alone(job: Job, work: Work) -> str | None:
     for _ in range(_TRIES - 1):
-        with _pool(1, workers) as pool:
+        with _pool(1) as pool:
             try:
                 return pool.submit(work, job).result()
             except BrokenProcessPool:
@@ -98,22 +131,26 @@ def _alone(job: Job, work: Work, workers: int) -> str | None:
     return f"{job.path}: the process that mined it died (out of memory?)"
 
 
-def _pool(size: int, workers: int) -> ProcessPoolExecutor:
-    context = multiprocessing.get_context("spawn")  # forking breaks threads of OpenCV and torch
-    threads = max(1, (os.cpu_count() or 1) // workers)
-    return ProcessPoolExecutor(size, context, initializer=_use_threads, initargs=(threads,))
+def _pool(size: int) -> ProcessPoolExecutor:
+    # Forking breaks threads of OpenCV and torch.
+    context = multiprocessing.get_context("spawn")
+    return ProcessPoolExecutor(size, context, initializer=_die_with_parent)
 
 
-def _use_threads(count: int) -> None:
-    import cv2
-    import torch
+def _die_with_parent() -> None:
+    """End this worker when its parent is killed: it must not write beside the run that goes on."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
 
-    cv2.setNumThreads(count)
-    torch.set_num_threads(count)
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _on_ray(
-    jobs: list[Job], work: Work, address: str, gpu: bool
+    jobs: list[Job], work: Work, address: str, gpu: bool, cpus: int
 ) -> Iterator[tuple[Job, str | None]]:
     if address == "local":
         # Under `uv run`, Ray would build an environment of its own for each worker. Read on import.
@@ -127,7 +164,7 @@ def _on_ray(
     started = not ray.is_initialized()
     if started:
         try:
-            ray.init(address=None if address == "local" else address, log_to_driver=False)
+            ray.init(address=address, log_to_driver=False)
         except (ConnectionError, ValueError, RuntimeError) as error:
             raise ConfigError(f"no Ray cluster at {address!r}: {error}") from error
     try:
@@ -135,7 +172,7 @@ def _on_ray(
         def task(job: Job) -> str | None:
             return work(job)
 
-        needs = {"num_cpus": 1, "num_gpus": 1 if gpu else 0, "max_retries": _TRIES - 1}
+        needs = {"num_cpus": cpus, "num_gpus": 1 if gpu else 0, "max_retries": _TRIES - 1}
         remote: Any = ray.remote(**needs)(task)
         running = {remote.remote(job): job for job in jobs}
         while running:

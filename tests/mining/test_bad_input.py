@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import pathlib
 import struct
 import wave
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -47,6 +50,14 @@ def _rotated(source: Path, target: Path) -> None:
     target.write_bytes(data)
 
 
+def _without_a_frame(path: Path, codec: str, pix_fmt: str, **options: str) -> None:
+    """A whole container with a video stream of which no frame was ever written."""
+    with av.open(str(path), "w", options=options) as container:
+        stream = container.add_stream(codec, rate=25)
+        stream.width, stream.height, stream.pix_fmt = 64, 64, pix_fmt
+        container.start_encoding()
+
+
 def _sound(path: Path) -> None:
     with wave.open(str(path), "wb") as file:
         file.setnchannels(1)
@@ -73,12 +84,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory, video: Path, write_video, s
     (made / "text.mp4").write_text("this is no video " * 99)
     _sound(made / "sound.mp4")
     write_video(made / "one.mp4", frames[:1])
+    _without_a_frame(made / "none.mp4", "libx264", "yuv420p", movflags="empty_moov")
+    _without_a_frame(made / "none.avi", "mjpeg", "yuvj420p")
     write_video(
         made / "pixel.mkv", [np.zeros((1, 1, 3), np.uint8)] * 30, codec="ffv1", pix_fmt="yuv444p"
     )
-    secret = made / "secret.mp4"
-    secret.write_bytes(whole + b"\0")
-    secret.chmod(0)
     return made
 
 
@@ -87,25 +97,71 @@ def test_the_good_are_mined_and_the_bad_explained(folder: Path, tmp_path: Path) 
     run = CliRunner().invoke(app, ["mine", str(folder), "-o", str(tmp_path / "d"), *SETTINGS])
     assert run.exit_code == 2, run.output
     dictionary = TwinDictionary.load(tmp_path / "d")
-    readable = ["secret.mp4"] if os.access(folder / "secret.mp4", os.R_OK) else []  # as root
     good = ["deep.mkv", "good.mp4", "odd.mkv", "rotated.mp4", "variable.mp4"]
-    assert sorted(dictionary.videos) == sorted(good + readable)
+    assert sorted(dictionary.videos) == good
     failed = {Path(name).name: why for name, why in dictionary.info["failed"].items()}
     reasons = {
         "cut.mp4": "cannot be opened as a video",
         "empty.mp4": "cannot be opened as a video",
         "text.mp4": "cannot be opened as a video",
         "sound.mp4": "holds no video stream",
+        "none.mp4": "no frame could be decoded",
+        "none.avi": "no frame could be decoded",
         "one.mp4": r"no shot has at least min_frames=24 frames (1 frames in all)",
         "pixel.mkv": "no two patches could be tracked",
-        "secret.mp4": "cannot be read",
     }
-    for name in readable:
-        del reasons[name]
     assert set(failed) == set(reasons)
     for name, why in reasons.items():
         assert why in failed[name]
         assert name in run.output
+
+
+def _with_secret(folder: Path, video: Path) -> list[str]:
+    """Arguments that mine a good video and `secret.mp4`, which holds another."""
+    (folder / "good.mp4").write_bytes(video.read_bytes())
+    (folder / "secret.mp4").write_bytes(video.read_bytes() + b"\0")
+    return ["mine", str(folder), "-o", str(folder / "d"), *SETTINGS, "-j", "1"]
+
+
+def _assert_secret_failed(arguments: list[str], why: str) -> None:
+    run = CliRunner().invoke(app, arguments)
+    assert run.exit_code == 2, run.output
+    assert why in run.output
+    dictionary = TwinDictionary.load(arguments[3])
+    assert dictionary.videos == ["good.mp4"]
+    ((name, reason),) = dictionary.info["failed"].items()
+    assert Path(name).name == "secret.mp4"
+    assert why in reason
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="the superuser may read every file")
+def test_a_file_without_permission(video: Path, tmp_path: Path) -> None:
+    arguments = _with_secret(tmp_path, video)
+    (tmp_path / "secret.mp4").chmod(0)
+    _assert_secret_failed(arguments, "cannot be read: Permission denied")
+
+
+@pytest.mark.parametrize(
+    ("what", "why"),
+    [
+        ("pathlib.Path.open", "cannot be read: Permission denied"),
+        # Readable when it was hashed, and not any more when it is decoded
+        ("av.open", "cannot be opened as a video: Permission denied"),
+    ],
+)
+def test_a_file_that_the_system_refuses(
+    video: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str, why: str
+) -> None:
+    arguments = _with_secret(tmp_path, video)
+    real = pathlib.Path.open if what == "pathlib.Path.open" else av.open
+
+    def refuse(path: Path | str, *args: Any, **options: Any) -> Any:
+        if Path(path).name == "secret.mp4":
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return real(path, *args, **options)
+
+    monkeypatch.setattr(what, refuse)
+    _assert_secret_failed(arguments, why)
 
 
 def test_rotation_is_obeyed(folder: Path, scene) -> None:
@@ -116,3 +172,10 @@ def test_rotation_is_obeyed(folder: Path, scene) -> None:
     assert image.shape == (256, 160, 3)
     turned = np.rot90(scene[0][0], -1)  # a quarter turn clockwise
     assert np.abs(image.astype(int) - turned.astype(int)).mean() < 12
+
+
+def test_a_container_without_a_frame(folder: Path) -> None:
+    for name in ("none.mp4", "none.avi"):
+        with Video(folder / name) as video:
+            assert list(video.frames()) == []
+            assert video.damaged == 0

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -11,7 +12,7 @@ from typer.testing import CliRunner
 
 from solo_infoaug.cli import app
 from solo_infoaug.dictionary import TwinDictionary
-from solo_infoaug.errors import ConfigError, DictionaryError
+from solo_infoaug.errors import ConfigError, DictionaryError, VideoError
 from solo_infoaug.mining import MineConfig, mine
 from solo_infoaug.mining.export import export_patches, show
 from solo_infoaug.mining.pictures import (
@@ -21,7 +22,9 @@ from solo_infoaug.mining.pictures import (
     draw_reasons,
     draw_tracks,
     draw_twins,
+    strongest_pairs,
 )
+from solo_infoaug.mining.video import Video
 
 
 @pytest.fixture(scope="module")
@@ -81,8 +84,48 @@ def test_show(mined: TwinDictionary, tmp_path: Path) -> None:
     assert "http" not in page.replace("data:image", "")
     show(mined, tmp_path / "poster.png")
     assert Image.open(tmp_path / "poster.png").width > 800
-    with pytest.raises(ConfigError, match=r"must end in \.html or \.png"):
+    with pytest.raises(ConfigError, match=r"must end in \.html, \.png or \.mp4"):
         show(mined, tmp_path / "page.gif")
+
+
+def _decoded(path: Path) -> list[np.ndarray]:
+    with Video(path) as video:
+        return [frame.image().astype(int) for frame in video.frames()]
+
+
+def test_movie(mined: TwinDictionary, video: Path, scene, tmp_path: Path) -> None:
+    (tmp_path / "moved").mkdir()
+    (tmp_path / "moved" / "renamed.mp4").write_bytes(video.read_bytes())
+    show(mined, tmp_path / "twins.mp4", [tmp_path / "moved"])
+    frames = _decoded(tmp_path / "twins.mp4")
+    assert len(frames) == len(scene[0])
+    assert frames[0].shape == (200, 320, 3)  # 160×256, enlarged
+    for place in (0, 40, 63):
+        source = cv2.resize(scene[0][place], (320, 200), interpolation=cv2.INTER_AREA)
+        changed = np.abs(frames[place] - source).max(axis=2) > 60
+        # Lines and boxes on the objects, most of the frame as it was
+        assert 0.02 < changed.mean() < 0.5
+    # A patch of the strongest pair is framed where its track says, in a late frame as well
+    i, _ = strongest_pairs(mined, mined.shots[0])[0]
+    arrays = mined.shots[0].arrays
+    t = int(np.flatnonzero(arrays["seen"][:, i])[-1])
+    x, y = (arrays["tracks"][t, i] - mined.patches["size"][i] / 2) * 1.25
+    framed = frames[t][round(float(y)), round(float(x)) : round(float(x)) + 12]
+    assert (framed.max(axis=1) - framed.min(axis=1)).mean() > 80  # a saturated colour
+
+    show(mined, tmp_path / "still.mp4")
+    still = _decoded(tmp_path / "still.mp4")
+    assert len(still) == len(frames)
+    corner = slice(0, 30), slice(290, 320)  # background, no track
+    assert np.abs(still[60][corner] - still[0][corner]).mean() < 6
+
+
+def test_movie_errors(mined: TwinDictionary, tmp_path: Path) -> None:
+    with pytest.raises(VideoError, match="no such video"):
+        show(mined, tmp_path / "twins.mp4", [tmp_path / "nothing.mp4"])
+    (tmp_path / "taken.mp4").mkdir()
+    with pytest.raises(VideoError, match=r"taken\.mp4: cannot be written"):
+        show(mined, tmp_path / "taken.mp4")
 
 
 def test_commands(video: Path, tmp_path: Path) -> None:

@@ -125,11 +125,11 @@ def test_interrupted_run_goes_on(
     whole = mine([video, other], tmp_path / "whole", SMALL, progress=False)
     real, calls = pipeline.mine_video, []
 
-    def interrupted(path: Path, *args: object) -> None:
+    def interrupted(path: Path, *args: object, **options: object) -> None:
         calls.append(path.name)
         if len(calls) == 2:
             raise KeyboardInterrupt
-        real(path, *args)
+        real(path, *args, **options)
 
     monkeypatch.setattr(pipeline, "mine_video", interrupted)
     with pytest.raises(KeyboardInterrupt):
@@ -196,5 +196,5 @@ def test_real_clips(tmp_path: Path) -> None:
     clips = sample_clips()[1:]
     dictionary = mine(clips, tmp_path / "twins", MineConfig(stop_fraction=0.7), progress=False)
     assert dictionary.videos == ["bikes.mp4", "carphone_pristine.mp4"]
-    assert len(dictionary.anchors) > 50
+    assert len(dictionary.anchors) > 30
     assert torch.isfinite(dictionary.mi).all()

@@ -2,19 +2,27 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import os
+import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
+import cv2
 import pytest
+import torch
 
+from solo_infoaug.dictionary import VideoWriter
 from solo_infoaug.errors import ConfigError
-from solo_infoaug.mining import MineConfig, mine
+from solo_infoaug.mining import MineConfig, mine, pipeline, workers
 from solo_infoaug.mining.workers import Job, Work, run_jobs
 
 SMALL = MineConfig(min_patch=16, min_frames=24, max_frames=64, moments=2)
+
+needs_ray = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="needs ray")
 
 
 def _jobs(*names: str) -> list[Job]:
@@ -95,33 +103,157 @@ def test_workers_make_the_same_dictionary(tmp_path: Path, videos: list[Path], se
     assert _files(tmp_path / "twins") == _files(serial)
 
 
+def test_threads_make_the_same_dictionary(tmp_path: Path, videos: list[Path], serial: Path) -> None:
+    """With one thread nothing is decoded ahead; the serial run had all of them."""
+    before = cv2.getNumThreads(), torch.get_num_threads()
+    mine(videos, tmp_path / "twins", SMALL, threads=1, progress=False)
+    assert _files(tmp_path / "twins") == _files(serial)
+    assert (cv2.getNumThreads(), torch.get_num_threads()) == before
+    with pytest.raises(ConfigError, match="threads must be at least 1, not 0"):
+        mine(videos, tmp_path / "twins", SMALL, threads=0, progress=False)
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({"workers": 1}, (1, None)),
+        ({"workers": None}, (3, 2)),
+        ({"workers": 2}, (2, 3)),
+        ({"workers": 2, "threads": 1}, (2, 1)),
+        ({"workers": 9}, (9, 1)),
+        ({"workers": None, "videos": 1}, (1, None)),
+        ({"workers": None, "videos": 0}, (1, None)),
+        ({"workers": 1, "ray": True}, (1, 1)),
+    ],
+)
+def test_shares_of_six_cores(
+    monkeypatch: pytest.MonkeyPatch, given: dict, expected: tuple[int, int | None]
+) -> None:
+    monkeypatch.setattr(pipeline, "usable_cores", lambda: 6)
+    assert pipeline._shares(**{"threads": None, "videos": 3, "ray": False, **given}) == expected
+
+
+def test_one_ahead() -> None:
+    made: list[int] = []
+
+    def items() -> Iterator[int]:
+        for number in range(4):
+            made.append(number)
+            yield number
+        raise ConfigError("no more")
+
+    ahead = pipeline._one_ahead(items())
+    assert [next(ahead), next(ahead)] == [0, 1]
+    ahead.close()
+    assert made == [0, 1, 2]
+    with pytest.raises(ConfigError, match="no more"):
+        list(pipeline._one_ahead(items()))
+
+
+def _running(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
+
+
+def _wait_until(condition: Callable[[], bool], seconds: float = 120) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
 @pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="looks for processes in /proc")
 def test_kill_and_resume(tmp_path: Path, videos: list[Path], serial: Path) -> None:
-    """kill −9 at a random moment, twice; the third run ends with the same files."""
+    """kill −9 when a video is finished, and when workers are at work; the third run ends alike."""
     out = tmp_path / "twins"
     command = [sys.executable, "-m", "solo_infoaug.cli", "mine", *map(str, videos), "-o", str(out)]
     for name in ("min_patch", "min_frames", "max_frames", "moments"):
         command += ["-s", f"{name}={getattr(SMALL, name)}"]
-    for finished in (1, 2):
-        process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
-        deadline = time.monotonic() + 120
-        while len(list(out.glob("parts/[!.]*"))) < finished and time.monotonic() < deadline:
-            time.sleep(0.01)
-        process.kill()
-        process.wait()
-        assert not (out / "dictionary.json").exists()
+
+    def started(workers: int) -> subprocess.Popen[bytes]:
+        quiet = {"stderr": subprocess.DEVNULL, "stdout": subprocess.DEVNULL}
+        return subprocess.Popen([*command, "-j", str(workers)], **quiet)
+
+    def unfinished() -> set[int]:
+        return {int(path.suffix[1:]) for path in out.glob("parts/.*")}
+
+    process = started(1)
+    _wait_until(lambda: any(out.glob("parts/[!.]*")))
+    process.kill()
+    process.wait()
+    before = unfinished()
+
+    process = started(2)
+    _wait_until(lambda: unfinished() - before != set())
+    workers = unfinished() - before
+    assert process.pid not in workers
+    process.kill()
+    process.wait()
+    _wait_until(lambda: not any(map(_running, workers)), 30)
+
+    assert not (out / "dictionary.json").exists()
     kept = {path: path.stat().st_mtime_ns for path in out.glob("parts/[!.]*/video.json")}
-    assert len(kept) >= 2
-    subprocess.run(command, check=True, capture_output=True)
+    assert kept
+    subprocess.run([*command, "-j", "1"], check=True, capture_output=True)
     assert _files(out) == _files(serial)
     assert all(path.stat().st_mtime_ns == time for path, time in kept.items())
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="needs ray")
-def test_ray_makes_the_same_dictionary(tmp_path: Path, videos: list[Path], serial: Path) -> None:
-    mine(videos, tmp_path / "twins", SMALL, ray="local", progress=False)
-    assert _files(tmp_path / "twins") == _files(serial)
+@needs_ray
+def test_ray_makes_the_same_dictionary_and_loses_nothing_with_a_worker(
+    tmp_path: Path, videos: list[Path], serial: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker is killed when it has written everything but the last name."""
+    out, real = tmp_path / "twins", pipeline._mine_job
+
+    def deadly(folder: Path, config: MineConfig, threads: int | None, job: Job) -> str | None:
+        first = folder.parent / "died"
+        if job.path.stem == "b" and not first.exists():
+            first.touch()
+            VideoWriter.finish = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)
+        return real(folder, config, threads, job)
+
+    monkeypatch.setattr(pipeline, "_mine_job", deadly)
+    mine(videos[::-1], out, SMALL, ray="local", progress=False)
+    assert (tmp_path / "died").exists()
+    assert _files(out) == _files(serial)
+
+
+@pytest.mark.slow
+@needs_ray
+def test_ray_reports_what_dies_and_raises_what_is_raised(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def work(job: Job) -> str | None:
+        with (tmp_path / job.key).open("a") as file:
+            file.write("x")
+        if job.key == "die":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if job.key == "raise":
+            raise ConfigError("no such thing")
+        return "it is bad" if job.key == "bad" else None
+
+    import ray
+
+    monkeypatch.setattr(workers, "_TRIES", 2)
+    monkeypatch.setenv("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
+    with ray.init(address="local", num_cpus=2, log_to_driver=False):
+        done = {job.key: why for job, why in run_jobs(_jobs("bad", "die"), work, ray="auto")}
+        assert done["die"] == "die: the worker that mined it died: WorkerCrashedError"
+        assert done["bad"] == "it is bad"
+        assert (tmp_path / "die").read_text() == "xx"
+        with pytest.raises(ConfigError, match="no such thing"):
+            list(run_jobs(_jobs("raise"), work, ray="auto"))
+
+
+@needs_ray
+def test_no_ray_cluster(work: Work) -> None:
+    with pytest.raises(ConfigError, match="no Ray cluster at 'auto'"):
+        list(run_jobs(_jobs("a"), work, ray="auto"))
 
 
 def test_ray_missing(work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
