@@ -15,9 +15,8 @@ import pytest
 pytestmark = pytest.mark.slow
 
 # Runs a script as it is. main_knn.py and main_umap.py move everything to a GPU without asking
-# whether there is one: where there is none, things stay where they are. The former passes its k-NN an
-# argument that
-# torchmetrics dropped in 0.9, which solo-learn's own requirements keep older than that.
+# whether there is one: where there is none, things stay where they are. The former gives its k-NN
+# an argument that torchmetrics dropped in 0.9; solo-learn's requirements keep an older one.
 _RUN = """
 import runpy, sys, torch, torchmetrics
 metric = torchmetrics.Metric.__init__
