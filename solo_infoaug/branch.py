@@ -77,7 +77,7 @@ def _shared_module(name: str) -> property:
 def _renamed_module(name: str, to: str) -> property:
     def get(branch: Any) -> nn.Module:
         # under its old name while the constructor works
-        return branch._modules.get(to) or branch._modules[name]
+        return branch._modules[to if to in branch._modules else name]
 
     return property(get)
 
