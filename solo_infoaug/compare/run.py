@@ -17,12 +17,17 @@ import time
 import traceback
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import hydra
 import numpy as np
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    Labelled = tuple[Tensor, Tensor, Tensor]
 
 RESULT, ERROR, PROGRESS = "result.json", "error.json", "progress.json"
 
@@ -120,33 +125,43 @@ def evaluate_run(checkpoint: Path, how: dict[str, Any]) -> dict[str, float]:
             settings.
     """
     from solo_infoaug.compare.scenes import ScenesConfig, stills
-    from solo_infoaug.evaluation import (
-        evaluate,
-        extract_features,
-        knn_accuracy,
-        linear_accuracy,
-        load_backbone,
-    )
+    from solo_infoaug.evaluation import evaluate, extract_features, load_backbone
 
     if how["dataset"] != "scenes":
         found = evaluate(checkpoint, **how)
         return {"linear": found["linear"], "knn": found["knn"]}
     backbone = load_backbone(checkpoint)
-    splits = [stills(ScenesConfig(**how["scenes"]), split) for split in ("train", "test")]
-    (train, y, part), (test, y_test, part_test) = (
+    splits = [stills(ScenesConfig(**how["scenes"]), split) for split in ("labelled", "test")]
+    labelled, test = (
         (extract_features(backbone, images), classes, parts) for images, classes, parts in splits
     )
-    metrics = {
-        "linear": linear_accuracy((train, y), (test, y_test)),
-        "knn": knn_accuracy((train, y), (test, y_test), how["k"]),
-    }
+    return evaluate_features(labelled, test, how["k"])
+
+
+def evaluate_features(labelled: Labelled, test: Labelled, k: int) -> dict[str, float]:
+    """The two probes on `scenes`, as usual and across parts; per cent.
+
+    Args:
+        labelled: features [N, D], classes [N] and parts [N] to learn from.
+        test: likewise.
+        k: neighbours.
+    """
+    from solo_infoaug.evaluation import knn_accuracy, linear_accuracy
+
+    train, y, part = labelled
+    asked, y_asked, part_asked = test
     across = []
     for left_out in part.unique():
-        known, asked = part != left_out, part_test == left_out
-        halves = (train[known], y[known]), (test[asked], y_test[asked])
-        across.append((linear_accuracy(*halves), knn_accuracy(*halves, how["k"])))
-    metrics["linear_across"], metrics["knn_across"] = (float(x) for x in np.mean(across, axis=0))
-    return metrics
+        known, other = part != left_out, part_asked == left_out
+        halves = (train[known], y[known]), (asked[other], y_asked[other])
+        across.append((linear_accuracy(*halves), knn_accuracy(*halves, k)))
+    linear, knn = (float(value) for value in np.mean(across, axis=0))
+    return {
+        "linear": linear_accuracy((train, y), (asked, y_asked)),
+        "knn": knn_accuracy((train, y), (asked, y_asked), k),
+        "linear_across": linear,
+        "knn_across": knn,
+    }
 
 
 def _peak_memory() -> float:

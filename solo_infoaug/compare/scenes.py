@@ -66,8 +66,10 @@ class ScenesConfig:
     videos: int = 80
     objects: int = 4
     frames: int = 64
-    # Stills of each part of each class: for pretraining and to learn the probe, and to test it.
+    # Stills of each part of each class: for pretraining; how many of them have a label that the
+    # probes learn from; and to test.
     train_stills: int = 150
+    labelled_stills: int = 20
     test_stills: int = 50
     # How far a texture is turned (radians) and scaled (log) either way; noise, grey levels.
     rotation: float = 0.15
@@ -85,6 +87,7 @@ class ScenesConfig:
             ("objects", 1, 9),
             ("frames", 32, 1000),
             ("train_stills", 1, 100_000),
+            ("labelled_stills", 1, self.train_stills),
             ("test_stills", 1, 100_000),
         ):
             value = getattr(self, name)
@@ -173,17 +176,21 @@ def stills(config: ScenesConfig, split: str) -> tuple[Tensor, Tensor, Tensor]:
 
     Args:
         config: of the benchmark.
-        split: "train" or "test".
+        split: "train", "labelled" (the first of "train", for the probes) or "test".
 
     Returns:
         uint8 [N, 3, 32, 32], classes int64 [N], parts int64 [N].
     """
-    count = config.train_stills if split == "train" else config.test_stills
-    rng = np.random.default_rng([config.seed, 1 if split == "train" else 2])
+    counts = {
+        "train": config.train_stills,
+        "labelled": config.labelled_stills,
+        "test": config.test_stills,
+    }
     images, labels = [], []
     for number, of_class in enumerate(families(config)):
         for part, family in enumerate(of_class):
-            for _ in range(count):
+            rng = np.random.default_rng([config.seed, 2 if split == "test" else 1, number, part])
+            for _ in range(counts[split]):
                 images.append(_still(family, config, rng))
                 labels.append((number, part))
     classes, parts = torch.tensor(labels).unbind(1)

@@ -265,5 +265,6 @@ def results_csv(results: Sequence[Mapping[str, Any]]) -> str:
             + [result["metrics"].get(metric, "") for metric in metrics]
             + ["" if flat[key] is None else flat[key] for key in _LAST]
         )
-    writer.writerows(sorted(rows, key=lambda row: tuple(map(str, row[: len(_FIRST)]))))
+    rows.sort(key=lambda row: [str(value) for value in row[: len(_FIRST)]])
+    writer.writerows(rows)
     return text.getvalue()
