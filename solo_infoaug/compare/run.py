@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import hydra
 import numpy as np
+from filelock import FileLock
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
 
@@ -171,17 +172,31 @@ def _peak_memory() -> float:
 
 @hydra.main(version_base="1.2", config_path=None, config_name="solo_infoaug_compare_run")
 def main(job: Job) -> None:
-    """Run, and write down what failed: one failure stops neither this process nor the grid."""
+    """Run, and write down what failed: one failure stops neither this process nor the grid.
+
+    A run whose grid was killed may go on in the background: whoever is asked for it again waits
+    until it ends, and takes over if it left no result.
+    """
     folder = Path(job.folder)
-    try:
-        execute(folder)
-    except Exception as error:
-        traceback.print_exc()
+    with FileLock(folder / ".lock"):
         plan = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-        reason = f"{type(error).__name__}: {error}"
-        write_json(folder / ERROR, {"hash": plan["hash"], "reason": reason})
-    finally:
-        (folder / PROGRESS).unlink(missing_ok=True)
+        if _has_result(folder, plan["hash"]):
+            return
+        try:
+            execute(folder)
+        except Exception as error:
+            traceback.print_exc()
+            reason = f"{type(error).__name__}: {error}"
+            write_json(folder / ERROR, {"hash": plan["hash"], "reason": reason})
+        finally:
+            (folder / PROGRESS).unlink(missing_ok=True)
+
+
+def _has_result(folder: Path, digest: str) -> bool:
+    try:
+        return json.loads((folder / RESULT).read_text(encoding="utf-8"))["hash"] == digest
+    except FileNotFoundError:
+        return False
 
 
 if __name__ == "__main__":
