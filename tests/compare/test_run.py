@@ -5,7 +5,9 @@ from __future__ import annotations
 import csv
 import hashlib
 import pickle
+from collections import OrderedDict, defaultdict
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from typer.testing import CliRunner
 from solo_infoaug.cli import app
 from solo_infoaug.compare.grid import Planner, Run, parse_grid
 from solo_infoaug.compare.run import execute
+from solo_infoaug.evaluation import backbone_weights
 
 Overrides = Callable[..., list[str]]
 
@@ -146,3 +149,30 @@ def test_cifar10_in_torchvisions_layout(
     assert set(result["metrics"]) == {"online", "linear", "knn"}
     # 20 test images of random pixels and ten labels
     assert all(0 <= value <= 60 for value in result["metrics"].values())
+
+
+class _Harmful:
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.file,)
+
+
+def test_checkpoints_are_read_without_running_what_they_hold(tmp_path: Path) -> None:
+    """SimSiam's checkpoints hold a function of the scheduler, which a plain reader refuses."""
+    weights = torch.nn.Conv2d(2, 3, 1, bias=False).weight.to(memory_format=torch.channels_last)
+    torch.save(
+        {
+            "state_dict": OrderedDict({"backbone.conv.weight": weights, "projector.x": weights}),
+            "lr_schedulers": [{"get_lr": partial(getattr, _Harmful(tmp_path / "harm"))}],
+            "loops": defaultdict(dict, {"a": {"b": torch.float32}}),
+        },
+        tmp_path / "last.ckpt",
+    )
+    with pytest.raises(pickle.UnpicklingError):
+        torch.load(tmp_path / "last.ckpt", weights_only=True)
+    found = backbone_weights(tmp_path / "last.ckpt")
+    assert found.keys() == {"conv.weight"}
+    assert torch.equal(found["conv.weight"], weights)
+    assert not (tmp_path / "harm").exists()
