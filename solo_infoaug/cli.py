@@ -92,6 +92,42 @@ def pretrain(
         typer.echo(f"Checkpoint: {result.checkpoint}")
 
 
+@app.command(context_settings={"ignore_unknown_options": True})
+def compare(
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(help="methods=simclr,byol seeds=0,1,2 infoaug.weight=0,0.1,1 out=DIR …"),
+    ] = None,
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="Run again what failed.")
+    ] = False,
+) -> None:
+    """Methods × arms × data × seeds → tables, figures. Run again, it goes on.
+
+    The keys are those of configs/compare/compare.yaml; other overrides go to the runs, and one that
+    lists values is a further dimension. Exit code 2: some runs failed, the others are finished.
+    """
+    from solo_infoaug.compare import compare as run
+
+    try:
+        outcome = run(overrides or [], retry_failed=retry_failed)
+    except KeyboardInterrupt:
+        typer.secho("Interrupted; the same command goes on from here.", err=True)
+        raise typer.Exit(130) from None
+    typer.echo(f"{outcome.done} runs finished:")
+    for file in outcome.files:
+        typer.echo(f"  {file}")
+    if outcome.failed:
+        typer.secho(
+            f"{len(outcome.failed)} runs failed (--retry-failed runs them again):",
+            fg=typer.colors.RED,
+            err=True,
+        )
+        for name, why in outcome.failed:
+            typer.secho(f"  {name}: {why}", err=True)
+        raise typer.Exit(2)
+
+
 @app.command()
 def evaluate(
     checkpoint: Annotated[Path, typer.Argument(help="A .ckpt with its args.json beside it.")],

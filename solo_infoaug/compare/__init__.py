@@ -1,0 +1,74 @@
+"""`solo-infoaug compare`: methods × arms × data × seeds, collected into tables and figures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+from rich.console import Console
+
+from solo_infoaug.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a grid."""
+
+    files: list[Path]
+    """Results, tables and report."""
+    done: int
+    failed: list[tuple[str, str]]
+    """Runs that failed, and why."""
+    waiting: int
+
+
+def compare(
+    overrides: Sequence[str] = (), *, retry_failed: bool = False, console: Console | None = None
+) -> Outcome:
+    """Run what is not finished of a grid, and write tables and figures of what is.
+
+    Args:
+        overrides: in Hydra's grammar; see configs/compare/compare.yaml.
+        retry_failed: run again what failed.
+        console: for progress; default standard error.
+
+    Raises:
+        ConfigError: an override cannot be used, or another process runs this grid.
+        DictionaryError: there is no twin dictionary.
+        KeyboardInterrupt: after Ctrl-C; results of what is finished have been written.
+    """
+    from solo_infoaug.compare.grid import Planner, parse_grid
+    from solo_infoaug.compare.pool import describe, reason, run_grid, state
+    from solo_infoaug.compare.report import write_results
+
+    grid = parse_grid(overrides)
+    grid.out.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(grid.out / ".lock", timeout=0):
+            runs = Planner(grid, workers=grid.jobs).plan()
+            try:
+                run_grid(
+                    runs,
+                    jobs=grid.jobs,
+                    threads=grid.threads,
+                    launcher=grid.launcher,
+                    sweep_folder=grid.out / "launcher",
+                    retry_failed=retry_failed,
+                    keep_checkpoints=grid.keep_checkpoints,
+                    console=console,
+                )
+            finally:
+                files = write_results(runs, grid.out)
+    except Timeout as error:
+        raise ConfigError(
+            f"out: another process runs the grid in {grid.out}; wait for it, or choose another out"
+        ) from error
+    states = [state(run) for run in runs]
+    return Outcome(
+        files,
+        states.count("done"),
+        [(describe(run), reason(run)) for run in runs if state(run) == "failed"],
+        len(runs) - states.count("done") - states.count("failed"),
+    )

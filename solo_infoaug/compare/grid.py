@@ -1,0 +1,308 @@
+"""The grid: from overrides to runs, each with a solo-learn configuration of its own.
+
+methods × arms × data × seeds × every override that lists values. What a run trains with is decided
+here and written into its folder, before anything runs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+
+from solo_infoaug.compare.scenes import Benchmark, ScenesConfig, prepare
+from solo_infoaug.dictionary import TwinDictionary
+from solo_infoaug.errors import ConfigError
+from solo_infoaug.locate import find_dictionary
+from solo_infoaug.paths import config_folder
+from solo_infoaug.training import load_config
+
+ARMS = ("baseline", "baseline_images", "random", "self", "infoaug", "oracle")
+BASELINES = ("baseline", "baseline_images")
+
+_PARTNERS = {"random": "random", "self": "self", "infoaug": "mi", "oracle": "mi"}
+_LISTS = ("methods", "arms", "data", "seeds")
+_KEYS = (*_LISTS, "out", "jobs", "threads", "keep_checkpoints")
+
+
+@dataclass(frozen=True)
+class Grid:
+    """What `solo-infoaug compare` was asked for."""
+
+    methods: tuple[str, ...]
+    arms: tuple[str, ...]
+    data: tuple[str, ...]
+    seeds: tuple[int, ...]
+    out: Path
+    jobs: int
+    threads: int | None
+    keep_checkpoints: bool
+    fixed: tuple[str, ...] = ()
+    """Overrides that all runs share."""
+    swept: tuple[tuple[str, ...], ...] = ()
+    """For each override that lists values, one override a value."""
+    launcher: tuple[str, ...] = ()
+    """Overrides of Hydra itself: `hydra/launcher=…` and the launcher's own."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One place of the grid."""
+
+    method: str
+    arm: str
+    data: str
+    seed: int
+    variant: tuple[str, ...] = ()
+    """The values of the swept overrides that matter for this arm: `infoaug.weight=0.3`."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run: where it lives, what it trains with and how it is evaluated."""
+
+    cell: Cell
+    folder: Path
+    hash: str
+    """Of all that decides the result."""
+    config: DictConfig = field(repr=False)
+    """As solo-learn has it: `solo-infoaug pretrain` trains the same from it."""
+    evaluate: dict[str, Any] = field(repr=False)
+    fingerprint: str | None
+    """Of the twin dictionary."""
+    cost: float
+    """Epochs × views, to guess the time left."""
+
+    def write(self, keep_checkpoint: bool) -> None:
+        """Write `config.yaml` and `run.json` into the run's folder."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        OmegaConf.save(self.config, self.folder / "config.yaml")
+        plan = {
+            **asdict(self.cell),
+            "hash": self.hash,
+            "fingerprint": self.fingerprint,
+            "evaluate": self.evaluate,
+            "keep_checkpoint": keep_checkpoint,
+        }
+        (self.folder / "run.json").write_text(json.dumps(plan, indent=2), encoding="utf-8")
+
+
+def parse_grid(overrides: Sequence[str] = ()) -> Grid:
+    """Read `methods=simclr,byol infoaug.weight=0,0.1,1 max_epochs=10 hydra/launcher=joblib …`.
+
+    Raises:
+        ConfigError: an override that Hydra cannot read, an unknown name, or an empty list.
+    """
+    known: Any = OmegaConf.to_container(load_config(config_folder() / "compare", "compare"))
+    fixed, swept, launcher = [], [], []
+    try:
+        parsed = OverridesParser.create().parse_overrides(list(overrides))
+    except HydraException as error:
+        raise ConfigError(f"compare: {error}") from error
+    for override in parsed:
+        key = override.key_or_group
+        if key in _KEYS and override.is_sweep_override():
+            known[key] = [_plain(value) for value in override.sweep_string_iterator()]
+        elif key in _KEYS:
+            known[key] = OmegaConf.to_container(OmegaConf.create({"value": override.value()}))[
+                "value"  # type: ignore[call-overload, index]
+            ]
+        elif key == "hydra" or key.startswith(("hydra.", "hydra/")):
+            launcher.append(str(override.input_line))
+        elif override.is_sweep_override():
+            name = override.get_key_element()
+            swept.append(tuple(f"{name}={v}" for v in override.sweep_string_iterator()))
+        else:
+            fixed.append(str(override.input_line))
+    for key in _LISTS:
+        values = known[key] if isinstance(known[key], list) else [known[key]]
+        known[key] = tuple(values)
+        if not values or len(set(values)) < len(values):
+            raise ConfigError(f"{key}: expected a list of different values, got {values}")
+    _known("methods", [_method(name)[0] for name in known["methods"]], "methods")
+    _known("data", known["data"], "datasets")
+    if unknown := [arm for arm in known["arms"] if arm not in ARMS]:
+        raise ConfigError(f"arms: expected some of {', '.join(ARMS)}, got {unknown[0]!r}")
+    if not all(isinstance(seed, int) and seed >= 0 for seed in known["seeds"]):
+        raise ConfigError(f"seeds: expected whole numbers ≥ 0, got {list(known['seeds'])}")
+    if not isinstance(known["jobs"], int) or known["jobs"] < 1:
+        raise ConfigError(f"jobs: expected a whole number ≥ 1, got {known['jobs']!r}")
+    if known["threads"] is not None and (
+        not isinstance(known["threads"], int) or known["threads"] < 1
+    ):
+        raise ConfigError(f"threads: expected a whole number ≥ 1, got {known['threads']!r}")
+    known["out"] = Path(str(known["out"])).expanduser().resolve()
+    return Grid(**known, fixed=tuple(fixed), swept=tuple(swept), launcher=tuple(launcher))
+
+
+def _plain(text: str) -> Any:
+    """A value of a sweep as YAML reads it."""
+    return OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]))["value"]  # type: ignore[call-overload, index]
+
+
+def _known(key: str, names: Sequence[str], folder: str) -> None:
+    there = sorted(path.stem for path in (config_folder() / "compare" / folder).glob("*.yaml"))
+    for name in names:
+        if name not in there:
+            raise ConfigError(f"{key}: expected some of {', '.join(there)}, got {name!r}")
+
+
+def _method(name: str) -> tuple[str, list[str]]:
+    """`simclr+fmicl=js` → simclr, and the overrides behind it."""
+    base, *extras = str(name).split("+")
+    for extra in extras:
+        if "=" not in extra:
+            raise ConfigError(f"methods: expected NAME+key=value, got {name!r}")
+    return base, [f"++{extra}" for extra in extras]
+
+
+def expand(grid: Grid) -> list[Cell]:
+    """All cells; seeds last, so that after the first third of three seeds each column has a value.
+
+    What changes the twin branch alone is not repeated for the baselines.
+    """
+    cells: dict[Cell, None] = {}
+    for seed, data, method, variant, arm in itertools.product(
+        grid.seeds, grid.data, grid.methods, itertools.product(*grid.swept), grid.arms
+    ):
+        cells[Cell(method, arm, data, seed, reduced(variant, arm))] = None
+    return list(cells)
+
+
+def reduced(variant: Sequence[str], arm: str) -> tuple[str, ...]:
+    """The overrides of `variant` that change anything for `arm`."""
+
+    def matters(override: str) -> bool:
+        key = override.lstrip("+").split("=")[0]
+        if not key.startswith("infoaug.") or arm not in BASELINES:
+            return True
+        return arm == "baseline_images" and key == "infoaug.batch_size"
+
+    return tuple(override for override in variant if matters(override))
+
+
+class Planner:
+    """Composes the runs of a grid; prepares each data set once."""
+
+    def __init__(self, grid: Grid, workers: int = 1) -> None:
+        self.grid = grid
+        self.workers = workers
+        self._benchmarks: dict[str, Benchmark] = {}
+        self._fingerprints: dict[str, str] = {}
+
+    def plan(self) -> list[Run]:
+        """All runs of the grid.
+
+        Raises:
+            ConfigError: a configuration that cannot be composed.
+            DictionaryError: there is no twin dictionary.
+        """
+        return [self.run(cell) for cell in expand(self.grid)]
+
+    def run(self, cell: Cell) -> Run:
+        """The run of one cell."""
+        base, extras = _method(cell.method)
+        cfg = load_config(
+            config_folder() / "compare",
+            "run",
+            [
+                f"methods={base}",
+                f"datasets={cell.data}",
+                f"seed={cell.seed}",
+                "checkpoint.dir=.",
+                *extras,
+                *self.grid.fixed,
+                *cell.variant,
+            ],
+        )
+        twins = self._data(cell, cfg)
+        cost = float(cfg.max_epochs)
+        fingerprint = None
+        if cell.arm in BASELINES:
+            if cell.arm == "baseline_images":
+                cfg.max_epochs = same_images_epochs(cfg)
+            cost = float(cfg.max_epochs)
+            cfg.pop("infoaug")
+        else:
+            cfg.infoaug.arm = _PARTNERS[cell.arm]
+            cfg.infoaug.twins = str(twins)
+            cost *= same_images_epochs(cfg) / cfg.max_epochs
+            fingerprint = self._fingerprint(str(twins))
+        found: Any = OmegaConf.to_container(cfg.evaluate, resolve=True)
+        cfg.pop("evaluate")
+        return self._finish(cell, cfg, found, fingerprint, cost)
+
+    def _data(self, cell: Cell, cfg: DictConfig) -> Path | None:
+        """Fill in where data and twins are; returns the dictionary of the cell's arm."""
+        evaluate = cfg.evaluate
+        if evaluate.dataset == "scenes":
+            given: Any = OmegaConf.to_container(cfg.pop("scenes"))
+            try:
+                config = ScenesConfig(**given)
+            except TypeError as error:
+                raise ConfigError(f"scenes: {error}") from error
+            benchmark = self._benchmark(config)
+            cfg.data.train_path = str(benchmark.folder / "stills" / "train")
+            evaluate.scenes = given
+            return benchmark.oracle if cell.arm == "oracle" else benchmark.twins
+        if cell.arm == "oracle":
+            raise ConfigError(
+                f"arms: oracle needs data whose true twins are known, not {cell.data}"
+            )
+        for name, section in (("data", cfg.data), ("evaluate", evaluate)):
+            for key in ("train_path", "val_path"):
+                if OmegaConf.is_missing(section, key):
+                    raise ConfigError(f"{name}.{key}: expected the path of {cell.data}, got none")
+                if section[key] is not None:
+                    section[key] = str(Path(section[key]).expanduser().resolve())
+        if cell.arm in BASELINES:
+            return None
+        return find_dictionary(cfg.infoaug.twins).resolve()
+
+    def _benchmark(self, config: ScenesConfig) -> Benchmark:
+        if config.digest not in self._benchmarks:
+            folder = self.grid.out / "data" / f"scenes-{config.digest}"
+            self._benchmarks[config.digest] = prepare(folder, config, self.workers)
+        return self._benchmarks[config.digest]
+
+    def _fingerprint(self, path: str) -> str:
+        if path not in self._fingerprints:
+            self._fingerprints[path] = TwinDictionary.load(path).fingerprint
+        return self._fingerprints[path]
+
+    def _finish(
+        self,
+        cell: Cell,
+        cfg: DictConfig,
+        evaluate: dict[str, Any],
+        fingerprint: str | None,
+        cost: float,
+    ) -> Run:
+        decides = json.dumps(
+            [OmegaConf.to_container(cfg, resolve=True), evaluate, fingerprint], sort_keys=True
+        )
+        # a grid that is moved, or reached by another path, is still the same
+        decides = decides.replace(str(self.grid.out), "OUT")
+        digest = hashlib.sha256(decides.encode()).hexdigest()[:12]
+        name = f"{cell.method}-{cell.arm}-{cell.data}-seed{cell.seed}-{digest}"
+        folder = (
+            self.grid.out / "runs" / "".join(c if c.isalnum() or c in "-_" else "-" for c in name)
+        )
+        cfg.name = f"{cell.method}-{cell.arm}"
+        cfg.checkpoint.dir = str(folder / "training")
+        return Run(cell, folder, digest, cfg, evaluate, fingerprint, cost)
+
+
+def same_images_epochs(cfg: DictConfig) -> int:
+    """How long a baseline trains to see as many images as with a twin branch: never fewer."""
+    pairs = OmegaConf.select(cfg, "infoaug.batch_size") or cfg.optimizer.batch_size
+    return math.ceil(cfg.max_epochs * (1 + pairs / cfg.optimizer.batch_size))

@@ -1,0 +1,231 @@
+"""What a grid leaves behind: `results.csv`, `tables.md`, `tables.tex` and `report.html`."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import io
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jinja2 import Environment, PackageLoader, select_autoescape
+from matplotlib.figure import Figure
+
+from solo_infoaug.compare import pool
+from solo_infoaug.compare.grid import Run
+from solo_infoaug.compare.tables import (
+    METRICS,
+    Column,
+    Values,
+    collect,
+    mean_and_std,
+    results_csv,
+    tables,
+)
+from solo_infoaug.dictionary import TwinDictionary
+from solo_infoaug.mining.export import richest_shots
+from solo_infoaug.mining.pictures import draw_pairs, draw_twins
+
+_COLOURS = {
+    "baseline": "#9aa5b1",
+    "baseline_images": "#5f6c7b",
+    "random": "#d9a441",
+    "self": "#8e6bbf",
+    "infoaug": "#2a7de1",
+    "oracle": "#3a9d5d",
+}
+
+
+def write_results(runs: Sequence[Run], out: Path) -> list[Path]:
+    """Collect the runs that are finished and write everything into `out`; returns the files.
+
+    Args:
+        runs: of the grid, finished or not.
+        out: the folder.
+    """
+    results = [found for run in runs if (found := pool.result(run)) is not None]
+    files = {"results.csv": results_csv(results)}
+    if results:
+        made = tables(results)
+        files["tables.md"] = "\n".join(table.markdown() for table in made)
+        files["tables.tex"] = "\n".join(table.latex() for table in made)
+        files["report.html"] = _page(runs, results)
+    for name, text in files.items():
+        (out / name).write_text(text, encoding="utf-8")
+    return [out / name for name in files]
+
+
+def _page(runs: Sequence[Run], results: Sequence[Mapping[str, Any]]) -> str:
+    sets = []
+    for data in dict.fromkeys(result["data"] for result in results):
+        figures: list[dict[str, str | None]] = []
+        for metric, name in METRICS.items():
+            values = collect(results, data, metric)
+            if values:
+                figures.append({"title": name, "bars": _embed(draw_bars(values, name))})
+                ablation = draw_ablation(values, name)
+                figures[-1]["ablation"] = None if ablation is None else _embed(ablation)
+        of_set = [run for run in runs if run.cell.data == data and pool.result(run) is not None]
+        sets.append(
+            {
+                "name": data,
+                "tables": [
+                    table for table in tables(results) if table.title.startswith(f"{data}:")
+                ],
+                "figures": figures,
+                "curves": _embed(draw_curves(of_set)),
+                "twins": [_embed(figure) for figure in _gallery(of_set)],
+            }
+        )
+    environment = Environment(
+        loader=PackageLoader("solo_infoaug.compare", "."),
+        autoescape=select_autoescape(["html", "j2"]),
+    )
+    return environment.get_template("report.html.j2").render(
+        sets=sets,
+        runs=len(runs),
+        results=results,
+        failed=[(pool.describe(r), pool.reason(r)) for r in runs if pool.state(r) == "failed"],
+        seeds=sorted({result["seed"] for result in results}),
+        devices=sorted({f"{r['device']}, {r['threads']} threads" for r in results}),
+        versions=sorted({json.dumps(result["versions"]) for result in results}),
+    )
+
+
+def _embed(figure: Figure) -> str:
+    """A figure as a data URI."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110)
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+
+
+def _swept(column: Column) -> tuple[str, float] | None:
+    """The one swept number of a column: its key and value."""
+    if len(column.variant) != 1:
+        return None
+    key, _, value = column.variant[0].lstrip("+").partition("=")
+    try:
+        return key, float(value)
+    except ValueError:
+        return None
+
+
+def draw_bars(values: Values, metric: str) -> Figure:
+    """Mean and standard deviation over the seeds of every column, methods side by side."""
+    methods = list(dict.fromkeys(method for method, _ in values))
+    columns = list(dict.fromkeys(column for _, column in values))
+    columns.sort(key=lambda column: (list(_COLOURS).index(column.arm), column.variant))
+    figure = Figure(figsize=(max(6.0, 1.5 * len(methods) + 1.5), 3.6), layout="constrained")
+    axes = figure.subplots()
+    width = 0.8 / len(columns)
+    for j, column in enumerate(columns):
+        places, heights, errors = [], [], []
+        for i, method in enumerate(methods):
+            if (method, column) in values:
+                mean, std = mean_and_std(list(values[method, column].values()))
+                places.append(i + (j - (len(columns) - 1) / 2) * width)
+                heights.append(mean)
+                errors.append(0.0 if math.isnan(std) else std)
+        axes.bar(
+            places, heights, width, yerr=errors, color=_COLOURS[column.arm], label=column.label
+        )
+    axes.set_xticks(range(len(methods)), methods, rotation=20, ha="right")
+    axes.set(ylabel=f"{metric} (per cent)")
+    axes.grid(axis="y", alpha=0.3)
+    figure.legend(loc="outside upper center", ncols=3, fontsize=8)
+    return figure
+
+
+def draw_ablation(values: Values, metric: str) -> Figure | None:
+    """Accuracy over a swept number, a line a method and arm; None where no number was swept."""
+    lines: dict[tuple[str, str, str], list[tuple[float, float, float]]] = {}
+    for (method, column), seeds in values.items():
+        swept = _swept(column)
+        if swept is not None:
+            mean, std = mean_and_std(list(seeds.values()))
+            line = method, column.arm, swept[0]
+            lines.setdefault(line, []).append((swept[1], mean, 0.0 if math.isnan(std) else std))
+    if not lines:
+        return None
+    keys = list(dict.fromkeys(key for _, _, key in lines))
+    figure = Figure(figsize=(6 * len(keys), 3.6), layout="constrained")
+    styles = dict(zip(dict.fromkeys(method for method, _, _ in lines), "os^DvPX", strict=False))
+    for axes, key in zip(figure.subplots(1, len(keys), squeeze=False)[0], keys, strict=True):
+        for (method, arm, of), points in lines.items():
+            if of == key:
+                x, mean, std = np.array(sorted(points)).T
+                axes.errorbar(
+                    x,
+                    mean,
+                    std,
+                    color=_COLOURS[arm],
+                    marker=styles.get(method, "."),
+                    capsize=3,
+                    label=f"{method}, {arm}",
+                )
+        for (method, column), seeds in values.items():
+            if column.arm == "baseline" and not column.variant:
+                level = mean_and_std(list(seeds.values()))[0]
+                axes.axhline(level, color=_COLOURS["baseline"], linestyle=":")
+                axes.annotate(f"{method}, baseline", (0.02, level), fontsize=7)
+        axes.set_xscale("symlog", linthresh=0.1)
+        axes.set(xlabel=key, ylabel=f"{metric} (per cent)")
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize=8)
+    return figure
+
+
+def draw_curves(runs: Sequence[Run]) -> Figure:
+    """Loss of the view branch and of the twin branch over the steps, the mean over the seeds."""
+    methods = list(dict.fromkeys(run.cell.method for run in runs))
+    figure = Figure(figsize=(2.6 * max(2, len(methods)), 4.6), layout="constrained")
+    grid = figure.subplots(2, max(1, len(methods)), squeeze=False)
+    for i, method in enumerate(methods):
+        for row, kind in enumerate(("view", "twin")):
+            axes = grid[row][i]
+            for column in dict.fromkeys(Column(r.cell.arm, r.cell.variant) for r in runs):
+                curves = [
+                    found
+                    for run in runs
+                    if (run.cell.method, run.cell.arm, run.cell.variant)
+                    == (method, column.arm, column.variant)
+                    and (found := _curve(run.folder / "metrics.csv", kind)) is not None
+                ]
+                if curves:
+                    length = min(len(curve[0]) for curve in curves)
+                    mean = np.mean([curve[1][:length] for curve in curves], axis=0)
+                    axes.plot(curves[0][0][:length], mean, color=_COLOURS[column.arm], lw=1.2)
+            axes.set_title(f"{method}, {kind} branch", fontsize=9)
+            axes.grid(alpha=0.3)
+    return figure
+
+
+def _curve(file: Path, kind: str) -> tuple[list[int], np.ndarray] | None:
+    """Steps and values of a branch's loss in Lightning's metrics.csv; None where it has none."""
+    with file.open(encoding="utf-8", newline="") as rows:
+        found = list(csv.DictReader(rows))
+    names = list(found[0]) if found else []
+    if kind == "twin":
+        names = [name for name in names if name == "twin_loss_step"]
+    else:
+        names = [n for n in names if n.startswith("train_") and n.endswith("_loss_step")]
+        # the method's own loss; solo-learn logs that of the online classifier beside it
+        names = [name for name in names if "class" not in name][:1]
+    points = [(int(row["step"]), float(row[name])) for row in found for name in names if row[name]]
+    if not points:
+        return None
+    return [step for step, _ in points], np.array([value for _, value in points])
+
+
+def _gallery(runs: Sequence[Run]) -> list[Figure]:
+    """Pairs of twins, and one shot of the dictionary that InfoAug trained with."""
+    for run in runs:
+        if run.cell.arm == "infoaug":
+            dictionary = TwinDictionary.load(run.config.infoaug.twins)
+            shot = richest_shots(dictionary, 1)[0]
+            return [draw_pairs(dictionary), draw_twins(dictionary, shot)]
+    return []

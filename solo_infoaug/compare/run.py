@@ -1,0 +1,203 @@
+"""One run of the grid: pretrain, evaluate, `result.json`. A Hydra program, for any launcher.
+
+`python -m solo_infoaug.compare.run folder=RUN`: RUN holds `config.yaml`, a solo-learn
+configuration, and `run.json`, both written by `solo-infoaug compare`. What fails leaves an
+`error.json`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import resource
+import shutil
+import sys
+import time
+import traceback
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import hydra
+import numpy as np
+from filelock import FileLock
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    Labelled = tuple[Tensor, Tensor, Tensor]
+
+RESULT, ERROR, PROGRESS = "result.json", "error.json", "progress.json"
+
+
+@dataclass
+class Job:
+    """What the program is told."""
+
+    folder: str = MISSING
+
+
+ConfigStore.instance().store("solo_infoaug_compare_run", Job)
+
+
+def write_json(file: Path, content: Any) -> None:
+    """Write at once or not at all: a reader never sees half a file."""
+    unfinished = file.with_name(f".{file.name}.{os.getpid()}")
+    unfinished.write_text(json.dumps(content, indent=2), encoding="utf-8")
+    os.replace(unfinished, file)
+
+
+def execute(folder: Path) -> dict[str, Any]:
+    """Pretrain and evaluate the run in `folder`; returns what `result.json` then holds.
+
+    The protocol:
+
+    * Pretraining is `solo_infoaug.training.pretrain`, what `solo-infoaug pretrain` runs.
+    * `online`: top-1 accuracy on the validation images at the end of pretraining, of solo-learn's
+      linear classifier that learns beside the backbone, without gradient into it.
+    * `linear`, `knn`: `solo_infoaug.evaluation`, of the frozen backbone of the last checkpoint.
+    * `linear_across`, `knn_across` (scenes): the same, but labels from all parts but one, tested on
+      that one; the mean over the parts.
+
+    Accuracies are in per cent. `images` counts augmented views that went through the backbone in
+    training, of both branches; `seconds` is the time of the training loop with its validation,
+    `total_seconds` all of it; `memory_mib` the peak resident size of the process.
+    """
+    import torch
+    from omegaconf import DictConfig, OmegaConf
+
+    from solo_infoaug import __version__
+    from solo_infoaug.compare.callback import Watch
+    from solo_infoaug.host import find_host
+    from solo_infoaug.training import pretrain
+
+    start = time.perf_counter()
+    plan = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    cfg = OmegaConf.load(folder / "config.yaml")
+    assert isinstance(cfg, DictConfig)
+    shutil.rmtree(folder / "training", ignore_errors=True)
+    watch = Watch(folder / PROGRESS)
+    trained = pretrain(cfg, [watch])
+    assert trained.checkpoint is not None
+    online = trained.metrics.get("val_acc1", trained.metrics.get("train_acc1_epoch"))
+    metrics = {} if online is None else {"online": online}
+    metrics |= evaluate_run(trained.checkpoint, plan["evaluate"])
+    shutil.copyfile(trained.checkpoint.parent / "metrics.csv", folder / "metrics.csv")
+    if not plan["keep_checkpoint"]:
+        trained.checkpoint.unlink()
+    host = find_host()
+    result = {
+        **{key: plan[key] for key in ("method", "arm", "data", "seed", "variant", "hash")},
+        "fingerprint": plan["fingerprint"],
+        "metrics": metrics,
+        "epochs": int(cfg.max_epochs),
+        "steps": watch.steps,
+        "images": watch.images,
+        "seconds": watch.seconds,
+        "images_per_second": watch.images / watch.seconds,
+        "total_seconds": time.perf_counter() - start,
+        "memory_mib": _peak_memory(),
+        "gpu_memory_mib": torch.cuda.max_memory_allocated() / 2**20
+        if torch.cuda.is_available()
+        else None,
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        "threads": torch.get_num_threads(),
+        "versions": {
+            "solo_infoaug": __version__,
+            "solo_learn": f"{host.kind} {host.version}",
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+        },
+    }
+    write_json(folder / RESULT, result)
+    (folder / ERROR).unlink(missing_ok=True)
+    return result
+
+
+def evaluate_run(checkpoint: Path, how: dict[str, Any]) -> dict[str, float]:
+    """`linear` and `knn`, and for `scenes` `linear_across` and `knn_across`; per cent.
+
+    Args:
+        checkpoint: of the run.
+        how: `dataset` and the further arguments of `evaluation.evaluate`, or "scenes" and its
+            settings.
+    """
+    from solo_infoaug.compare.scenes import ScenesConfig, stills
+    from solo_infoaug.evaluation import evaluate, extract_features, load_backbone
+
+    if how["dataset"] != "scenes":
+        found = evaluate(checkpoint, **how)
+        return {"linear": found["linear"], "knn": found["knn"]}
+    backbone = load_backbone(checkpoint)
+    splits = [stills(ScenesConfig(**how["scenes"]), split) for split in ("labelled", "test")]
+    labelled, test = (
+        (extract_features(backbone, images), classes, parts) for images, classes, parts in splits
+    )
+    return evaluate_features(labelled, test, how["k"])
+
+
+def evaluate_features(labelled: Labelled, test: Labelled, k: int) -> dict[str, float]:
+    """The two probes on `scenes`, as usual and across parts; per cent.
+
+    Args:
+        labelled: features [N, D], classes [N] and parts [N] to learn from.
+        test: likewise.
+        k: neighbours.
+    """
+    from solo_infoaug.evaluation import knn_accuracy, linear_accuracy
+
+    train, y, part = labelled
+    asked, y_asked, part_asked = test
+    across = []
+    for left_out in part.unique():
+        known, other = part != left_out, part_asked == left_out
+        halves = (train[known], y[known]), (asked[other], y_asked[other])
+        across.append((linear_accuracy(*halves), knn_accuracy(*halves, k)))
+    linear, knn = (float(value) for value in np.mean(across, axis=0))
+    return {
+        "linear": linear_accuracy((train, y), (asked, y_asked)),
+        "knn": knn_accuracy((train, y), (asked, y_asked), k),
+        "linear_across": linear,
+        "knn_across": knn,
+    }
+
+
+def _peak_memory() -> float:
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
+
+
+@hydra.main(version_base="1.2", config_path=None, config_name="solo_infoaug_compare_run")
+def main(job: Job) -> None:
+    """Run, and write down what failed: one failure stops neither this process nor the grid.
+
+    A run whose grid was killed may go on in the background: whoever is asked for it again waits
+    until it ends, and takes over if it left no result.
+    """
+    folder = Path(job.folder)
+    with FileLock(folder / ".lock"):
+        plan = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+        if _has_result(folder, plan["hash"]):
+            return
+        try:
+            execute(folder)
+        except Exception as error:
+            traceback.print_exc()
+            reason = f"{type(error).__name__}: {error}"
+            write_json(folder / ERROR, {"hash": plan["hash"], "reason": reason})
+        finally:
+            (folder / PROGRESS).unlink(missing_ok=True)
+
+
+def _has_result(folder: Path, digest: str) -> bool:
+    try:
+        return json.loads((folder / RESULT).read_text(encoding="utf-8"))["hash"] == digest
+    except FileNotFoundError:
+        return False
+
+
+if __name__ == "__main__":
+    main()

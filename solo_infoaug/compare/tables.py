@@ -1,0 +1,270 @@
+"""From the results of runs to tables: mean ± std, paired differences with intervals, bold bests."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from scipy import stats
+
+METRICS = {
+    "linear_across": "linear probe across parts",
+    "knn_across": "k-NN across parts",
+    "linear": "linear probe",
+    "knn": "k-NN",
+    "online": "online accuracy",
+}
+"""Names for people, in the order of the tables."""
+
+REFERENCES = ("baseline", "baseline_images", "random")
+"""The arms that the others are compared with."""
+
+ARM_NAMES = {
+    "baseline": "baseline, same steps",
+    "baseline_images": "baseline, same images",
+    "random": "random twins",
+    "self": "self twins",
+    "infoaug": "InfoAug",
+    "oracle": "true twins",
+}
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A paired difference: its mean, half the width of its 95 % interval, and how many pairs."""
+
+    mean: float
+    half_width: float
+    """Infinite where there is one pair alone."""
+    pairs: int
+
+    @property
+    def significant(self) -> bool:
+        """Whether the interval leaves zero out."""
+        return abs(self.mean) > self.half_width
+
+    def __str__(self) -> str:
+        if not math.isfinite(self.half_width):
+            return f"{self.mean:+.1f}"
+        low, high = self.mean - self.half_width, self.mean + self.half_width
+        return f"{self.mean:+.1f} [{low:+.1f}, {high:+.1f}]"
+
+
+def mean_and_std(values: Sequence[float]) -> tuple[float, float]:
+    """Mean and sample standard deviation (n − 1); the latter is NaN for one value."""
+    mean = math.fsum(values) / len(values)
+    if len(values) < 2:
+        return mean, math.nan
+    return mean, math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (len(values) - 1))
+
+
+def paired_difference(ours: Mapping[int, float], theirs: Mapping[int, float]) -> Difference | None:
+    """Mean of `ours − theirs` over the seeds that both have, with Student's 95 % interval.
+
+    The half-width is t(0.975, n − 1) · s / √n, s the sample standard deviation of the differences.
+    None where no seed is in both.
+    """
+    seeds = sorted(ours.keys() & theirs.keys())
+    if not seeds:
+        return None
+    mean, std = mean_and_std([ours[seed] - theirs[seed] for seed in seeds])
+    if len(seeds) < 2:
+        return Difference(mean, math.inf, 1)
+    quantile = float(stats.t.ppf(0.975, len(seeds) - 1))
+    return Difference(mean, quantile * std / math.sqrt(len(seeds)), len(seeds))
+
+
+@dataclass(frozen=True)
+class Column:
+    """An arm, and the values of swept overrides with it."""
+
+    arm: str
+    variant: tuple[str, ...] = ()
+
+    @property
+    def label(self) -> str:
+        """For people."""
+        parts = [variant.lstrip("+").removeprefix("infoaug.") for variant in self.variant]
+        return ", ".join([ARM_NAMES.get(self.arm, self.arm), *parts])
+
+
+Values = dict[tuple[str, Column], dict[int, float]]
+"""(method, column) → seed → accuracy, of one data set and metric."""
+
+
+def collect(results: Iterable[Mapping[str, Any]], data: str, metric: str) -> Values:
+    """The values of one metric on one data set."""
+    found: Values = {}
+    for result in results:
+        if result["data"] == data and metric in result["metrics"]:
+            place = str(result["method"]), Column(result["arm"], tuple(result["variant"]))
+            found.setdefault(place, {})[int(result["seed"])] = float(result["metrics"][metric])
+    return found
+
+
+def reference_of(column: Column, arm: str) -> Column:
+    """The column of the arm `arm` that `column` is compared with: the same swept values."""
+    from solo_infoaug.compare.grid import reduced
+
+    return Column(arm, reduced(column.variant, arm))
+
+
+def differences(values: Values, method: str, column: Column) -> dict[str, Difference]:
+    """Paired differences of a column to each reference that there is."""
+    found = {}
+    for arm in REFERENCES:
+        theirs = values.get((method, reference_of(column, arm)))
+        if arm == column.arm or theirs is None:
+            continue
+        difference = paired_difference(values[method, column], theirs)
+        if difference is not None:
+            found[arm] = difference
+    return found
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table for people: rows of texts, and which of them are the best of their row."""
+
+    title: str
+    header: list[str]
+    rows: list[list[str]]
+    best: set[tuple[int, int]]
+
+    def markdown(self) -> str:
+        """In Markdown, the best in bold."""
+        lines = [f"**{self.title}**", "", "| " + " | ".join(self.header) + " |"]
+        lines.append("|" + "|".join(["---"] + ["---:"] * (len(self.header) - 1)) + "|")
+        for i, row in enumerate(self.rows):
+            cells = [f"**{text}**" if (i, j) in self.best else text for j, text in enumerate(row)]
+            lines.append("| " + " | ".join(cells) + " |")
+        return "\n".join(lines) + "\n"
+
+    def latex(self) -> str:
+        """In LaTeX with booktabs, the best in bold."""
+        lines = [r"\begin{table}", r"\centering", rf"\caption{{{_tex(self.title)}}}"]
+        lines += [rf"\begin{{tabular}}{{l{'r' * (len(self.header) - 1)}}}", r"\toprule"]
+        lines += [" & ".join(map(_tex, self.header)) + r" \\", r"\midrule"]
+        for i, row in enumerate(self.rows):
+            cells = [
+                rf"\textbf{{{_tex(text)}}}" if (i, j) in self.best else _tex(text)
+                for j, text in enumerate(row)
+            ]
+            lines.append(" & ".join(cells) + r" \\")
+        return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", r"\end{table}"]) + "\n"
+
+
+def _tex(text: str) -> str:
+    for plain, escaped in (
+        ("\\", r"\textbackslash "),
+        ("_", r"\_"),
+        ("%", r"\%"),
+        ("&", r"\&"),
+        ("±", r"$\pm$"),
+        ("−", "$-$"),
+    ):
+        text = text.replace(plain, escaped)
+    return text
+
+
+def tables(results: Sequence[Mapping[str, Any]]) -> list[Table]:
+    """For each data set and metric the accuracies, then what InfoAug differs by."""
+    made = []
+    for data in dict.fromkeys(result["data"] for result in results):
+        for metric, name in METRICS.items():
+            values = collect(results, data, metric)
+            if values:
+                made += [_accuracies(values, f"{data}: {name} (per cent)")]
+                made += _differences(values, f"{data}: {name}, paired differences (points)")
+    return made
+
+
+def _axes(values: Values) -> tuple[list[str], list[Column]]:
+    methods = list(dict.fromkeys(method for method, _ in values))
+    columns = list(dict.fromkeys(column for _, column in values))
+    order = list(ARM_NAMES)
+    return methods, sorted(columns, key=lambda column: order.index(column.arm))
+
+
+def _accuracies(values: Values, title: str) -> Table:
+    methods, columns = _axes(values)
+    rows, best = [], set()
+    for i, method in enumerate(methods):
+        row = [method]
+        means: dict[int, float] = {}
+        for j, column in enumerate(columns, start=1):
+            seeds = values.get((method, column))
+            if seeds is None:
+                row.append("")
+                continue
+            mean, std = mean_and_std(list(seeds.values()))
+            means[j] = mean
+            row.append(f"{mean:.1f}" if math.isnan(std) else f"{mean:.1f} ± {std:.1f}")
+        rows.append(row)
+        best |= {(i, j) for j, mean in means.items() if mean == max(means.values())}
+    return Table(title, ["method", *(column.label for column in columns)], rows, best)
+
+
+def _differences(values: Values, title: str) -> list[Table]:
+    """None where nothing is compared with anything."""
+    methods, columns = _axes(values)
+    ours = [column for column in columns if column.arm not in REFERENCES]
+    pairs = [(column, arm) for column in ours for arm in REFERENCES]
+    pairs = [
+        (column, arm)
+        for column, arm in pairs
+        if any((method, reference_of(column, arm)) in values for method in methods)
+    ]
+    if not pairs:
+        return []
+    rows = []
+    for method in methods:
+        row = [method]
+        for column, arm in pairs:
+            known = (method, column) in values
+            found = differences(values, method, column).get(arm) if known else None
+            row.append("" if found is None else str(found) + ("*" if found.significant else ""))
+        rows.append(row)
+    header = [f"{column.label} − {ARM_NAMES[arm]}" for column, arm in pairs]
+    note = "; 95 % t-interval over seeds, * where it leaves 0 out"
+    return [Table(title + note, ["method", *header], rows, set())]
+
+
+_FIRST = ["data", "method", "arm", "variant", "seed"]
+_LAST = [
+    "epochs",
+    "steps",
+    "images",
+    "seconds",
+    "images_per_second",
+    "total_seconds",
+    "memory_mib",
+    "gpu_memory_mib",
+    "device",
+    "threads",
+    "fingerprint",
+    "hash",
+]
+
+
+def results_csv(results: Sequence[Mapping[str, Any]]) -> str:
+    """One row a run, sorted, accuracies in full precision."""
+    metrics = [m for m in METRICS if any(m in result["metrics"] for result in results)]
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow([*_FIRST, *metrics, *_LAST])
+    rows: list[list[Any]] = []
+    for result in results:
+        flat = {**result, "variant": " ".join(result["variant"])}
+        rows.append(
+            [flat[key] for key in _FIRST]
+            + [result["metrics"].get(metric, "") for metric in metrics]
+            + ["" if flat[key] is None else flat[key] for key in _LAST]
+        )
+    rows.sort(key=lambda row: [str(value) for value in row[: len(_FIRST)]])
+    writer.writerows(rows)
+    return text.getvalue()

@@ -1,0 +1,154 @@
+"""What overrides become: cells, configurations, hashes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from omegaconf import OmegaConf
+
+from solo_infoaug.compare.grid import Cell, Planner, Run, expand, parse_grid
+from solo_infoaug.errors import ConfigError
+
+Overrides = Callable[..., list[str]]
+
+
+def _plan(overrides: list[str]) -> list[Run]:
+    return Planner(parse_grid(overrides)).plan()
+
+
+def _container(run: Run) -> dict[str, Any]:
+    found: Any = OmegaConf.to_container(run.config, resolve=True)
+    return found
+
+
+def test_default_grid() -> None:
+    grid = parse_grid()
+    assert grid.methods == (
+        "simclr",
+        "mocov2plus",
+        "byol",
+        "simsiam",
+        "barlow_twins",
+        "vicreg",
+        "nnclr",
+    )
+    assert grid.arms == ("baseline", "baseline_images", "random", "infoaug")
+    cells = expand(grid)
+    assert len(cells) == 7 * 4 * 3
+    # every method and arm has a first seed before any has a second
+    assert {cell.seed for cell in cells[:28]} == {0}
+
+
+def test_lists_are_written_either_way() -> None:
+    listed = parse_grid(["methods=[simclr,byol]", "seeds=[3,4]", "arms=[self]"])
+    swept = parse_grid(["methods=simclr,byol", "seeds=3,4", "arms=self"])
+    assert listed == swept
+    assert expand(swept)[0] == Cell("simclr", "self", "scenes", 3)
+
+
+def test_sweeps_of_the_twin_branch_do_not_repeat_the_baselines() -> None:
+    grid = parse_grid(
+        [
+            "methods=simclr",
+            "seeds=0",
+            "arms=baseline,baseline_images,infoaug",
+            "infoaug.weight=0,0.1,1",
+            "++fmicl=js,kl",
+        ]
+    )
+    cells = expand(grid)
+    count = {arm: sum(cell.arm == arm for cell in cells) for arm in grid.arms}
+    assert count == {"baseline": 2, "baseline_images": 2, "infoaug": 6}
+    assert ("infoaug.weight=0.1", "++fmicl=js") in {cell.variant for cell in cells}
+    batch = expand(parse_grid(["methods=simclr", "seeds=0", "infoaug.batch_size=8,16"]))
+    assert {cell.variant for cell in batch if cell.arm == "baseline"} == {()}
+    assert len({cell.variant for cell in batch if cell.arm == "baseline_images"}) == 2
+
+
+def test_arms_share_everything_but_the_twins(overrides: Overrides) -> None:
+    runs = {
+        run.cell.arm: run
+        for run in _plan(overrides("arms=[baseline,baseline_images,random,self,infoaug]"))
+    }
+    configs = {arm: _container(run) for arm, run in runs.items()}
+    assert {arm: configs[arm].pop("infoaug")["arm"] for arm in ("random", "self", "infoaug")} == {
+        "random": "random",
+        "self": "self",
+        "infoaug": "mi",
+    }
+    assert configs["baseline_images"].pop("max_epochs") == 2
+    for config in configs.values():
+        config.pop("name")
+        config.pop("checkpoint")
+    for arm in ("random", "self", "infoaug"):
+        assert configs[arm] == configs["baseline"]
+    configs["baseline"].pop("max_epochs")
+    assert configs["baseline_images"] == configs["baseline"]
+
+
+@pytest.mark.parametrize(("pairs", "epochs"), [(8, 8), (4, 6), (3, 6), (16, 12)])
+def test_baseline_of_the_same_images_never_sees_fewer(
+    overrides: Overrides, pairs: int, epochs: int
+) -> None:
+    (run,) = _plan(overrides("arms=baseline_images", "max_epochs=4", f"infoaug.batch_size={pairs}"))
+    assert run.config.max_epochs == epochs
+
+
+def test_fmicl_is_a_method_of_its_own(overrides: Overrides) -> None:
+    plain, js = _plan(overrides("methods=['simclr','simclr+fmicl=js']", "arms=infoaug"))
+    assert (plain.cell.method, js.cell.method) == ("simclr", "simclr+fmicl=js")
+    assert js.config.method == "simclr"
+    assert js.config.fmicl == "js"
+    assert "fmicl" not in plain.config
+    assert plain.hash != js.hash
+
+
+def test_hash_follows_what_decides_and_nothing_else(overrides: Overrides, tmp_path: Path) -> None:
+    def hashes(*more: str) -> dict[str, str]:
+        return {run.cell.arm: run.hash for run in _plan(overrides(*more))}
+
+    before = hashes()
+    assert len(set(before.values())) == 3
+    assert hashes(f"out='{tmp_path / 'elsewhere'}'", "jobs=2") == before
+    weight = hashes("infoaug.weight=0.5")
+    assert weight["baseline"] == before["baseline"]
+    assert weight["infoaug"] != before["infoaug"]
+    assert all(a != b for a, b in zip(hashes("seeds=1").values(), before.values(), strict=True))
+    assert hashes("evaluate.k=5")["baseline"] != before["baseline"]
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("methods=simclear", "methods: expected some of .*simclr.*got 'simclear'"),
+        ("arms=mi", "arms: expected some of baseline.*got 'mi'"),
+        ("data=mnist", "data: expected some of .*scenes.*got 'mnist'"),
+        ("seeds=[]", "seeds: expected a list"),
+        ("seeds=-1", "seeds: expected whole numbers"),
+        ("seeds=1,1", "seeds: expected a list of different values"),
+        ("jobs=0", "jobs: expected a whole number ≥ 1, got 0"),
+        ("methods=simclr+js", r"methods: expected NAME\+key=value"),
+        ("jobs", "compare: "),
+    ],
+)
+def test_bad_grids_are_named(override: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        parse_grid([override])
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("arms=oracle", "arms: oracle needs data whose true twins are known, not custom"),
+        ("max_epoch=3", "max_epoch"),
+        ("data.train_path=???", "data.train_path: expected the path of custom"),
+    ],
+)
+def test_bad_runs_are_named_before_any_starts(
+    overrides: Overrides, override: str, message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        _plan(overrides(override))

@@ -1,0 +1,133 @@
+"""The mathematics of the tables against values computed by hand."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from typing import Any
+
+import pytest
+
+from solo_infoaug.compare.tables import (
+    Column,
+    collect,
+    differences,
+    mean_and_std,
+    paired_difference,
+    results_csv,
+    tables,
+)
+
+
+def _result(
+    method: str, arm: str, seed: int, linear: float, variant: tuple[str, ...] = ()
+) -> dict[str, Any]:
+    return {
+        "method": method,
+        "arm": arm,
+        "data": "scenes",
+        "seed": seed,
+        "variant": list(variant),
+        "metrics": {"linear": linear},
+        "hash": "0",
+        "fingerprint": None,
+        "epochs": 1,
+        "steps": 2,
+        "images": 3,
+        "seconds": 4.0,
+        "images_per_second": 0.75,
+        "total_seconds": 5.0,
+        "memory_mib": 6.0,
+        "gpu_memory_mib": None,
+        "device": "cpu",
+        "threads": 1,
+    }
+
+
+RESULTS = [
+    *(_result("simclr", "baseline", s, v) for s, v in enumerate((50.0, 52.0, 54.0))),
+    *(_result("simclr", "random", s, v) for s, v in enumerate((50.0, 50.0, 50.0))),
+    *(_result("simclr", "infoaug", s, v) for s, v in enumerate((55.0, 58.0, 58.0))),
+    *(_result("byol", "baseline", s, v) for s, v in enumerate((60.0, 62.0, 61.0))),
+    *(_result("byol", "infoaug", s, v) for s, v in enumerate((60.0, 61.0, 62.0))),
+]
+
+
+def test_mean_and_sample_deviation() -> None:
+    assert mean_and_std([50.0, 52.0, 54.0]) == pytest.approx((52.0, 2.0))
+    mean, std = mean_and_std([7.0])
+    assert mean == 7.0
+    assert math.isnan(std)
+
+
+def test_paired_interval_by_hand() -> None:
+    # differences 5, 6, 4: mean 5, s = 1, t(0.975, 2) = 4.302653
+    found = paired_difference({0: 55, 1: 58, 2: 58}, {0: 50, 1: 52, 2: 54})
+    assert found is not None
+    assert found.mean == pytest.approx(5.0)
+    assert found.half_width == pytest.approx(4.302653 / math.sqrt(3), rel=1e-6)
+    assert found.significant
+    assert str(found) == "+5.0 [+2.5, +7.5]"
+
+
+def test_only_common_seeds_are_paired() -> None:
+    # of seeds 1 and 2: differences 1 and 3, mean 2, s = √2, t(0.975, 1) = 12.706205
+    found = paired_difference({0: 99, 1: 2, 2: 5}, {1: 1, 2: 2, 3: 99})
+    assert found is not None
+    assert (found.mean, found.pairs) == (pytest.approx(2.0), 2)
+    assert found.half_width == pytest.approx(12.706205, rel=1e-6)
+    assert not found.significant
+    assert paired_difference({0: 1.0}, {1: 1.0}) is None
+    single = paired_difference({0: 3.0}, {0: 1.0})
+    assert single is not None
+    assert str(single) == "+2.0"
+    assert not single.significant
+
+
+def test_best_of_each_row_is_bold_and_differences_are_starred() -> None:
+    accuracies, paired = tables(RESULTS)
+    assert accuracies.header == ["method", "baseline, same steps", "random twins", "InfoAug"]
+    text = accuracies.markdown()
+    assert "| simclr | 52.0 ± 2.0 | 50.0 ± 0.0 | **57.0 ± 1.7** |" in text
+    # a tie is shown as one
+    assert "| byol | **61.0 ± 1.0** |  | **61.0 ± 1.0** |" in text
+    assert r"simclr & 52.0 $\pm$ 2.0 & 50.0 $\pm$ 0.0 & \textbf{57.0 $\pm$ 1.7} \\" in (
+        accuracies.latex()
+    )
+    assert paired.rows[0] == ["simclr", "+5.0 [+2.5, +7.5]*", "+7.0 [+2.7, +11.3]*"]
+    # differences 0, −1, 1
+    assert paired.rows[1] == ["byol", "+0.0 [-2.5, +2.5]", ""]
+
+
+def test_latex_escapes_names() -> None:
+    (accuracies,) = tables([_result("barlow_twins", "infoaug", 0, 1.0)])
+    assert r"barlow\_twins & \textbf{1.0} \\" in accuracies.latex()
+
+
+def test_swept_columns_are_compared_with_the_baseline_without_them() -> None:
+    weights = [
+        _result("simclr", "infoaug", seed, 52.0 + 10 * weight, (f"infoaug.weight={weight}",))
+        for seed in (0, 1)
+        for weight in (0.1, 1)
+    ]
+    same = [_result("simclr", "random", s, 51.0, ("infoaug.weight=1",)) for s in (0, 1)]
+    values = collect([*RESULTS[:3], *weights, *same], "scenes", "linear")
+    found = differences(values, "simclr", Column("infoaug", ("infoaug.weight=1",)))
+    assert found["baseline"].mean == pytest.approx(62 - 51)
+    assert found["random"].mean == pytest.approx(62 - 51)
+    low = differences(values, "simclr", Column("infoaug", ("infoaug.weight=0.1",)))
+    assert set(low) == {"baseline"}
+    labels = [column.label for _, column in values]
+    assert "InfoAug, weight=0.1" in labels
+
+
+def test_csv_has_a_row_a_run_whatever_the_order() -> None:
+    text = results_csv(RESULTS)
+    assert text == results_csv(RESULTS[::-1])
+    rows = list(csv.DictReader(io.StringIO(text)))
+    assert len(rows) == len(RESULTS)
+    assert {(r["method"], r["arm"], r["seed"]): float(r["linear"]) for r in rows}[
+        "simclr", "infoaug", "1"
+    ] == 58.0
+    assert rows[0]["gpu_memory_mib"] == ""
