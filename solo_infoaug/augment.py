@@ -164,7 +164,7 @@ def blur(image: Tensor, sigma: Tensor) -> Tensor:
 
     Args:
         image: float [B, C, H, W] in [0, 1].
-        sigma: float [B], pixels.
+        sigma: float [B], pixels, at most 2: solo-learn's largest, for which the box has room.
 
     Returns:
         float [B, C, H, W] in [0, 1].

@@ -270,6 +270,15 @@ def test_a_seed_repeats_and_leaves_torchs_state(images: torch.Tensor) -> None:
     assert per_image > 0
 
 
+def test_where_no_image_is_drawn_nothing_happens(images: torch.Tensor) -> None:
+    changes = {
+        "color_jitter": {"prob": 1e-9, "brightness": 0.4, "contrast": 0.4, "hue": 0.1},
+        "gaussian_blur": {"prob": 1e-9},
+    }
+    (view,) = _views(_plain(**changes), images[:1])
+    torch.testing.assert_close(_raw(view), images[:1] / 255, atol=1e-4, rtol=0)
+
+
 def test_unknown_keys_are_named() -> None:
     with pytest.raises(ConfigError, match=r"unknown key 'rotate'.*horizontal_flip"):
         build_pipeline(_plain(rotate={"prob": 1.0}), MEAN, STD)
