@@ -8,8 +8,19 @@ from typing import Any
 import pytest
 import torch
 from omegaconf import OmegaConf
+from PIL import Image, ImageFilter, ImageOps
+from scipy.stats import ks_2samp, kstwo
+from torchvision.transforms import RandomResizedCrop, functional
 
-from solo_infoaug.augment import build_pipeline, make_views, own_randomness
+from solo_infoaug.augment import (
+    blur,
+    build_pipeline,
+    draw_boxes,
+    jitter,
+    make_views,
+    own_randomness,
+    resized_crop,
+)
 from solo_infoaug.errors import ConfigError
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
@@ -55,26 +66,165 @@ def test_without_operations_the_image_is_normalised(images: torch.Tensor) -> Non
     torch.testing.assert_close(_raw(view), images / 255, atol=1e-4, rtol=0)
 
 
+def _pillow(images: torch.Tensor) -> list[Image.Image]:
+    return [Image.fromarray(image.permute(1, 2, 0).numpy()) for image in images]
+
+
+def _levels(images: list[Image.Image]) -> torch.Tensor:
+    return torch.stack([functional.pil_to_tensor(image) for image in images]).float()
+
+
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
-        ({"horizontal_flip": {"prob": 1.0}}, lambda x: x.flip(-1)),
-        ({"solarization": {"prob": 1.0}}, lambda x: torch.where(x >= 128 / 255, 1 - x, x)),
-        (
-            {"grayscale": {"prob": 1.0}},
-            lambda x: (0.299 * x[:, :1] + 0.587 * x[:, 1:2] + 0.114 * x[:, 2:]).expand(
-                -1, 3, -1, -1
-            ),
-        ),
+        ({"horizontal_flip": {"prob": 1.0}}, ImageOps.mirror),
+        ({"solarization": {"prob": 1.0}}, ImageOps.solarize),
+        ({"equalization": {"prob": 1.0}}, ImageOps.equalize),
+        ({"grayscale": {"prob": 1.0}}, lambda image: functional.to_grayscale(image, 3)),
+        ({"crop_size": 10}, lambda image: image.resize((10, 10), Image.Resampling.BICUBIC)),
     ],
 )
-def test_operations_are_pils(
+def test_operations_are_pillows(
     images: torch.Tensor,
     change: dict[str, Any],
-    expected: Callable[[torch.Tensor], torch.Tensor],
+    expected: Callable[[Image.Image], Image.Image],
 ) -> None:
+    images = images // 2 + 64  # nothing overshoots: the order of Pillow's two passes is its own
     (view,) = _views(_plain(**change), images)
-    torch.testing.assert_close(_raw(view), expected(images / 255), atol=2e-3, rtol=0)
+    theirs = _levels([expected(image) for image in _pillow(images)])
+    limit = 0.51 if "grayscale" in change else 1.01 if "crop_size" in change else 0.01
+    assert float((255 * _raw(view) - theirs).abs().max()) < limit
+
+
+@pytest.mark.parametrize(("side", "size"), [(32, 32), (96, 32), (20, 33), (71, 40)])
+def test_crops_are_pillows(side: int, size: int) -> None:
+    random = torch.Generator().manual_seed(side)
+    images = torch.randint(64, 192, (24, 3, side, side), dtype=torch.uint8, generator=random)
+    with own_randomness(0, torch.device("cpu")):
+        boxes = draw_boxes(len(images), side, side, (0.08, 1.0))
+    down_last = resized_crop(images / 255, boxes, size)
+    across_last = resized_crop(images.mT / 255, boxes[:, [1, 0, 3, 2]], size).mT
+    theirs = [
+        functional.resized_crop(image, *box, [size, size], Image.Resampling.BICUBIC)
+        for image, box in zip(_pillow(images), boxes.tolist(), strict=True)
+    ]
+    # which of its two passes Pillow makes first depends on its version and on the box
+    largest = [
+        (255 * ours - _levels(theirs)).abs().amax((1, 2, 3)) for ours in (down_last, across_last)
+    ]
+    assert float(torch.minimum(*largest).max()) < 1.5
+    assert float((255 * down_last - _levels(theirs)).abs().mean()) < 0.05
+
+
+def test_a_box_sees_nothing_outside_itself() -> None:
+    image = torch.ones(1, 3, 40, 40)
+    image[:, :, 8:30, 5:20] = 0.6
+    crop = resized_crop(image, torch.tensor([[8, 5, 22, 15]]), 12)
+    torch.testing.assert_close(crop, torch.full_like(crop, 0.6))
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "scale"), [(32, 32, (0.08, 1.0)), (96, 96, (0.2, 1.0)), (40, 90, (0.5, 1))]
+)
+def test_boxes_are_drawn_like_torchvisions(
+    height: int, width: int, scale: tuple[float, float]
+) -> None:
+    count = 4000
+    with own_randomness(1, torch.device("cpu")):
+        ours = draw_boxes(count, height, width, scale)
+        image = torch.empty(3, height, width)
+        theirs = torch.tensor(
+            [RandomResizedCrop.get_params(image, scale, (3 / 4, 4 / 3)) for _ in range(count)]
+        )
+    limit = kstwo.isf(1e-3, count // 2)
+    for of in (
+        lambda b: b[:, 2] * b[:, 3],
+        lambda b: b[:, 3] / b[:, 2],
+        lambda b: b[:, 0],
+        lambda b: b[:, 1],
+    ):
+        assert ks_2samp(of(ours), of(theirs)).statistic < limit
+    assert bool((ours[:, :2] >= 0).all())
+    assert bool((ours[:, :2] + ours[:, 2:] <= torch.tensor([height, width])).all())
+
+
+def test_where_no_box_fits_it_is_torchvisions_middle() -> None:
+    for height, width in ((10, 100), (100, 10)):
+        theirs = RandomResizedCrop.get_params(
+            torch.empty(3, height, width), (1.0, 1.0), (3 / 4, 4 / 3)
+        )
+        assert draw_boxes(1, height, width, (1.0, 1.0)).tolist() == [list(theirs)]
+
+
+def test_blur_is_pillows_within_its_rounding(images: torch.Tensor) -> None:
+    sigma = torch.linspace(0.1, 2.0, len(images))
+    theirs = [
+        image.filter(ImageFilter.GaussianBlur(radius))
+        for image, radius in zip(_pillow(images), sigma.tolist(), strict=True)
+    ]
+    difference = 255 * blur(images / 255, sigma) - _levels(theirs)
+    # Pillow rounds after each of six passes: half a level each
+    assert float(difference.abs().max()) < 3.0
+    assert abs(float(difference.mean())) < 0.1
+
+
+def test_blur_has_the_variance_that_is_asked_for() -> None:
+    point = torch.zeros(4, 1, 31, 31)
+    point[:, :, 15, 15] = 1
+    sigma = torch.tensor([0.3, 0.8, 1.4, 2.0])
+    profile = blur(point, sigma).sum((1, 2))
+    place = torch.arange(31) - 15.0
+    torch.testing.assert_close((profile * place**2).sum(1), sigma**2, rtol=1e-3, atol=1e-4)
+
+
+def test_jitter_is_torchvisions_in_each_images_order(images: torch.Tensor) -> None:
+    # away from black and white, on floats: Pillow cuts fractions off after every part
+    soft = 0.3 + 0.4 * images.double() / 255
+    adjust = [
+        functional.adjust_brightness,
+        functional.adjust_contrast,
+        functional.adjust_saturation,
+        functional.adjust_hue,
+    ]
+    random = torch.Generator().manual_seed(3)
+    order = torch.rand(len(soft), 4, generator=random).argsort(1)
+    strengths = torch.tensor([0.4, 0.4, 0.2, 0.1])
+    factors = strengths * (2 * torch.rand(len(soft), 4, generator=random) - 1)
+    factors[:, :3] += 1
+    assert len({tuple(row) for row in order.tolist()}) > 8
+    ours = jitter(soft, factors.double(), order)
+    for image, turns, own, view in zip(soft, order.tolist(), factors.tolist(), ours, strict=True):
+        for part in turns:
+            image = adjust[part](image, own[part])
+        torch.testing.assert_close(view, image, rtol=0, atol=2e-3)
+
+
+def test_every_image_has_a_draw_of_its_own() -> None:
+    random = torch.Generator().manual_seed(0)
+    image = torch.randint(0, 256, (1, 3, 24, 24), dtype=torch.uint8, generator=random)
+    same = image.expand(64, -1, -1, -1)
+    jitters = {"prob": 1.0, "brightness": 0.4, "contrast": 0.4, "saturation": 0.2, "hue": 0.1}
+    for change in (
+        {"rrc": {"enabled": True, "crop_min_scale": 0.2, "crop_max_scale": 1.0}},
+        {"color_jitter": jitters},
+        {"gaussian_blur": {"prob": 1.0}},
+    ):
+        (view,) = _views(_plain(**change), same)
+        assert len({tuple(one.flatten().tolist()) for one in view}) > 60, change
+
+
+@pytest.mark.parametrize("name", ["color_jitter", "gaussian_blur", "equalization", "grayscale"])
+def test_each_probability_is_that_of_the_configuration(name: str) -> None:
+    random = torch.Generator().manual_seed(0)
+    image = torch.randint(0, 200, (1, 3, 8, 8), dtype=torch.uint8, generator=random)
+    image = image.repeat_interleave(3, 2).repeat_interleave(3, 3)  # 24 pixels: PIL equalizes those
+    same = image.expand(2000, -1, -1, -1)
+    strengths = {"brightness": 0.4, "contrast": 0.4, "saturation": 0.2, "hue": 0.1}
+    change = {"prob": 0.3, **(strengths if name == "color_jitter" else {})}
+    (plain,) = _views(_plain(), same[:1])
+    (view,) = _views(_plain(**{name: change}), same)
+    acted = (view - plain).abs().amax((1, 2, 3)) > 1e-3
+    assert float(acted.float().mean()) == pytest.approx(0.3, abs=0.04)
 
 
 def test_probability_is_a_share_of_the_images() -> None:
@@ -118,6 +268,15 @@ def test_a_seed_repeats_and_leaves_torchs_state(images: torch.Tensor) -> None:
     assert one.isfinite().all()
     per_image = (one[0] - one[1]).abs().sum()
     assert per_image > 0
+
+
+def test_where_no_image_is_drawn_nothing_happens(images: torch.Tensor) -> None:
+    changes = {
+        "color_jitter": {"prob": 1e-9, "brightness": 0.4, "contrast": 0.4, "hue": 0.1},
+        "gaussian_blur": {"prob": 1e-9},
+    }
+    (view,) = _views(_plain(**changes), images[:1])
+    torch.testing.assert_close(_raw(view), images[:1] / 255, atol=1e-4, rtol=0)
 
 
 def test_unknown_keys_are_named() -> None:
