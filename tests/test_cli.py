@@ -98,16 +98,20 @@ def test_typo_in_infoaug(configs: Path) -> None:
     assert "did you mean weight?" in message
 
 
-def test_method_without_support(configs: Path, twins_folder: Path) -> None:
+def test_queue_that_cannot_hold_twin_batches(configs: Path, twins_folder: Path) -> None:
     code, message = _pretrain(
         configs,
         f"++infoaug.twins={twins_folder}",
-        "method=wmse",
-        "++method_kwargs.whitening_size=8",
+        "++infoaug.batch_size=10",
+        "method=nnclr",
+        "++method_kwargs.pred_hidden_dim=16",
+        "++method_kwargs.queue_size=64",
         "optimizer.batch_size=16",
     )
     assert code == 1
-    assert "'wmse' has no twin branch" in message
+    assert "infoaug.batch_size: expected a divisor of method_kwargs.queue_size (64), got 10" in (
+        " ".join(message.split())
+    )
 
 
 def test_without_any_dictionary_two_commands_are_named(
