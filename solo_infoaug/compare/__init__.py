@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import signal
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,6 +42,7 @@ def compare(
         ConfigError: an override cannot be used, or another process runs this grid.
         DictionaryError: there is no twin dictionary.
         KeyboardInterrupt: after Ctrl-C; results of what is finished have been written.
+        SystemExit: after SIGTERM, as a scheduler sends it; likewise, and nothing runs on.
     """
     from solo_infoaug.compare.grid import Planner, parse_grid
     from solo_infoaug.compare.pool import describe, reason, run_grid, state
@@ -46,7 +51,7 @@ def compare(
     grid = parse_grid(overrides)
     grid.out.mkdir(parents=True, exist_ok=True)
     try:
-        with FileLock(grid.out / ".lock", timeout=0):
+        with _stopped_by_sigterm(), FileLock(grid.out / ".lock", timeout=0):
             runs = Planner(grid, workers=grid.jobs).plan()
             try:
                 run_grid(
@@ -60,7 +65,7 @@ def compare(
                     console=console,
                 )
             finally:
-                files = write_results(runs, grid.out)
+                files = write_results(runs, grid.report)
     except Timeout as error:
         raise ConfigError(
             f"out: another process runs the grid in {grid.out}; wait for it, or choose another out"
@@ -72,3 +77,16 @@ def compare(
         [(describe(run), reason(run)) for run in runs if state(run) == "failed"],
         len(runs) - states.count("done") - states.count("failed"),
     )
+
+
+@contextmanager
+def _stopped_by_sigterm() -> Iterator[None]:
+    """SIGTERM unwinds the stack, so that it stops the runs as well; handlers need the main thread."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)

@@ -31,7 +31,7 @@ BASELINES = ("baseline", "baseline_images")
 
 _PARTNERS = {"random": "random", "self": "self", "infoaug": "mi", "oracle": "mi"}
 _LISTS = ("methods", "arms", "data", "seeds")
-_KEYS = (*_LISTS, "out", "jobs", "threads", "keep_checkpoints")
+_KEYS = (*_LISTS, "out", "report", "jobs", "threads", "keep_checkpoints")
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,7 @@ class Grid:
     data: tuple[str, ...]
     seeds: tuple[int, ...]
     out: Path
+    report: Path
     jobs: int
     threads: int | None
     keep_checkpoints: bool
@@ -141,6 +142,7 @@ def parse_grid(overrides: Sequence[str] = ()) -> Grid:
     ):
         raise ConfigError(f"threads: expected a whole number ≥ 1, got {known['threads']!r}")
     known["out"] = Path(str(known["out"])).expanduser().resolve()
+    known["report"] = known["out"] / str(known["report"])
     return Grid(**known, fixed=tuple(fixed), swept=tuple(swept), launcher=tuple(launcher))
 
 

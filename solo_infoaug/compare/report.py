@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 from jinja2 import Environment, PackageLoader, select_autoescape
+from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 
 from solo_infoaug.compare import pool
@@ -49,6 +50,7 @@ def write_results(runs: Sequence[Run], out: Path) -> list[Path]:
     """
     results = [found for run in runs if (found := pool.result(run)) is not None]
     files = {"results.csv": results_csv(results)}
+    out.mkdir(parents=True, exist_ok=True)
     if results:
         made = tables(results)
         files["tables.md"] = "\n".join(table.markdown() for table in made)
@@ -78,6 +80,7 @@ def _page(runs: Sequence[Run], results: Sequence[Mapping[str, Any]]) -> str:
                 ],
                 "figures": figures,
                 "curves": _embed(draw_curves(of_set)),
+                "truth": _truth(of_set),
                 "twins": [_embed(figure) for figure in _gallery(of_set)],
             }
         )
@@ -94,6 +97,16 @@ def _page(runs: Sequence[Run], results: Sequence[Mapping[str, Any]]) -> str:
         devices=sorted({f"{r['device']}, {r['threads']} threads" for r in results}),
         versions=sorted({json.dumps(result["versions"]) for result in results}),
     )
+
+
+def _truth(runs: Sequence[Run]) -> dict[str, float] | None:
+    """How good the twins are that InfoAug trained with, where the truth is known."""
+    for run in runs:
+        if run.cell.arm == "infoaug" and run.cell.data == "scenes":
+            marker = Path(run.config.infoaug.twins).parent / "scenes.json"
+            truth: dict[str, float] = json.loads(marker.read_text(encoding="utf-8"))["truth"]
+            return truth
+    return None
 
 
 def _embed(figure: Figure) -> str:
@@ -114,6 +127,12 @@ def _swept(column: Column) -> tuple[str, float] | None:
         return None
 
 
+def _shade(column: Column, columns: Sequence[Column]) -> tuple[float, float, float, float]:
+    """The colour of the column's arm, the fuller the later its swept value comes."""
+    same = [other for other in columns if other.arm == column.arm]
+    return to_rgba(_COLOURS[column.arm], (1 + same.index(column)) / len(same))
+
+
 def draw_bars(values: Values, metric: str) -> Figure:
     """Mean and standard deviation over the seeds of every column, methods side by side."""
     methods = list(dict.fromkeys(method for method, _ in values))
@@ -130,9 +149,8 @@ def draw_bars(values: Values, metric: str) -> Figure:
                 places.append(i + (j - (len(columns) - 1) / 2) * width)
                 heights.append(mean)
                 errors.append(0.0 if math.isnan(std) else std)
-        axes.bar(
-            places, heights, width, yerr=errors, color=_COLOURS[column.arm], label=column.label
-        )
+        colour = _shade(column, columns)
+        axes.bar(places, heights, width, yerr=errors, color=colour, label=column.label)
     axes.set_xticks(range(len(methods)), methods, rotation=20, ha="right")
     axes.set(ylabel=f"{metric} (per cent)")
     axes.grid(axis="y", alpha=0.3)
@@ -182,12 +200,13 @@ def draw_ablation(values: Values, metric: str) -> Figure | None:
 def draw_curves(runs: Sequence[Run]) -> Figure:
     """Loss of the view branch and of the twin branch over the steps, the mean over the seeds."""
     methods = list(dict.fromkeys(run.cell.method for run in runs))
+    columns = list(dict.fromkeys(Column(run.cell.arm, run.cell.variant) for run in runs))
     figure = Figure(figsize=(2.6 * max(2, len(methods)), 4.6), layout="constrained")
     grid = figure.subplots(2, max(1, len(methods)), squeeze=False)
     for i, method in enumerate(methods):
         for row, kind in enumerate(("view", "twin")):
             axes = grid[row][i]
-            for column in dict.fromkeys(Column(r.cell.arm, r.cell.variant) for r in runs):
+            for column in columns:
                 curves = [
                     found
                     for run in runs
@@ -198,7 +217,8 @@ def draw_curves(runs: Sequence[Run]) -> Figure:
                 if curves:
                     length = min(len(curve[0]) for curve in curves)
                     mean = np.mean([curve[1][:length] for curve in curves], axis=0)
-                    axes.plot(curves[0][0][:length], mean, color=_COLOURS[column.arm], lw=1.2)
+                    colour = _shade(column, columns)
+                    axes.plot(curves[0][0][:length], mean, color=colour, lw=1.2)
             axes.set_title(f"{method}, {kind} branch", fontsize=9)
             axes.grid(alpha=0.3)
     return figure

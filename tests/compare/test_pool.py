@@ -17,6 +17,7 @@ from filelock import FileLock
 from rich.console import Console
 
 from solo_infoaug.compare import Outcome, compare, pool, report
+from solo_infoaug.compare.grid import Planner, parse_grid
 from solo_infoaug.errors import ConfigError
 
 Overrides = Callable[..., list[str]]
@@ -177,6 +178,43 @@ def test_interrupted_twice_it_stops(
     assert len((out / "results.csv").read_text().splitlines()) == 1 + 2
     outcome, _ = _compare(overrides())
     assert (outcome.done, outcome.failed) == (3, [])
+
+
+def test_sigterm_stops_the_runs_and_writes_what_is_finished(
+    overrides: Overrides, out: Path
+) -> None:
+    (out / "runs" / "slow").touch()
+    process = _in_the_background(overrides("report=tables"))
+    _wait_for(lambda: any((out / "runs").glob("*infoaug*/progress.json")))
+    process.terminate()
+    assert process.wait(30) == 128 + signal.SIGTERM
+    assert len((out / "tables" / "results.csv").read_text().splitlines()) == 1 + 2
+    # nothing holds the run that was under way
+    (folder,) = (out / "runs").glob("*infoaug*")
+    with FileLock(folder / ".lock", timeout=5):
+        assert not (folder / "result.json").exists()
+
+
+def test_live_table_shows_what_became_of_each_run(
+    overrides: Overrides, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FAKE_CRASH", "random")
+    monkeypatch.setenv("FAKE_HOW", "raise")
+    _compare(overrides())
+    runs = Planner(parse_grid(overrides("seeds=[0,1]"))).plan()
+    (started,) = (run for run in runs if run.cell.arm == "infoaug" and run.cell.seed == 1)
+    started.folder.mkdir()
+    (started.folder / "progress.json").write_text('{"step": 1, "steps": 4}')
+    console = Console(file=io.StringIO(), record=True, width=100)
+    console.print(pool.Board(runs, console))
+    text = console.export_text()
+    assert [line.split() for line in text.splitlines()[:2]] == [
+        ["method", "baseline", "random", "infoaug"],
+        ["simclr", "●·", "✗·", "●◐"],
+    ]
+    assert "simclr infoaug custom seed 1: 25 %" in text
+    assert "3/6" in text
+    assert "1 failed" in text
 
 
 def test_two_processes_do_not_run_the_same_grid(overrides: Overrides, out: Path) -> None:
