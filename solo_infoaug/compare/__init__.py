@@ -81,7 +81,7 @@ def compare(
 
 @contextmanager
 def _stopped_by_sigterm() -> Iterator[None]:
-    """SIGTERM unwinds the stack, so that it stops the runs as well; handlers need the main thread."""
+    """SIGTERM unwinds the stack, and so stops the runs as well. Handlers need the main thread."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from solo_infoaug.compare.grid import Cell, Planner, Run, expand, parse_grid
 from solo_infoaug.errors import ConfigError
+from solo_infoaug.paths import config_folder
+from solo_infoaug.training import load_config
 
 Overrides = Callable[..., list[str]]
 
@@ -95,6 +97,20 @@ def test_baseline_of_the_same_images_never_sees_fewer(
 ) -> None:
     (run,) = _plan(overrides("arms=baseline_images", "max_epochs=4", f"infoaug.batch_size={pairs}"))
     assert run.config.max_epochs == epochs
+
+
+def test_a_method_may_have_settings_of_its_own_on_a_data_set() -> None:
+    def composed(*overrides: str) -> DictConfig:
+        return load_config(config_folder() / "compare", "run", list(overrides))
+
+    simclr = composed("methods=simclr", "datasets=scenes")
+    byol = composed("methods=byol", "datasets=scenes")
+    assert byol.max_epochs > simclr.max_epochs
+    assert byol.optimizer.lr != simclr.optimizer.lr
+    # the command has the last word, and other data sets know nothing of it
+    assert composed("methods=byol", "datasets=scenes", "max_epochs=1").max_epochs == 1
+    elsewhere = composed("methods=byol", "datasets=cifar10")
+    assert elsewhere.optimizer.lr == composed("methods=simclr", "datasets=cifar10").optimizer.lr
 
 
 def test_fmicl_is_a_method_of_its_own(overrides: Overrides) -> None:
