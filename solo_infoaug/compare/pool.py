@@ -14,6 +14,7 @@ import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
@@ -42,8 +43,12 @@ def state(run: Run) -> State:
 
 
 def result(run: Run) -> dict[str, Any] | None:
-    """What a finished run found."""
-    return _read(run.folder / RESULT) if state(run) == "done" else None
+    """What a finished run found, under the names of this grid.
+
+    Another grid may have made the run and called it otherwise: its swept value is fixed there.
+    """
+    found = _read(run.folder / RESULT) if state(run) == "done" else None
+    return None if found is None else {**found, **asdict(run.cell)}
 
 
 def reason(run: Run) -> str:

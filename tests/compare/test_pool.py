@@ -180,6 +180,17 @@ def test_interrupted_twice_it_stops(
     assert (outcome.done, outcome.failed) == (3, [])
 
 
+def test_a_run_shared_by_two_grids_has_the_name_that_each_gives_it(
+    overrides: Overrides, out: Path
+) -> None:
+    _compare(overrides("arms=infoaug", "infoaug.weight=3"))
+    _compare(overrides("arms=infoaug", "infoaug.weight=1,3", "report=ablation"))
+    assert len(_started(out)) == 2
+    assert "weight" not in (out / "tables.md").read_text()
+    header = (out / "ablation" / "tables.md").read_text().splitlines()[2]
+    assert header == "| method | InfoAug, weight=1 | InfoAug, weight=3 |"
+
+
 def test_sigterm_stops_the_runs_and_writes_what_is_finished(
     overrides: Overrides, out: Path
 ) -> None:
