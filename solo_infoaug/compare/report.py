@@ -173,6 +173,7 @@ def draw_ablation(values: Values, metric: str) -> Figure | None:
     figure = Figure(figsize=(6 * len(keys), 3.6), layout="constrained")
     styles = dict(zip(dict.fromkeys(method for method, _, _ in lines), "os^DvPX", strict=False))
     for axes, key in zip(figure.subplots(1, len(keys), squeeze=False)[0], keys, strict=True):
+        ticks = sorted({x for (_, _, of), line in lines.items() if of == key for x, _, _ in line})
         for (method, arm, of), points in lines.items():
             if of == key:
                 x, mean, std = np.array(sorted(points)).T
@@ -188,9 +189,18 @@ def draw_ablation(values: Values, metric: str) -> Figure | None:
         for (method, column), seeds in values.items():
             if column.arm == "baseline" and not column.variant:
                 level = mean_and_std(list(seeds.values()))[0]
-                axes.axhline(level, color=_COLOURS["baseline"], linestyle=":")
-                axes.annotate(f"{method}, baseline", (0.02, level), fontsize=7)
+                marker = styles.get(method, ".")
+                axes.plot(
+                    ticks,
+                    [level] * len(ticks),
+                    color=_COLOURS["baseline"],
+                    linestyle=":",
+                    marker=marker,
+                    label=f"{method}, baseline",
+                )
         axes.set_xscale("symlog", linthresh=0.1)
+        axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+        axes.minorticks_off()
         axes.set(xlabel=key, ylabel=f"{metric} (per cent)")
         axes.grid(alpha=0.3)
         axes.legend(fontsize=8)
