@@ -34,7 +34,7 @@ DECIDING = ("information", "significance")
 def stages(video: Path, folder: Path) -> None:
     """Print seconds and shares of the stages of mining `video`, and the wall time on all cores."""
     with Video(video) as opened:
-        length = opened.info.duration or 0.0
+        length = opened.duration
         size = f"{opened.info.width}×{opened.info.height}"
     mine_video(video, folder, "warm-00000000-00000000", "0", MineConfig())  # compiles
     watch = Stopwatch()

@@ -5,9 +5,11 @@ Heavy modules are imported inside the commands, so that `--help` is instant.
 
 from __future__ import annotations
 
+import io
 import sys
+import warnings
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TextIO
 
 import typer
 
@@ -189,6 +191,7 @@ def mine(
 
     Exit code 2: some videos failed, the others are mined.
     """
+    from solo_infoaug.cache import remember_dictionary
     from solo_infoaug.mining import MineConfig
     from solo_infoaug.mining import mine as run
 
@@ -197,6 +200,11 @@ def mine(
         videos, out, config, workers=workers, threads=threads, ray=ray, overwrite=overwrite
     )
     typer.echo(dictionary.summary)
+    try:
+        remember_dictionary(out)
+    except OSError as error:
+        why = f"not noted as the last dictionary, so name it with infoaug.twins={out}: {error}"
+        typer.secho(f"solo-infoaug: {why}", fg=typer.colors.YELLOW, err=True)
     if failed := dictionary.info["failed"]:
         typer.secho(f"{len(failed)} videos failed:", fg=typer.colors.RED, err=True)
         for why in failed.values():
@@ -288,8 +296,29 @@ def filter_(
     typer.echo(filter_twins(dictionary, out, min_mi=min_mi, max_p=max_p, top_k=top_k).summary)
 
 
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    """One line, without the place in the code; those of other packages as ever."""
+    if Path(filename).is_relative_to(Path(__file__).parent):
+        typer.secho(f"solo-infoaug: {message}", fg=typer.colors.YELLOW, err=True)
+    else:
+        text = warnings.formatwarning(message, category, filename, lineno, line)
+        typer.echo(text, nl=False, err=True)
+
+
 def main() -> None:
     """Run the command line; an error that the user can mend is one message and exit code 1."""
+    for stream in (sys.stdout, sys.stderr):
+        # A file name need not be text in the terminal's encoding.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    warnings.showwarning = _show_warning
     try:
         app()
     except InfoAugError as error:

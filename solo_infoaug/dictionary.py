@@ -20,13 +20,15 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from filelock import FileLock, Timeout
 from PIL import Image
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_safetensors
@@ -37,6 +39,9 @@ FORMAT = "solo-infoaug twin dictionary"
 VERSION = 1
 MANIFEST = "dictionary.json"
 PARTS = "parts"
+LOCK = ".lock"
+# What was read of a video, and what was not: see docs/dictionary-format.md.
+COUNTS = ("frames", "damaged_packets", "frames_left_out")
 ARMS = ("mi", "random", "self")
 
 # A pixel file is closed once it holds this many patches.
@@ -335,6 +340,19 @@ class TwinDictionary:
             DictionaryError: the arrays do not fit together, or the folder is taken.
         """
         folder = Path(path)
+        with only_writer(folder):
+            cls._create(folder, pixels, twins, mi, shots, name)
+        return cls.load(folder)
+
+    @staticmethod
+    def _create(
+        folder: Path,
+        pixels: torch.Tensor,
+        twins: torch.Tensor,
+        mi: torch.Tensor,
+        shots: Sequence[int] | None,
+        name: str,
+    ) -> None:
         if (folder / MANIFEST).exists():
             raise DictionaryError(f"{folder} holds a dictionary already")
         count, moments, _, side, _ = pixels.shape
@@ -367,7 +385,6 @@ class TwinDictionary:
             )
         writer.finish()
         write_manifest(folder, [writer.key], {})
-        return cls.load(folder)
 
 
 def _draw(count: int, size: int, generator: torch.Generator) -> torch.Tensor:
@@ -378,6 +395,37 @@ def _draw(count: int, size: int, generator: torch.Generator) -> torch.Tensor:
 
 
 # --- writing
+
+
+@contextmanager
+def only_writer(out: Path) -> Iterator[None]:
+    """Make the folder `out` and let nobody else write a dictionary there meanwhile.
+
+    The operating system ends the lock with the process that holds it, so that whatever else lies in
+    the folder is what others left, and not what they are working on.
+
+    Raises:
+        DictionaryError: another run is writing there, or the folder cannot be written.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(out / LOCK)
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise DictionaryError(
+            f"{out}: another run is writing its dictionary here; wait until it has ended, or "
+            "choose another folder"
+        ) from None
+    except (OSError, NotImplementedError) as error:
+        raise DictionaryError(f"{out}: cannot be written: {_reason(error)}") from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _reason(error: BaseException) -> str:
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__
 
 
 class VideoWriter:
@@ -436,9 +484,17 @@ class VideoWriter:
         (self._folder / "shots" / f"{index:04d}.jpg").write_bytes(image.getvalue())
         self._write(f"shots/{index:04d}.safetensors", arrays)
 
-    def finish(self, **record: Any) -> None:
-        """Write what is left, with more for the record, and give the folder its final name."""
-        self._record.update(record)
+    def finish(
+        self, source: Mapping[str, Any] | None = None, counts: Mapping[str, int] | None = None
+    ) -> None:
+        """Write what is left, and give the folder its final name.
+
+        Args:
+            source: more about the source, known only now.
+            counts: those of `COUNTS` that are known.
+        """
+        self._record["source"].update(source or {})
+        self._record.update(counts or {})
         if not self._record["shots"]:
             raise ValueError("a video without a shot is not written")
         self._flush()

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,14 @@ import numpy as np
 import torch
 
 from solo_infoaug.dictionary import (
+    COUNTS,
     MANIFEST,
     PARTS,
     Part,
     Shot,
     TwinDictionary,
     VideoWriter,
+    only_writer,
     write_manifest,
 )
 from solo_infoaug.errors import ConfigError, DictionaryError
@@ -43,18 +46,19 @@ def merge(paths: Sequence[PathLike], out: PathLike) -> TwinDictionary:
             for source in sources
         )
         raise DictionaryError(f"these dictionaries do not fit together: {listed}")
-    folder = _target(out)
     keys: list[str] = []
     failed: dict[str, Any] = {}
-    for source in sources:
-        failed |= source.info.get("failed") or {}
-        for key in source.info["videos"]:
-            if key not in keys:
-                _copy_part(source.path / PARTS / key, folder / PARTS / key)
-                keys.append(key)
-    configs = [source.info.get("config") for source in sources]
-    config = configs[0] if all(other == configs[0] for other in configs) else None
-    write_manifest(folder, keys, {"config": config, "merged_configs": configs, "failed": failed})
+    with _target(out) as folder:
+        for source in sources:
+            failed |= source.info.get("failed") or {}
+            for key in source.info["videos"]:
+                if key not in keys:
+                    _copy_part(source.path / PARTS / key, folder / PARTS / key)
+                    keys.append(key)
+        configs = [source.info.get("config") for source in sources]
+        config = configs[0] if all(other == configs[0] for other in configs) else None
+        info = {"config": config, "merged_configs": configs, "failed": failed}
+        write_manifest(folder, keys, info)
     return TwinDictionary.load(folder)
 
 
@@ -92,20 +96,20 @@ def split(
         raise DictionaryError(f"{source.path} has a single {by} and cannot be split by {by}")
     shuffled = sorted(units, key=lambda unit: hashlib.sha256(f"{seed}/{unit}".encode()).digest())
     count = min(max(1, round(fraction * len(units))), len(units) - 1)
-    folders = [_target(Path(out) / name) for name in ("first", "second")]
-    for folder, chosen in zip(folders, (set(shuffled[:count]), set(shuffled[count:])), strict=True):
-        kept = []
-        for key in keys:
-            shots = {shot for video, shot in chosen if video == key}
-            if not shots:
-                continue
-            if None in shots:
-                _copy_part(source.path / PARTS / key, folder / PARTS / key)
-            else:
-                _rewrite(source.path, folder, key, keep=shots)
-            kept.append(key)
-        write_manifest(folder, kept, {"config": source.info.get("config"), "failed": {}})
-    return TwinDictionary.load(folders[0]), TwinDictionary.load(folders[1])
+    with _target(Path(out) / "first") as first, _target(Path(out) / "second") as second:
+        for folder, chosen in ((first, set(shuffled[:count])), (second, set(shuffled[count:]))):
+            kept = []
+            for key in keys:
+                shots = {shot for video, shot in chosen if video == key}
+                if not shots:
+                    continue
+                if None in shots:
+                    _copy_part(source.path / PARTS / key, folder / PARTS / key)
+                else:
+                    _rewrite(source.path, folder, key, keep=shots)
+                kept.append(key)
+            write_manifest(folder, kept, {"config": source.info.get("config"), "failed": {}})
+    return TwinDictionary.load(first), TwinDictionary.load(second)
 
 
 def filter_twins(
@@ -134,16 +138,16 @@ def filter_twins(
     if not 0.0 <= max_p <= 1.0:
         raise ConfigError(f"max_p must be in [0, 1], not {max_p!r}")
     source = TwinDictionary.load(path)
-    folder = _target(out)
 
     def good(mi: np.ndarray, p: np.ndarray) -> np.ndarray:
         return np.asarray((mi >= min_mi) & (p <= max_p))
 
-    for key in source.info["videos"]:
-        _rewrite(source.path, folder, key, good=good, top_k=top_k)
-    info = {name: value for name, value in source.info.items() if name != "videos"}
-    info["filtered"] = {"min_mi": min_mi, "max_p": max_p, "top_k": top_k}
-    write_manifest(folder, source.info["videos"], info)
+    with _target(out) as folder:
+        for key in source.info["videos"]:
+            _rewrite(source.path, folder, key, good=good, top_k=top_k)
+        info = {name: value for name, value in source.info.items() if name != "videos"}
+        info["filtered"] = {"min_mi": min_mi, "max_p": max_p, "top_k": top_k}
+        write_manifest(folder, source.info["videos"], info)
     return TwinDictionary.load(folder)
 
 
@@ -163,7 +167,7 @@ def describe(dictionary: TwinDictionary, verify: bool = False) -> dict[str, Any]
         for name, count in dict(shot.record.get("reasons") or {}).items():
             reasons[str(name)] = reasons.get(str(name), 0) + int(count)
     parts = [Part.read(dictionary.path / PARTS / key) for key in dictionary.info["videos"]]
-    sources = [dict(part.record.get("source") or {}) for part in parts]
+    sources = [{**dict(part.record.get("source") or {}), **_counts(part)} for part in parts]
     if verify:
         for part in parts:
             for shard, digest in zip(part.shards, part.digests[1:], strict=True):
@@ -192,16 +196,28 @@ def describe(dictionary: TwinDictionary, verify: bool = False) -> dict[str, Any]
         "sources": sources,
         "config": dictionary.info.get("config"),
         "failed": dictionary.info.get("failed") or {},
+        "left_out": dictionary.info.get("left_out") or [],
+        "duplicates": dictionary.info.get("duplicates") or {},
+        "damaged_packets": sum(source.get("damaged_packets", 0) for source in sources),
+        "frames_left_out": sum(source.get("frames_left_out", 0) for source in sources),
     }
 
 
-def _target(out: PathLike) -> Path:
+@contextmanager
+def _target(out: PathLike) -> Iterator[Path]:
+    """The folder to write, where nobody else writes meanwhile."""
     folder = Path(out)
     if folder.exists() and not folder.is_dir():
         raise DictionaryError(f"{folder} is a file, not a folder")
-    if (folder / MANIFEST).exists() or (folder / PARTS).exists():
-        raise DictionaryError(f"{folder} holds a dictionary already; choose another folder")
-    return folder
+    with only_writer(folder):
+        if (folder / MANIFEST).exists() or (folder / PARTS).exists():
+            raise DictionaryError(f"{folder} holds a dictionary already; choose another folder")
+        yield folder
+
+
+def _counts(part: Part) -> dict[str, int]:
+    """How many frames were read and left out, where that was noted."""
+    return {name: int(part.record[name]) for name in COUNTS if name in part.record}
 
 
 def _copy_part(source: Path, target: Path) -> None:
@@ -245,7 +261,7 @@ def _rewrite(
                     moment_frames=part.moment_frames[rows].numpy(),
                     arrays=shot.arrays,
                 )
-        writer.finish()
+        writer.finish(counts=_counts(part))
     finally:
         writer.discard()
 

@@ -31,6 +31,8 @@ class MineConfig:
     stop_fraction: float = 1.0
     # Take every n-th frame.
     frame_step: int = 1
+    # Frames a second of a folder of numbered images, which do not say it themselves.
+    fps: float = 25.0
 
     # --- shots
     # Sensitivity of the cut detector: a cut's content score over the mean of its neighbours'.
@@ -112,7 +114,7 @@ class MineConfig:
         )
         for name in ("frame_step", "moments", "top_k", "k"):
             _check(getattr(self, name) >= 1, self, name, "at least 1")
-        for name in ("cut_threshold", "max_roundtrip"):
+        for name in ("fps", "cut_threshold", "max_roundtrip"):
             _check(getattr(self, name) > 0, self, name, "greater than 0")
         for name in ("min_motion", "motion_over_noise", "min_agreement", "min_mi"):
             _check(getattr(self, name) >= 0, self, name, "at least 0")

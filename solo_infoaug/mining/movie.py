@@ -14,7 +14,7 @@ import numpy as np
 from solo_infoaug.dictionary import PARTS, Shot, TwinDictionary, read_json
 from solo_infoaug.errors import VideoError
 from solo_infoaug.mining.pictures import strongest_pairs
-from solo_infoaug.mining.video import Video, find_videos, video_digest
+from solo_infoaug.mining.video import find_videos, open_video, video_digest
 
 _WIDEST, _LEAST = 1280, 320
 _FPS = 25
@@ -121,7 +121,7 @@ def _source(dictionary: TwinDictionary, shot: Shot, paths: dict[str, Path]) -> I
         return
     step = int((dictionary.info.get("config") or {}).get("frame_step", 1))
     wanted = range(int(shot.record["frame"]), int(shot.record["frame"]) + count * step, step)
-    with Video(path) as video:
+    with open_video(path) as video:
         for frame in video.frames():
             if frame.number in wanted:
                 yield frame.image()

@@ -7,8 +7,10 @@ import functools
 import os
 import re
 import shutil
+import warnings
 from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
@@ -24,14 +26,29 @@ from rich.progress import (
 )
 
 from solo_infoaug import __version__
-from solo_infoaug.cache import remember_dictionary
-from solo_infoaug.dictionary import MANIFEST, PARTS, TwinDictionary, VideoWriter, write_manifest
+from solo_infoaug.dictionary import (
+    MANIFEST,
+    PARTS,
+    TwinDictionary,
+    VideoWriter,
+    only_writer,
+    write_manifest,
+)
 from solo_infoaug.errors import ConfigError, DictionaryError, VideoError
 from solo_infoaug.mining.config import MineConfig
+from solo_infoaug.mining.frame import Frame
+from solo_infoaug.mining.frame_folder import FrameFolder
 from solo_infoaug.mining.shot import Stopwatch, mine_shot
 from solo_infoaug.mining.shots import Shot, split_shots
 from solo_infoaug.mining.trackers import make_tracker
-from solo_infoaug.mining.video import Frame, Video, find_videos, video_digest
+from solo_infoaug.mining.video import (
+    Video,
+    open_video,
+    search,
+    video_digest,
+    video_name,
+    video_stem,
+)
 from solo_infoaug.mining.workers import Job, run_jobs, thread_limit, usable_cores
 
 T = TypeVar("T")
@@ -83,28 +100,41 @@ def mine(
     sources = [videos] if isinstance(videos, (str, os.PathLike)) else list(videos)
     folder = Path(out).absolute()
 
-    jobs, failed = _plan(find_videos(sources), config)
-    _check_target(folder, jobs, config, overwrite)
-    todo = [job for job in jobs if not (folder / PARTS / job.key / "video.json").is_file()]
-    workers, threads = _shares(workers, threads, len(todo), ray is not None)
-    with _bar(progress) as bar:
-        task = bar.add_task("mining", total=len(jobs), completed=len(jobs) - len(todo))
-        work = functools.partial(_mine_job, folder, config, threads)
-        gpu = config.tracker in ("cotracker3", "bootstapir") and config.device != "cpu"
-        for job, why in run_jobs(todo, work, workers, ray, gpu, threads or 1):
-            if why is not None:
-                failed[str(job.path)] = why
-            bar.update(task, advance=1, description=f"mined {job.path.name}")
+    paths, left_out = search(sources)
+    for what in left_out:
+        warnings.warn(printable(what), stacklevel=2)
+    plan = _plan(paths, config)
+    if not overwrite and _is_finished(folder, plan, config):
+        return TwinDictionary.load(folder)
+    if folder.exists() and not folder.is_dir():
+        raise DictionaryError(f"{folder} is a file, not a folder")
+    with only_writer(folder):
+        _check_target(folder, plan.jobs, config, overwrite)
+        todo = [job for job in plan.jobs if not _is_mined(folder, job)]
+        workers, threads = _shares(workers, threads, len(todo), ray is not None)
+        failed = dict(plan.failed)
+        with _bar(progress) as bar:
+            done = len(plan.jobs) - len(todo)
+            task = bar.add_task("mining", total=len(plan.jobs), completed=done)
+            work = functools.partial(_mine_job, folder, config, threads)
+            gpu = config.tracker in ("cotracker3", "bootstapir") and config.device != "cpu"
+            for job, why in run_jobs(todo, work, workers, ray, gpu, threads or 1):
+                if why is not None:
+                    failed[str(job.path)] = why
+                bar.update(task, advance=1, description=f"mined {printable(video_name(job.path))}")
 
-    mined = [job.key for job in jobs if (folder / PARTS / job.key).is_dir()]
-    if not mined:
-        raise VideoError("\n".join(failed.values()) or "no video given")
-    _remove_leftovers(folder, mined)
-    info = {"config": config.to_json(), "failed": dict(sorted(failed.items()))}
-    write_manifest(folder, mined, info)
-    dictionary = TwinDictionary.load(folder)
-    remember_dictionary(folder)
-    return dictionary
+        mined = [job.key for job in plan.jobs if (folder / PARTS / job.key).is_dir()]
+        if not mined:
+            raise VideoError("\n".join(failed.values()) or "no video given")
+        _remove_leftovers(folder, mined)
+        info = {
+            "config": config.to_json(),
+            "failed": _printable(failed),
+            "left_out": [printable(what) for what in left_out],
+            "duplicates": _printable(plan.duplicates),
+        }
+        write_manifest(folder, mined, info)
+    return TwinDictionary.load(folder)
 
 
 def mine_video(
@@ -125,7 +155,7 @@ def mine_video(
         ConfigError: the tracker or the depth model is missing.
     """
     watch = watch or Stopwatch()
-    with Video(path) as video:
+    with open_video(path, config.fps) as video:
         tracker = make_tracker(
             config.tracker,
             path,
@@ -135,15 +165,14 @@ def mine_video(
             max_roundtrip=config.max_roundtrip,
         )
         source = {
-            "file": path.name,
+            "file": printable(path.name),
             "sha256": digest,
-            **vars(video.info),
             "tracker": tracker.name,
             "tracker_licence": tracker.licence,
             "depth": config.depth,
             "mined_with": __version__,
         }
-        writer = VideoWriter(out, key, path.name, source)
+        writer = VideoWriter(out, key, printable(video.name), source)
         counts = {"frames": 0, "shots": 0, "patches": 0, "twins": 0}
         colour = tracker.colour or bool(config.depth)
         shots = _shots(video, config, colour, counts, watch)
@@ -157,7 +186,14 @@ def mine_video(
                         with watch("write"):
                             writer.add_shot(**found)
             _complain(path, video, counts, config)
-            writer.finish(damaged_packets=video.damaged, frames=counts["frames"])
+            writer.finish(
+                video.record,
+                {
+                    "frames": counts["frames"],
+                    "damaged_packets": video.damaged,
+                    "frames_left_out": video.left_out,
+                },
+            )
         finally:
             writer.discard()
 
@@ -200,7 +236,11 @@ def _one_ahead(items: Iterator[T]) -> Generator[T]:
 
 
 def _shots(
-    video: Video, config: MineConfig, colour: bool, counts: dict[str, int], watch: Stopwatch
+    video: Video | FrameFolder,
+    config: MineConfig,
+    colour: bool,
+    counts: dict[str, int],
+    watch: Stopwatch,
 ) -> Generator[Shot]:
     def counted() -> Iterator[Frame]:
         frames = video.frames(config.start_fraction, config.stop_fraction, config.frame_step)
@@ -231,12 +271,17 @@ def _timed(items: Iterator[T], stage: str, watch: Stopwatch) -> T | None:
         return next(items, None)
 
 
-def _complain(path: Path, video: Video, counts: dict[str, int], config: MineConfig) -> None:
+def _complain(
+    path: Path, video: Video | FrameFolder, counts: dict[str, int], config: MineConfig
+) -> None:
     """Say why nothing came of a video."""
+    damage = ""
+    if video.damaged:
+        damage = (
+            f"; {video.left_out} frames were left out: {video.damaged} damaged packets or files"
+        )
     if counts["frames"] == 0:
         why = "no frame could be decoded"
-        if video.damaged:
-            why += f" ({video.damaged} damaged packets)"
     elif counts["shots"] == 0:
         why = f"no shot has at least min_frames={config.min_frames} frames " + (
             f"({counts['frames']} frames in all)"
@@ -247,24 +292,47 @@ def _complain(path: Path, video: Video, counts: dict[str, int], config: MineConf
         why = "no patch found a twin: nothing moves, or nothing moves together"
     else:
         return
-    raise VideoError(f"{path}: {why}")
+    raise VideoError(f"{path}: {why}{damage}")
 
 
-def _plan(paths: list[Path], config: MineConfig) -> tuple[list[Job], dict[str, str]]:
-    """What to mine, in an order that depends on the videos alone, and what cannot be read."""
+@dataclass(frozen=True)
+class _Plan:
+    """What to mine, in an order that depends on the videos alone.
+
+    `failed` is why a path cannot be read; `duplicates` are paths with the content of another.
+    """
+
+    jobs: list[Job]
+    failed: dict[str, str]
+    duplicates: dict[str, str]
+
+
+def _plan(paths: list[Path], config: MineConfig) -> _Plan:
     jobs: dict[str, Job] = {}
     failed: dict[str, str] = {}
-    for path in sorted(paths, key=lambda path: (path.name, str(path))):
+    duplicates: dict[str, str] = {}
+    for path in sorted(paths, key=lambda path: (video_name(path), str(path))):
         try:
             digest = video_digest(path)
         except VideoError as error:
             failed[str(path)] = str(error)
             continue
-        key = f"{_plain(path.stem)}-{digest[:8]}-{config.digest[:8]}"
-        # The same content twice is mined once.
-        if digest not in {job.digest for job in jobs.values()}:
-            jobs[key] = Job(path, key, digest)
-    return sorted(jobs.values(), key=lambda job: (job.path.name, job.digest)), failed
+        if digest in jobs:
+            duplicates[str(path)] = str(jobs[digest].path)
+            continue
+        key = f"{_plain(video_stem(path))}-{digest[:8]}-{config.digest[:8]}"
+        jobs[digest] = Job(path, key, digest)
+    ordered = sorted(jobs.values(), key=lambda job: (video_name(job.path), job.digest))
+    return _Plan(ordered, failed, duplicates)
+
+
+def printable(text: str) -> str:
+    """`text` with what is no Unicode (bytes of a file name in another encoding) escaped."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def _printable(texts: dict[str, str]) -> dict[str, str]:
+    return {printable(key): printable(text) for key, text in sorted(texts.items())}
 
 
 def _plain(name: str) -> str:
@@ -272,9 +340,23 @@ def _plain(name: str) -> str:
     return plain.strip("-_")[:60] or "video"
 
 
+def _is_mined(folder: Path, job: Job) -> bool:
+    return (folder / PARTS / job.key / "video.json").is_file()
+
+
+def _is_finished(folder: Path, plan: _Plan, config: MineConfig) -> bool:
+    """Whether nothing is left to do, so that a folder is enough that can only be read."""
+    if plan.failed or not (folder / MANIFEST).is_file():
+        return False
+    there = TwinDictionary.load(folder).info
+    return bool(
+        there.get("config") == config.to_json()
+        and there["videos"] == [job.key for job in plan.jobs]
+        and all(_is_mined(folder, job) for job in plan.jobs)
+    )
+
+
 def _check_target(folder: Path, jobs: list[Job], config: MineConfig, overwrite: bool) -> None:
-    if folder.exists() and not folder.is_dir():
-        raise DictionaryError(f"{folder} is a file, not a folder")
     if overwrite:
         (folder / MANIFEST).unlink(missing_ok=True)
         _remove_leftovers(folder, [])
@@ -304,7 +386,7 @@ def _remove_leftovers(folder: Path, keys: list[str]) -> None:
 def _bar(show: bool) -> Progress:
     return Progress(
         SpinnerColumn(),
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),

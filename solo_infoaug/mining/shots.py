@@ -59,8 +59,9 @@ def split_shots(
     """Cut `frames` into shots, holding one shot at a time.
 
     A shot longer than `max_frames` goes on as the next one; one of fewer than `min_frames` frames
-    is skipped. A change of the frame size is a cut as well. The small frames are RGB with `colour`,
-    and grey without, which takes a third of the time and memory.
+    is skipped. A change of the frame size and a gap (damaged or missing frames) are cuts as well.
+    The small frames are RGB with `colour`, and grey without, which takes a third of the time and
+    memory.
     """
 
     def fresh_detector() -> AdaptiveDetector:
@@ -90,7 +91,7 @@ def split_shots(
         found += 1
 
     for place, frame in enumerate(frames):
-        if pending and frame.size != pending[-1].size:
+        if pending and (frame.gap or frame.size != pending[-1].size):
             yield from take(len(pending))
             detector = fresh_detector()
         pending.append(_Pending(frame, track_size, "rgb24" if colour else "gray"))

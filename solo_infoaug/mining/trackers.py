@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from solo_infoaug.errors import ConfigError, VideoError
+from solo_infoaug.mining.frame_folder import folder_name
 from solo_infoaug.mining.shots import Shot
 from solo_infoaug.mining.tracking import BORDER, corners, grid, track_lk
 
@@ -87,6 +88,9 @@ class GridTracker:
 class FileTracker:
     """Tracks that another tool made: an npz for each video, in the layout of TAP-Vid.
 
+    It lies beside the video, or in `folder`, and is called NAME.npz: of a video file NAME.mp4, and
+    of a folder of frames NAME or NAME/img1.
+
     Each track is one patch, centred on it where the shot begins. The file holds either `tracks`
     [N, T, 2], (x, y) in pixels, and `visibility` bool [N, T]; or, as TAP-Vid itself, `points`
     [N, T, 2] as fractions of the frame's width and height, and `occluded` bool [N, T]. T is the
@@ -101,7 +105,7 @@ class FileTracker:
     colour = False
 
     def __init__(self, video: Path, folder: str) -> None:
-        self.path = (Path(folder) if folder else video.parent) / f"{video.stem}.npz"
+        self.path = _tracks_file(video, folder)
         try:
             with np.load(self.path, allow_pickle=False) as file:
                 content = {key: file[key] for key in file.files}
@@ -150,6 +154,16 @@ class FileTracker:
         seen = visible[:, chosen] & _within(small, shot)
         small = _rest(small.astype(np.float32), seen)
         return Tracks(small[0], small[:, :, None], seen[:, :, None])
+
+
+def _tracks_file(video: Path, folder: str) -> Path:
+    if not video.is_dir():
+        return (Path(folder) if folder else video.parent) / f"{video.stem}.npz"
+    name = folder_name(video)
+    if folder:
+        return Path(folder) / f"{name}.npz"
+    own = video.absolute()
+    return (own if own.name == name else own.parent).parent / f"{name}.npz"
 
 
 def make_tracker(

@@ -1,11 +1,13 @@
-"""Decoding: frames of a video, one after the other."""
+"""Decoding: frames of a video, one after the other, as they are meant to be seen."""
 
 from __future__ import annotations
 
 import hashlib
 import os
+import warnings
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -15,100 +17,51 @@ import av.error
 import numpy as np
 
 from solo_infoaug.errors import VideoError
-
-EXTENSIONS = frozenset(
-    {".3gp", ".avi", ".flv", ".gif", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4"}
-    | {".mpeg", ".mpg", ".mts", ".ogv", ".ts", ".webm", ".wmv"}
+from solo_infoaug.mining.frame import AS_STORED, Frame, Orientation, every_nth, has_alpha
+from solo_infoaug.mining.frame_folder import (
+    IMAGES,
+    FrameFolder,
+    Numbered,
+    folder_name,
+    numbered_frames,
 )
 
+EXTENSIONS = frozenset(
+    {".264", ".265", ".3g2", ".3gp", ".amv", ".asf", ".av1", ".avi", ".avs", ".divx", ".dv"}
+    | {".f4v", ".flc", ".fli", ".flv", ".gif", ".gxf", ".h264", ".h265", ".hevc", ".ivf"}
+    | {".m1v", ".m2p", ".m2t", ".m2ts", ".m2v", ".m4v", ".mjpeg", ".mjpg", ".mkv", ".mod"}
+    | {".mov", ".mp4", ".mpe", ".mpeg", ".mpg", ".mpv", ".mts", ".mxf", ".nsv", ".nut", ".obu"}
+    | {".ogg", ".ogm", ".ogv", ".ogx", ".qt", ".rm", ".rmvb", ".tod", ".trp", ".ts", ".vob"}
+    | {".vro", ".webm", ".webp", ".wmv", ".wtv", ".y4m"}
+)
+# Beside a video, for `tracker=file`.
+_TRACKS = ".npz"
 
-# Scaling by several threads, which PyAV does since 17, would take cores from other workers.
-_SCALING: dict[str, Any] = {"threads": 1} if int(av.__version__.split(".")[0]) >= 17 else {}
+# Frames that run backwards in time by more (frame times) were joined, and are not just jittering.
+_BACK = 4
+# Of frames that jump ahead by more (frame times; and at least one second), some are missing.
+_AHEAD = 10
+# B-frames that are held back, at most, until the frame that they refer to proves to be whole: the
+# largest picture buffer that H.264 and HEVC allow.
+_HELD = 16
+# Other pixel shapes (width over height) are a broken header.
+_PIXEL_SHAPES = (0.2, 5.0)
+_B_FRAME = 3
+# Transfer functions of high dynamic range (ITU-T H.273): PQ and HLG.
+_HDR = {16: "PQ", 18: "HLG"}
+_RANGES = {1: "limited", 2: "full"}
 
 
-@dataclass(frozen=True)
-class Frame:
-    """A decoded frame. `image` makes arrays of it; nothing is converted before."""
+@dataclass
+class _Decoded:
+    """A frame as the decoder gave it; `time` in seconds from the first one."""
 
     number: int
-    _raw: av.VideoFrame
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """(height, width) in pixels, as shown: after the rotation that the file asks for."""
-        height, width = self._raw.height, self._raw.width
-        return (width, height) if self._turns % 2 else (height, width)
-
-    @property
-    def _turns(self) -> int:
-        return round(getattr(self._raw, "rotation", 0) / 90) % 4
-
-    def image(self, size: tuple[int, int] | None = None, layout: str = "rgb24") -> np.ndarray:
-        """The frame as an array, resized to `size` (height, width) if given.
-
-        `layout` is FFmpeg's name of a pixel format: "rgb24" or "bgr24", uint8 [H, W, 3], or
-        "gray", uint8 [H, W].
-        """
-        height, width = size or self.size
-        if self._turns % 2:
-            height, width = width, height
-        array = self._raw.to_ndarray(
-            format=layout, width=width, height=height, interpolation="AREA", **_SCALING
-        )
-        return np.ascontiguousarray(np.rot90(array, self._turns))
-
-
-def find_videos(sources: Iterable[str | os.PathLike[str]]) -> list[Path]:
-    """The video files that `sources` name: files as they are, folders searched through.
-
-    Raises:
-        VideoError: a source does not exist, a folder holds no video, or there is no source.
-    """
-    found: dict[Path, None] = {}
-    for source in map(Path, sources):
-        if source.is_dir():
-            inside = sorted(
-                path
-                for path in source.rglob("*")
-                if path.suffix.lower() in EXTENSIONS and not path.name.startswith(".")
-            )
-            inside = [path for path in inside if path.is_file()]
-            if not inside:
-                raise VideoError(
-                    f"no video in folder {source} (looked for {' '.join(sorted(EXTENSIONS))})"
-                )
-            found.update(dict.fromkeys(inside))
-        elif source.exists():
-            found[source] = None
-        else:
-            raise VideoError(f"no such video: {source}")
-    if not found:
-        raise VideoError("no video given: name at least one file or folder")
-    return list(found)
-
-
-def video_digest(path: Path) -> str:
-    """SHA-256 of the file's content.
-
-    Raises:
-        VideoError: the file cannot be read.
-    """
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise VideoError(f"{path}: cannot be read: {error.strerror or error}") from error
-
-
-@dataclass(frozen=True)
-class VideoInfo:
-    """What a container says about its first video stream."""
-
-    width: int
-    height: int
-    fps: float
-    duration: float | None
-    codec: str
+    time: float
+    raw: av.VideoFrame
+    damaged: bool
+    gap: bool
+    orientation: Orientation
 
 
 class Video:
@@ -120,18 +73,41 @@ class Video:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        # Packets that the decoder refused.
+        # Packets that the decoder refused or found damaged; frames that were left out by that.
         self.damaged = 0
+        self.left_out = 0
+        self._found: dict[str, Any] = {}
         try:
             self._container = av.open(str(path))
         except (av.error.FFmpegError, OSError, ValueError) as error:
             raise VideoError(f"{path}: cannot be opened as a video: {_reason(error)}") from error
-        if not self._container.streams.video:
+        try:
+            self._stream = self._chosen_stream()
+        except VideoError:
             self._container.close()
-            raise VideoError(f"{path}: holds no video stream")
-        self._stream = self._container.streams.video[0]
+            raise
+        context = self._stream.codec_context
         # One thread: from damaged packets FFmpeg makes other pixels with another number of threads.
-        self._stream.codec_context.thread_count = 1
+        context.thread_count = 1
+        self._intra_only = bool(context.codec.intra_only)
+        if self._intra_only:
+            # Only such a frame is lost alone; FFmpeg shows it with made-up pixels, unmarked.
+            context.options = {**context.options, "err_detect": "explode"}
+
+    def _chosen_stream(self) -> av.VideoStream:
+        """What a player would show: no cover picture, and of several streams the best."""
+        moving = [stream for stream in self._container.streams.video if not _is_picture(stream)]
+        pictures = len(self._container.streams.video) - len(moving)
+        if not moving:
+            what = "only a cover picture" if pictures else "no video stream"
+            raise VideoError(f"{self.path}: holds {what}")
+        if pictures:
+            self._found["cover_pictures"] = pictures
+        if len(moving) > 1:
+            self._found["other_video_streams"] = len(moving) - 1
+            best = self._container.streams.best("video")
+            return next((stream for stream in moving if stream is best), moving[0])
+        return moving[0]
 
     def __enter__(self) -> Video:
         return self
@@ -140,71 +116,446 @@ class Video:
         self._container.close()
 
     @property
-    def info(self) -> VideoInfo:
-        """Size in pixels, frames a second, duration in seconds if known, codec."""
-        stream = self._stream
-        rate = stream.average_rate or stream.guessed_rate or Fraction(25)
-        return VideoInfo(
-            stream.width, stream.height, float(rate), self._duration(), stream.name or "?"
-        )
+    def name(self) -> str:
+        """What the video is called."""
+        return self.path.name
 
-    def _duration(self) -> float | None:
-        if self._stream.duration and self._stream.time_base:
-            return float(self._stream.duration * self._stream.time_base)
-        if self._container.duration:
-            return self._container.duration / av.time_base
-        return None
+    @property
+    def fps(self) -> float:
+        """Frames a second, on average."""
+        rate = self._stream.average_rate or self._stream.guessed_rate or Fraction(25)
+        return float(rate)
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """What is known of the stream; after `frames`, also what was found when decoding.
+
+        Keys that say nothing (square pixels, frames that are shown as they are stored) are left
+        out; docs/dictionary-format.md lists all.
+        """
+        stream = self._stream
+        return {
+            "width": stream.width,
+            "height": stream.height,
+            "fps": self.fps,
+            "duration": self.duration,
+            "codec": stream.name or "?",
+            "pixel_format": stream.codec_context.pix_fmt,
+            **_shape_record(self._pixel_shape()),
+            **self._found,
+        }
+
+    @property
+    def duration(self) -> float:
+        """Seconds, measured: headers say when a video ends, which is not how long it lasts."""
+        if not hasattr(self, "_duration"):
+            self._duration = self._measured()
+        return self._duration
+
+    def _measured(self) -> float:
+        clock = _Clock(self.fps)
+        try:
+            with av.open(str(self.path)) as container:
+                stream = container.streams[self._stream.index]
+                for packet in container.demux(stream):
+                    if packet.size and not packet.is_discard:
+                        stamp = packet.pts if packet.dts is None else packet.dts
+                        clock.tick(None if stamp is None else float(stamp * packet.time_base))
+        except (av.error.FFmpegError, OSError):
+            pass  # it ends where it cannot be read any further; decoding counts the damage
+        return clock.now + 1 / self.fps
+
+    def _pixel_shape(self) -> Fraction:
+        """Width over height of a stored pixel; 1 where it is not known."""
+        return self._stream.sample_aspect_ratio or Fraction(1)
 
     def frames(
         self, start_fraction: float = 0.0, stop_fraction: float = 1.0, step: int = 1
     ) -> Iterator[Frame]:
         """Every `step`-th frame of a stretch of the video; `number` counts from its very start.
 
-        Raises:
-            VideoError: a stretch is asked for, but the duration is unknown.
+        Damaged frames are left out, up to the next keyframe, and counted in `left_out`; the frame
+        after them has a `gap`. Stretches that meet have no frame in common and leave none out.
         """
         begin, end = 0.0, float("inf")
         if (start_fraction, stop_fraction) != (0.0, 1.0):
-            duration = self._duration()
-            if duration is None:
-                raise VideoError(
-                    f"{self.path}: its duration is unknown, so start_fraction and stop_fraction "
-                    "cannot be applied; rewrite it, for example as .mp4"
-                )
-            begin = start_fraction * duration
-            end = stop_fraction * duration if stop_fraction < 1.0 else end
-        origin: float | None = None
-        fps = self.info.fps
-        for number, raw in enumerate(self._decoded()):
-            time = number / fps if raw.time is None else float(raw.time)
-            if origin is None:
-                origin = time
+            begin = start_fraction * self.duration
+            end = stop_fraction * self.duration if stop_fraction < 1.0 else end
+        return every_nth(self._frames(begin, end), step)
+
+    def _frames(self, begin: float, end: float) -> Iterator[Frame]:
+        ratio = float(self._pixel_shape())
+        shape = ratio if _PIXEL_SHAPES[0] <= ratio <= _PIXEL_SHAPES[1] else 1.0
+        for entry in self._deinterlaced(self._whole(self._stretch(begin, end))):
+            yield Frame(entry.number, entry.raw, entry.gap, shape, entry.orientation)
+
+    def _stretch(self, begin: float, end: float) -> Iterator[_Decoded]:
+        for entry in self._decoded():
             # Half a frame of tolerance: rounding must not decide where a stretch begins.
-            time += 0.5 / fps - origin
+            time = entry.time + 0.5 / self.fps
             if time >= end:
                 return
-            if time >= begin and number % step == 0:
-                yield Frame(number, raw)
+            if time >= begin:
+                yield entry
 
-    def _decoded(self) -> Iterator[av.VideoFrame]:
-        """All frames; packets that cannot be decoded are skipped and counted."""
+    def _decoded(self) -> Iterator[_Decoded]:
+        """All frames; those that are not what was recorded are `damaged`.
+
+        Damage spreads over the frames that refer to a damaged one, which FFmpeg does not mark: it
+        ends at the next keyframe.
+        """
+        clock = _Clock(self.fps)
+        damaged, keyframe_sent = False, True
+        announced: set[int | None] = set()
+        number = 0
+        for packet in self._packets():
+            if packet.is_corrupt:
+                self.damaged += 1
+                announced.add(packet.pts)
+                damaged, keyframe_sent = True, False
+            elif packet.is_keyframe:
+                # A keyframe that was sent before the damage may still come out after it.
+                keyframe_sent = True
+            try:
+                decoded = packet.decode()
+            except (av.error.FFmpegError, OSError, ValueError):
+                self.damaged += 1
+                damaged, keyframe_sent = True, False
+                continue
+            for raw in decoded:
+                assert isinstance(raw, av.VideoFrame)
+                if raw.is_corrupt:
+                    self.damaged += raw.pts not in announced
+                    damaged = True
+                elif damaged and keyframe_sent and (raw.key_frame or self._intra_only):
+                    damaged = False
+                jump = clock.tick(None if raw.time is None else float(raw.time))
+                orientation = _orientation(raw)
+                self._note(raw, orientation, clock)
+                yield _Decoded(number, clock.now, raw, damaged, jump, orientation)
+                number += 1
+
+    def _packets(self) -> Iterator[Any]:
         packets = self._container.demux(self._stream)
         while True:
             try:
-                packet = next(packets)
+                yield next(packets)
             except StopIteration:
                 return
             except (av.error.FFmpegError, OSError):
                 self.damaged += 1
                 return
-            try:
-                decoded = packet.decode()
-            except (av.error.FFmpegError, OSError, ValueError):
-                self.damaged += 1
+
+    def _whole(self, entries: Iterable[_Decoded]) -> Iterator[_Decoded]:
+        """The frames that are not damaged, with a `gap` where some are left out.
+
+        A B-frame comes before a frame that it refers to; it waits until that one is known to be
+        whole.
+        """
+        held: list[_Decoded] = []
+        gap = False
+        for entry in entries:
+            gap |= entry.gap
+            if entry.damaged:
+                self.left_out += 1 + len(held)
+                held, gap = [], True
                 continue
-            for frame in decoded:
-                assert isinstance(frame, av.VideoFrame)
-                yield frame
+            held.append(replace(entry, gap=gap))
+            gap = False
+            if entry.raw.pict_type != _B_FRAME or len(held) > _HELD:
+                yield from held
+                held = []
+        yield from held
+
+    def _deinterlaced(self, entries: Iterable[_Decoded]) -> Iterator[_Decoded]:
+        """The same frames; both fields of interlaced ones, taken at two moments, become one."""
+        filtered: _Deinterlacer | None = None
+        for entry in entries:
+            if filtered is not None and (entry.gap or not filtered.takes(entry.raw)):
+                yield from filtered.rest()
+                filtered = None
+            if filtered is None and entry.raw.interlaced_frame:
+                self._found["interlaced"] = "deinterlaced by bwdif"
+                filtered = _Deinterlacer(entry.raw, self._stream.time_base)
+            if filtered is None:
+                yield entry
+            else:
+                yield from filtered.push(entry)
+        if filtered is not None:
+            yield from filtered.rest()
+
+    def _note(self, raw: av.VideoFrame, orientation: Orientation, clock: _Clock) -> None:
+        """Note for the record what a frame says of its pixels."""
+        found = self._found
+        if orientation != AS_STORED:
+            found["orientation"] = str(orientation)
+        if has_alpha(raw):
+            found["transparency"] = "over black"
+        size = f"{raw.width}x{raw.height}"
+        if size not in (sizes := found.setdefault("sizes", [])):
+            sizes.append(size)
+        found["colour"] = {
+            "primaries": int(raw.color_primaries),
+            "transfer": int(raw.color_trc),
+            "matrix": int(raw.colorspace),
+            "range": _RANGES.get(int(raw.color_range), "unspecified"),
+        }
+        if raw.color_trc in _HDR:
+            found["high_dynamic_range"] = f"{_HDR[int(raw.color_trc)]}, not tone-mapped"
+        if clock.jumps:
+            found["time_jumps"] = clock.jumps
+        if clock.varies:
+            found["frame_interval"] = [round(clock.least, 6), round(clock.most, 6)]
+        if clock.start:
+            found["start_time"] = round(clock.start, 6)
+
+
+class _Clock:
+    """Seconds since the first time stamp, which only ever run forwards.
+
+    Where time goes back or jumps far ahead, recordings were joined: the next frame counts as one
+    frame later, wherever its own time stamp is.
+    """
+
+    def __init__(self, fps: float) -> None:
+        self._frame = 1 / fps
+        self._last: float | None = None
+        self._at = 0.0
+        self.now = 0.0
+        self.start = 0.0
+        self.jumps = 0
+        self.least, self.most = float("inf"), 0.0
+
+    @property
+    def varies(self) -> bool:
+        """Whether the frames' distances differ by more than rounding to milliseconds can."""
+        return self.most - self.least > max(0.003, 0.2 * self._frame)
+
+    def tick(self, stamp: float | None) -> bool:
+        """The next time stamp, in seconds; returns whether it jumps."""
+        if stamp is None and self._last is None:
+            stamp = 0.0
+        if self._last is None:
+            assert stamp is not None
+            self._last = self.start = stamp
+            return False
+        step = self._frame if stamp is None else stamp - self._last
+        self._last = self._last + step if stamp is None else stamp
+        ahead = max(1.0, _AHEAD * self._frame)
+        jump = step < -_BACK * self._frame or step > ahead
+        if jump:
+            self.jumps += 1
+            step = self._frame
+        else:
+            self.least, self.most = min(self.least, step), max(self.most, step)
+        self._at += step
+        self.now = max(self.now, self._at)
+        return jump
+
+
+class _Deinterlacer:
+    """FFmpeg's bwdif for frames of one size and format: as many come out as go in."""
+
+    def __init__(self, raw: av.VideoFrame, time_base: Fraction | None) -> None:
+        self._kind = (raw.width, raw.height, raw.format.name)
+        self._waiting: deque[_Decoded] = deque()
+        self._graph = av.filter.Graph()
+        self._graph.threads = 1
+        source = self._graph.add_buffer(
+            width=raw.width,
+            height=raw.height,
+            format=raw.format,
+            time_base=raw.time_base or time_base or Fraction(1, 25),
+        )
+        bwdif = self._graph.add("bwdif", "mode=send_frame:deint=interlaced")
+        self._graph.link_nodes(source, bwdif, self._graph.add("buffersink")).configure()
+
+    def takes(self, raw: av.VideoFrame) -> bool:
+        return self._kind == (raw.width, raw.height, raw.format.name)
+
+    def push(self, entry: _Decoded) -> Iterator[_Decoded]:
+        self._waiting.append(entry)
+        self._graph.vpush(entry.raw)
+        return self._pull()
+
+    def rest(self) -> Iterator[_Decoded]:
+        self._graph.vpush(None)
+        return self._pull()
+
+    def _pull(self) -> Iterator[_Decoded]:
+        while self._waiting:
+            try:
+                raw = self._graph.vpull()
+            except (av.error.BlockingIOError, av.error.EOFError):
+                return
+            yield replace(self._waiting.popleft(), raw=raw)
+
+
+def open_video(path: Path, fps: float = 25.0) -> Video | FrameFolder:
+    """A video file, or a folder of numbered frames, to read; `fps` is that of folders.
+
+    Raises:
+        VideoError: it cannot be opened, or holds no video.
+    """
+    return FrameFolder(path, fps) if path.is_dir() else Video(path)
+
+
+def video_name(path: Path) -> str:
+    """What a video is called: a file's name; a folder of frames without a word such as `img1`."""
+    return folder_name(path) if path.is_dir() else path.name
+
+
+def video_stem(path: Path) -> str:
+    """The same without the ending that files have."""
+    return folder_name(path) if path.is_dir() else path.stem
+
+
+def find_videos(sources: Iterable[str | os.PathLike[str]]) -> list[Path]:
+    """The videos that `sources` name; warns of what was left out. See `search`."""
+    found, left_out = search(sources)
+    for what in left_out:
+        warnings.warn(what, stacklevel=2)
+    return found
+
+
+def search(sources: Iterable[str | os.PathLike[str]]) -> tuple[list[Path], list[str]]:
+    """The videos that `sources` name, and a line on each kind of thing that was left out.
+
+    Files are taken as they are. Folders are searched through, links to folders as well, for video
+    files (known by their endings) and for folders of numbered frames (see `numbered_frames`).
+
+    Raises:
+        VideoError: a source does not exist, a folder holds no video, or there is no source.
+    """
+    found: dict[Path, None] = {}
+    notes: list[str] = []
+    for source in map(Path, sources):
+        if source.is_dir():
+            inside, left_out = _search_folder(source)
+            if not inside:
+                raise VideoError(
+                    f"no video in folder {source} (looked for folders of numbered images, and for "
+                    f"{' '.join(sorted(EXTENSIONS))})" + "".join(f"\n{note}" for note in left_out)
+                )
+            found.update(dict.fromkeys(inside))
+            notes += left_out
+        elif source.exists():
+            found[source] = None
+        else:
+            raise VideoError(f"no such video: {source}")
+    if not found:
+        raise VideoError("no video given: name at least one file or folder")
+    return list(found), list(dict.fromkeys(notes))
+
+
+def _search_folder(source: Path) -> tuple[list[Path], list[str]]:
+    found: list[Path] = []
+    endings: Counter[str] = Counter()
+    images: dict[str, list[tuple[Path, int]]] = {}
+    notes: list[str] = []
+
+    def unreadable(error: OSError) -> None:
+        notes.append(f"{error.filename}: left out: {error.strerror or error}")
+
+    seen: set[tuple[int, int]] = set()
+    for place, folders, names in os.walk(source, followlinks=True, onerror=unreadable):
+        folder = Path(place)
+        status = folder.stat()
+        if (status.st_dev, status.st_ino) in seen:  # a link to a folder that was searched already
+            folders.clear()
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        folders.sort()
+        pictures = [name for name in names if Path(name).suffix.lower() in IMAGES]
+        frames = numbered_frames(folder, pictures) if pictures else "no images"
+        if isinstance(frames, Numbered):
+            found.append(folder)
+            pictures = sorted({*pictures} - {file.name for file in frames.files})
+            frames = "they do not belong to the numbered frames beside them"
+        if pictures:
+            images.setdefault(frames, []).append((folder, len(pictures)))
+        for name in sorted(names):
+            path, ending = folder / name, Path(name).suffix.lower()
+            if name.startswith("."):
+                endings["hidden"] += 1
+            elif not path.is_file():
+                endings["broken links or no files"] += 1
+            elif ending in EXTENSIONS:
+                found.append(path)
+            elif ending not in IMAGES and ending != _TRACKS:
+                endings[ending or "without ending"] += 1
+    for why, there in sorted(images.items()):
+        count = sum(number for _, number in there)
+        more = f" and {len(there) - 1} other folders" if len(there) > 1 else ""
+        notes.append(f"{there[0][0]}{more}: {count} images are no frames of a video: {why}")
+    if endings:
+        kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(endings.items()))
+        notes.append(f"{source}: left out what is not known as video: {kinds}")
+    return found, notes
+
+
+def video_digest(path: Path) -> str:
+    """SHA-256 of a file's content; of a folder of frames, of their contents in order.
+
+    Raises:
+        VideoError: it cannot be read.
+    """
+    try:
+        if not path.is_dir():
+            return _file_digest(path)
+        numbered = FrameFolder(path).numbered
+        together = hashlib.sha256()
+        for file, place in zip(numbered.files, numbered.places, strict=True):
+            together.update(f"{place} {_file_digest(file)}\n".encode())
+        return together.hexdigest()
+    except OSError as error:
+        raise VideoError(f"{path}: cannot be read: {error.strerror or error}") from error
+
+
+def _file_digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _is_picture(stream: av.VideoStream) -> bool:
+    """Whether a video stream is a cover picture or a thumbnail."""
+    disposition = getattr(stream, "disposition", 0)
+    kinds = type(disposition)
+    return any(
+        bool(disposition & getattr(kinds, name))
+        for name in ("attached_pic", "timed_thumbnails", "still_image")
+        if hasattr(kinds, name)
+    )
+
+
+def _orientation(raw: av.VideoFrame) -> Orientation:
+    """How a frame is to be shown, by its display matrix (see FFmpeg's libavutil/display.h)."""
+    try:
+        side: Any = raw.side_data.get("DISPLAYMATRIX")
+    except (ValueError, KeyError):  # PyAV does not know the kind of other side data
+        turns = round(raw.rotation / 90) % 4
+        return (
+            AS_STORED,
+            Orientation(transposed=True, mirrored_y=True),
+            Orientation(mirrored_x=True, mirrored_y=True),
+            Orientation(transposed=True, mirrored_x=True),
+        )[turns]
+    if side is None:
+        return AS_STORED
+    # A point (x, y) is shown at (a x + c y, b x + d y)
+    a, b, _, c, d = np.frombuffer(bytes(side), np.int32)[:5].tolist()
+    if abs(a) + abs(d) >= abs(b) + abs(c):
+        return Orientation(False, a < 0, d < 0)
+    return Orientation(True, c < 0, b < 0)
+
+
+def _shape_record(shape: Fraction) -> dict[str, str]:
+    if shape == 1:
+        return {}
+    text = f"{shape.numerator}:{shape.denominator}"
+    if not _PIXEL_SHAPES[0] <= float(shape) <= _PIXEL_SHAPES[1]:
+        text += " (not believed: taken as square)"
+    return {"pixel_shape": text}
 
 
 def _reason(error: BaseException) -> str:

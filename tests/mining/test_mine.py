@@ -6,12 +6,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from typer.testing import CliRunner
 
 from solo_infoaug.cache import last_dictionary
+from solo_infoaug.cli import app
 from solo_infoaug.dictionary import TwinDictionary
 from solo_infoaug.errors import DictionaryError, VideoError
 from solo_infoaug.mining import MineConfig, mine, pipeline, sample_clips
 
+SETTINGS = ["-s", "min_patch=16", "-s", "min_frames=24", "-s", "max_frames=64", "-s", "moments=3"]
 SMALL = MineConfig(min_patch=16, min_frames=24, max_frames=64, moments=3)
 
 
@@ -99,9 +102,22 @@ def test_shot_records(mined: TwinDictionary) -> None:
     assert shot.record["frames"] == 64
 
 
-def test_it_is_remembered(tmp_path: Path, video: Path) -> None:
+def test_the_command_remembers_and_the_function_does_not(tmp_path: Path, video: Path) -> None:
     mine(video, tmp_path / "twins", SMALL, progress=False)
+    assert last_dictionary() is None
+    run = CliRunner().invoke(app, ["mine", str(video), "-o", str(tmp_path / "twins"), *SETTINGS])
+    assert run.exit_code == 0, run.output
     assert last_dictionary() == (tmp_path / "twins").resolve()
+
+
+def test_a_cache_that_cannot_be_written_fails_nothing(
+    tmp_path: Path, video: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("SOLO_INFOAUG_CACHE", str(tmp_path / "file" / "cache"))
+    run = CliRunner().invoke(app, ["mine", str(video), "-o", str(tmp_path / "twins"), *SETTINGS])
+    assert run.exit_code == 0, run.output
+    assert "not noted as the last dictionary" in run.output
 
 
 def test_same_videos_same_dictionary(

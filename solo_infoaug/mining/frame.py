@@ -1,0 +1,121 @@
+"""One frame of a video, whatever it was read from, and which frames of a stretch are taken."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import av
+import cv2
+import numpy as np
+
+# Scaling by several threads, which PyAV does since 17, would take cores from other workers.
+_SCALING: dict[str, Any] = {"threads": 1} if int(av.__version__.split(".")[0]) >= 17 else {}
+# A frame whose grey values spread less (standard deviation, of 255) shows nothing to track.
+_BLANK = 2.0
+
+
+class Orientation(NamedTuple):
+    """How stored pixels become what is shown: transposed first, then mirrored."""
+
+    transposed: bool = False
+    mirrored_x: bool = False
+    mirrored_y: bool = False
+
+    def __str__(self) -> str:
+        return _ORIENTATIONS[self]
+
+    def shown(self, stored: np.ndarray) -> np.ndarray:
+        """[H, W, ...] as stored → as shown."""
+        shown = stored.swapaxes(0, 1) if self.transposed else stored
+        shown = shown[:, ::-1] if self.mirrored_x else shown
+        return np.ascontiguousarray(shown[::-1] if self.mirrored_y else shown)
+
+
+AS_STORED = Orientation()
+_ORIENTATIONS: dict[tuple[bool, bool, bool], str] = {
+    (False, False, False): "as stored",
+    (False, True, False): "mirrored left to right",
+    (False, False, True): "mirrored top to bottom",
+    (False, True, True): "turned by 180 degrees",
+    (True, True, False): "turned by 90 degrees clockwise",
+    (True, False, True): "turned by 90 degrees counterclockwise",
+    (True, False, False): "transposed",
+    (True, True, True): "transposed and turned by 180 degrees",
+}
+
+
+@dataclass(frozen=True)
+class Frame:
+    """A decoded frame. `image` makes arrays of it; nothing is converted before.
+
+    `number` counts all frames of the video. `gap` says that the frame does not follow the one
+    before it: some between them are missing or damaged, or time jumps. A shot begins there.
+    `pixel_shape` is the width of a stored pixel over its height.
+    """
+
+    number: int
+    _raw: av.VideoFrame
+    gap: bool = False
+    pixel_shape: float = 1.0
+    orientation: Orientation = AS_STORED
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) in pixels, as shown: square pixels, turned as the file asks for."""
+        height, width = self._raw.height, max(1, round(self._raw.width * self.pixel_shape))
+        return (width, height) if self.orientation.transposed else (height, width)
+
+    def image(self, size: tuple[int, int] | None = None, layout: str = "rgb24") -> np.ndarray:
+        """The frame as an array, resized to `size` (height, width) if given.
+
+        `layout` is FFmpeg's name of a pixel format: "rgb24" or "bgr24", uint8 [H, W, 3], or
+        "gray", uint8 [H, W]. What is transparent lets black through.
+        """
+        height, width = size or self.size
+        if self.orientation.transposed:
+            height, width = width, height
+        shape: dict[str, Any] = {"width": width, "height": height, "interpolation": "AREA"}
+        if has_alpha(self._raw):
+            array = _over_black(self._raw.to_ndarray(format="rgba", **shape, **_SCALING), layout)
+        else:
+            array = self._raw.to_ndarray(format=layout, **shape, **_SCALING)
+        return self.orientation.shown(array)
+
+    @property
+    def blank(self) -> bool:
+        """Whether it is all one grey, as before a fade: judged by 32×32 of its pixels."""
+        few = self._raw.to_ndarray(
+            format="gray", width=32, height=32, interpolation="POINT", **_SCALING
+        )
+        return float(few.std()) < _BLANK
+
+
+def has_alpha(raw: av.VideoFrame) -> bool:
+    """Whether a decoded frame may be transparent somewhere."""
+    return raw.format.has_palette or any(part.is_alpha for part in raw.format.components)
+
+
+def _over_black(rgba: np.ndarray, layout: str) -> np.ndarray:
+    alpha = rgba[..., 3:].astype(np.uint16)
+    rgb = ((rgba[..., :3] * alpha + 127) // 255).astype(np.uint8)
+    if layout == "rgb24":
+        return rgb
+    code = {"bgr24": cv2.COLOR_RGB2BGR, "gray": cv2.COLOR_RGB2GRAY}[layout]
+    return np.asarray(cv2.cvtColor(rgb, code))
+
+
+def every_nth(frames: Iterable[Frame], step: int) -> Iterator[Frame]:
+    """Frames whose number is a multiple of `step`; the gaps before those left out are kept.
+
+    A change from or to blank frames is a gap as well: a shot that began with them, or held some,
+    would lose all its tracks there.
+    """
+    gap, blank = False, None
+    for frame in frames:
+        before, blank = blank, frame.blank
+        gap = gap or frame.gap or (before is not None and before != blank)
+        if frame.number % step == 0:
+            yield replace(frame, gap=gap)
+            gap = False
