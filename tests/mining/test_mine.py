@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -195,6 +197,63 @@ def test_another_dictionary_is_not_overwritten(
     assert mine([video, other], out, SMALL, progress=False).videos == ["other.mp4", "two.mp4"]
     assert mine(other, out, SMALL, progress=False, overwrite=True).videos == ["other.mp4"]
     assert precious.is_dir()
+
+
+def test_two_runs_into_one_folder(
+    tmp_path: Path, video: Path, write_video, scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second is told so, and takes nothing from the first; what a dead one left is removed."""
+    other = write_video(tmp_path / "zother.mp4", scene[0][::-1])
+    out, real, told = tmp_path / "twins", pipeline.mine_video, []
+
+    def meanwhile(path: Path, *args: object, **options: object) -> None:
+        with pytest.raises(DictionaryError, match="another run is writing its dictionary here"):
+            mine(other, out, SMALL, progress=False, overwrite=True)
+        told.append(path.name)
+        real(path, *args, **options)
+
+    monkeypatch.setattr(pipeline, "mine_video", meanwhile)
+    mine(video, out, SMALL, progress=False)
+    assert told == ["two.mp4"]
+    monkeypatch.undo()
+    left = out / "parts" / ".two-01234567-01234567.99"
+    left.mkdir()
+    assert mine([video, other], out, SMALL, progress=False).videos == ["two.mp4", "zother.mp4"]
+    assert not left.exists()
+
+
+def test_the_lock_ends_with_its_owner(tmp_path: Path, video: Path) -> None:
+    program = (
+        "import os, sys, time; from pathlib import Path\n"
+        "from solo_infoaug.dictionary import only_writer\n"
+        "with only_writer(Path(sys.argv[1])): print('held', flush=True); time.sleep(600)"
+    )
+    run = subprocess.Popen(
+        [sys.executable, "-c", program, str(tmp_path / "twins")], stdout=subprocess.PIPE, text=True
+    )
+    assert run.stdout is not None
+    assert run.stdout.readline() == "held\n"
+    with pytest.raises(DictionaryError, match="another run is writing"):
+        mine(video, tmp_path / "twins", SMALL, progress=False)
+    run.kill()
+    run.communicate()
+    assert len(mine(video, tmp_path / "twins", SMALL, progress=False)) > 0
+
+
+def test_a_finished_dictionary_is_not_written_again(tmp_path: Path, video: Path) -> None:
+    mine(video, tmp_path / "twins", SMALL, progress=False)
+    (tmp_path / "twins" / ".lock").unlink(missing_ok=True)
+    before = _files(tmp_path / "twins")
+    again = mine(video, tmp_path / "twins", SMALL, progress=False)
+    assert again.videos == ["two.mp4"]
+    assert _files(tmp_path / "twins") == before
+
+
+@pytest.mark.parametrize("name", ["file", "file/deep"])
+def test_a_folder_that_cannot_be_written(tmp_path: Path, video: Path, name: str) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(DictionaryError, match="is a file, not a folder|cannot be written"):
+        mine(video, tmp_path / name, SMALL, progress=False)
 
 
 def test_held_out_stretch(tmp_path: Path, video: Path) -> None:
