@@ -150,7 +150,7 @@ def run_demo(out: str | Path, epochs: int | None = None, seed: int = 5) -> DemoR
     with stage("patches"):
         images = folder / "patches"
         shutil.rmtree(images, ignore_errors=True)
-        console.print(f"{export_patches(twins, images)} images → {images}")
+        console.print(f"{export_patches(twins, images)} images → {images}", markup=False)
 
     arms: list[ArmResult] = []
     steps = batch_size = 0
@@ -198,7 +198,7 @@ def run_demo(out: str | Path, epochs: int | None = None, seed: int = 5) -> DemoR
     seconds["total"] = round(sum(seconds.values()), 1)
     (folder / "results.json").write_text(json.dumps(asdict(demo), indent=2), encoding="utf-8")
     console.print(_table(demo))
-    console.print(f"Report: {page}\nTotal: {seconds['total']:.0f} s")
+    console.print(f"Report: {page}\nTotal: {seconds['total']:.0f} s", markup=False)
     return demo
 
 

@@ -53,12 +53,22 @@ def _starter_dictionary() -> Path:
     except VideoError as error:
         raise DictionaryError(f"infoaug: there is no twin dictionary; {_HELP}") from error
     path = cache_dir() / "starter"
-    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(f"{path}.lock")
+        lock.acquire()
+    except OSError as error:
+        raise DictionaryError(
+            f"infoaug: there is no twin dictionary, and none can be made in {path.parent}: "
+            f"{error.strerror or error}; {_HELP}"
+        ) from error
     warnings.warn(
         "infoaug: no twin dictionary was named or mined; using a starter dictionary of "
         f"{len(clips)} sample clips at {path}. Mine your own: solo-infoaug mine VIDEOS -o TWINS",
         stacklevel=2,
     )
-    with FileLock(f"{path}.lock"):
+    try:
         mine(clips, path, sample_config())
+    finally:
+        lock.release()
     return path

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,9 @@ class Watch(Callback):
         if now - self._told > _EVERY:
             self._told = now
             total = trainer.estimated_stepping_batches
-            write_json(self._file, {"step": trainer.global_step, "steps": total})
+            # Progress is for people to look at: a full disk for a moment is no reason to end a run.
+            with suppress(OSError):
+                write_json(self._file, {"step": trainer.global_step, "steps": total})
 
     def on_train_end(self, trainer: Any, module: Any) -> None:
         """Stop the clock."""

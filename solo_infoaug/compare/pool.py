@@ -22,6 +22,7 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
+from rich.text import Text
 
 from solo_infoaug.compare.grid import Run
 from solo_infoaug.compare.run import ERROR, PROGRESS, RESULT, write_json
@@ -131,7 +132,7 @@ class Board:
         for method in dict.fromkeys(run.cell.method for run in self._runs):
             table.add_row(method, *(self._place(method, arm) for arm in arms))
         under_way = [
-            f"  {describe(run)}: {100 * _share(run):.0f} %"
+            Text(f"  {describe(run)}: {100 * _share(run):.0f} %")  # names may look like markup
             for run in self._runs
             if self._states[run.folder] == "running"
         ]

@@ -252,7 +252,7 @@ def test_a_finished_dictionary_is_not_written_again(tmp_path: Path, video: Path)
 @pytest.mark.parametrize("name", ["file", "file/deep"])
 def test_a_folder_that_cannot_be_written(tmp_path: Path, video: Path, name: str) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(DictionaryError, match="is a file, not a folder|cannot be written"):
+    with pytest.raises(DictionaryError, match=r"is a file, not a folder|cannot be written"):
         mine(video, tmp_path / name, SMALL, progress=False)
 
 
