@@ -97,6 +97,9 @@ def mine(
             model is missing.
     """
     config = config or MineConfig()
+    for name, value in (("workers", workers), ("threads", threads)):
+        if value is not None and value < 1:
+            raise ConfigError(f"{name} must be at least 1, not {value!r}")
     sources = [videos] if isinstance(videos, (str, os.PathLike)) else list(videos)
     folder = Path(out).absolute()
 
@@ -202,8 +205,6 @@ def _shares(
     workers: int | None, threads: int | None, videos: int, ray: bool
 ) -> tuple[int, int | None]:
     """How many workers, and how many threads each has; None for what the process is set to."""
-    if threads is not None and threads < 1:
-        raise ConfigError(f"threads must be at least 1, not {threads!r}")
     if workers is None:
         workers = max(1, min(usable_cores(), videos))
     if threads is None and ray:
