@@ -20,22 +20,22 @@ from pathlib import Path
 import av
 import cv2
 import torch
-from solo_infoaug.mining.shot import Stopwatch
 
 from solo_infoaug.mining import MineConfig, mine
 from solo_infoaug.mining.pipeline import mine_video
 from solo_infoaug.mining.synthetic import Scene, SceneConfig
 from solo_infoaug.mining.video import Video
+from solo_infoaug.mining.window import Stopwatch
 from solo_infoaug.mining.workers import thread_limit, usable_cores
 
-DECIDING = ("information", "significance")
+DECIDING = ("partners",)
 
 
 def stages(video: Path, folder: Path) -> None:
     """Print seconds and shares of the stages of mining `video`, and the wall time on all cores."""
     with Video(video) as opened:
         length = opened.duration
-        size = f"{opened.info.width}×{opened.info.height}"
+        size = "{width}×{height}".format(**opened.record)
     mine_video(video, folder, "warm-00000000-00000000", "0", MineConfig())  # compiles
     watch = Stopwatch()
     with thread_limit(1):
