@@ -23,16 +23,17 @@ the entropy of a cell of width 2⁻¹²⁶: low, but finite.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from solo_infoaug.information import _plain
+from solo_infoaug.information import _plain, _position
 from solo_infoaug.information._backend import neighbour_sums
+from solo_infoaug.information._position import EstimateWarning, Tracks
 
 ESTIMATORS = ("3kl", "ksg1", "ksg2")
 UNITS = {"nats": 1.0, "bits": 1.0 / math.log(2.0)}
@@ -71,13 +72,17 @@ def entropy(
     """
     check_options(k, "3kl", units, max_memory)
     x, valid = check_series("x", x, mask, k)
-    tracks = Tracks(x.reshape(-1, *x.shape[-2:]), _flat(valid))
-    own = _marginal(tracks, _anything(tracks), k, "all", max_memory)[:, 0]
-    count = tracks.counts()
-    log_cell = _log_cell(tracks, own, max_memory)
-    value = torch.digamma(count) + _log_volume(own, count, k, tracks.d, log_cell) / count
-    floor = tracks.d * math.log(CONSTANT_WIDTH)
-    value = torch.where(_constant(own, count) | (count <= k), floor, value)
+    (tracks,) = _position.prepare(Tracks(x.reshape(-1, *x.shape[-2:]), _flat(valid)))
+    value = _entropy(tracks, k, max_memory)
+    if tracks.frame is not None:
+        uneven = _position.uneven(tracks, tracks, "paired")
+        assert uneven is not None
+        assert tracks.log_scale is not None
+        even = _entropy(tracks.even(), k, max_memory) + tracks.log_scale
+        value = torch.where(uneven, even, value)
+    constant = ~_moving(tracks) | (tracks.counts() <= k)
+    value = value.masked_fill(constant, x.shape[-1] * math.log(CONSTANT_WIDTH))
+    _warn_of_entropies(tracks, constant)
     return (value * UNITS[units]).reshape(x.shape[:-2]).to(x.dtype)
 
 
@@ -128,8 +133,10 @@ def mutual_information(
             f"y must be as x but for the last axis, {_describe(x)}; got {_describe(y)}"
         )
     a = Tracks(x.reshape(-1, *x.shape[-2:]), _flat(valid))
-    b = Tracks(y.reshape(-1, *y.shape[-2:]), a.valid)
-    value = _information(a, b, estimator, k, least, "paired", max_memory)
+    a, b = _position.prepare(a, Tracks(y.reshape(-1, *y.shape[-2:]), a.valid))
+    seen: set[str] = set()
+    value = _information(a, b, estimator, k, least, "paired", max_memory, seen)
+    warn_of(seen, estimator)
     return (value * UNITS[units]).reshape(x.shape[:-2]).to(x.dtype)
 
 
@@ -166,45 +173,139 @@ def pairwise_mutual_information(
     """
     scenes, least = check_scenes(trajectories, mask, estimator, k, min_samples, units, max_memory)
     x = trajectories
+    seen: set[str] = set()
     out = torch.empty(len(scenes), x.shape[-3], x.shape[-3], dtype=x.dtype, device=x.device)
     for scene, tracks in zip(out, scenes, strict=True):
-        for rows, value in upper_rows(tracks, tracks, estimator, k, least, max_memory):
+        for rows, value in upper_rows(tracks, tracks, estimator, k, least, max_memory, seen):
             with one_thread():
                 part = (torch.triu(value) * UNITS[units]).to(x.dtype)
                 scene[rows, rows.start :] = part
                 scene[rows.start :, rows] = part.T
                 here = part[:, : rows.stop - rows.start]
                 scene[rows, rows] = here + torch.triu(here, 1).T
+    warn_of(seen, estimator)
     return out.reshape(*x.shape[:-2], x.shape[-3])
+
+
+# --- warnings ---------------------------------------------------------------------------------
+
+
+def warn_of(seen: set[str], estimator: str) -> None:
+    """One `EstimateWarning` about what an estimate of MI met; called by a public function."""
+    if "ties" not in seen:
+        return
+    advice = "make the values finer, or coarser, or use ksg1"
+    if estimator == "ksg1":
+        advice = "make the values finer, or so coarse that samples coincide"
+    warnings.warn(
+        f"values recur (whole numbers, or tracks that rest), but samples of a pair do not all "
+        f"coincide with k others: {estimator} can be off by a nat or more, either way; {advice}",
+        EstimateWarning,
+        stacklevel=3,
+    )
+
+
+def _warn_of_entropies(tracks: Tracks, constant: Tensor) -> None:
+    met = []
+    if tracks.rank is not None:
+        reduced = int(((tracks.rank < tracks.d) & ~constant).sum())
+        if reduced:
+            met.append(
+                f"{reduced} of {len(constant)} tracks have columns that are constant or determined "
+                f"by others, which makes their entropy -inf; theirs is that of the other columns"
+            )
+    if tracks.recurs is not None:
+        recur = int((tracks.recurs & ~constant).sum())
+        if recur:
+            met.append(
+                f"values recur in {recur} of {len(constant)} tracks, which have no density; theirs "
+                f"is the entropy of cells as wide as the smallest distance between samples"
+            )
+    if met:
+        warnings.warn("; ".join(met), EstimateWarning, stacklevel=3)
 
 
 # --- the formulas ------------------------------------------------------------------------------
 
 
-class Tracks(NamedTuple):
-    x: Tensor  # [P, T, d]
-    valid: Tensor | None  # [P, T]
-
-    @property
-    def d(self) -> int:
-        return self.x.shape[2]
-
-    def counts(self) -> Tensor:
-        if self.valid is None:
-            return torch.full(
-                (len(self.x),), self.x.shape[1], dtype=torch.float64, device=self.x.device
-            )
-        return self.valid.sum(-1).double()
-
-    def part(self, rows: slice) -> Tracks:
-        return Tracks(self.x[rows], None if self.valid is None else self.valid[rows])
+def _entropy(tracks: Tracks, k: int, max_memory: int) -> Tensor:
+    """Entropy in nats, float64, `[P]`; undefined for constant tracks."""
+    own = _marginal(tracks, _anything(tracks), k, "all", max_memory)[:, 0]
+    count = tracks.counts()
+    log_cell = _log_cell(tracks, own, max_memory)
+    d = tracks.dimensions()
+    return torch.digamma(count) + _log_volume(own, count, k, d, log_cell) / count
 
 
 def _information(
-    x: Tracks, y: Tracks, estimator: str, k: int, least: int, layout: str, max_memory: int
+    x: Tracks,
+    y: Tracks,
+    estimator: str,
+    k: int,
+    least: int,
+    layout: str,
+    max_memory: int,
+    seen: set[str] | None = None,
 ) -> Tensor:
-    """MI in nats, float64: `[P, Q]`, or `[P]` where the layout is `paired`."""
+    """MI in nats, float64: `[P, Q]`, or `[P]` where the layout is `paired`.
+
+    What the estimator cannot do with these data is added to `seen`.
+    """
+    value = _as_they_are(x, y, estimator, k, least, layout, max_memory, seen)
+    uneven = _position.uneven(x, y, layout)
+    if uneven is not None and bool(uneven.any()):
+        even_x = x.even()
+        even_y = even_x if y is x else y.even()
+        even = _as_they_are(even_x, even_y, estimator, k, least, layout, max_memory, None)
+        value = torch.where(uneven, even, value)
+    if layout != "paired" and x.valid is not None and y.valid is not None:
+        _pairs_of_their_own(value, uneven, x, y, estimator, k, least, max_memory)
+    return value
+
+
+def _pairs_of_their_own(
+    value: Tensor,
+    uneven: Tensor | None,
+    x: Tracks,
+    y: Tracks,
+    estimator: str,
+    k: int,
+    least: int,
+    max_memory: int,
+) -> None:
+    """Estimate anew, in place, what loses a column or is uneven over the common samples alone."""
+    suspects = _position.narrow_in_common(x, y, uneven)
+    if suspects is None:
+        return
+    rows, columns = torch.triu(suspects).nonzero().unbind(1)
+    samples, d = x.x.shape[1], x.d
+    step = max(1, max_memory // (64 * samples * d))
+    for some in range(0, len(rows), step):
+        i, j = rows[some : some + step], columns[some : some + step]
+        assert x.valid is not None
+        assert y.valid is not None
+        common = x.valid[i] & y.valid[j]
+        a, b = (
+            _position.with_frame(Tracks(side.x[at].masked_fill(~common[..., None], 0.0), common))
+            for side, at in ((x, i), (y, j))
+        )
+        value[i, j] = _information(a, b, estimator, k, least, "paired", max_memory)
+
+
+def _as_they_are(
+    x: Tracks,
+    y: Tracks,
+    estimator: str,
+    k: int,
+    least: int,
+    layout: str,
+    max_memory: int,
+    seen: set[str] | None,
+) -> Tensor:
+    """MI as `_information`, in the coordinates that the tracks have."""
     joint = neighbour_sums(x.x, x.valid, y.x, y.valid, k, estimator, layout, max_memory)
+    if seen is not None:
+        _look_for_ties(joint, x, y, estimator, k, least, layout, max_memory, seen)
     if estimator == "ksg1":  # which is 0 by itself where a track is constant
         with one_thread():
             count = _common_counts(x, y, layout)
@@ -222,16 +323,68 @@ def _information(
             cell_y = _log_cell(
                 y, own_y if layout == "paired" else own_y.transpose(0, 1), max_memory
             )
+            d_x, d_y = x.dimensions(), y.dimensions()
             if layout != "paired":
                 cell_x, cell_y = cell_x[:, None], cell_y[None, :]
+                d_x = d_x if isinstance(d_x, int) else d_x[:, None]
+                d_y = d_y if isinstance(d_y, int) else d_y[None, :]
             terms = (
-                _log_volume(own_x, count, k, x.d, cell_x)
-                + _log_volume(own_y, count, k, y.d, cell_y)
-                - _log_volume(joint, count, k, x.d + y.d, cell_x + cell_y)
+                _log_volume(own_x, count, k, d_x, cell_x)
+                + _log_volume(own_y, count, k, d_y, cell_y)
+                - _log_volume(joint, count, k, d_x + d_y, cell_x + cell_y)
             )
         constant = _constant(own_x, count) | _constant(own_y, count)
         value = torch.digamma(count) + terms / count
         return value.masked_fill(constant | (count < least), 0.0)
+
+
+def _look_for_ties(
+    joint: Tensor,
+    x: Tracks,
+    y: Tracks,
+    estimator: str,
+    k: int,
+    least: int,
+    layout: str,
+    max_memory: int,
+    seen: set[str],
+) -> None:
+    """Add to `seen` if values recur and yet the pairs' samples are not all tied.
+
+    All tied, every estimator is the plug-in estimate of discrete variables. Where one track has
+    ties and the other not, or where only the tracks do and the pair does not, `3kl` and `ksg2` are
+    at a loss, and `ksg1` only if both are on lattices, where distances are equal that are not 0.
+    """
+    flag = "lattice" if estimator == "ksg1" else "recurs"
+    at_x, at_y = (
+        torch.zeros(len(side.x), dtype=torch.bool, device=side.x.device) if v is None else v
+        for side, v in ((x, getattr(x, flag)), (y, getattr(y, flag)))
+    )
+    if layout != "paired":
+        at_x, at_y = at_x[:, None], at_y[None, :]
+    doubtful = at_x & at_y if estimator == "ksg1" else at_x | at_y
+    if not bool(doubtful.any()):
+        return
+    if estimator != "3kl":
+        joint = neighbour_sums(x.x, x.valid, y.x, y.valid, k, "3kl", layout, max_memory)
+    count = _common_counts(x, y, layout)
+    moves_x, moves_y = _moving(x), _moving(y)
+    moves = moves_x & moves_y if layout == "paired" else moves_x[:, None] & moves_y[None, :]
+    doubtful = doubtful & moves & (count >= least)
+    doubtful = doubtful & (joint[..., 1] < (1 - _position.RECURRING) * count)
+    if layout == "upper":
+        doubtful = torch.triu(doubtful, 1)
+    if bool(doubtful.any()):
+        seen.add("ties")
+
+
+def _moving(side: Tracks) -> Tensor:
+    """Which tracks are not constant, `[P]`."""
+    if side.valid is None:
+        return (side.x != side.x[:, :1]).any(-1).any(-1)
+    first = side.valid.int().argmax(1)
+    origin = side.x[torch.arange(len(first), device=first.device), first][:, None]
+    return ((side.x != origin).any(-1) & side.valid).any(-1)
 
 
 @contextmanager
@@ -245,7 +398,7 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def _log_volume(sums: Tensor, count: Tensor, k: int, d: int, log_cell: Tensor) -> Tensor:
+def _log_volume(sums: Tensor, count: Tensor, k: int, d: int | Tensor, log_cell: Tensor) -> Tensor:
     """Σ d·log(2ρ) - ψ(k), and over the tied samples Σ log(cell) - ψ(ties + 1)."""
     logarithm, tied, psi = sums.unbind(-1)
     digamma_k = float(torch.digamma(torch.tensor(float(k), dtype=torch.float64)))
@@ -268,7 +421,8 @@ def _log_cell(x: Tracks, own: Tensor, max_memory: int) -> Tensor:
         valid = None if x.valid is None else x.valid[tied]
         width = _plain.smallest_distances(x.x[tied], valid, max_memory)
         width = torch.where(width.isinf(), CONSTANT_WIDTH, width.clamp_min(CONSTANT_WIDTH))
-        out[tied] = x.d * width.log()
+        d = x.dimensions()
+        out[tied] = (d if isinstance(d, int) else d[tied]) * width.log()
     return out
 
 
@@ -307,7 +461,13 @@ def _common_counts(x: Tracks, y: Tracks, layout: str) -> Tensor:
 
 
 def upper_rows(
-    x: Tracks, y: Tracks, estimator: str, k: int, least: int, max_memory: int
+    x: Tracks,
+    y: Tracks,
+    estimator: str,
+    k: int,
+    least: int,
+    max_memory: int,
+    seen: set[str] | None = None,
 ) -> Iterator[tuple[slice, Tensor]]:
     """MI of x[i] with y[j] for j >= i, in nats, by bands of rows: `[rows, P - rows.start]`.
 
@@ -323,7 +483,7 @@ def upper_rows(
         top, right = x.part(rows), y.part(rest)
         if start == 0 and band == tracks and x is y:
             top = right = x
-        yield rows, _information(top, right, estimator, k, least, "upper", max_memory)
+        yield rows, _information(top, right, estimator, k, least, "upper", max_memory, seen)
 
 
 # --- the public edge ---------------------------------------------------------------------------
@@ -391,9 +551,10 @@ def check_scenes(
         raise ValueError(f"trajectories must have at least one track, got shape {tuple(x.shape)}")
     scenes = x.reshape(-1, *x.shape[-3:]).unbind(0)
     if valid is None:
-        return [Tracks(scene, None) for scene in scenes], least
+        return [_position.prepare(Tracks(scene, None))[0] for scene in scenes], least
     masks = valid.reshape(-1, *valid.shape[-2:]).unbind(0)
-    return [Tracks(*scene) for scene in zip(scenes, masks, strict=True)], least
+    pairs = zip(scenes, masks, strict=True)
+    return [_position.prepare(Tracks(*scene))[0] for scene in pairs], least
 
 
 def least_samples(min_samples: int | None, k: int, mask: Tensor | None) -> int:

@@ -10,6 +10,7 @@ from solo_infoaug.information.estimators import (
     UNITS,
     check_scenes,
     upper_rows,
+    warn_of,
 )
 
 
@@ -60,11 +61,13 @@ def top_k_partners(
         best[rows], kept = values.topk(count, dim=1)
         partners[rows] = candidates.gather(1, kept)
 
-    for rows, value in upper_rows(tracks, tracks, estimator, k, least, max_memory):
+    seen: set[str] = set()
+    for rows, value in upper_rows(tracks, tracks, estimator, k, least, max_memory, seen):
         width = rows.stop - rows.start
         square = torch.triu(value[:, :width], 1)
         value[:, :width] = (square + square.T).fill_diagonal_(-torch.inf)
         offer(rows, value, rows.start)
         if rows.stop < total:
             offer(slice(rows.stop, total), value[:, width:].T, rows.start)
+    warn_of(seen, estimator)
     return (best * UNITS[units]).to(trajectories.dtype), partners

@@ -122,8 +122,8 @@ def _p_values(
     """p-values above the diagonal."""
     reached, drawn = torch.ones_like(mi), torch.ones_like(mi)
     for shift in shifts:
-        valid = None if tracks.valid is None else tracks.valid.roll(shift, -1)
-        shifted = Tracks(tracks.x.roll(shift, -2), valid)
+        shifted = tracks.roll(shift)
+        valid = shifted.valid
         for rows, value in upper_rows(tracks, shifted, estimator, k, least, max_memory):
             surrogate = value.to(mi.dtype)
             enough: Tensor | bool = True
