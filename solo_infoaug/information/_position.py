@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-UNEVEN = 16.0  # ratio of spreads up to which ball estimates err by no more than elsewhere
+UNEVEN = 8.0  # ratio of spreads above which balls see no more of the narrow; chance seldom makes it
 RECURRING = 0.05  # fraction of recurring values up to which they are chance, or do little harm
 ROUNDING = 4.0  # in units of eps times the largest value: what is no more than this is rounding
 
@@ -286,7 +286,7 @@ def _exact(side: Tracks, x: np.ndarray, mask: np.ndarray | None) -> Tracks:
     close = ROUNDING * np.finfo(x.dtype).eps * np.abs(x).max(1)
     again = (steps <= close[:, None]).sum(1)
     total = x.shape[1] if mask is None else mask.sum(1)[:, None]
-    constant = again >= total - 1
+    constant = (steps == 0).sum(1) >= total - 1
     suspect = (again > RECURRING * total) & ~constant
     if not suspect.any():
         return side
@@ -295,9 +295,15 @@ def _exact(side: Tracks, x: np.ndarray, mask: np.ndarray | None) -> Tracks:
     for track, c in np.argwhere(suspect).tolist():
         values = ordered[track, :, c]
         values = values[~np.isnan(values)]
-        points, is_lattice = _points(values, float(close[track, c]))
+        if values[-1] - values[0] <= close[track, c]:  # constant but for rounding
+            out[track, :, c] = values[0]
+            continue
+        tied = int((steps[track, :, c] == 0).sum()) > RECURRING * len(values)
+        points, is_lattice = _points(values, 0.0) if tied else (None, False)
+        if not is_lattice:  # a sum of tenths is a lattice but for rounding
+            clumps = _points(values, float(close[track, c]))
+            points, is_lattice = (points, False) if clumps[0] is None else clumps
         if points is None:
-            recurs[track] |= bool((steps[track, :, c] == 0).sum() > RECURRING * len(values))
             continue
         recurs[track] = True
         lattice[track] |= is_lattice
@@ -321,8 +327,10 @@ def _points(values: np.ndarray, close: float) -> tuple[np.ndarray | None, bool]:
     """
     steps = np.diff(values).astype(np.float64)
     apart = steps > close
+    if not apart.any():
+        return None, False
     spacing = float(steps[apart].min())
-    if spacing < 100 * close and spacing < np.inf and bool((steps[~apart] > 0).any()):
+    if spacing < 100 * close:
         return None, False
     clump = np.concatenate([[0], np.cumsum(apart)])
     first = values[np.concatenate([[True], apart])]
@@ -333,7 +341,8 @@ def _points(values: np.ndarray, close: float) -> tuple[np.ndarray | None, bool]:
         multiples = np.round((first.astype(np.float64) - first[0]) / spacing)
     off = np.abs((first.astype(np.float64) - first[0]) - multiples * spacing).max()
     bits = 12 if values.dtype == np.float32 else 26
-    if off > 4 * close or off > 0.05 * spacing or multiples[-1] >= 2.0**bits:
+    rounding = ROUNDING * np.finfo(values.dtype).eps * np.abs(values).max()
+    if off > rounding or off > 0.05 * spacing or multiples[-1] >= 2.0**bits:
         return first[clump], False
     mantissa, exponent = np.frexp(spacing)
     short = np.ldexp(np.round(mantissa * 2.0**bits) / 2.0**bits, exponent)

@@ -192,6 +192,13 @@ def pairwise_mutual_information(
 
 def warn_of(seen: set[str], estimator: str) -> None:
     """One `EstimateWarning` about what an estimate of MI met; called by a public function."""
+    if "thin" in seen:
+        warnings.warn(
+            "samples of a track lie on a curve or a surface, and fill fewer dimensions than it has "
+            "columns: 3kl can be off by nats, mostly too low; use ksg1",
+            EstimateWarning,
+            stacklevel=3,
+        )
     if "ties" not in seen:
         return
     advice = "make the values finer, or coarser, or use ksg1"
@@ -251,12 +258,12 @@ def _information(
 
     What the estimator cannot do with these data is added to `seen`.
     """
-    value = _as_they_are(x, y, estimator, k, least, layout, max_memory, seen)
     uneven = _position.uneven(x, y, layout)
+    value = _as_they_are(x, y, estimator, k, least, layout, max_memory, seen, uneven)
     if uneven is not None and bool(uneven.any()):
         even_x = x.even()
         even_y = even_x if y is x else y.even()
-        even = _as_they_are(even_x, even_y, estimator, k, least, layout, max_memory, None)
+        even = _as_they_are(even_x, even_y, estimator, k, least, layout, max_memory, seen, ~uneven)
         value = torch.where(uneven, even, value)
     if layout != "paired" and x.valid is not None and y.valid is not None:
         _pairs_of_their_own(value, uneven, x, y, estimator, k, least, max_memory)
@@ -301,8 +308,9 @@ def _as_they_are(
     layout: str,
     max_memory: int,
     seen: set[str] | None,
+    ignored: Tensor | None,
 ) -> Tensor:
-    """MI as `_information`, in the coordinates that the tracks have."""
+    """MI as `_information`, in the coordinates that the tracks have; pairs to be `ignored` too."""
     joint = neighbour_sums(x.x, x.valid, y.x, y.valid, k, estimator, layout, max_memory)
     if seen is not None:
         _look_for_ties(joint, x, y, estimator, k, least, layout, max_memory, seen)
@@ -328,6 +336,12 @@ def _as_they_are(
                 cell_x, cell_y = cell_x[:, None], cell_y[None, :]
                 d_x = d_x if isinstance(d_x, int) else d_x[:, None]
                 d_y = d_y if isinstance(d_y, int) else d_y[None, :]
+            if seen is not None and k > 1 and max(x.d, y.d) > 1:
+                thin = _thin(own_x, count, k, d_x) | _thin(own_y, count, k, d_y)
+                thin = thin if ignored is None else thin & ~ignored
+                thin = thin & (count >= least)
+                if bool((torch.triu(thin, 1) if layout == "upper" else thin).any()):
+                    seen.add("thin")
             terms = (
                 _log_volume(own_x, count, k, d_x, cell_x)
                 + _log_volume(own_y, count, k, d_y, cell_y)
@@ -378,6 +392,18 @@ def _look_for_ties(
         seen.add("ties")
 
 
+def _thin(own: Tensor, count: Tensor, k: int, d: int | Tensor) -> Tensor:
+    """Which tracks fill clearly less than their d dimensions, such as points on a curve.
+
+    By the dimension d̂ = (ψ(k) - ψ(1)) / ⟨log ρ_k - log ρ_1⟩, which is d for any smooth density
+    (Levina and Bickel 2004, "Maximum likelihood estimation of intrinsic dimension"). Its relative
+    error is about 1/√T; edges make it smaller than d when samples are few.
+    """
+    steps = sum(1 / i for i in range(1, k))
+    found = steps * count / (own[..., 0] - own[..., 3])
+    return (own[..., 1] == 0) & (found < d * (0.8 - 1.8 / count.sqrt())) & (found < d - 0.4)
+
+
 def _moving(side: Tracks) -> Tensor:
     """Which tracks are not constant, `[P]`."""
     if side.valid is None:
@@ -400,7 +426,7 @@ def one_thread() -> Iterator[None]:
 
 def _log_volume(sums: Tensor, count: Tensor, k: int, d: int | Tensor, log_cell: Tensor) -> Tensor:
     """Σ d·log(2ρ) - ψ(k), and over the tied samples Σ log(cell) - ψ(ties + 1)."""
-    logarithm, tied, psi = sums.unbind(-1)
+    logarithm, tied, psi, _ = sums.unbind(-1)
     digamma_k = float(torch.digamma(torch.tensor(float(k), dtype=torch.float64)))
     free = d * logarithm + (count - tied) * (d * math.log(2.0) - digamma_k)
     return free + tied * log_cell - psi
@@ -408,7 +434,7 @@ def _log_volume(sums: Tensor, count: Tensor, k: int, d: int | Tensor, log_cell: 
 
 def _constant(sums: Tensor, count: Tensor) -> Tensor:
     """Whether every sample is tied with every other."""
-    _, tied, psi = sums.unbind(-1)
+    _, tied, psi, _ = sums.unbind(-1)
     every = count * torch.digamma(count)
     return (tied == count) & (psi > every - 1e-6)
 
@@ -427,7 +453,7 @@ def _log_cell(x: Tracks, own: Tensor, max_memory: int) -> Tensor:
 
 
 def _marginals(x: Tracks, y: Tracks, k: int, layout: str, max_memory: int) -> tuple[Tensor, Tensor]:
-    """The sums of x and of y alone over each pair's samples, to broadcast with `[P, Q, 3]`."""
+    """The sums of x and of y alone over each pair's samples, to broadcast with `[P, Q, 4]`."""
     own_x = _marginal(x, y, k, layout, max_memory)
     same = y.x is x.x and y.valid is x.valid
     own_y = own_x if same else _marginal(y, x, k, layout, max_memory)
