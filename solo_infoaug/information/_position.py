@@ -203,6 +203,10 @@ def _spread(x: np.ndarray, mask: np.ndarray | None) -> tuple[np.ndarray, np.ndar
         columns = [column * mask for column in columns]
     mean = [column.sum(1, dtype=np.float64) / count for column in columns]
     d = len(columns)
+    if d == 1:
+        variance = np.einsum("pt,pt->p", columns[0], columns[0]) / count - mean[0] ** 2
+        wide = np.sqrt(np.maximum(variance, 0))
+        return wide, wide
     covariance = np.empty((d, d, len(x)))
     for a in range(d):
         for b in range(a + 1):
@@ -281,27 +285,35 @@ def _two_spreads(column: np.ndarray, present: np.ndarray, count: np.ndarray) -> 
 
 def _exact(side: Tracks, x: np.ndarray, mask: np.ndarray | None) -> Tracks:
     """The tracks with lattices made exact; those of which no value recurs as they are."""
-    ordered = np.sort(x if mask is None else np.where(mask[:, :, None], x, np.nan), axis=1)
-    steps = ordered[:, 1:] - ordered[:, :-1]  # absent samples are sorted last, and their steps NaN
-    close = ROUNDING * np.finfo(x.dtype).eps * np.abs(x).max(1)
-    again = (steps <= close[:, None]).sum(1)
-    total = x.shape[1] if mask is None else mask.sum(1)[:, None]
-    constant = (steps == 0).sum(1) >= total - 1
-    suspect = (again > RECURRING * total) & ~constant
+    columns = np.ascontiguousarray(x.transpose(0, 2, 1))
+    ordered = np.sort(columns if mask is None else np.where(mask[:, None], columns, np.nan))
+    steps = ordered[..., 1:] - ordered[..., :-1]  # absent samples are last, and their steps NaN
+    if mask is None:
+        size = np.maximum(ordered[..., -1], -ordered[..., 0])
+        total = np.full((len(x), 1), x.shape[1])
+    else:
+        size, total = np.abs(columns).max(-1), mask.sum(1)[:, None]
+    eps = float(np.finfo(x.dtype).eps)
+    clump = (eps**0.75 * size).astype(x.dtype)  # sums of hundreds of tenths are not off by more
+    near = steps <= clump[..., None]
+    if np.count_nonzero(near) <= RECURRING * total.min():
+        return side
+    tied = np.count_nonzero(steps == 0, axis=-1)
+    suspect = (np.count_nonzero(near, axis=-1) > RECURRING * total) & (tied < total - 1)
     if not suspect.any():
         return side
     recurs, lattice = np.zeros(len(x), bool), np.zeros(len(x), bool)
     out = x.copy()
     for track, c in np.argwhere(suspect).tolist():
-        values = ordered[track, :, c]
+        values = ordered[track, c]
         values = values[~np.isnan(values)]
-        if values[-1] - values[0] <= close[track, c]:  # constant but for rounding
+        if values[-1] - values[0] <= ROUNDING * eps * size[track, c]:  # constant but for rounding
             out[track, :, c] = values[0]
             continue
-        tied = int((steps[track, :, c] == 0).sum()) > RECURRING * len(values)
-        points, is_lattice = _points(values, 0.0) if tied else (None, False)
-        if not is_lattice:  # a sum of tenths is a lattice but for rounding
-            clumps = _points(values, float(close[track, c]))
+        often = tied[track, c] > RECURRING * len(values)
+        points, is_lattice = _points(values, 0.0) if often else (None, False)
+        if not is_lattice:
+            clumps = _points(values, float(clump[track, c]))
             points, is_lattice = (points, False) if clumps[0] is None else clumps
         if points is None:
             continue
@@ -309,9 +321,11 @@ def _exact(side: Tracks, x: np.ndarray, mask: np.ndarray | None) -> Tracks:
         lattice[track] |= is_lattice
         place = np.searchsorted(values, x[track, :, c])  # of each sample among the sorted
         out[track, :, c] = points[np.minimum(place, len(values) - 1)]
-    device = side.x.device
+    if not (recurs.any() or (out != x).any()):
+        return side
     if mask is not None:
         out[~mask] = 0
+    device = side.x.device
     return side._replace(
         x=torch.from_numpy(out).to(device),
         recurs=torch.from_numpy(recurs).to(device),
@@ -341,7 +355,7 @@ def _points(values: np.ndarray, close: float) -> tuple[np.ndarray | None, bool]:
         multiples = np.round((first.astype(np.float64) - first[0]) / spacing)
     off = np.abs((first.astype(np.float64) - first[0]) - multiples * spacing).max()
     bits = 12 if values.dtype == np.float32 else 26
-    rounding = ROUNDING * np.finfo(values.dtype).eps * np.abs(values).max()
+    rounding = max(close, ROUNDING * float(np.finfo(values.dtype).eps * np.abs(values).max()))
     if off > rounding or off > 0.05 * spacing or multiples[-1] >= 2.0**bits:
         return first[clump], False
     mantissa, exponent = np.frexp(spacing)

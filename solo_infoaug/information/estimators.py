@@ -192,24 +192,22 @@ def pairwise_mutual_information(
 
 def warn_of(seen: set[str], estimator: str) -> None:
     """One `EstimateWarning` about what an estimate of MI met; called by a public function."""
+    met = []
     if "thin" in seen:
-        warnings.warn(
-            "samples of a track lie on a curve or a surface, and fill fewer dimensions than it has "
-            "columns: 3kl can be off by nats, mostly too low; use ksg1",
-            EstimateWarning,
-            stacklevel=3,
+        met.append(
+            "samples of a track lie on a curve or a surface and fill fewer dimensions than it has "
+            "columns: 3kl can be off by nats, mostly too low; use ksg1"
         )
-    if "ties" not in seen:
-        return
-    advice = "make the values finer, or coarser, or use ksg1"
-    if estimator == "ksg1":
-        advice = "make the values finer, or so coarse that samples coincide"
-    warnings.warn(
-        f"values recur (whole numbers, or tracks that rest), but samples of a pair do not all "
-        f"coincide with k others: {estimator} can be off by a nat or more, either way; {advice}",
-        EstimateWarning,
-        stacklevel=3,
-    )
+    if "ties" in seen:
+        advice = "make the values finer, or coarser, or use ksg1"
+        if estimator == "ksg1":
+            advice = "make the values finer, or so coarse that samples coincide"
+        met.append(
+            f"values recur (whole numbers, or tracks that rest), but not all samples of a pair "
+            f"coincide with k others: {estimator} can be off by a nat or more, either way; {advice}"
+        )
+    if met:
+        warnings.warn("; ".join(met), EstimateWarning, stacklevel=3)
 
 
 def _warn_of_entropies(tracks: Tracks, constant: Tensor) -> None:
@@ -258,45 +256,57 @@ def _information(
 
     What the estimator cannot do with these data is added to `seen`.
     """
-    uneven = _position.uneven(x, y, layout)
+    with one_thread():
+        uneven = _position.uneven(x, y, layout)
     value = _as_they_are(x, y, estimator, k, least, layout, max_memory, seen, uneven)
-    if uneven is not None and bool(uneven.any()):
+    if uneven is not None:
+        with one_thread():
+            pairs = torch.triu(uneven) if layout == "upper" else uneven
+            some = int(pairs.sum())
         even_x = x.even()
         even_y = even_x if y is x else y.even()
-        even = _as_they_are(even_x, even_y, estimator, k, least, layout, max_memory, seen, ~uneven)
-        value = torch.where(uneven, even, value)
+        if (
+            layout != "paired" and 20 * some < pairs.numel()
+        ):  # a pair at a time takes ten times as long
+            _anew(value, pairs, even_x, even_y, estimator, k, least, max_memory, seen)
+        elif some:
+            even = _as_they_are(
+                even_x, even_y, estimator, k, least, layout, max_memory, seen, ~uneven
+            )
+            value = torch.where(uneven, even, value)
     if layout != "paired" and x.valid is not None and y.valid is not None:
-        _pairs_of_their_own(value, uneven, x, y, estimator, k, least, max_memory)
+        with one_thread():
+            suspects = _position.narrow_in_common(x, y, uneven)
+        if suspects is not None:
+            a, b = x._replace(frame=None), y._replace(frame=None)
+            _anew(value, torch.triu(suspects), a, b, estimator, k, least, max_memory, seen, True)
     return value
 
 
-def _pairs_of_their_own(
+def _anew(
     value: Tensor,
-    uneven: Tensor | None,
+    pairs: Tensor,
     x: Tracks,
     y: Tracks,
     estimator: str,
     k: int,
     least: int,
     max_memory: int,
+    seen: set[str] | None,
+    framed: bool = False,
 ) -> None:
-    """Estimate anew, in place, what loses a column or is uneven over the common samples alone."""
-    suspects = _position.narrow_in_common(x, y, uneven)
-    if suspects is None:
-        return
-    rows, columns = torch.triu(suspects).nonzero().unbind(1)
-    samples, d = x.x.shape[1], x.d
-    step = max(1, max_memory // (64 * samples * d))
+    """Estimate some pairs one by one, in place; `framed`: with frames over the common samples."""
+    rows, columns = pairs.nonzero().unbind(1)
+    step = max(1, max_memory // (64 * x.x.shape[1] * x.d))
     for some in range(0, len(rows), step):
         i, j = rows[some : some + step], columns[some : some + step]
-        assert x.valid is not None
-        assert y.valid is not None
-        common = x.valid[i] & y.valid[j]
-        a, b = (
-            _position.with_frame(Tracks(side.x[at].masked_fill(~common[..., None], 0.0), common))
-            for side, at in ((x, i), (y, j))
-        )
-        value[i, j] = _information(a, b, estimator, k, least, "paired", max_memory)
+        a, b = x.part(i), y.part(j)
+        if a.valid is not None and b.valid is not None:
+            common = a.valid & b.valid
+            a, b = (s._replace(x=s.x * common[..., None], valid=common) for s in (a, b))
+        if framed:
+            a, b = _position.with_frame(a), _position.with_frame(b)
+        value[i, j] = _information(a, b, estimator, k, least, "paired", max_memory, seen)
 
 
 def _as_they_are(
@@ -369,6 +379,8 @@ def _look_for_ties(
     ties and the other not, or where only the tracks do and the pair does not, `3kl` and `ksg2` are
     at a loss, and `ksg1` only if both are on lattices, where distances are equal that are not 0.
     """
+    if x.recurs is None and y.recurs is None:
+        return
     flag = "lattice" if estimator == "ksg1" else "recurs"
     at_x, at_y = (
         torch.zeros(len(side.x), dtype=torch.bool, device=side.x.device) if v is None else v
@@ -381,6 +393,14 @@ def _look_for_ties(
         return
     if estimator != "3kl":
         joint = neighbour_sums(x.x, x.valid, y.x, y.valid, k, "3kl", layout, max_memory)
+    with one_thread():
+        doubtful = _untied(joint, doubtful, x, y, least, layout)
+    if doubtful:
+        seen.add("ties")
+
+
+def _untied(joint: Tensor, doubtful: Tensor, x: Tracks, y: Tracks, least: int, layout: str) -> bool:
+    """Whether a doubtful pair has more than a few samples without ties."""
     count = _common_counts(x, y, layout)
     moves_x, moves_y = _moving(x), _moving(y)
     moves = moves_x & moves_y if layout == "paired" else moves_x[:, None] & moves_y[None, :]
@@ -388,8 +408,7 @@ def _look_for_ties(
     doubtful = doubtful & (joint[..., 1] < (1 - _position.RECURRING) * count)
     if layout == "upper":
         doubtful = torch.triu(doubtful, 1)
-    if bool(doubtful.any()):
-        seen.add("ties")
+    return bool(doubtful.any())
 
 
 def _thin(own: Tensor, count: Tensor, k: int, d: int | Tensor) -> Tensor:
@@ -521,9 +540,9 @@ def check_options(k: int, estimator: str, units: str, max_memory: int) -> None:
         raise ValueError(f"k must be an integer of at least 1, got {k!r}")
     if estimator not in ESTIMATORS:
         raise ValueError(f"estimator must be one of {', '.join(ESTIMATORS)}, got {estimator!r}")
-    if units not in UNITS:
+    if units not in tuple(UNITS):
         raise ValueError(f"units must be one of {', '.join(UNITS)}, got {units!r}")
-    if not isinstance(max_memory, int) or max_memory < 2**20:
+    if not isinstance(max_memory, int) or isinstance(max_memory, bool) or max_memory < 2**20:
         raise ValueError(f"max_memory must be at least {2**20} bytes, got {max_memory!r}")
 
 
@@ -587,7 +606,7 @@ def least_samples(min_samples: int | None, k: int, mask: Tensor | None) -> int:
     """The fewest samples for an estimate."""
     if min_samples is None:
         return k + 1 if mask is None else max(16, 4 * k)
-    if not isinstance(min_samples, int) or min_samples <= k:
+    if not isinstance(min_samples, int) or isinstance(min_samples, bool) or min_samples <= k:
         raise ValueError(f"min_samples must be an integer above k={k}, got {min_samples!r}")
     return min_samples
 
