@@ -125,8 +125,8 @@ def mutual_information(
         ValueError: wrong type, dtype or shape, T <= k, NaN or infinite samples, unknown estimator.
     """
     check_options(k, estimator, units, max_memory)
-    least = least_samples(min_samples, k, mask)
     x, valid = check_series("x", x, mask, k)
+    least = least_samples(min_samples, k, x.shape[-2], mask)
     y, _ = check_series("y", y, mask if isinstance(y, Tensor) and y.ndim == x.ndim else None, k)
     if x.shape[:-1] != y.shape[:-1] or x.dtype != y.dtype or x.device != y.device:
         raise ValueError(
@@ -172,19 +172,10 @@ def pairwise_mutual_information(
         ValueError: wrong type, dtype or shape, T <= k, NaN or infinite samples, unknown estimator.
     """
     scenes, least = check_scenes(trajectories, mask, estimator, k, min_samples, units, max_memory)
-    x = trajectories
     seen: set[str] = set()
-    out = torch.empty(len(scenes), x.shape[-3], x.shape[-3], dtype=x.dtype, device=x.device)
-    for scene, tracks in zip(out, scenes, strict=True):
-        for rows, value in upper_rows(tracks, tracks, estimator, k, least, max_memory, seen):
-            with one_thread():
-                part = (torch.triu(value) * UNITS[units]).to(x.dtype)
-                scene[rows, rows.start :] = part
-                scene[rows.start :, rows] = part.T
-                here = part[:, : rows.stop - rows.start]
-                scene[rows, rows] = here + torch.triu(here, 1).T
+    out = all_pairs(scenes, trajectories, estimator, k, least, units, max_memory, seen)
     warn_of(seen, estimator)
-    return out.reshape(*x.shape[:-2], x.shape[-3])
+    return out
 
 
 # --- warnings ---------------------------------------------------------------------------------
@@ -193,6 +184,11 @@ def pairwise_mutual_information(
 def warn_of(seen: set[str], estimator: str) -> None:
     """One `EstimateWarning` about what an estimate of MI met; called by a public function."""
     met = []
+    if "few" in seen and "enough" not in seen:
+        met.append(
+            "no pair has min_samples common samples, so that every MI is 0; give longer series, "
+            "masks with more in common, or a smaller min_samples"
+        )
     if "thin" in seen:
         met.append(
             "samples of a track lie on a curve or a surface and fill fewer dimensions than it has "
@@ -323,6 +319,7 @@ def _as_they_are(
     """MI as `_information`, in the coordinates that the tracks have; pairs to be `ignored` too."""
     joint = neighbour_sums(x.x, x.valid, y.x, y.valid, k, estimator, layout, max_memory)
     if seen is not None:
+        seen.add("enough" if bool((_common_counts(x, y, layout) >= least).any()) else "few")
         _look_for_ties(joint, x, y, estimator, k, least, layout, max_memory, seen)
     if estimator == "ksg1":  # which is 0 by itself where a track is constant
         with one_thread():
@@ -505,6 +502,29 @@ def _common_counts(x: Tracks, y: Tracks, layout: str) -> Tensor:
     return x.valid.double() @ y.valid.double().T
 
 
+def all_pairs(
+    scenes: list[Tracks],
+    x: Tensor,
+    estimator: str,
+    k: int,
+    least: int,
+    units: str,
+    max_memory: int,
+    seen: set[str],
+) -> Tensor:
+    """`pairwise_mutual_information` of trajectories x that were checked and made into scenes."""
+    out = torch.empty(len(scenes), x.shape[-3], x.shape[-3], dtype=x.dtype, device=x.device)
+    for scene, tracks in zip(out, scenes, strict=True):
+        for rows, value in upper_rows(tracks, tracks, estimator, k, least, max_memory, seen):
+            with one_thread():
+                part = (torch.triu(value) * UNITS[units]).to(x.dtype)
+                scene[rows, rows.start :] = part
+                scene[rows.start :, rows] = part.T
+                here = part[:, : rows.stop - rows.start]
+                scene[rows, rows] = here + torch.triu(here, 1).T
+    return out.reshape(*x.shape[:-2], x.shape[-3])
+
+
 def upper_rows(
     x: Tracks,
     y: Tracks,
@@ -552,6 +572,8 @@ def check_series(name: str, x: Tensor, mask: Tensor | None, k: int) -> tuple[Ten
         raise ValueError(f"{name} must be a torch tensor, got {type(x).__name__}")
     if x.dtype not in (torch.float32, torch.float64):
         raise ValueError(f"{name} must be float32 or float64, got {x.dtype}")
+    if x.layout != torch.strided:
+        raise ValueError(f"{name} must be a dense tensor, got {x.layout}")
     if x.ndim < 2 or x.shape[-1] < 1:
         raise ValueError(f"{name} must be [..., T, d] with d >= 1, got shape {tuple(x.shape)}")
     if x.shape[-2] <= k:
@@ -588,8 +610,8 @@ def check_scenes(
 ) -> tuple[list[Tracks], int]:
     """The scenes of `[..., P, T, d]`, and the fewest samples that a pair needs."""
     check_options(k, estimator, units, max_memory)
-    least = least_samples(min_samples, k, mask)
     x, valid = check_series("trajectories", trajectories, mask, k)
+    least = least_samples(min_samples, k, x.shape[-2], mask)
     if x.ndim < 3:
         raise ValueError(f"trajectories must be [..., P, T, d], got shape {tuple(x.shape)}")
     if x.shape[-3] < 1:
@@ -602,12 +624,14 @@ def check_scenes(
     return [_position.prepare(Tracks(*scene))[0] for scene in pairs], least
 
 
-def least_samples(min_samples: int | None, k: int, mask: Tensor | None) -> int:
+def least_samples(min_samples: int | None, k: int, samples: int, mask: Tensor | None) -> int:
     """The fewest samples for an estimate."""
     if min_samples is None:
         return k + 1 if mask is None else max(16, 4 * k)
     if not isinstance(min_samples, int) or isinstance(min_samples, bool) or min_samples <= k:
         raise ValueError(f"min_samples must be an integer above k={k}, got {min_samples!r}")
+    if min_samples > samples:
+        raise ValueError(f"min_samples must be at most T={samples}, got {min_samples}")
     return min_samples
 
 

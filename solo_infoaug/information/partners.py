@@ -48,7 +48,7 @@ def top_k_partners(
         raise ValueError(f"trajectories must be [P, T, d], got shape {tuple(trajectories.shape)}")
     tracks = scenes[0]
     total = len(trajectories)
-    if not isinstance(count, int) or not 1 <= count < total:
+    if not isinstance(count, int) or isinstance(count, bool) or not 1 <= count < total:
         raise ValueError(f"count must be 1 to P - 1 = {total - 1}, got {count!r}")
     best = torch.full((total, count), -torch.inf, dtype=torch.float64, device=trajectories.device)
     partners = torch.full((total, count), -1, device=trajectories.device)
