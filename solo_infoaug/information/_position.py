@@ -170,6 +170,13 @@ def _common_spread(x: Tracks, y: Tracks) -> tuple[Tensor, Tensor]:
     return narrow, wide
 
 
+def over_common(side: Tracks) -> Tracks:
+    """Tracks cut to the samples of a pair, with frames and what recurs over these alone."""
+    side = side._replace(rank=None, recurs=None, lattice=None)
+    mask = None if side.valid is None else side.valid.cpu().numpy()
+    return with_frame(_exact(side, side.x.cpu().numpy(), mask))
+
+
 def with_frame(side: Tracks) -> Tracks:
     """The tracks without the columns that are determined by others, and their frames."""
     x = side.x.cpu().double().numpy()

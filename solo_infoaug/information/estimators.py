@@ -254,7 +254,10 @@ def _information(
     """
     with one_thread():
         uneven = _position.uneven(x, y, layout)
-    value = _as_they_are(x, y, estimator, k, least, layout, max_memory, seen, uneven)
+        suspects = None
+        if layout != "paired" and x.valid is not None and y.valid is not None:
+            suspects = _position.narrow_in_common(x, y, uneven)
+    value = _as_they_are(x, y, estimator, k, least, layout, max_memory, seen, uneven, suspects)
     if uneven is not None:
         with one_thread():
             pairs = torch.triu(uneven) if layout == "upper" else uneven
@@ -267,15 +270,12 @@ def _information(
             _anew(value, pairs, even_x, even_y, estimator, k, least, max_memory, seen)
         elif some:
             even = _as_they_are(
-                even_x, even_y, estimator, k, least, layout, max_memory, seen, ~uneven
+                even_x, even_y, estimator, k, least, layout, max_memory, seen, ~uneven, suspects
             )
             value = torch.where(uneven, even, value)
-    if layout != "paired" and x.valid is not None and y.valid is not None:
-        with one_thread():
-            suspects = _position.narrow_in_common(x, y, uneven)
-        if suspects is not None:
-            a, b = x._replace(frame=None), y._replace(frame=None)
-            _anew(value, torch.triu(suspects), a, b, estimator, k, least, max_memory, seen, True)
+    if suspects is not None:
+        a, b = x._replace(frame=None), y._replace(frame=None)
+        _anew(value, torch.triu(suspects), a, b, estimator, k, least, max_memory, seen, True)
     return value
 
 
@@ -301,7 +301,7 @@ def _anew(
             common = a.valid & b.valid
             a, b = (s._replace(x=s.x * common[..., None], valid=common) for s in (a, b))
         if framed:
-            a, b = _position.with_frame(a), _position.with_frame(b)
+            a, b = _position.over_common(a), _position.over_common(b)
         value[i, j] = _information(a, b, estimator, k, least, "paired", max_memory, seen)
 
 
@@ -314,13 +314,17 @@ def _as_they_are(
     layout: str,
     max_memory: int,
     seen: set[str] | None,
-    ignored: Tensor | None,
+    elsewhere: Tensor | None,
+    anew: Tensor | None,
 ) -> Tensor:
-    """MI as `_information`, in the coordinates that the tracks have; pairs to be `ignored` too."""
+    """MI as `_information`, in the coordinates that the tracks have.
+
+    `seen` is not told of pairs whose value comes from other coordinates, or is to be taken `anew`.
+    """
     joint = neighbour_sums(x.x, x.valid, y.x, y.valid, k, estimator, layout, max_memory)
     if seen is not None:
         seen.add("enough" if bool((_common_counts(x, y, layout) >= least).any()) else "few")
-        _look_for_ties(joint, x, y, estimator, k, least, layout, max_memory, seen)
+        _look_for_ties(joint, x, y, estimator, k, least, layout, max_memory, seen, anew)
     if estimator == "ksg1":  # which is 0 by itself where a track is constant
         with one_thread():
             count = _common_counts(x, y, layout)
@@ -345,7 +349,8 @@ def _as_they_are(
                 d_y = d_y if isinstance(d_y, int) else d_y[None, :]
             if seen is not None and k > 1 and max(x.d, y.d) > 1:
                 thin = _thin(own_x, count, k, d_x) | _thin(own_y, count, k, d_y)
-                thin = thin if ignored is None else thin & ~ignored
+                for other in (elsewhere, anew):
+                    thin = thin if other is None else thin & ~other
                 thin = thin & (count >= least)
                 if bool((torch.triu(thin, 1) if layout == "upper" else thin).any()):
                     seen.add("thin")
@@ -369,6 +374,7 @@ def _look_for_ties(
     layout: str,
     max_memory: int,
     seen: set[str],
+    anew: Tensor | None,
 ) -> None:
     """Add to `seen` if values recur and yet the pairs' samples are not all tied.
 
@@ -386,6 +392,7 @@ def _look_for_ties(
     if layout != "paired":
         at_x, at_y = at_x[:, None], at_y[None, :]
     doubtful = at_x & at_y if estimator == "ksg1" else at_x | at_y
+    doubtful = doubtful if anew is None else doubtful & ~anew
     if not bool(doubtful.any()):
         return
     if estimator != "3kl":
