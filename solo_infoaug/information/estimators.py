@@ -17,7 +17,8 @@ place of d·log 2ρ - ψ(k). The cell is as wide as the smallest distance betwee
 of the track, d times; the cell of a pair is the product of both, so that it cancels out of the MI
 and the plug-in estimate of tied samples remains. KSG counts what its cube really holds (see
 `_plain.neighbour_sums`), which without ties is k. A constant track has MI 0 with everything, and
-the entropy of a cell of width 2⁻¹²⁶: low, but finite.
+the entropy of a cell of width 2⁻¹²⁶: low, but finite. `_position` says what becomes of other data
+outside general position.
 """
 
 from __future__ import annotations
@@ -69,6 +70,10 @@ def entropy(
 
     Raises:
         ValueError: wrong type, dtype or shape, T <= k, NaN or infinite samples.
+
+    Warns:
+        EstimateWarning: columns that are constant or determined by others, whose entropy is -inf:
+            the value is that of the other columns; or values that recur, and have no density.
     """
     check_options(k, "3kl", units, max_memory)
     x, valid = check_series("x", x, mask, k)
@@ -105,7 +110,7 @@ def mutual_information(
     more the fewer the samples, and cannot exceed about ψ(T) - ψ(k); all of them scatter around 0,
     and below it, for independent series. The samples are taken as independent: see
     `pairwise_significance`. Distances in x and y are compared with each other: give both in the
-    same unit, or standardise them.
+    same unit, or standardise them; spreads that differ by more than 8 times are made equal.
 
     Args:
         x: `[..., T, dx]`, float32 or float64.
@@ -123,6 +128,10 @@ def mutual_information(
 
     Raises:
         ValueError: wrong type, dtype or shape, T <= k, NaN or infinite samples, unknown estimator.
+
+    Warns:
+        EstimateWarning: values recur and the estimator cannot tell what they share; samples lie on
+            a curve or surface (`3kl`); no pair has `min_samples` samples.
     """
     check_options(k, estimator, units, max_memory)
     x, valid = check_series("x", x, mask, k)
@@ -170,6 +179,10 @@ def pairwise_mutual_information(
 
     Raises:
         ValueError: wrong type, dtype or shape, T <= k, NaN or infinite samples, unknown estimator.
+
+    Warns:
+        EstimateWarning: values recur and the estimator cannot tell what they share; samples lie on
+            a curve or surface (`3kl`); no pair has `min_samples` samples.
     """
     scenes, least = check_scenes(trajectories, mask, estimator, k, min_samples, units, max_memory)
     seen: set[str] = set()

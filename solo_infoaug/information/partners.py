@@ -42,6 +42,9 @@ def top_k_partners(
 
     Raises:
         ValueError: as `pairwise_mutual_information`; count out of range.
+
+    Warns:
+        EstimateWarning: as `pairwise_mutual_information`, of the tracks as they are.
     """
     scenes, least = check_scenes(trajectories, mask, estimator, k, min_samples, units, max_memory)
     if trajectories.ndim != 3:

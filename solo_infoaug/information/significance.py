@@ -81,6 +81,9 @@ def pairwise_significance(
 
     Raises:
         ValueError: as `pairwise_mutual_information`; no shift to draw; unknown dependence.
+
+    Warns:
+        EstimateWarning: as `pairwise_mutual_information`, of the tracks as they are.
     """
     scenes, least = check_scenes(trajectories, mask, estimator, k, min_samples, "nats", max_memory)
     samples = trajectories.shape[-2]
