@@ -18,13 +18,17 @@ if (_checkout / "pyproject.toml").is_file() and (_checkout / "method_patches").i
     __path__.append(str(_checkout))
 
 _LAZY = {
+    "EstimateWarning": "solo_infoaug.information",
+    "Significance": "solo_infoaug.information",
     "TwinDictionary": "solo_infoaug.dictionary",
     "entropy": "solo_infoaug.information",
     "fmicl_loss": "solo_infoaug.objectives",
     "mine": "solo_infoaug.mining",
     "mutual_information": "solo_infoaug.information",
     "pairwise_mutual_information": "solo_infoaug.information",
+    "pairwise_significance": "solo_infoaug.information",
     "register": "solo_infoaug.registration",
+    "top_k_partners": "solo_infoaug.information",
 }
 __all__ = ["__version__", *_LAZY]
 

@@ -44,7 +44,7 @@ def _long_series(
     """Pair by pair, each by a tree over its own joint space; the `upper` diagonal is left out."""
     same = layout == "upper" and x.data_ptr() == y.data_ptr()
     paired = layout == "paired"
-    out = torch.zeros(len(x), 1 if paired else len(y), 3, dtype=torch.float64)
+    out = torch.zeros(len(x), 1 if paired else len(y), 4, dtype=torch.float64)
     for i in range(len(x)):
         for j in [i] if paired else range(i if layout == "upper" else 0, len(y)):
             if same and i == j:

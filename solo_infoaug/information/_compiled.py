@@ -40,6 +40,7 @@ SIDE = 32  # tracks on each side of a block
 CHUNK = 96  # samples s in a strip
 LEAF = 64  # samples in a leaf of a long series, at most CHUNK
 GROUP = 8  # leaves of a long series that are looked at together
+INTERRUPT = 2**29  # distances in a task, at most: about half a second, in which Ctrl-C waits
 INLINE = 2**22  # distances up to which starting threads costs more than it saves
 K_LIMIT = 32  # above it the insertion spills far out of the registers
 KINDS = ("3kl", "ksg1", "ksg2")
@@ -353,7 +354,7 @@ class Work(NamedTuple):
     strips_y: Any
     best: Any  # [pairs, k, LANES]
     product: Any  # [pairs, (mantissa, exponent), LANES]
-    mantissa: Any  # the same memory as floating point
+    mantissa: Any  # the same memory as floating point; a second half for marginals
     limits: Any  # [pairs, (x, y, joint), LANES]
     counts: Any
     active: Any  # [pairs]: which pairs the second pass looks at
@@ -473,28 +474,30 @@ def _add_distances(columns, pairs, width, work):
 
 
 @njit(nogil=True)
-def _take_logarithms(block, work, out):
+def _take_logarithms(block, work, first, column, out):
     """Add the logarithm of each pair's product of distances, and begin the products anew."""
     columns = block.j1 - block.j0
     for i in range(block.i1 - block.i0):
         for j in range(columns):
-            at = (i * columns + j) * 2 * LANES
+            at = (first + i * columns + j) * 2 * LANES
             mantissa, exponent = 1.0, 0
             for lane in range(LANES):
                 mantissa *= work.mantissa[at + lane]
                 exponent += work.product[at + LANES + lane]
                 work.mantissa[at + lane] = 1
                 work.product[at + LANES + lane] = 0
-            out[i, j, 0] += math.log(mantissa) + exponent * math.log(2.0)
+            out[i, j, column] += math.log(mantissa) + exponent * math.log(2.0)
 
 
 @njit(nogil=True)
 def _task(x, y, block, shape, ks, psi, work, out):
-    """Add to `out` `[pairs of the block, 3]` what `neighbour_sums` describes, for samples t0:t1."""
+    """Add to `out` `[pairs of the block, 4]` what `neighbour_sums` describes, for samples t0:t1."""
     columns, width, kind = block.j1 - block.j0, len(ks) * LANES, shape.kind
     pairs = (block.i1 - block.i0) * columns
+    alone = kind == THREE_KL and shape.rows_y == 1 and len(ks) > 1
     for pair in range(pairs):
         work.active[pair] = True
+    for pair in range(2 * pairs if alone else pairs):
         for lane in range(pair * 2 * LANES, (pair * 2 + 1) * LANES):
             work.mantissa[lane] = 1
             work.product[lane + LANES] = 0
@@ -506,6 +509,9 @@ def _task(x, y, block, shape, ks, psi, work, out):
                 if kind != KSG2:
                     continue
                 _fill(work.limits, pairs * 3 * LANES, 0)
+            if action == COUNT and alone:
+                for pair in range(pairs):
+                    _multiply(work.best, pair * width, work.product, (pairs + pair) * 2 * LANES)
             if action == COUNT:
                 if kind == THREE_KL and not _add_distances(columns, pairs, width, work):
                     continue
@@ -516,7 +522,9 @@ def _task(x, y, block, shape, ks, psi, work, out):
                 _add_counts(columns, pairs, width, kind, psi, work, out)
         vectors += 1
         if vectors % RENORMALISE == 0 or t0 + LANES >= block.t1:
-            _take_logarithms(block, work, out)
+            _take_logarithms(block, work, 0, 0, out)
+            if alone:
+                _take_logarithms(block, work, pairs, 3, out)
 
 
 @_entry
@@ -604,10 +612,12 @@ def _run_long(z, rows, samples, padded, leaves, groups, t_from, t_to, ks, psi, w
             if tied and best[last + lane] == 0:
                 out[1] += 1
                 out[2] += psi[work.counts[lane] + 1]
+            if len(ks) > 1 and distances[lane] > 0:
+                out[3] += math.log(distances[lane])
 
 
 def long_sums(x: Tensor, k: int) -> Tensor:
-    """The sums `[3]` of kind `3kl` for one series `[T, d]`; a pair is x and y side by side."""
+    """The sums `[4]` of kind `3kl` for one series `[T, d]`; a pair is x and y side by side."""
     samples = len(x)
     ordered = x.numpy()[_tree_order(x.numpy())]
     z = _coordinates(torch.from_numpy(ordered)[None], None)
@@ -615,11 +625,12 @@ def long_sums(x: Tensor, k: int) -> Tensor:
     leaves = _boxes(ordered, LEAF)
     groups = _boxes(ordered, LEAF * GROUP)
     psi = torch.digamma(torch.arange(samples + 2, dtype=torch.float64)).numpy()
-    z, ks, out = z.reshape(-1), (0,) * k, np.zeros(3)
+    z, ks, out = z.reshape(-1), (0,) * k, np.zeros(4)
     step = max(LANES, padded // (32 * torch.get_num_threads()) // LANES * LANES)
+    step = min(step, 4096)  # rows: see INTERRUPT
 
     def run(start: int, work: Work) -> tuple[Any, np.ndarray]:
-        part, stop = np.zeros(3), min(start + step, padded)
+        part, stop = np.zeros(4), min(start + step, padded)
         _run_long(z, rows, samples, padded, leaves, groups, start, stop, ks, psi, work, part)
         return ..., part
 
@@ -677,7 +688,7 @@ def neighbour_sums(
     paired = layout == "paired"
     work_to_do = len(x) * (1 if paired else len(y)) * samples**2
     threads = torch.get_num_threads() if work_to_do > INLINE else 1
-    out = np.zeros((len(x), 1 if paired else len(y), 3))
+    out = np.zeros((len(x), 1 if paired else len(y), 4))
     blocks = _blocks(len(x), len(y), padded, layout, threads)
     run, ks = (_run_paired if paired else _run_block), (0,) * k
     flat_x, flat_y = flat_x.reshape(-1), flat_y.reshape(-1)
@@ -718,14 +729,20 @@ def _share(
         worker()
         return
     with ThreadPoolExecutor(threads) as pool:
-        for result in [pool.submit(worker) for _ in range(threads)]:
-            result.result()
+        results = [pool.submit(worker) for _ in range(threads)]
+        try:
+            for result in results:
+                result.result()
+        except BaseException:  # Ctrl-C: the threads finish the task at hand and take no other
+            with lock:
+                remaining = iter(())
+            raise
 
 
 def _blocks(rows: int, columns: int, padded: int, layout: str, threads: int) -> list[Block]:
     """The tasks, enough of them to occupy the threads."""
     if layout == "paired":
-        step = max(1, min(256, -(-rows // (4 * threads))))
+        step = max(1, min(256, -(-rows // (4 * threads)), INTERRUPT // padded**2))
         pairs = [(i, min(i + step, rows), 0, 0, False) for i in range(0, rows, step)]
     else:
         # Equal blocks: 196 tracks make seven of 28, not six of 32 and one of 4.
@@ -737,7 +754,9 @@ def _blocks(rows: int, columns: int, padded: int, layout: str, threads: int) -> 
             for i in range(0, rows, side_x)
             for j in range(i if layout == "upper" else 0, columns, side_y)
         ]
-    parts = max(1, min(-(-8 * threads // len(pairs)), padded // (4 * LANES)))
+    largest = max(i1 - i0 if j0 == j1 else (i1 - i0) * (j1 - j0) for i0, i1, j0, j1, _ in pairs)
+    parts = max(-(-8 * threads // len(pairs)), -(-largest * padded**2 // INTERRUPT))
+    parts = max(1, min(parts, padded // (4 * LANES)))
     step = -(-padded // (parts * LANES)) * LANES
     return [
         Block(i0, i1, j0, j1, t0, min(t0 + step, padded), triangle)
@@ -770,7 +789,7 @@ def _work(dtype: np.dtype, side: int, k: int) -> Work:
     def empty(count: int) -> np.ndarray:
         return np.empty(count * LANES, integer)
 
-    product = empty(2 * pairs)
+    product = empty(4 * pairs)
     return Work(
         strips_x=empty(side * CHUNK),
         strips_y=empty(side * CHUNK),

@@ -35,6 +35,8 @@ def neighbour_sums(
     - `[..., 0]`, kind `3kl`: Σ log ρ over the samples with ρ > 0;
     - `[..., 1]`, kind `3kl`: how many samples have ρ = 0;
     - `[..., 2]`, kind `3kl`: Σ ψ(ties + 1) over these, ties the number of samples at distance 0;
+    - `[..., 3]`, kind `3kl`, where dy = 0 and k > 1: Σ log of the distance to the first neighbour,
+      over the samples where it is not 0; otherwise undefined;
     - `[..., 2]`, kind `ksg1`: Σ ψ(n + 1) - ψ(n_x + 1) - ψ(n_y + 1), n the samples nearer than ρ in
       the joint space (k - 1, but for ties) and n_x, n_y those nearer than ρ in one variable;
     - `[..., 2]`, kind `ksg2`: Σ ψ(n) - 1/n - ψ(n_x) - ψ(n_y), n the samples within ρ, n_x and n_y
@@ -44,11 +46,11 @@ def neighbour_sums(
     0.
 
     x is `[P, T, dx]`, y `[Q, T, dy]`, either of them with d >= 0; masks are `[P, T]` and `[Q, T]`.
-    The layout is `all` pairs, `[P, Q, 3]`; the `upper` ones, j >= i, others undefined; or `paired`,
-    x[p] with y[p] only, `[P, 3]`. The result is float64.
+    The layout is `all` pairs, `[P, Q, 4]`; the `upper` ones, j >= i, others undefined; or `paired`,
+    x[p] with y[p] only, `[P, 4]`. The result is float64.
     """
     paired = layout == "paired"
-    shape = (len(x), 3) if paired else (len(x), len(y), 3)
+    shape = (len(x), 4) if paired else (len(x), len(y), 4)
     out = torch.zeros(shape, dtype=torch.float64, device=x.device)
     side, rows = _block_shape(x, len(y), k, max_memory, paired)
     for i in _slices(len(x), side):
@@ -58,9 +60,9 @@ def neighbour_sums(
             for t in _slices(x.shape[1], rows):
                 to_x, to_y = _distances(x, valid_x, i, t), _distances(y, valid_y, j, t)
                 if paired:
-                    out[i] += _sums(to_x, to_y, k, kind)
+                    out[i] += _sums(to_x, to_y, k, kind, y.shape[2] == 0)
                 else:
-                    out[i, j] += _sums(to_x[:, :, None], to_y[:, None], k, kind)
+                    out[i, j] += _sums(to_x[:, :, None], to_y[:, None], k, kind, y.shape[2] == 0)
     return out
 
 
@@ -102,14 +104,17 @@ def _distances(x: Tensor, valid: Tensor | None, tracks: slice, rows: slice) -> T
     return out
 
 
-def _sums(to_x: Tensor, to_y: Tensor, k: int, kind: str) -> Tensor:
+def _sums(to_x: Tensor, to_y: Tensor, k: int, kind: str, alone: bool) -> Tensor:
     rho = _kth_smallest(to_x, to_y, k)
     absent = rho.isinf()
     tied = rho == 0
     zero = torch.zeros_like(rho, dtype=torch.float64)
-    logarithm, psi = zero, zero
+    logarithm, psi, first = zero, zero, zero
     if kind == "3kl":
         logarithm = torch.where(tied | absent, zero, rho.double().log())
+        if alone and k > 1:
+            nearest = torch.maximum(to_x, to_y).amin(0).double()
+            first = torch.where((nearest == 0) | absent, zero, nearest.log())
         if bool(tied.any()):
             here = torch.zeros_like(rho)
             near, _, _ = _count_within(to_x, to_y, here, here, here)
@@ -126,7 +131,7 @@ def _sums(to_x: Tensor, to_y: Tensor, k: int, kind: str) -> Tensor:
             free = torch.digamma(near) - 1 / near - torch.digamma(near_x) - torch.digamma(near_y)
             psi = torch.where(tied, psi, free)
         psi = torch.where(absent, zero, psi)
-    return torch.stack([logarithm.sum(-1), tied.double().sum(-1), psi.sum(-1)], -1)
+    return torch.stack([v.double().sum(-1) for v in (logarithm, tied, psi, first)], -1)
 
 
 def _kth_smallest(to_x: Tensor, to_y: Tensor, k: int) -> Tensor:

@@ -17,22 +17,24 @@ place of d·log 2ρ - ψ(k). The cell is as wide as the smallest distance betwee
 of the track, d times; the cell of a pair is the product of both, so that it cancels out of the MI
 and the plug-in estimate of tied samples remains. KSG counts what its cube really holds (see
 `_plain.neighbour_sums`), which without ties is k. A constant track has MI 0 with everything, and
-the entropy of a cell of width 2⁻¹²⁶: low, but finite.
+the entropy of a cell of width 2⁻¹²⁶: low, but finite. `_position` says what becomes of other data
+outside general position.
 """
 
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from solo_infoaug.information import _plain
+from solo_infoaug.information import _plain, _position
 from solo_infoaug.information._backend import neighbour_sums
+from solo_infoaug.information._position import EstimateWarning, Tracks
 
 ESTIMATORS = ("3kl", "ksg1", "ksg2")
 UNITS = {"nats": 1.0, "bits": 1.0 / math.log(2.0)}
@@ -68,16 +70,24 @@ def entropy(
 
     Raises:
         ValueError: wrong type, dtype or shape, T <= k, NaN or infinite samples.
+
+    Warns:
+        EstimateWarning: columns that are constant or determined by others, whose entropy is -inf:
+            the value is that of the other columns; or values that recur, and have no density.
     """
     check_options(k, "3kl", units, max_memory)
     x, valid = check_series("x", x, mask, k)
-    tracks = Tracks(x.reshape(-1, *x.shape[-2:]), _flat(valid))
-    own = _marginal(tracks, _anything(tracks), k, "all", max_memory)[:, 0]
-    count = tracks.counts()
-    log_cell = _log_cell(tracks, own, max_memory)
-    value = torch.digamma(count) + _log_volume(own, count, k, tracks.d, log_cell) / count
-    floor = tracks.d * math.log(CONSTANT_WIDTH)
-    value = torch.where(_constant(own, count) | (count <= k), floor, value)
+    (tracks,) = _position.prepare(Tracks(x.reshape(-1, *x.shape[-2:]), _flat(valid)))
+    value = _entropy(tracks, k, max_memory)
+    if tracks.frame is not None:
+        uneven = _position.uneven(tracks, tracks, "paired")
+        assert uneven is not None
+        assert tracks.log_scale is not None
+        even = _entropy(tracks.even(), k, max_memory) + tracks.log_scale
+        value = torch.where(uneven, even, value)
+    constant = ~_moving(tracks) | (tracks.counts() <= k)
+    value = value.masked_fill(constant, x.shape[-1] * math.log(CONSTANT_WIDTH))
+    _warn_of_entropies(tracks, constant)
     return (value * UNITS[units]).reshape(x.shape[:-2]).to(x.dtype)
 
 
@@ -100,7 +110,7 @@ def mutual_information(
     more the fewer the samples, and cannot exceed about ψ(T) - ψ(k); all of them scatter around 0,
     and below it, for independent series. The samples are taken as independent: see
     `pairwise_significance`. Distances in x and y are compared with each other: give both in the
-    same unit, or standardise them.
+    same unit, or standardise them; spreads that differ by more than 8 times are made equal.
 
     Args:
         x: `[..., T, dx]`, float32 or float64.
@@ -118,18 +128,24 @@ def mutual_information(
 
     Raises:
         ValueError: wrong type, dtype or shape, T <= k, NaN or infinite samples, unknown estimator.
+
+    Warns:
+        EstimateWarning: values recur and the estimator cannot tell what they share; samples lie on
+            a curve or surface (`3kl`); no pair has `min_samples` samples.
     """
     check_options(k, estimator, units, max_memory)
-    least = least_samples(min_samples, k, mask)
     x, valid = check_series("x", x, mask, k)
+    least = least_samples(min_samples, k, x.shape[-2], mask)
     y, _ = check_series("y", y, mask if isinstance(y, Tensor) and y.ndim == x.ndim else None, k)
     if x.shape[:-1] != y.shape[:-1] or x.dtype != y.dtype or x.device != y.device:
         raise ValueError(
             f"y must be as x but for the last axis, {_describe(x)}; got {_describe(y)}"
         )
     a = Tracks(x.reshape(-1, *x.shape[-2:]), _flat(valid))
-    b = Tracks(y.reshape(-1, *y.shape[-2:]), a.valid)
-    value = _information(a, b, estimator, k, least, "paired", max_memory)
+    a, b = _position.prepare(a, Tracks(y.reshape(-1, *y.shape[-2:]), a.valid))
+    seen: set[str] = set()
+    value = _information(a, b, estimator, k, least, "paired", max_memory, seen)
+    warn_of(seen, estimator)
     return (value * UNITS[units]).reshape(x.shape[:-2]).to(x.dtype)
 
 
@@ -163,48 +179,165 @@ def pairwise_mutual_information(
 
     Raises:
         ValueError: wrong type, dtype or shape, T <= k, NaN or infinite samples, unknown estimator.
+
+    Warns:
+        EstimateWarning: values recur and the estimator cannot tell what they share; samples lie on
+            a curve or surface (`3kl`); no pair has `min_samples` samples.
     """
     scenes, least = check_scenes(trajectories, mask, estimator, k, min_samples, units, max_memory)
-    x = trajectories
-    out = torch.empty(len(scenes), x.shape[-3], x.shape[-3], dtype=x.dtype, device=x.device)
-    for scene, tracks in zip(out, scenes, strict=True):
-        for rows, value in upper_rows(tracks, tracks, estimator, k, least, max_memory):
-            with one_thread():
-                part = (torch.triu(value) * UNITS[units]).to(x.dtype)
-                scene[rows, rows.start :] = part
-                scene[rows.start :, rows] = part.T
-                here = part[:, : rows.stop - rows.start]
-                scene[rows, rows] = here + torch.triu(here, 1).T
-    return out.reshape(*x.shape[:-2], x.shape[-3])
+    seen: set[str] = set()
+    out = all_pairs(scenes, trajectories, estimator, k, least, units, max_memory, seen)
+    warn_of(seen, estimator)
+    return out
+
+
+# --- warnings ---------------------------------------------------------------------------------
+
+
+def warn_of(seen: set[str], estimator: str) -> None:
+    """One `EstimateWarning` about what an estimate of MI met; called by a public function."""
+    met = []
+    if "few" in seen and "enough" not in seen:
+        met.append(
+            "no pair has min_samples common samples, so that every MI is 0; give longer series, "
+            "masks with more in common, or a smaller min_samples"
+        )
+    if "thin" in seen:
+        met.append(
+            "samples of a track lie on a curve or a surface and fill fewer dimensions than it has "
+            "columns: 3kl can be off by nats, mostly too low; use ksg1"
+        )
+    if "ties" in seen:
+        advice = "make the values finer, or coarser, or use ksg1"
+        if estimator == "ksg1":
+            advice = "make the values finer, or so coarse that samples coincide"
+        met.append(
+            f"values recur (whole numbers, or tracks that rest), but not all samples of a pair "
+            f"coincide with k others: {estimator} can be off by a nat or more, either way; {advice}"
+        )
+    if met:
+        warnings.warn("; ".join(met), EstimateWarning, stacklevel=3)
+
+
+def _warn_of_entropies(tracks: Tracks, constant: Tensor) -> None:
+    met = []
+    if tracks.rank is not None:
+        reduced = int(((tracks.rank < tracks.d) & ~constant).sum())
+        if reduced:
+            met.append(
+                f"{reduced} of {len(constant)} tracks have columns that are constant or determined "
+                f"by others, which makes their entropy -inf; theirs is that of the other columns"
+            )
+    if tracks.recurs is not None:
+        recur = int((tracks.recurs & ~constant).sum())
+        if recur:
+            met.append(
+                f"values recur in {recur} of {len(constant)} tracks, which have no density; theirs "
+                f"is the entropy of cells as wide as the smallest distance between samples"
+            )
+    if met:
+        warnings.warn("; ".join(met), EstimateWarning, stacklevel=3)
 
 
 # --- the formulas ------------------------------------------------------------------------------
 
 
-class Tracks(NamedTuple):
-    x: Tensor  # [P, T, d]
-    valid: Tensor | None  # [P, T]
-
-    @property
-    def d(self) -> int:
-        return self.x.shape[2]
-
-    def counts(self) -> Tensor:
-        if self.valid is None:
-            return torch.full(
-                (len(self.x),), self.x.shape[1], dtype=torch.float64, device=self.x.device
-            )
-        return self.valid.sum(-1).double()
-
-    def part(self, rows: slice) -> Tracks:
-        return Tracks(self.x[rows], None if self.valid is None else self.valid[rows])
+def _entropy(tracks: Tracks, k: int, max_memory: int) -> Tensor:
+    """Entropy in nats, float64, `[P]`; undefined for constant tracks."""
+    own = _marginal(tracks, _anything(tracks), k, "all", max_memory)[:, 0]
+    count = tracks.counts()
+    log_cell = _log_cell(tracks, own, max_memory)
+    d = tracks.dimensions()
+    return torch.digamma(count) + _log_volume(own, count, k, d, log_cell) / count
 
 
 def _information(
-    x: Tracks, y: Tracks, estimator: str, k: int, least: int, layout: str, max_memory: int
+    x: Tracks,
+    y: Tracks,
+    estimator: str,
+    k: int,
+    least: int,
+    layout: str,
+    max_memory: int,
+    seen: set[str] | None = None,
 ) -> Tensor:
-    """MI in nats, float64: `[P, Q]`, or `[P]` where the layout is `paired`."""
+    """MI in nats, float64: `[P, Q]`, or `[P]` where the layout is `paired`.
+
+    What the estimator cannot do with these data is added to `seen`.
+    """
+    with one_thread():
+        uneven = _position.uneven(x, y, layout)
+        suspects = None
+        if layout != "paired" and x.valid is not None and y.valid is not None:
+            suspects = _position.narrow_in_common(x, y, uneven)
+    value = _as_they_are(x, y, estimator, k, least, layout, max_memory, seen, uneven, suspects)
+    if uneven is not None:
+        with one_thread():
+            pairs = torch.triu(uneven) if layout == "upper" else uneven
+            some = int(pairs.sum())
+        even_x = x.even()
+        even_y = even_x if y is x else y.even()
+        if (
+            layout != "paired" and 20 * some < pairs.numel()
+        ):  # a pair at a time takes ten times as long
+            _anew(value, pairs, even_x, even_y, estimator, k, least, max_memory, seen)
+        elif some:
+            even = _as_they_are(
+                even_x, even_y, estimator, k, least, layout, max_memory, seen, ~uneven, suspects
+            )
+            value = torch.where(uneven, even, value)
+    if suspects is not None:
+        a, b = x._replace(frame=None), y._replace(frame=None)
+        _anew(value, torch.triu(suspects), a, b, estimator, k, least, max_memory, seen, True)
+    return value
+
+
+def _anew(
+    value: Tensor,
+    pairs: Tensor,
+    x: Tracks,
+    y: Tracks,
+    estimator: str,
+    k: int,
+    least: int,
+    max_memory: int,
+    seen: set[str] | None,
+    framed: bool = False,
+) -> None:
+    """Estimate some pairs one by one, in place; `framed`: with frames over the common samples."""
+    rows, columns = pairs.nonzero().unbind(1)
+    step = max(1, max_memory // (64 * x.x.shape[1] * x.d))
+    for some in range(0, len(rows), step):
+        i, j = rows[some : some + step], columns[some : some + step]
+        a, b = x.part(i), y.part(j)
+        if a.valid is not None and b.valid is not None:
+            common = a.valid & b.valid
+            a, b = (s._replace(x=s.x * common[..., None], valid=common) for s in (a, b))
+        if framed:
+            a, b = _position.over_common(a), _position.over_common(b)
+        value[i, j] = _information(a, b, estimator, k, least, "paired", max_memory, seen)
+
+
+def _as_they_are(
+    x: Tracks,
+    y: Tracks,
+    estimator: str,
+    k: int,
+    least: int,
+    layout: str,
+    max_memory: int,
+    seen: set[str] | None,
+    elsewhere: Tensor | None,
+    anew: Tensor | None,
+) -> Tensor:
+    """MI as `_information`, in the coordinates that the tracks have.
+
+    `seen` is not told of pairs whose value comes from other coordinates, or is to be taken `anew`.
+    """
     joint = neighbour_sums(x.x, x.valid, y.x, y.valid, k, estimator, layout, max_memory)
+    if seen is not None:
+        seen.add("enough" if bool((_common_counts(x, y, layout) >= least).any()) else "few")
+        _look_for_ties(joint, x, y, estimator, k, least, layout, max_memory, seen, anew)
     if estimator == "ksg1":  # which is 0 by itself where a track is constant
         with one_thread():
             count = _common_counts(x, y, layout)
@@ -222,16 +355,98 @@ def _information(
             cell_y = _log_cell(
                 y, own_y if layout == "paired" else own_y.transpose(0, 1), max_memory
             )
+            d_x, d_y = x.dimensions(), y.dimensions()
             if layout != "paired":
                 cell_x, cell_y = cell_x[:, None], cell_y[None, :]
+                d_x = d_x if isinstance(d_x, int) else d_x[:, None]
+                d_y = d_y if isinstance(d_y, int) else d_y[None, :]
+            if seen is not None and k > 1 and max(x.d, y.d) > 1:
+                thin = _thin(own_x, count, k, d_x) | _thin(own_y, count, k, d_y)
+                for other in (elsewhere, anew):
+                    thin = thin if other is None else thin & ~other
+                thin = thin & (count >= least)
+                if bool((torch.triu(thin, 1) if layout == "upper" else thin).any()):
+                    seen.add("thin")
             terms = (
-                _log_volume(own_x, count, k, x.d, cell_x)
-                + _log_volume(own_y, count, k, y.d, cell_y)
-                - _log_volume(joint, count, k, x.d + y.d, cell_x + cell_y)
+                _log_volume(own_x, count, k, d_x, cell_x)
+                + _log_volume(own_y, count, k, d_y, cell_y)
+                - _log_volume(joint, count, k, d_x + d_y, cell_x + cell_y)
             )
         constant = _constant(own_x, count) | _constant(own_y, count)
         value = torch.digamma(count) + terms / count
         return value.masked_fill(constant | (count < least), 0.0)
+
+
+def _look_for_ties(
+    joint: Tensor,
+    x: Tracks,
+    y: Tracks,
+    estimator: str,
+    k: int,
+    least: int,
+    layout: str,
+    max_memory: int,
+    seen: set[str],
+    anew: Tensor | None,
+) -> None:
+    """Add to `seen` if values recur and yet the pairs' samples are not all tied.
+
+    All tied, every estimator is the plug-in estimate of discrete variables. Where one track has
+    ties and the other not, or where only the tracks do and the pair does not, `3kl` and `ksg2` are
+    at a loss, and `ksg1` only if both are on lattices, where distances are equal that are not 0.
+    """
+    if x.recurs is None and y.recurs is None:
+        return
+    flag = "lattice" if estimator == "ksg1" else "recurs"
+    at_x, at_y = (
+        torch.zeros(len(side.x), dtype=torch.bool, device=side.x.device) if v is None else v
+        for side, v in ((x, getattr(x, flag)), (y, getattr(y, flag)))
+    )
+    if layout != "paired":
+        at_x, at_y = at_x[:, None], at_y[None, :]
+    doubtful = at_x & at_y if estimator == "ksg1" else at_x | at_y
+    doubtful = doubtful if anew is None else doubtful & ~anew
+    if not bool(doubtful.any()):
+        return
+    if estimator != "3kl":
+        joint = neighbour_sums(x.x, x.valid, y.x, y.valid, k, "3kl", layout, max_memory)
+    with one_thread():
+        doubtful = _untied(joint, doubtful, x, y, least, layout)
+    if doubtful:
+        seen.add("ties")
+
+
+def _untied(joint: Tensor, doubtful: Tensor, x: Tracks, y: Tracks, least: int, layout: str) -> bool:
+    """Whether a doubtful pair has more than a few samples without ties."""
+    count = _common_counts(x, y, layout)
+    moves_x, moves_y = _moving(x), _moving(y)
+    moves = moves_x & moves_y if layout == "paired" else moves_x[:, None] & moves_y[None, :]
+    doubtful = doubtful & moves & (count >= least)
+    doubtful = doubtful & (joint[..., 1] < (1 - _position.RECURRING) * count)
+    if layout == "upper":
+        doubtful = torch.triu(doubtful, 1)
+    return bool(doubtful.any())
+
+
+def _thin(own: Tensor, count: Tensor, k: int, d: int | Tensor) -> Tensor:
+    """Which tracks fill clearly less than their d dimensions, such as points on a curve.
+
+    By the dimension d̂ = (ψ(k) - ψ(1)) / ⟨log ρ_k - log ρ_1⟩, which is d for any smooth density
+    (Levina and Bickel 2004, "Maximum likelihood estimation of intrinsic dimension"). Its relative
+    error is about 1/√T; edges make it smaller than d when samples are few.
+    """
+    steps = sum(1 / i for i in range(1, k))
+    found = steps * count / (own[..., 0] - own[..., 3])
+    return (own[..., 1] == 0) & (found < d * (0.8 - 1.8 / count.sqrt())) & (found < d - 0.4)
+
+
+def _moving(side: Tracks) -> Tensor:
+    """Which tracks are not constant, `[P]`."""
+    if side.valid is None:
+        return (side.x != side.x[:, :1]).any(-1).any(-1)
+    first = side.valid.int().argmax(1)
+    origin = side.x[torch.arange(len(first), device=first.device), first][:, None]
+    return ((side.x != origin).any(-1) & side.valid).any(-1)
 
 
 @contextmanager
@@ -245,9 +460,9 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def _log_volume(sums: Tensor, count: Tensor, k: int, d: int, log_cell: Tensor) -> Tensor:
+def _log_volume(sums: Tensor, count: Tensor, k: int, d: int | Tensor, log_cell: Tensor) -> Tensor:
     """Σ d·log(2ρ) - ψ(k), and over the tied samples Σ log(cell) - ψ(ties + 1)."""
-    logarithm, tied, psi = sums.unbind(-1)
+    logarithm, tied, psi, _ = sums.unbind(-1)
     digamma_k = float(torch.digamma(torch.tensor(float(k), dtype=torch.float64)))
     free = d * logarithm + (count - tied) * (d * math.log(2.0) - digamma_k)
     return free + tied * log_cell - psi
@@ -255,7 +470,7 @@ def _log_volume(sums: Tensor, count: Tensor, k: int, d: int, log_cell: Tensor) -
 
 def _constant(sums: Tensor, count: Tensor) -> Tensor:
     """Whether every sample is tied with every other."""
-    _, tied, psi = sums.unbind(-1)
+    _, tied, psi, _ = sums.unbind(-1)
     every = count * torch.digamma(count)
     return (tied == count) & (psi > every - 1e-6)
 
@@ -268,12 +483,13 @@ def _log_cell(x: Tracks, own: Tensor, max_memory: int) -> Tensor:
         valid = None if x.valid is None else x.valid[tied]
         width = _plain.smallest_distances(x.x[tied], valid, max_memory)
         width = torch.where(width.isinf(), CONSTANT_WIDTH, width.clamp_min(CONSTANT_WIDTH))
-        out[tied] = x.d * width.log()
+        d = x.dimensions()
+        out[tied] = (d if isinstance(d, int) else d[tied]) * width.log()
     return out
 
 
 def _marginals(x: Tracks, y: Tracks, k: int, layout: str, max_memory: int) -> tuple[Tensor, Tensor]:
-    """The sums of x and of y alone over each pair's samples, to broadcast with `[P, Q, 3]`."""
+    """The sums of x and of y alone over each pair's samples, to broadcast with `[P, Q, 4]`."""
     own_x = _marginal(x, y, k, layout, max_memory)
     same = y.x is x.x and y.valid is x.valid
     own_y = own_x if same else _marginal(y, x, k, layout, max_memory)
@@ -306,8 +522,37 @@ def _common_counts(x: Tracks, y: Tracks, layout: str) -> Tensor:
     return x.valid.double() @ y.valid.double().T
 
 
+def all_pairs(
+    scenes: list[Tracks],
+    x: Tensor,
+    estimator: str,
+    k: int,
+    least: int,
+    units: str,
+    max_memory: int,
+    seen: set[str],
+) -> Tensor:
+    """`pairwise_mutual_information` of trajectories x that were checked and made into scenes."""
+    out = torch.empty(len(scenes), x.shape[-3], x.shape[-3], dtype=x.dtype, device=x.device)
+    for scene, tracks in zip(out, scenes, strict=True):
+        for rows, value in upper_rows(tracks, tracks, estimator, k, least, max_memory, seen):
+            with one_thread():
+                part = (torch.triu(value) * UNITS[units]).to(x.dtype)
+                scene[rows, rows.start :] = part
+                scene[rows.start :, rows] = part.T
+                here = part[:, : rows.stop - rows.start]
+                scene[rows, rows] = here + torch.triu(here, 1).T
+    return out.reshape(*x.shape[:-2], x.shape[-3])
+
+
 def upper_rows(
-    x: Tracks, y: Tracks, estimator: str, k: int, least: int, max_memory: int
+    x: Tracks,
+    y: Tracks,
+    estimator: str,
+    k: int,
+    least: int,
+    max_memory: int,
+    seen: set[str] | None = None,
 ) -> Iterator[tuple[slice, Tensor]]:
     """MI of x[i] with y[j] for j >= i, in nats, by bands of rows: `[rows, P - rows.start]`.
 
@@ -323,7 +568,7 @@ def upper_rows(
         top, right = x.part(rows), y.part(rest)
         if start == 0 and band == tracks and x is y:
             top = right = x
-        yield rows, _information(top, right, estimator, k, least, "upper", max_memory)
+        yield rows, _information(top, right, estimator, k, least, "upper", max_memory, seen)
 
 
 # --- the public edge ---------------------------------------------------------------------------
@@ -335,9 +580,9 @@ def check_options(k: int, estimator: str, units: str, max_memory: int) -> None:
         raise ValueError(f"k must be an integer of at least 1, got {k!r}")
     if estimator not in ESTIMATORS:
         raise ValueError(f"estimator must be one of {', '.join(ESTIMATORS)}, got {estimator!r}")
-    if units not in UNITS:
+    if units not in tuple(UNITS):
         raise ValueError(f"units must be one of {', '.join(UNITS)}, got {units!r}")
-    if not isinstance(max_memory, int) or max_memory < 2**20:
+    if not isinstance(max_memory, int) or isinstance(max_memory, bool) or max_memory < 2**20:
         raise ValueError(f"max_memory must be at least {2**20} bytes, got {max_memory!r}")
 
 
@@ -347,6 +592,8 @@ def check_series(name: str, x: Tensor, mask: Tensor | None, k: int) -> tuple[Ten
         raise ValueError(f"{name} must be a torch tensor, got {type(x).__name__}")
     if x.dtype not in (torch.float32, torch.float64):
         raise ValueError(f"{name} must be float32 or float64, got {x.dtype}")
+    if x.layout != torch.strided:
+        raise ValueError(f"{name} must be a dense tensor, got {x.layout}")
     if x.ndim < 2 or x.shape[-1] < 1:
         raise ValueError(f"{name} must be [..., T, d] with d >= 1, got shape {tuple(x.shape)}")
     if x.shape[-2] <= k:
@@ -383,25 +630,28 @@ def check_scenes(
 ) -> tuple[list[Tracks], int]:
     """The scenes of `[..., P, T, d]`, and the fewest samples that a pair needs."""
     check_options(k, estimator, units, max_memory)
-    least = least_samples(min_samples, k, mask)
     x, valid = check_series("trajectories", trajectories, mask, k)
+    least = least_samples(min_samples, k, x.shape[-2], mask)
     if x.ndim < 3:
         raise ValueError(f"trajectories must be [..., P, T, d], got shape {tuple(x.shape)}")
     if x.shape[-3] < 1:
         raise ValueError(f"trajectories must have at least one track, got shape {tuple(x.shape)}")
     scenes = x.reshape(-1, *x.shape[-3:]).unbind(0)
     if valid is None:
-        return [Tracks(scene, None) for scene in scenes], least
+        return [_position.prepare(Tracks(scene, None))[0] for scene in scenes], least
     masks = valid.reshape(-1, *valid.shape[-2:]).unbind(0)
-    return [Tracks(*scene) for scene in zip(scenes, masks, strict=True)], least
+    pairs = zip(scenes, masks, strict=True)
+    return [_position.prepare(Tracks(*scene))[0] for scene in pairs], least
 
 
-def least_samples(min_samples: int | None, k: int, mask: Tensor | None) -> int:
+def least_samples(min_samples: int | None, k: int, samples: int, mask: Tensor | None) -> int:
     """The fewest samples for an estimate."""
     if min_samples is None:
         return k + 1 if mask is None else max(16, 4 * k)
-    if not isinstance(min_samples, int) or min_samples <= k:
+    if not isinstance(min_samples, int) or isinstance(min_samples, bool) or min_samples <= k:
         raise ValueError(f"min_samples must be an integer above k={k}, got {min_samples!r}")
+    if min_samples > samples:
+        raise ValueError(f"min_samples must be at most T={samples}, got {min_samples}")
     return min_samples
 
 

@@ -10,6 +10,7 @@ from solo_infoaug.information.estimators import (
     UNITS,
     check_scenes,
     upper_rows,
+    warn_of,
 )
 
 
@@ -41,13 +42,16 @@ def top_k_partners(
 
     Raises:
         ValueError: as `pairwise_mutual_information`; count out of range.
+
+    Warns:
+        EstimateWarning: as `pairwise_mutual_information`, of the tracks as they are.
     """
     scenes, least = check_scenes(trajectories, mask, estimator, k, min_samples, units, max_memory)
     if trajectories.ndim != 3:
         raise ValueError(f"trajectories must be [P, T, d], got shape {tuple(trajectories.shape)}")
     tracks = scenes[0]
     total = len(trajectories)
-    if not isinstance(count, int) or not 1 <= count < total:
+    if not isinstance(count, int) or isinstance(count, bool) or not 1 <= count < total:
         raise ValueError(f"count must be 1 to P - 1 = {total - 1}, got {count!r}")
     best = torch.full((total, count), -torch.inf, dtype=torch.float64, device=trajectories.device)
     partners = torch.full((total, count), -1, device=trajectories.device)
@@ -60,11 +64,13 @@ def top_k_partners(
         best[rows], kept = values.topk(count, dim=1)
         partners[rows] = candidates.gather(1, kept)
 
-    for rows, value in upper_rows(tracks, tracks, estimator, k, least, max_memory):
+    seen: set[str] = set()
+    for rows, value in upper_rows(tracks, tracks, estimator, k, least, max_memory, seen):
         width = rows.stop - rows.start
         square = torch.triu(value[:, :width], 1)
         value[:, :width] = (square + square.T).fill_diagonal_(-torch.inf)
         offer(rows, value, rows.start)
         if rows.stop < total:
             offer(slice(rows.stop, total), value[:, width:].T, rows.start)
+    warn_of(seen, estimator)
     return (best * UNITS[units]).to(trajectories.dtype), partners

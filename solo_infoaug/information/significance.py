@@ -15,9 +15,10 @@ from torch import Tensor
 from solo_infoaug.information.estimators import (
     DEFAULT_MEMORY,
     Tracks,
+    all_pairs,
     check_scenes,
-    pairwise_mutual_information,
     upper_rows,
+    warn_of,
 )
 
 
@@ -80,23 +81,26 @@ def pairwise_significance(
 
     Raises:
         ValueError: as `pairwise_mutual_information`; no shift to draw; unknown dependence.
+
+    Warns:
+        EstimateWarning: as `pairwise_mutual_information`, of the tracks as they are.
     """
     scenes, least = check_scenes(trajectories, mask, estimator, k, min_samples, "nats", max_memory)
     samples = trajectories.shape[-2]
-    if not isinstance(surrogates, int) or surrogates < 1:
+    if not isinstance(surrogates, int) or isinstance(surrogates, bool) or surrogates < 1:
         raise ValueError(f"surrogates must be an integer of at least 1, got {surrogates!r}")
-    if not isinstance(min_shift, int) or not 1 <= min_shift <= samples // 2:
+    whole = isinstance(min_shift, int) and not isinstance(min_shift, bool)
+    if not whole or not 1 <= min_shift <= samples // 2:
         raise ValueError(f"min_shift must be 1 to T/2 = {samples // 2} frames, got {min_shift!r}")
     if dependence not in ("positive", "any"):
         raise ValueError(f"dependence must be 'positive' or 'any', got {dependence!r}")
-    mi = pairwise_mutual_information(
-        trajectories,
-        estimator,
-        k,
-        mask=mask,
-        min_samples=min_samples,
-        max_memory=max_memory,
-    )
+    if generator is not None and not isinstance(generator, torch.Generator):
+        raise ValueError(
+            f"generator must be a torch.Generator or None, got {type(generator).__name__}"
+        )
+    seen: set[str] = set()
+    mi = all_pairs(scenes, trajectories, estimator, k, least, "nats", max_memory, seen)
+    warn_of(seen, estimator)
     shifts = torch.randperm(samples + 1 - 2 * min_shift, generator=generator) + min_shift
     flat = mi.reshape(-1, *mi.shape[-2:])
     p_values = torch.ones_like(flat)
@@ -122,8 +126,8 @@ def _p_values(
     """p-values above the diagonal."""
     reached, drawn = torch.ones_like(mi), torch.ones_like(mi)
     for shift in shifts:
-        valid = None if tracks.valid is None else tracks.valid.roll(shift, -1)
-        shifted = Tracks(tracks.x.roll(shift, -2), valid)
+        shifted = tracks.roll(shift)
+        valid = shifted.valid
         for rows, value in upper_rows(tracks, shifted, estimator, k, least, max_memory):
             surrogate = value.to(mi.dtype)
             enough: Tensor | bool = True

@@ -1,0 +1,370 @@
+"""Data outside general position: columns that say nothing new, unlike spreads, whole numbers.
+
+The estimators are derived for samples with a density in all d dimensions, whose distances are all
+different and whose columns have much the same spread. Elsewhere they can be off by nats:
+
+- A column that is constant, or determined by the others (affinely, up to rounding), takes no part
+  in a density. It is left out, and d is the number of the columns that remain.
+- Columns, or directions of a track, or the two tracks of a pair, whose spreads differ by more than
+  `UNEVEN`: balls of one radius for all of them are blind to the narrow ones. MI does not change
+  under an invertible map of x alone or of y alone (Kraskov et al. 2004, DOI
+  10.1103/PhysRevE.69.066138, eq. 4), so such a pair is estimated after one that makes the spreads
+  equal: each column less its regression on the columns before it, in units of its spread.
+- Values that recur. If they lie on a lattice its points are made exact, since 0.3 - 0.2 and
+  0.2 - 0.1 must be the same distance. What the estimators then cannot do is a warning.
+
+General position is told by one cheap look at all tracks, and such data pass as they came.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+UNEVEN = 8.0  # ratio of spreads above which balls see no more of the narrow; chance seldom makes it
+RECURRING = 0.05  # fraction of recurring values up to which they are chance, or do little harm
+ROUNDING = 4.0  # in units of eps times the largest value: what is no more than this is rounding
+
+
+class EstimateWarning(UserWarning):
+    """An estimate of entropy or MI that may be far off, for what the data are; says what to do."""
+
+
+class Frame(NamedTuple):
+    """A track in coordinates of equal spread, and the spreads in which it came."""
+
+    z: Tensor  # [P, T, d], each column of spread 1, or 0 where the column is determined by others
+    narrow: Tensor  # [P, 2]: the narrowest direction, as standard deviation and quartile range
+    wide: Tensor  # [P, 2]: the widest column
+
+
+class Tracks(NamedTuple):
+    x: Tensor  # [P, T, d]
+    valid: Tensor | None  # [P, T]
+    rank: Tensor | None = None  # [P], float64: independent columns; d where it is not given
+    frame: Frame | None = None
+    log_scale: Tensor | None = None  # [P]: log of the volume of z's unit cube in x
+    recurs: Tensor | None = None  # [P], bool: many values of some column recur
+    lattice: Tensor | None = None  # [P], bool: and these lie on a lattice
+
+    @property
+    def d(self) -> int:
+        return self.x.shape[2]
+
+    def counts(self) -> Tensor:
+        if self.valid is None:
+            return torch.full(
+                (len(self.x),), self.x.shape[1], dtype=torch.float64, device=self.x.device
+            )
+        return self.valid.sum(-1).double()
+
+    def dimensions(self) -> int | Tensor:
+        return self.d if self.rank is None else self.rank
+
+    def part(self, rows: slice | Tensor) -> Tracks:
+        """These tracks alone."""
+        frame = None if self.frame is None else Frame(*(field[rows] for field in self.frame))
+        rest = (None if v is None else v[rows] for v in self[4:])
+        valid, rank = (None if v is None else v[rows] for v in (self.valid, self.rank))
+        return Tracks(self.x[rows], valid, rank, frame, *rest)
+
+    def roll(self, shift: int) -> Tracks:
+        """All samples later by `shift`, circularly."""
+        frame = self.frame
+        return self._replace(
+            x=self.x.roll(shift, -2),
+            valid=None if self.valid is None else self.valid.roll(shift, -1),
+            frame=None if frame is None else frame._replace(z=frame.z.roll(shift, -2)),
+        )
+
+    def even(self) -> Tracks:
+        """In the coordinates of equal spread."""
+        return self if self.frame is None else self._replace(x=self.frame.z, frame=None)
+
+
+def prepare(*sides: Tracks) -> tuple[Tracks, ...]:
+    """The tracks ready for the estimators; those of data in general position are what they were.
+
+    All `sides` are looked at together: a track that is narrow beside another makes frames for all.
+    """
+    arrays = [side.x.cpu().numpy() for side in sides]
+    masks = [None if side.valid is None else side.valid.cpu().numpy() for side in sides]
+    out = [_exact(side, x, mask) for side, x, mask in zip(sides, arrays, masks, strict=True)]
+    spreads = [_spread(x, mask) for x, mask in zip(arrays, masks, strict=True)]
+    narrow, wide = (np.concatenate(s) for s in zip(*spreads, strict=True))
+    moving = wide > 0
+    if not moving.any() or wide[moving].max() <= UNEVEN * narrow[moving].min():
+        return tuple(out)
+    return tuple(with_frame(side) for side in out)
+
+
+def uneven(x: Tracks, y: Tracks, layout: str) -> Tensor | None:
+    """Which pairs need `even()` tracks: `[P, Q]`, or `[P]` where paired; None if none has frames.
+
+    By both measures of spread: standard deviations of heavy tails say little.
+    """
+    if x.frame is None or y.frame is None:
+        return None
+    narrow, wide = (
+        (a, b) if layout == "paired" else (a[:, None], b[None, :])
+        for a, b in ((x.frame.narrow, y.frame.narrow), (x.frame.wide, y.frame.wide))
+    )
+    return (torch.maximum(*wide) > UNEVEN * torch.minimum(*narrow)).all(-1)
+
+
+def narrow_in_common(x: Tracks, y: Tracks, evened: Tensor | None) -> Tensor | None:
+    """Pairs that lose a column, or become uneven, over the samples that both have: `[P, Q]`.
+
+    `evened`: which pairs are estimated in even coordinates. None if there are no such pairs.
+    """
+    suspects = _narrow_in_common(x, y)
+    if evened is not None and bool(evened.any()):
+        even_x = x.even()
+        even = _narrow_in_common(even_x, even_x if y is x else y.even())
+        suspects = torch.where(evened, even, suspects)
+    return suspects if bool(suspects.any()) else None
+
+
+def _narrow_in_common(x: Tracks, y: Tracks) -> Tensor:
+    narrow_x, wide_x = _common_spread(x, y)
+    if y is x:
+        narrow_y, wide_y = narrow_x.T, wide_x.T
+    else:
+        narrow_y, wide_y = (spread.T for spread in _common_spread(y, x))
+    wide = torch.maximum(wide_x, wide_y)
+    return (wide > UNEVEN**2 * torch.minimum(narrow_x, narrow_y)) & (wide_x > 0) & (wide_y > 0)
+
+
+def _common_spread(x: Tracks, y: Tracks) -> tuple[Tensor, Tensor]:
+    """Narrowest and widest variance of x over the samples that y has too, `[P, Q]`.
+
+    In single precision: it is enough for a ratio of `UNEVEN`, and this looks at every pair. Columns
+    that rest all the time do not count.
+    """
+    assert x.valid is not None
+    assert y.valid is not None
+    own, others = x.valid, y.valid.float().T
+    total = own.sum(1).clamp_min(1)[:, None]
+    centred = (x.x - (x.x.sum(1) / total)[:, None]) * own[..., None]
+    rests = (centred == 0).all(1)  # [P, d]
+    columns = centred.float().unbind(-1)
+    count = (own.float() @ others).clamp_min(1)
+    mean = [column @ others / count for column in columns]
+    left = [[(a * b) @ others / count for b in columns[: i + 1]] for i, a in enumerate(columns)]
+    left = [
+        [value - mean[i] * mean[j] for j, value in enumerate(row)] for i, row in enumerate(left)
+    ]
+    narrow, wide = torch.full_like(count, torch.inf), torch.zeros_like(count)
+    for c in range(len(columns)):
+        wide = torch.maximum(wide, left[c][c])
+    for c in range(len(columns)):
+        pivot = left[c][c]
+        narrow = torch.minimum(narrow, pivot.masked_fill(rests[:, c, None], torch.inf))
+        unit = torch.where(pivot > 0, pivot, torch.inf)
+        for i in range(c + 1, len(columns)):
+            for j in range(c + 1, i + 1):
+                left[i][j] = left[i][j] - left[i][c] * left[j][c] / unit
+    return narrow, wide
+
+
+def over_common(side: Tracks) -> Tracks:
+    """Tracks cut to the samples of a pair, with frames and what recurs over these alone."""
+    side = side._replace(rank=None, recurs=None, lattice=None)
+    mask = None if side.valid is None else side.valid.cpu().numpy()
+    return with_frame(_exact(side, side.x.cpu().numpy(), mask))
+
+
+def with_frame(side: Tracks) -> Tracks:
+    """The tracks without the columns that are determined by others, and their frames."""
+    x = side.x.cpu().double().numpy()
+    present = np.ones(x.shape[:2], bool) if side.valid is None else side.valid.cpu().numpy()
+    kept, z, narrow, wide, log_scale = _frames(x, present, float(torch.finfo(side.x.dtype).eps))
+    device = side.x.device
+    rank, reduced = None, side.x
+    if not kept.all():
+        rank = torch.from_numpy(kept.sum(1).astype(np.float64)).to(device)
+        reduced = side.x * torch.from_numpy(kept).to(device)[:, None]
+    frame = Frame(
+        torch.from_numpy(z).to(side.x),
+        torch.from_numpy(narrow).to(device),
+        torch.from_numpy(wide).to(device),
+    )
+    scale = torch.from_numpy(log_scale).to(device)
+    return side._replace(x=reduced, rank=rank, frame=frame, log_scale=scale)
+
+
+def _spread(x: np.ndarray, mask: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+    """Standard deviations of the narrowest direction and the widest column of each track, `[P]`.
+
+    The narrowest of the directions that elimination finds; the true one is not much narrower.
+    """
+    origin = x[:, :1] if mask is None else x[np.arange(len(x)), mask.argmax(1)][:, None]
+    columns = [x[:, :, c] - origin[:, :, c] for c in range(x.shape[2])]
+    if mask is None:
+        count = np.full(len(x), float(x.shape[1]))
+    else:
+        count = np.maximum(mask.sum(1), 1).astype(np.float64)
+        columns = [column * mask for column in columns]
+    mean = [column.sum(1, dtype=np.float64) / count for column in columns]
+    d = len(columns)
+    if d == 1:
+        variance = np.einsum("pt,pt->p", columns[0], columns[0]) / count - mean[0] ** 2
+        wide = np.sqrt(np.maximum(variance, 0))
+        return wide, wide
+    covariance = np.empty((d, d, len(x)))
+    for a in range(d):
+        for b in range(a + 1):
+            product = np.einsum("pt,pt->p", columns[a], columns[b]) / count - mean[a] * mean[b]
+            covariance[a, b] = covariance[b, a] = product
+    wide = np.sqrt(np.maximum(covariance[range(d), range(d)], 0).max(0))
+    return np.sqrt(np.maximum(_pivots(covariance).min(0), 0)), wide
+
+
+def _pivots(covariance: np.ndarray) -> np.ndarray:
+    """Variance of each column that the columns before it leave: `[d, d, ...]` -> `[d, ...]`."""
+    left = covariance.copy()
+    out = []
+    for c in range(len(left)):
+        pivot = left[c, c].copy()
+        out.append(pivot)
+        if c + 1 < len(left):
+            factor = left[c] / np.where(pivot > 0, pivot, np.inf)
+            left = left - left[:, c][:, None] * factor[None]
+    return np.stack(out)
+
+
+def _frames(
+    x: np.ndarray, present: np.ndarray, eps: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Kept columns `[P, d]`, z, narrow, wide and log of the volume of z's unit cube `[P]`.
+
+    Gram-Schmidt over the columns, twice for precision. Element by element, so that equal samples
+    stay equal.
+    """
+    tracks, _, d = x.shape
+    count = np.maximum(present.sum(1), 1).astype(np.float64)
+    kept, z = np.zeros((tracks, d), bool), np.zeros_like(x)
+    narrow, wide = np.full((tracks, 2), np.inf), np.zeros((tracks, 2))
+    log_scale = np.zeros(tracks)
+    basis: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+    for c in range(d):
+        column = np.where(present, x[:, :, c], 0.0)
+        noise = ROUNDING * eps * np.abs(column).max(1)
+        column = np.where(present, column - (column.sum(1) / count)[:, None], 0.0)
+        column_spread = _two_spreads(column, present, count)
+        for _ in range(2):
+            for other, square, other_noise in basis:
+                factor = np.einsum("pt,pt->p", column, other) / np.where(square > 0, square, np.inf)
+                column = column - factor[:, None] * other
+                noise = noise + np.abs(factor) * other_noise
+        spread = _two_spreads(column, present, count)
+        keep = spread[:, 0] > noise
+        kept[:, c] = keep
+        column = np.where(keep[:, None], column, 0.0)
+        basis.append((column, np.einsum("pt,pt->p", column, column), noise))
+        unit = np.where(keep, spread[:, 1], 1.0)
+        z[:, :, c] = column / unit[:, None]
+        log_scale += np.log(unit)
+        narrow = np.where(keep[:, None], np.minimum(narrow, spread), narrow)
+        wide = np.where(keep[:, None], np.maximum(wide, column_spread), wide)
+    return kept, z, narrow, wide, log_scale
+
+
+def _two_spreads(column: np.ndarray, present: np.ndarray, count: np.ndarray) -> np.ndarray:
+    """Standard deviation and distance of the quartiles in its units, `[P, 2]`.
+
+    The quartiles are left out, for the standard deviation, where most samples are at one place.
+    """
+    deviation = np.sqrt(np.einsum("pt,pt->p", column, column) / count)
+    ordered = np.sort(np.where(present, column, np.inf), 1)
+    last = np.maximum(count - 1, 0)
+    at = [np.round(q * last).astype(np.int64)[:, None] for q in (0.25, 0.75)]
+    low, high = (np.take_along_axis(ordered, i, 1)[:, 0] for i in at)
+    quartiles = np.where(present.any(1), high - low, 0.0) / 1.349  # of a normal distribution
+    return np.stack([deviation, np.where(quartiles > 1e-3 * deviation, quartiles, deviation)], 1)
+
+
+# --- values that recur -------------------------------------------------------------------------
+
+
+def _exact(side: Tracks, x: np.ndarray, mask: np.ndarray | None) -> Tracks:
+    """The tracks with lattices made exact; those of which no value recurs as they are."""
+    columns = np.ascontiguousarray(x.transpose(0, 2, 1))
+    ordered = np.sort(columns if mask is None else np.where(mask[:, None], columns, np.nan))
+    steps = ordered[..., 1:] - ordered[..., :-1]  # absent samples are last, and their steps NaN
+    if mask is None:
+        size = np.maximum(ordered[..., -1], -ordered[..., 0])
+        total = np.full((len(x), 1), x.shape[1])
+    else:
+        size, total = np.abs(columns).max(-1), mask.sum(1)[:, None]
+    eps = float(np.finfo(x.dtype).eps)
+    clump = (eps**0.75 * size).astype(x.dtype)  # sums of hundreds of tenths are not off by more
+    near = steps <= clump[..., None]
+    if np.count_nonzero(near) <= RECURRING * total.min():
+        return side
+    tied = np.count_nonzero(steps == 0, axis=-1)
+    suspect = (np.count_nonzero(near, axis=-1) > RECURRING * total) & (tied < total - 1)
+    if not suspect.any():
+        return side
+    recurs, lattice = np.zeros(len(x), bool), np.zeros(len(x), bool)
+    out = x.copy()
+    for track, c in np.argwhere(suspect).tolist():
+        values = ordered[track, c]
+        values = values[~np.isnan(values)]
+        if values[-1] - values[0] <= ROUNDING * eps * size[track, c]:  # constant but for rounding
+            out[track, :, c] = values[0]
+            continue
+        often = tied[track, c] > RECURRING * len(values)
+        points, is_lattice = _points(values, 0.0) if often else (None, False)
+        if not is_lattice:
+            clumps = _points(values, float(clump[track, c]))
+            points, is_lattice = (points, False) if clumps[0] is None else clumps
+        if points is None:
+            continue
+        recurs[track] = True
+        lattice[track] |= is_lattice
+        place = np.searchsorted(values, x[track, :, c])  # of each sample among the sorted
+        out[track, :, c] = points[np.minimum(place, len(values) - 1)]
+    if not (recurs.any() or (out != x).any()):
+        return side
+    if mask is not None:
+        out[~mask] = 0
+    device = side.x.device
+    return side._replace(
+        x=torch.from_numpy(out).to(device),
+        recurs=torch.from_numpy(recurs).to(device),
+        lattice=torch.from_numpy(lattice).to(device),
+    )
+
+
+def _points(values: np.ndarray, close: float) -> tuple[np.ndarray | None, bool]:
+    """For sorted values that lie in clumps no wider than rounding: one value a clump.
+
+    None if they do not; and whether the clumps are on a lattice, whose points are then exact
+    multiples of its spacing, so that equal distances are equal as numbers.
+    """
+    steps = np.diff(values).astype(np.float64)
+    apart = steps > close
+    if not apart.any():
+        return None, False
+    spacing = float(steps[apart].min())
+    if spacing < 100 * close:
+        return None, False
+    clump = np.concatenate([[0], np.cumsum(apart)])
+    first = values[np.concatenate([[True], apart])]
+    span = float(values[-1]) - float(values[0])
+    multiples = np.round((first.astype(np.float64) - first[0]) / spacing)
+    for _ in range(3):  # the smallest step has rounding in it: refine by the whole range
+        spacing = span / multiples[-1]
+        multiples = np.round((first.astype(np.float64) - first[0]) / spacing)
+    off = np.abs((first.astype(np.float64) - first[0]) - multiples * spacing).max()
+    bits = 12 if values.dtype == np.float32 else 26
+    rounding = max(close, ROUNDING * float(np.finfo(values.dtype).eps * np.abs(values).max()))
+    if off > rounding or off > 0.05 * spacing or multiples[-1] >= 2.0**bits:
+        return first[clump], False
+    mantissa, exponent = np.frexp(spacing)
+    short = np.ldexp(np.round(mantissa * 2.0**bits) / 2.0**bits, exponent)
+    return (multiples * short).astype(values.dtype)[clump], True
