@@ -187,8 +187,9 @@ def mine(
 ) -> None:
     """Mine a twin dictionary from videos. Run again, it goes on where it was interrupted.
 
-    Exit code 2: some videos failed, the others are mined.
+    `infoaug: true` without `twins` means the dictionary that this command made last. Exit code 2: some videos failed, the others are mined.
     """
+    from solo_infoaug.cache import cache_dir, remember_dictionary
     from solo_infoaug.mining import MineConfig
     from solo_infoaug.mining import mine as run
 
@@ -197,6 +198,16 @@ def mine(
         videos, out, config, workers=workers, threads=threads, ray=ray, overwrite=overwrite
     )
     typer.echo(dictionary.summary)
+    try:
+        remember_dictionary(dictionary.path)
+    except OSError as error:
+        typer.secho(
+            f"It could not be noted in {cache_dir()} ({error.strerror or error}): name it with "
+            f"infoaug.twins={dictionary.path}",
+            err=True,
+        )
+    else:
+        typer.echo("Remembered: `infoaug: true` without `twins` means this dictionary now.")
     if failed := dictionary.info["failed"]:
         typer.secho(f"{len(failed)} videos failed:", fg=typer.colors.RED, err=True)
         for why in failed.values():

@@ -132,7 +132,6 @@ def run_demo(out: str | Path, epochs: int | None = None, seed: int = 5) -> DemoR
         seconds[name] = round(time.perf_counter() - start, 1)
 
     clips = sample_clips()
-    # the held-out stretch first: `infoaug: true` elsewhere means the dictionary mined last
     with stage("held-out stretch"):
         # no twin is asked for here: every patch that can be followed may be found again
         later = sample_config(

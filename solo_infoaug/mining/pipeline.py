@@ -24,7 +24,6 @@ from rich.progress import (
 )
 
 from solo_infoaug import __version__
-from solo_infoaug.cache import remember_dictionary
 from solo_infoaug.dictionary import MANIFEST, PARTS, TwinDictionary, VideoWriter, write_manifest
 from solo_infoaug.errors import ConfigError, DictionaryError, VideoError
 from solo_infoaug.mining.config import MineConfig
@@ -33,6 +32,7 @@ from solo_infoaug.mining.shots import Shot, split_shots
 from solo_infoaug.mining.trackers import make_tracker
 from solo_infoaug.mining.video import Frame, Video, find_videos, video_digest
 from solo_infoaug.mining.workers import Job, run_jobs, thread_limit, usable_cores
+from solo_infoaug.paths import check_output_folder
 
 T = TypeVar("T")
 
@@ -76,6 +76,7 @@ def mine(
     Raises:
         VideoError: no video could be mined; the message has the reason of each.
         DictionaryError: `out` holds a dictionary of other videos or settings.
+        OutputError: `out` cannot be written.
         ConfigError: `workers` or `threads` is no positive number, or Ray, a tracker or a depth
             model is missing.
     """
@@ -83,6 +84,7 @@ def mine(
     sources = [videos] if isinstance(videos, (str, os.PathLike)) else list(videos)
     folder = Path(out).absolute()
 
+    check_output_folder(folder, "out")
     jobs, failed = _plan(find_videos(sources), config)
     _check_target(folder, jobs, config, overwrite)
     todo = [job for job in jobs if not (folder / PARTS / job.key / "video.json").is_file()]
@@ -102,9 +104,7 @@ def mine(
     _remove_leftovers(folder, mined)
     info = {"config": config.to_json(), "failed": dict(sorted(failed.items()))}
     write_manifest(folder, mined, info)
-    dictionary = TwinDictionary.load(folder)
-    remember_dictionary(folder)
-    return dictionary
+    return TwinDictionary.load(folder)
 
 
 def mine_video(
@@ -304,7 +304,7 @@ def _remove_leftovers(folder: Path, keys: list[str]) -> None:
 def _bar(show: bool) -> Progress:
     return Progress(
         SpinnerColumn(),
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),  # file names are no markup
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
