@@ -5,6 +5,8 @@ Heavy modules are imported inside the commands, so that `--help` is instant.
 
 from __future__ import annotations
 
+import errno
+import io
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -187,7 +189,9 @@ def mine(
 ) -> None:
     """Mine a twin dictionary from videos. Run again, it goes on where it was interrupted.
 
-    `infoaug: true` without `twins` means the dictionary that this command made last. Exit code 2: some videos failed, the others are mined.
+    `infoaug: true` without `twins` means the dictionary that this command made last.
+
+    Exit code 2: some videos failed, the others are mined.
     """
     from solo_infoaug.cache import cache_dir, remember_dictionary
     from solo_infoaug.mining import MineConfig
@@ -299,13 +303,28 @@ def filter_(
     typer.echo(filter_twins(dictionary, out, min_mi=min_mi, max_p=max_p, top_k=top_k).summary)
 
 
+# What a system refuses whatever the program does: its disk is full, or it does not let us write.
+_REFUSALS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
+
+
 def main() -> None:
     """Run the command line; an error that the user can mend is one message and exit code 1."""
+    for stream in (sys.stdout, sys.stderr):
+        # a file name need not be text in any encoding
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         app()
     except InfoAugError as error:
-        typer.secho(f"solo-infoaug: {error}", fg=typer.colors.RED, err=True)
-        sys.exit(1)
+        why = str(error)
+    except OSError as error:
+        if error.errno not in _REFUSALS:
+            raise
+        why = f"{error.filename or 'a file'}: {error.strerror}; make room for it, or choose another"
+    else:
+        return
+    typer.secho(f"solo-infoaug: {why}", fg=typer.colors.RED, err=True)
+    sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import shutil
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from solo_infoaug.dictionary import (
     write_manifest,
 )
 from solo_infoaug.errors import ConfigError, DictionaryError
+from solo_infoaug.paths import check_output_folder
 
 PathLike = str | os.PathLike[str]
 
@@ -43,18 +46,19 @@ def merge(paths: Sequence[PathLike], out: PathLike) -> TwinDictionary:
             for source in sources
         )
         raise DictionaryError(f"these dictionaries do not fit together: {listed}")
-    folder = _target(out)
     keys: list[str] = []
     failed: dict[str, Any] = {}
-    for source in sources:
-        failed |= source.info.get("failed") or {}
-        for key in source.info["videos"]:
-            if key not in keys:
-                _copy_part(source.path / PARTS / key, folder / PARTS / key)
-                keys.append(key)
     configs = [source.info.get("config") for source in sources]
     config = configs[0] if all(other == configs[0] for other in configs) else None
-    write_manifest(folder, keys, {"config": config, "merged_configs": configs, "failed": failed})
+    with _target(out) as folder:
+        for source in sources:
+            failed |= source.info.get("failed") or {}
+            for key in source.info["videos"]:
+                if key not in keys:
+                    _copy_part(source.path / PARTS / key, folder / PARTS / key)
+                    keys.append(key)
+        info = {"config": config, "merged_configs": configs, "failed": failed}
+        write_manifest(folder, keys, info)
     return TwinDictionary.load(folder)
 
 
@@ -92,20 +96,21 @@ def split(
         raise DictionaryError(f"{source.path} has a single {by} and cannot be split by {by}")
     shuffled = sorted(units, key=lambda unit: hashlib.sha256(f"{seed}/{unit}".encode()).digest())
     count = min(max(1, round(fraction * len(units))), len(units) - 1)
-    folders = [_target(Path(out) / name) for name in ("first", "second")]
-    for folder, chosen in zip(folders, (set(shuffled[:count]), set(shuffled[count:])), strict=True):
-        kept = []
-        for key in keys:
-            shots = {shot for video, shot in chosen if video == key}
-            if not shots:
-                continue
-            if None in shots:
-                _copy_part(source.path / PARTS / key, folder / PARTS / key)
-            else:
-                _rewrite(source.path, folder, key, keep=shots)
-            kept.append(key)
-        write_manifest(folder, kept, {"config": source.info.get("config"), "failed": {}})
-    return TwinDictionary.load(folders[0]), TwinDictionary.load(folders[1])
+    halves = set(shuffled[:count]), set(shuffled[count:])
+    with _target(Path(out) / "first") as first, _target(Path(out) / "second") as second:
+        for folder, chosen in zip((first, second), halves, strict=True):
+            kept = []
+            for key in keys:
+                shots = {shot for video, shot in chosen if video == key}
+                if not shots:
+                    continue
+                if None in shots:
+                    _copy_part(source.path / PARTS / key, folder / PARTS / key)
+                else:
+                    _rewrite(source.path, folder, key, keep=shots)
+                kept.append(key)
+            write_manifest(folder, kept, {"config": source.info.get("config"), "failed": {}})
+    return TwinDictionary.load(first), TwinDictionary.load(second)
 
 
 def filter_twins(
@@ -133,17 +138,24 @@ def filter_twins(
         raise ConfigError(f"top_k must be at least 1, not {top_k!r}")
     if not 0.0 <= max_p <= 1.0:
         raise ConfigError(f"max_p must be in [0, 1], not {max_p!r}")
+    if math.isnan(min_mi):
+        raise ConfigError(f"min_mi must be a number, not {min_mi!r}")
     source = TwinDictionary.load(path)
-    folder = _target(out)
+    kept = source.twins.shape[1]
+    if top_k is not None and top_k > kept:
+        raise ConfigError(
+            f"top_k must be at most {kept}, the twins that a patch has there, not {top_k!r}"
+        )
 
     def good(mi: np.ndarray, p: np.ndarray) -> np.ndarray:
         return np.asarray((mi >= min_mi) & (p <= max_p))
 
-    for key in source.info["videos"]:
-        _rewrite(source.path, folder, key, good=good, top_k=top_k)
     info = {name: value for name, value in source.info.items() if name != "videos"}
     info["filtered"] = {"min_mi": min_mi, "max_p": max_p, "top_k": top_k}
-    write_manifest(folder, source.info["videos"], info)
+    with _target(out) as folder:
+        for key in source.info["videos"]:
+            _rewrite(source.path, folder, key, good=good, top_k=top_k)
+        write_manifest(folder, source.info["videos"], info)
     return TwinDictionary.load(folder)
 
 
@@ -195,13 +207,19 @@ def describe(dictionary: TwinDictionary, verify: bool = False) -> dict[str, Any]
     }
 
 
-def _target(out: PathLike) -> Path:
-    folder = Path(out)
+@contextmanager
+def _target(out: PathLike) -> Iterator[Path]:
+    """The folder to write; a failure leaves nothing of the dictionary in it."""
+    folder = check_output_folder(out, "out")
     if folder.exists() and not folder.is_dir():
         raise DictionaryError(f"{folder} is a file, not a folder")
     if (folder / MANIFEST).exists() or (folder / PARTS).exists():
         raise DictionaryError(f"{folder} holds a dictionary already; choose another folder")
-    return folder
+    try:
+        yield folder
+    except BaseException:
+        shutil.rmtree(folder / PARTS, ignore_errors=True)
+        raise
 
 
 def _copy_part(source: Path, target: Path) -> None:

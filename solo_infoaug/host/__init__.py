@@ -49,6 +49,10 @@ class Host:
     """`solo.methods.METHODS` itself; every class takes `cfg`."""
     backbones: dict[str, Callable[..., Any]]
     """Name → constructor `(method, **kwargs) -> nn.Module`."""
+    optimizers: tuple[str, ...]
+    """What `optimizer.name` may be."""
+    schedulers: tuple[str, ...]
+    """What `scheduler.name` may be."""
     should_match: list[str]
     """The configuration keys that auto-resume compares; extended in place."""
     parse_cfg: Callable[[Any], Any]

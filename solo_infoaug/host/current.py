@@ -30,6 +30,8 @@ def load(info: HostInfo) -> Host:
         info=info,
         methods=METHODS,
         backbones=BaseMethod._BACKBONES,
+        optimizers=tuple(BaseMethod._OPTIMIZERS),
+        schedulers=("warmup_cosine", "step", "none"),  # more are declared, and refused later
         should_match=AutoResumer.SHOULD_MATCH,
         parse_cfg=parse_cfg,
         build_transform_pipeline=data.build_transform_pipeline,
