@@ -383,7 +383,7 @@ class InfoAugMethod:
         off = self.infoaug is None and module.fmicl is None
         if not off or self.infoaug_host.info.kind != "current" or ours.__module__ != _REGISTERED:
             return made
-        function, arguments, *rest = made
+        function, arguments, *rest = cast(tuple[Any, ...], made)
         plain = module.fmicl_plain
         return function, tuple(plain if a is ours else a for a in arguments), *rest
 
@@ -565,7 +565,7 @@ class InfoAugMethod:
                 "resume with the configuration that it was trained with"
             )
         if self.infoaug is not None:
-            if "random" in note:
+            if note is not None and "random" in note:
                 self._resumed = {"buffers": buffers, "random": note["random"], "tau": note["tau"]}
             self._set_random_state()
 

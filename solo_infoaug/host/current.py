@@ -31,7 +31,8 @@ def load(info: HostInfo) -> Host:
         methods=METHODS,
         backbones=BaseMethod._BACKBONES,
         optimizers=tuple(BaseMethod._OPTIMIZERS),
-        schedulers=("warmup_cosine", "step", "none"),  # more are declared, and refused later
+        # more are declared, and refused when training starts
+        schedulers=("warmup_cosine", "step", "none"),
         should_match=AutoResumer.SHOULD_MATCH,
         parse_cfg=parse_cfg,
         build_transform_pipeline=data.build_transform_pipeline,
