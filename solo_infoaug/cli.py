@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 
 from solo_infoaug import __version__
-from solo_infoaug.errors import InfoAugError
+from solo_infoaug.errors import ConfigError, InfoAugError
 
 app = typer.Typer(
     name="solo-infoaug",
@@ -197,6 +197,8 @@ def mine(
     from solo_infoaug.mining import MineConfig
     from solo_infoaug.mining import mine as run
 
+    if ray is not None and workers is not None:
+        raise ConfigError("--workers: with --ray the cluster decides how many; leave it out")
     config = MineConfig.parse(settings or [])
     dictionary = run(
         videos, out, config, workers=workers, threads=threads, ray=ray, overwrite=overwrite

@@ -32,6 +32,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_safetensors
 
 from solo_infoaug.errors import ConfigError, DictionaryError
+from solo_infoaug.paths import check_output_folder
 
 FORMAT = "solo-infoaug twin dictionary"
 VERSION = 1
@@ -332,13 +333,17 @@ class TwinDictionary:
             name: what the source is called.
 
         Raises:
-            DictionaryError: the arrays do not fit together, or the folder is taken.
+            DictionaryError: the arrays do not fit together, or the folder is taken; nothing is
+                written.
+            OutputError: the folder cannot be written.
         """
         folder = Path(path)
         if (folder / MANIFEST).exists():
             raise DictionaryError(f"{folder} holds a dictionary already")
-        count, moments, _, side, _ = pixels.shape
-        of_shot = np.zeros(count, np.int64) if shots is None else np.asarray(shots)
+        check_output_folder(folder, "path")
+        of_shot = np.zeros(len(pixels), np.int64) if shots is None else np.asarray(shots)
+        _check_arrays(pixels, twins, mi, of_shot)
+        _, moments, _, side, _ = pixels.shape
         source = {"sha256": hashlib.sha256(pixels.numpy().tobytes()).hexdigest()}
         writer = VideoWriter(folder, safe_name(name), name, source)
         for shot in np.unique(of_shot):
@@ -368,6 +373,64 @@ class TwinDictionary:
         writer.finish()
         write_manifest(folder, [writer.key], {})
         return cls.load(folder)
+
+
+def _check_arrays(
+    pixels: torch.Tensor, twins: torch.Tensor, mi: torch.Tensor, shots: np.ndarray
+) -> None:
+    """What `TwinDictionary.create` is given, before anything is written."""
+
+    def require(good: bool, name: str, expected: str, value: object) -> None:
+        if not good:
+            came = f"{value.dtype} {list(value.shape)}" if hasattr(value, "dtype") else repr(value)
+            raise DictionaryError(f"{name}: expected {expected}, got {came}")
+
+    shape = pixels.shape
+    require(
+        pixels.dtype == torch.uint8
+        and len(shape) == 5
+        and shape[2] == 3
+        and shape[3] == shape[4]
+        and min(shape) > 0,
+        "pixels",
+        "uint8 [N, S, 3, H, H]",
+        pixels,
+    )
+    count = len(pixels)
+    require(
+        twins.dtype == torch.int64
+        and twins.ndim == 2
+        and len(twins) == count
+        and twins.numel() > 0,
+        "twins",
+        f"int64 [{count}, K]",
+        twins,
+    )
+    require(
+        mi.dtype == torch.float32 and mi.shape == twins.shape,
+        "mi",
+        f"float32 {list(twins.shape)}",
+        mi,
+    )
+    steps = np.diff(shots, prepend=0) if shots.shape == (count,) else np.full(1, -1)
+    require(
+        np.issubdtype(shots.dtype, np.integer) and bool(((steps == 0) | (steps == 1)).all()),
+        "shots",
+        f"{count} whole numbers 0, 1, … in ascending order",
+        shots,
+    )
+    there = twins >= 0
+    require(
+        int(twins.min()) >= -1 and int(twins.max()) < count, "twins", f"-1 to {count - 1}", twins
+    )
+    require(not bool((there[:, 1:] & ~there[:, :-1]).any()), "twins", "-1 behind the others", twins)
+    own = torch.from_numpy(shots.astype(np.int64))
+    require(
+        not bool(((own[twins.clamp(min=0)] != own[:, None]) & there).any()),
+        "twins",
+        "patches of the same shot",
+        twins,
+    )
 
 
 def _draw(count: int, size: int, generator: torch.Generator) -> torch.Tensor:

@@ -63,7 +63,13 @@ def checkpoint_config(checkpoint: str | Path) -> DictConfig:
         raise ConfigError(
             f"checkpoint: expected an args.json beside {path}, as solo-learn writes it"
         )
-    cfg = OmegaConf.create(json.loads(args.read_text(encoding="utf-8")))
+    try:
+        cfg = OmegaConf.create(json.loads(args.read_text(encoding="utf-8")))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"checkpoint: {args} cannot be read ({error})") from error
+    for key in ("method", "backbone.name", "data.dataset", "augmentations"):
+        if OmegaConf.select(cfg, key) is None:
+            raise ConfigError(f"checkpoint: {args} has no {key!r}, as solo-learn's have")
     assert isinstance(cfg, DictConfig)
     return cfg
 
@@ -407,7 +413,7 @@ def export(checkpoint: str | Path, out: str | Path) -> Backbone:
     path = Path(out)
     if path.suffix not in (".safetensors", ".pth", ".pt"):
         raise ConfigError(f"-o: expected a file ending in .safetensors or .pth, got {out}")
-    check_output_folder(path.parent, "-o")
+    check_output_folder(path.parent, "-o", path)
     backbone = load_backbone(checkpoint)
     state = {name: tensor.contiguous() for name, tensor in backbone.module.state_dict().items()}
     with new_file(path, "-o") as fresh, fresh.open("wb") as file:

@@ -19,12 +19,15 @@ def config_folder() -> Path:
     )
 
 
-def check_output_folder(folder: str | os.PathLike[str], name: str) -> Path:
+def check_output_folder(
+    folder: str | os.PathLike[str], name: str, shown: Path | None = None
+) -> Path:
     """Know before the work that its results can be written; nothing is left behind.
 
     Args:
         folder: to write into; it may be missing.
         name: of the argument, for the message.
+        shown: what the message calls the output, if not the folder.
 
     Raises:
         OutputError: it is a file, or neither it nor the parent that is there can be written to.
@@ -38,7 +41,7 @@ def check_output_folder(folder: str | os.PathLike[str], name: str) -> Path:
         with tempfile.TemporaryFile(dir=there):
             pass
     except OSError as error:
-        raise output_error(name, path, error, there) from error
+        raise output_error(name, shown or path, error, there) from error
     return path
 
 
@@ -54,7 +57,7 @@ def new_file(file: str | os.PathLike[str], name: str) -> Iterator[Path]:
         OutputError: it is a folder, or cannot be written.
     """
     path = Path(file)
-    check_output_folder(path.parent, name)
+    check_output_folder(path.parent, name, path)
     if path.is_dir():
         raise OutputError(f"{name}: expected a file to write, got {path}, which is a folder")
     # writers take the format from the ending

@@ -17,8 +17,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from zipfile import is_zipfile
 
 import torch
+import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
@@ -97,7 +99,7 @@ def load_config(
         GlobalHydra.instance().clear()
         with initialize_config_dir(str(folder), version_base="1.2"):
             cfg = compose(file.name, overrides=list(overrides))
-    except (HydraException, OmegaConfBaseException) as error:
+    except (HydraException, OmegaConfBaseException, yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{file}: {error}") from error
     finally:
         GlobalHydra.instance().clear()
@@ -337,7 +339,7 @@ def _check(host: Host, cfg: DictConfig) -> None:
         folder = OmegaConf.select(cfg, "checkpoint.dir", default="trained_models")
         check_output_folder(Path(folder) / cfg.method, "checkpoint.dir")
     resume = OmegaConf.select(cfg, "resume_from_checkpoint")
-    if resume is not None and not Path(resume).is_file():
+    if resume is not None and not is_zipfile(resume):  # as torch writes it
         raise ConfigError(f"resume_from_checkpoint: expected a .ckpt file, got {resume}")
 
 
@@ -438,6 +440,20 @@ def _refused_by(host: Host) -> Iterator[None]:
         ) from error
 
 
+@contextmanager
+def _had(cfg: DictConfig) -> Iterator[None]:
+    """Inside, a data set that torchvision neither finds nor can download is an error of ours."""
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        if cfg.data.dataset not in ("cifar10", "cifar100", "stl10"):
+            raise
+        raise ConfigError(
+            f"data.train_path: {cfg.data.dataset} is not at {cfg.data.train_path} and cannot be "
+            f"downloaded ({error})"
+        ) from error
+
+
 def _trainer_arguments(cfg: DictConfig) -> dict[str, Any]:
     known = inspect.signature(Trainer.__init__).parameters
     given: Any = OmegaConf.to_container(cfg)
@@ -480,8 +496,9 @@ def pretrain(cfg: DictConfig, callbacks: Sequence[Callback] = ()) -> TrainingRes
             parameter.set_(parameter.contiguous())
     if not cfg.performance.disable_channel_last:
         model = model.to(memory_format=torch.channels_last)
-    validation = _validation_loader(host, cfg)
-    training = _train_loader(host, cfg)
+    with _refused_by(host), _had(cfg):
+        validation = _validation_loader(host, cfg)
+        training = _train_loader(host, cfg)
 
     resume = cfg.resume_from_checkpoint
     if resume is None and cfg.auto_resume.enabled:
