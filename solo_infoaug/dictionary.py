@@ -412,11 +412,12 @@ def _check_arrays(
         f"float32 {list(twins.shape)}",
         mi,
     )
-    steps = np.diff(shots, prepend=0) if shots.shape == (count,) else np.full(1, -1)
     require(
-        np.issubdtype(shots.dtype, np.integer) and bool(((steps == 0) | (steps == 1)).all()),
+        shots.shape == (count,)
+        and np.issubdtype(shots.dtype, np.integer)
+        and bool((np.diff(shots, prepend=0) >= 0).all()),
         "shots",
-        f"{count} whole numbers 0, 1, … in ascending order",
+        f"{count} whole numbers ≥ 0 in ascending order",
         shots,
     )
     there = twins >= 0

@@ -360,7 +360,7 @@ def test_hostile_twins(made: TwinDictionary, twin: int, message: str) -> None:
         ("twins", {"twins": torch.tensor([[1], [0], [3]])}),
         ("mi", {"mi": torch.ones(4)}),
         ("shots", {"shots": [0, 1, 0, 1]}),
-        ("shots", {"shots": [0, 0, 2, 2]}),
+        ("shots", {"shots": [-1, -1, 1, 1]}),
         ("shots", {"shots": [0, 0, 1]}),
     ],
 )

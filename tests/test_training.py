@@ -19,7 +19,7 @@ from torchvision.models import resnet18
 
 from solo_infoaug import evaluation
 from solo_infoaug.config import write_infoaug
-from solo_infoaug.errors import ConfigError, DataError
+from solo_infoaug.errors import ConfigError, DataError, InfoAugError
 from solo_infoaug.training import TrainingResult, choose_device, load_config, pretrain
 
 
@@ -224,20 +224,18 @@ def test_values_that_cannot_be_used_are_named(
         pretrain(cfg)
 
 
-@pytest.mark.parametrize(
-    ("override", "message"),
-    [
-        ({"precision": "17"}, "17"),
-        ({"devices": "x"}, "devices|x"),
-        ({"method_kwargs": {"proj_hidden_dim": 8}}, "refuses|temperature|proj_output_dim"),
-    ],
-)
-def test_what_solo_learn_or_lightning_refuses_is_one_message(
-    make_cfg: Callable[..., Any], override: dict[str, Any], message: str
-) -> None:
+def test_what_lightning_refuses_is_one_message(make_cfg: Callable[..., Any]) -> None:
+    with pytest.raises(ConfigError, match=r"Trainer refuses this configuration: .*17"):
+        pretrain(make_cfg("simclr", precision="17"))
+
+
+def test_what_solo_learn_refuses_is_one_message(host: Any, make_cfg: Callable[..., Any]) -> None:
+    """It asserts without a word: its own line is what there is to say."""
+    if host.info.kind != "current":
+        pytest.skip("the release has defaults")
     cfg = make_cfg("simclr")
-    cfg.update(override)
-    with pytest.raises(ConfigError, match=message):
+    del cfg.method_kwargs.temperature
+    with pytest.raises(ConfigError, match=r"refuses this configuration.*temperature"):
         pretrain(cfg)
 
 
@@ -245,7 +243,7 @@ def test_folders_that_are_no_image_folders_are_named(
     make_cfg: Callable[..., Any], image_folder: Path, tmp_path: Path
 ) -> None:
     def refused(message: str, **overrides: Any) -> None:
-        with pytest.raises(ConfigError, match=message):
+        with pytest.raises(InfoAugError, match=message):
             pretrain(make_cfg("simclr", **overrides))
 
     flat = image_folder / "a"
@@ -276,7 +274,7 @@ def test_damaged_image_is_named(
     for name in "ab":
         whole = (images / name / "3.png").read_bytes()
         (images / name / "3.png").write_bytes(whole[: len(whole) // 2])
-    cfg = make_cfg("simclr", max_epochs=1)
+    cfg = make_cfg("simclr", max_epochs=1, **{"optimizer.batch_size": 12})
     cfg.data.update({"train_path": str(images if labels else images / "a")})
     cfg.data.update({"no_labels": not labels, "num_workers": workers})
     with pytest.raises(DataError, match=r"^\S+3\.png: cannot be read as an image \(") as error:
