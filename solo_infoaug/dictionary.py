@@ -380,9 +380,9 @@ def _check_arrays(
 ) -> None:
     """What `TwinDictionary.create` is given, before anything is written."""
 
-    def require(good: bool, name: str, expected: str, value: object) -> None:
+    def require(good: bool, name: str, expected: str, value: torch.Tensor | np.ndarray) -> None:
         if not good:
-            came = f"{value.dtype} {list(value.shape)}" if hasattr(value, "dtype") else repr(value)
+            came = f"{value.dtype} {list(value.shape)}"
             raise DictionaryError(f"{name}: expected {expected}, got {came}")
 
     shape = pixels.shape

@@ -52,7 +52,11 @@ def _version(package: str) -> str | None:
 
 def _wanted() -> dict[str, SpecifierSet]:
     """The versions that this package asks for, by name."""
-    parsed = map(Requirement, metadata.requires("solo-infoaug") or ())
+    try:
+        required = metadata.requires("solo-infoaug") or []
+    except metadata.PackageNotFoundError:  # a checkout on the path, not installed
+        required = []
+    parsed = map(Requirement, required)
     return {wanted.name: wanted.specifier for wanted in parsed if wanted.marker is None}
 
 
