@@ -174,6 +174,7 @@ class TwinDictionary:
             DictionaryError: it is missing, unfinished, damaged, or of a newer format.
         """
         folder = Path(path)
+        _check_path(folder, "the dictionary")
         if not folder.is_dir():
             raise DictionaryError(
                 f"no twin dictionary at {folder}: mine one with "
@@ -340,7 +341,7 @@ class TwinDictionary:
         folder = Path(path)
         if (folder / MANIFEST).exists():
             raise DictionaryError(f"{folder} holds a dictionary already")
-        check_output_folder(folder, "path")
+        check_target(folder, "path")
         of_shot = np.zeros(len(pixels), np.int64) if shots is None else np.asarray(shots)
         _check_arrays(pixels, twins, mi, of_shot)
         _, moments, _, side, _ = pixels.shape
@@ -373,6 +374,26 @@ class TwinDictionary:
         writer.finish()
         write_manifest(folder, [writer.key], {})
         return cls.load(folder)
+
+
+def check_target(folder: Path, name: str) -> None:
+    """Know before the work that a dictionary can be written to `folder`, and read again.
+
+    Raises:
+        OutputError: it cannot be written to.
+        DictionaryError: its path cannot be read again.
+    """
+    check_output_folder(folder, name)
+    _check_path(folder, name)
+
+
+def _check_path(folder: Path, name: str) -> None:
+    try:
+        str(folder.absolute()).encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise DictionaryError(
+            f"{name}: {folder} is not UTF-8, and safetensors opens no other path; choose another"
+        ) from error
 
 
 def _check_arrays(

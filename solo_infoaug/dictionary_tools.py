@@ -21,10 +21,10 @@ from solo_infoaug.dictionary import (
     Shot,
     TwinDictionary,
     VideoWriter,
+    check_target,
     write_manifest,
 )
 from solo_infoaug.errors import ConfigError, DictionaryError
-from solo_infoaug.paths import check_output_folder
 
 PathLike = str | os.PathLike[str]
 
@@ -210,7 +210,8 @@ def describe(dictionary: TwinDictionary, verify: bool = False) -> dict[str, Any]
 @contextmanager
 def _target(out: PathLike) -> Iterator[Path]:
     """The folder to write; a failure leaves nothing of the dictionary in it."""
-    folder = check_output_folder(out, "out")
+    folder = Path(out)
+    check_target(folder, "out")
     if folder.exists() and not folder.is_dir():
         raise DictionaryError(f"{folder} is a file, not a folder")
     if (folder / MANIFEST).exists() or (folder / PARTS).exists():

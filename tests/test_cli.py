@@ -269,17 +269,32 @@ def test_main_prints_the_message_alone(tmp_path: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
-def test_names_that_are_not_text_and_look_like_markup(twins_folder: Path, tmp_path: Path) -> None:
-    import shutil
+def test_names_that_are_not_text_and_look_like_markup(tmp_path: Path) -> None:
+    import torch
 
-    strange = os.fsdecode(bytes(tmp_path) + b"/[/red]\xff")
-    shutil.copytree(twins_folder, strange)
+    from solo_infoaug.dictionary import TwinDictionary
+
+    folder = tmp_path / "[/red]"
+    name = os.fsdecode(b"[/red]\xff.mp4")
+    pixels = torch.zeros(2, 1, 3, 8, 8, dtype=torch.uint8)
+    TwinDictionary.create(folder, pixels, torch.tensor([[1], [0]]), torch.ones(2, 1), name=name)
+    for out in ("x.html", "x.png", "x.mp4"):
+        code, message = _command("show", folder, "-o", tmp_path / out)
+        assert (code, message) == (0, f"wrote {tmp_path / out}\n")
+    code, message = _command("patches", folder, "-o", tmp_path / "patches")
+    assert code == 0, message
+    strange = os.fsdecode(bytes(tmp_path) + b"/\xff")
+    code, message = _command("merge", folder, "-o", strange)
+    assert code == 1
+    assert "is not UTF-8" in message
+    # the message itself can be printed
     done = subprocess.run(
-        [sys.executable, "-m", "solo_infoaug.cli", "merge", strange, "-o", f"{strange}/[bold]"],
+        [sys.executable, "-m", "solo_infoaug.cli", "info", strange],
         capture_output=True,
         env={**os.environ, "PYTHONUTF8": "1"},
         timeout=300,
         check=False,
     )
-    assert done.returncode == 0, done.stderr
-    assert b"[/red]\\udcff/[bold]: 24 patches" in done.stdout
+    assert done.returncode == 1
+    assert done.stderr.startswith(b"solo-infoaug: the dictionary: ")
+    assert b"Traceback" not in done.stderr

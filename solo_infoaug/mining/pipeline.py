@@ -24,7 +24,14 @@ from rich.progress import (
 )
 
 from solo_infoaug import __version__
-from solo_infoaug.dictionary import MANIFEST, PARTS, TwinDictionary, VideoWriter, write_manifest
+from solo_infoaug.dictionary import (
+    MANIFEST,
+    PARTS,
+    TwinDictionary,
+    VideoWriter,
+    check_target,
+    write_manifest,
+)
 from solo_infoaug.errors import ConfigError, DictionaryError, VideoError
 from solo_infoaug.mining.config import MineConfig
 from solo_infoaug.mining.shot import Stopwatch, mine_shot
@@ -32,7 +39,6 @@ from solo_infoaug.mining.shots import Shot, split_shots
 from solo_infoaug.mining.trackers import make_tracker
 from solo_infoaug.mining.video import Frame, Video, find_videos, video_digest
 from solo_infoaug.mining.workers import Job, run_jobs, thread_limit, usable_cores
-from solo_infoaug.paths import check_output_folder
 
 T = TypeVar("T")
 
@@ -84,7 +90,7 @@ def mine(
     sources = [videos] if isinstance(videos, (str, os.PathLike)) else list(videos)
     folder = Path(out).absolute()
 
-    check_output_folder(folder, "out")
+    check_target(folder, "out")
     jobs, failed = _plan(find_videos(sources), config)
     _check_target(folder, jobs, config, overwrite)
     todo = [job for job in jobs if not (folder / PARTS / job.key / "video.json").is_file()]

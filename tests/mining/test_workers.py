@@ -273,8 +273,12 @@ def test_workers_leave_ctrl_c_to_us() -> None:
 
 
 def test_workers_are_stopped_when_something_is_raised() -> None:
-    with pytest.raises(KeyboardInterrupt), workers._pool(1) as pool:
-        assert pool.submit(os.getpid).result() > 0
-        pool.submit(time.sleep, 1000)
-        raise KeyboardInterrupt
+    def interrupted() -> None:
+        with workers._pool(1) as pool:
+            assert pool.submit(os.getpid).result() > 0
+            pool.submit(time.sleep, 1000)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
     assert not multiprocessing.active_children()
