@@ -378,14 +378,13 @@ class InfoAugMethod:
         So it can be loaded where this package is not. The release's plain methods are adapters of
         ours, and have no other name.
         """
-        made = super().__reduce_ex__(protocol)
-        ours, module = type(self), cast(Any, self)
+        module = cast(Any, self)
         off = self.infoaug is None and module.fmicl is None
-        if not off or self.infoaug_host.info.kind != "current" or ours.__module__ != _REGISTERED:
-            return made
-        function, arguments, *rest = cast(tuple[Any, ...], made)
-        plain = module.fmicl_plain
-        return function, tuple(plain if a is ours else a for a in arguments), *rest
+        # a user's subclass is left as it is
+        ours = type(self).__module__ == _REGISTERED
+        if off and ours and self.infoaug_host.info.kind == "current":
+            return object.__new__, (module.fmicl_plain,), self.__getstate__()
+        return super().__reduce_ex__(protocol)
 
     def __getstate__(self) -> dict[str, Any]:
         """All but the dictionary, which is opened again where it lies."""

@@ -477,7 +477,8 @@ class VideoWriter:
         self._record: dict[str, Any] = {
             "format": FORMAT,
             "version": VERSION,
-            "name": name,
+            # a file name need not be text in any encoding, and is drawn and printed
+            "name": name.encode("utf-8", "backslashreplace").decode("utf-8"),
             "source": dict(source),
             "shots": [],
             "pixels": [],

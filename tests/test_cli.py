@@ -275,7 +275,7 @@ def test_names_that_are_not_text_and_look_like_markup(tmp_path: Path) -> None:
     from solo_infoaug.dictionary import TwinDictionary
 
     folder = tmp_path / "[/red]"
-    name = os.fsdecode(b"[/red]\xff.mp4")
+    name = os.fsdecode(b"[/red]$\\frac$\xff.mp4")
     pixels = torch.zeros(2, 1, 3, 8, 8, dtype=torch.uint8)
     TwinDictionary.create(folder, pixels, torch.tensor([[1], [0]]), torch.ones(2, 1), name=name)
     for out in ("x.html", "x.png", "x.mp4"):

@@ -242,7 +242,8 @@ def _shot(dictionary: TwinDictionary, shot: int) -> Shot:
 
 
 def _name(record: Shot) -> str:
-    return f"{record.video}, shot {record.index}"
+    # a dollar sign would begin a formula
+    return f"{record.video}, shot {record.index}".replace("$", r"\$")
 
 
 def _frame_axes(image: np.ndarray, panels: int = 1) -> tuple[Figure, list[Axes]]:
