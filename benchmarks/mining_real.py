@@ -5,9 +5,9 @@
 FOLDER holds NAME.mp4 and NAME.npz for each sequence: `mask`, packed bits of which pixels belong to
 the object, and `shape` (frames, height, width); DAVIS is the usual source. Each row is the defaults
 but for one setting. A patch is on the object if three quarters of its square are, and a twin is
-right if half of it is; purity is the share of right twins among patches on the object, share that of
-right ones among all anchors. Masks are read here alone. Things that move and have no mask count as
-background.
+right if half of it is; purity is the share of right twins among patches on the object, share that
+of right ones among all anchors. Masks are read here alone. Things that move and have no mask count
+as background.
 """
 
 from __future__ import annotations

@@ -319,6 +319,18 @@ def own_randomness(seed: int, device: torch.device) -> Iterator[None]:
             generator.set_state(state)
 
 
+@contextmanager
+def _float32() -> Iterator[None]:
+    """Inside, new tensors are float32: with a "true" precision Lightning sets another default,
+    in which Kornia would draw other numbers."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
 @torch.no_grad()
 def make_views(
     pipelines: Sequence[Pipeline], patch: Tensor, twin: Tensor, *, both: bool = False
@@ -341,7 +353,7 @@ def make_views(
     """
     sources = (patch.float().div_(255), twin.float().div_(255))
     views: list[Tensor] = []
-    with torch.autocast(patch.device.type, enabled=False):
+    with torch.autocast(patch.device.type, enabled=False), _float32():
         for pipeline in pipelines:
             for _ in range(pipeline.num_crops * (1 + both)):
                 views.append(pipeline.operations(sources[len(views) % 2]))

@@ -9,13 +9,16 @@ is the host's; its batches are patches and their twins, and its loss is added wi
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
-from typing import Any
+from datetime import datetime
+from functools import cache
+from typing import Any, cast
 
 import numpy as np
 import torch
-from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 from omegaconf import DictConfig, OmegaConf, open_dict
 from torch import Tensor, nn
 from torchvision.transforms import Normalize
@@ -23,10 +26,10 @@ from torchvision.transforms import Normalize
 from solo_infoaug.augment import Pipeline, build_pipeline, make_views, own_randomness
 from solo_infoaug.batch_norm import exchanged, frozen, norms_of, own_norms
 from solo_infoaug.config import InfoAugConfig, read_infoaug, write_infoaug
-from solo_infoaug.dictionary import TwinDictionary
+from solo_infoaug.dictionary import MANIFEST, TwinDictionary
 from solo_infoaug.errors import ConfigError, DictionaryError
 from solo_infoaug.host import Host
-from solo_infoaug.locate import find_dictionary
+from solo_infoaug.locate import choose_dictionary
 from solo_infoaug.objectives.methods import check_method
 from solo_infoaug.patch import MethodPatch, find_patch
 from solo_infoaug.resume import (
@@ -53,6 +56,15 @@ _NOT_LOGGED = {
 }
 
 _CHECKPOINT_KEY = "solo_infoaug"
+
+# The module through which pickle finds the classes made here.
+_REGISTERED = "solo_infoaug.registered"
+
+# A run's configuration names so many videos of its dictionary.
+_VIDEOS_NAMED = 20
+
+# A crop this many times the side of a patch shows little but interpolation.
+_ENLARGED = 2.0
 
 # In the place of a step's number, for what the branch draws before an epoch's first one.
 _BEFORE_STEPS = 2**31
@@ -137,10 +149,21 @@ class _TwinBranch:
             self.log(name, value, *args, **kwargs)
 
 
+@cache
+def _branch_class(name: str, plain: type, kind: str) -> type:
+    """The class of the twin branches of a method: one for all, so that pickle can name it."""
+    patch = find_patch(name)
+    members: dict[str, Any] = {shared: _shared_module(shared) for shared in _SHARED[kind]}
+    members |= {old: _renamed_module(old, new) for old, new in patch.renamed.items()}
+    members |= {"__module__": _REGISTERED, "__qualname__": f"{name}.infoaug_branch"}
+    bases = tuple(base for base in (_TwinBranch, patch.branch, plain) if base is not object)
+    return type(f"Twin{plain.__name__}", bases, members)
+
+
 def build_branch(
-    method: type, patch: MethodPatch, cfg: DictConfig, config: InfoAugConfig, view_branch: Any
+    patch: MethodPatch, cfg: DictConfig, config: InfoAugConfig, view_branch: Any
 ) -> Any:
-    """A second instance of `method` that shares the backbone of `view_branch`.
+    """A second instance of the method of `view_branch`, over its backbone.
 
     Its heads are initialised from the run's seed without touching torch's random state, so that
     a run with InfoAug sees the same data in the same order as one without.
@@ -159,16 +182,11 @@ def build_branch(
         if OmegaConf.select(own, "momentum") is not None:
             own.momentum.classifier = False
         patch.configure(own)
-    shared = _SHARED[view_branch.infoaug_host.info.kind]
-    members = {name: _shared_module(name) for name in shared if hasattr(view_branch, name)}
-    members |= {name: _renamed_module(name, to) for name, to in patch.renamed.items()}
-    bases = tuple(base for base in (_TwinBranch, patch.branch, method) if base is not object)
-    kind = type(f"Twin{method.__name__}", bases, members)
     with own_randomness(int(OmegaConf.select(cfg, "seed", default=0)) + 1, torch.device("cpu")):
-        branch = kind(own)
+        branch = view_branch.infoaug_branch(own)
     # a plain attribute: the view branch owns the branch, the branch only refers back to it
     object.__setattr__(branch, "view_branch", view_branch)
-    for name in shared:
+    for name in _SHARED[view_branch.infoaug_host.info.kind]:
         branch._modules.pop(name, None)
     for name, to in patch.renamed.items():
         branch._modules[to] = branch._modules.pop(name)
@@ -224,15 +242,98 @@ def build_views(host: Host, cfg: DictConfig, config: InfoAugConfig) -> list[Pipe
 def _load_dictionary(config: InfoAugConfig) -> TwinDictionary | DictionaryError:
     """The dictionary; or the error, kept until training starts, where a finished run is read."""
     try:
-        path = find_dictionary(config.twins)
-        dictionary = TwinDictionary.load(path)
+        choice = choose_dictionary(config.twins)
+        dictionary = TwinDictionary.load(choice.path)
+        choice.check(dictionary.fingerprint)
     except DictionaryError as error:
         if config.fingerprint is None:
             raise
         return error
-    config.twins = str(path.resolve())
+    path = choice.path.resolve()
+    if config.fingerprint not in (None, dictionary.fingerprint):
+        warnings.warn(
+            f"infoaug.twins: {path} holds another dictionary than the one that this configuration "
+            "was saved with",
+            stacklevel=2,
+        )
+    if config.chosen_by is None or config.twins != str(path):
+        config.chosen_by = choice.rule
+    config.twins = str(path)
     config.fingerprint = dictionary.fingerprint
+    config.written = datetime.fromtimestamp((path / MANIFEST).stat().st_mtime).isoformat(
+        " ", "seconds"
+    )
+    videos = dictionary.videos
+    more = [f"and {len(videos) - _VIDEOS_NAMED} more"] if len(videos) > _VIDEOS_NAMED else []
+    config.videos = videos[:_VIDEOS_NAMED] + more
     return dictionary
+
+
+def _check_dictionary(dictionary: TwinDictionary, config: InfoAugConfig) -> None:
+    """Refuse what the dictionary cannot give, before anything is trained.
+
+    Raises:
+        DictionaryError: no patch has a twin.
+        ConfigError: more twins or moments are asked for than it keeps.
+    """
+    if len(dictionary.anchors) == 0:
+        raise DictionaryError(
+            f"infoaug.twins: no patch in {dictionary.path} has a twin; mine more or other video"
+        )
+    kept, moments = dictionary.twins.shape[1], dictionary.pixels_shape[1]
+    if config.top_k > kept:
+        raise ConfigError(
+            f"infoaug.top_k: expected at most {kept}, the twins of a patch that "
+            f"{dictionary.path} keeps, got {config.top_k}"
+        )
+    if config.temporal and moments < 2:
+        raise ConfigError(
+            f"infoaug.temporal: {dictionary.path} keeps one moment of each patch; "
+            "mine it with -s moments=4, or leave it out"
+        )
+
+
+def _risks(
+    dictionary: TwinDictionary, cfg: DictConfig, state: Sequence[str], pairs: int
+) -> list[str]:
+    """What a run may well survive, and its user ought to know.
+
+    Args:
+        dictionary: of the twins.
+        cfg: of the run.
+        state: the method's buffers.
+        pairs: drawn a step, by all processes.
+    """
+    risks = []
+    anchors = len(dictionary.anchors)
+    if pairs > anchors:
+        risks.append(
+            f"infoaug.batch_size: {pairs} pairs a step (of all processes) are drawn from {anchors} "
+            "patches with a twin: a patch comes more than once in a step, and is its own negative"
+        )
+    queue = OmegaConf.select(cfg, "method_kwargs.queue_size")
+    if "queue" in state and queue is not None and int(queue) + pairs > anchors:
+        risks.append(
+            f"method_kwargs.queue_size: a queue of {queue} and {pairs} pairs a step, but "
+            f"{anchors} patches with a twin: a patch meets itself in the queue, as its own "
+            "negative or neighbour; mine more video, or use a shorter queue"
+        )
+    crop = max(int(entry.crop_size) for entry in cfg.augmentations)
+    source = float(np.median(dictionary.patches["size"][dictionary.anchors.numpy()]))
+    side = min(float(dictionary.pixels_shape[-1]), source)
+    if crop > _ENLARGED * side:
+        risks.append(
+            f"infoaug.twins: patches of {side:.0f} pixels are enlarged to crops of {crop}: "
+            "mine with a larger -s crop_size and -s patch_fraction, or video of a higher resolution"
+        )
+    return risks
+
+
+class _BranchClass:
+    """`METHODS[…].infoaug_branch`, made when it is first asked for."""
+
+    def __get__(self, method: Any, owner: type[InfoAugMethod]) -> type:
+        return _branch_class(owner.infoaug_name, owner.infoaug_plain, owner.infoaug_host.info.kind)
 
 
 class InfoAugMethod:
@@ -241,6 +342,7 @@ class InfoAugMethod:
     infoaug_plain: type
     infoaug_host: Host
     infoaug_name: str
+    infoaug_branch = _BranchClass()
 
     def __init__(self, cfg: DictConfig | None = None, *args: Any, **kwargs: Any) -> None:
         config = None if cfg is None else read_infoaug(cfg)
@@ -261,10 +363,38 @@ class InfoAugMethod:
         patch.check(self, config.batch_size, 1)
         self.infoaug_patch = patch
         self.twin_dictionary = _load_dictionary(config)
+        if isinstance(self.twin_dictionary, TwinDictionary):
+            _check_dictionary(self.twin_dictionary, config)
         self.twin_views = build_views(self.infoaug_host, cfg, config)
-        self.twin = build_branch(self.infoaug_plain, patch, cfg, config, self)
+        self.twin = build_branch(patch, cfg, config, self)
         self._resumed: dict[str, Any] | None = None
         write_infoaug(cfg, config)
+
+    # --- copies, whole models on disk, other processes ---------------------------------------
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """Without `infoaug` and `fmicl` a model is plain solo-learn's, and is pickled as that.
+
+        So it can be loaded where this package is not. The release's plain methods are adapters of
+        ours, and have no other name.
+        """
+        module = cast(Any, self)
+        off = self.infoaug is None and module.fmicl is None
+        # a user's subclass is left as it is
+        ours = type(self).__module__ == _REGISTERED
+        if off and ours and self.infoaug_host.info.kind == "current":
+            return object.__new__, (module.fmicl_plain,), self.__getstate__()
+        return super().__reduce_ex__(protocol)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """All but the dictionary, which is opened again where it lies."""
+        state: dict[str, Any] = super().__getstate__()  # type: ignore[assignment]
+        return {name: value for name, value in state.items() if name != "twin_dictionary"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[misc]
+        if self.infoaug is not None:
+            self.twin_dictionary = _load_dictionary(self.infoaug)
 
     # --- training ----------------------------------------------------------------------------
 
@@ -323,7 +453,9 @@ class InfoAugMethod:
             tensor.to(device, non_blocking=True) for tensor in (patch, twin, index)
         )
         views = make_views(self.twin_views, patch, twin, both=self.infoaug_patch.both_views)
-        return [index, views, index]
+        # as the loader's batches are, for precisions in which the weights are not float32
+        plugin = getattr(self._trainer, "precision_plugin", None)  # type: ignore[attr-defined]
+        return [index, views if plugin is None else plugin.convert_input(views), index]
 
     # --- optimisation ------------------------------------------------------------------------
 
@@ -347,9 +479,14 @@ class InfoAugMethod:
         # solo-learn's configurations silence logging
         rank_zero_only(print)(
             f"InfoAug: {self.infoaug.arm} twins, weight {self.infoaug.weight:g}, "
-            f"{self.infoaug.batch_size} pairs a step of {len(self.twin_dictionary)} patches "
-            f"in {self.infoaug.twins}; views on {module.device}"
+            f"{self.infoaug.batch_size} pairs a step of {len(self.twin_dictionary.anchors)} "
+            f"patches with a twin in {self.infoaug.twins} ({self.infoaug.chosen_by}; written "
+            f"{self.infoaug.written}, of {', '.join(self.infoaug.videos or [])}); "
+            f"views on {module.device}"
         )
+        pairs = (self.infoaug.batch_size or 0) * module.trainer.world_size
+        for risk in _risks(self.twin_dictionary, module.cfg, self.infoaug_patch.state, pairs):
+            rank_zero_warn(risk)
         with self._twin_randomness(_BEFORE_STEPS):
             self.twin.on_train_start()
         # what a run draws here it drew when it first started
@@ -416,8 +553,6 @@ class InfoAugMethod:
             module: Any = self
             names = tuple(name.rpartition(".")[2] for name in self.infoaug_patch.state)
             buffers = take_late_buffers(module, names, checkpoint["state_dict"])
-            if note and "random" in note:
-                self._resumed = {"buffers": buffers, "random": note["random"], "tau": note["tau"]}
         trainer = getattr(self, "_trainer", None)
         if trainer is None or not trainer.training:
             return
@@ -429,6 +564,8 @@ class InfoAugMethod:
                 "resume with the configuration that it was trained with"
             )
         if self.infoaug is not None:
+            if note is not None and "random" in note:
+                self._resumed = {"buffers": buffers, "random": note["random"], "tau": note["tau"]}
             self._set_random_state()
 
 
@@ -452,7 +589,8 @@ def extend(name: str, method: type, host: Host) -> type:
         "infoaug_name": name,
         "infoaug_plain": method,
         "infoaug_host": host,
-        "__module__": method.__module__,
+        "__module__": _REGISTERED,
+        "__qualname__": name,
         "__doc__": method.__doc__,
     }
     if hasattr(method, "momentum_pairs"):

@@ -5,6 +5,7 @@ Heavy modules are imported inside the commands, so that `--help` is instant.
 
 from __future__ import annotations
 
+import errno
 import io
 import sys
 import warnings
@@ -14,7 +15,7 @@ from typing import Annotated, TextIO
 import typer
 
 from solo_infoaug import __version__
-from solo_infoaug.errors import InfoAugError
+from solo_infoaug.errors import ConfigError, InfoAugError
 
 app = typer.Typer(
     name="solo-infoaug",
@@ -189,22 +190,31 @@ def mine(
 ) -> None:
     """Mine a twin dictionary from videos. Run again, it goes on where it was interrupted.
 
+    `infoaug: true` without `twins` means the dictionary that this command made last.
+
     Exit code 2: some videos failed, the others are mined.
     """
-    from solo_infoaug.cache import remember_dictionary
+    from solo_infoaug.cache import cache_dir, remember_dictionary
     from solo_infoaug.mining import MineConfig
     from solo_infoaug.mining import mine as run
 
+    if ray is not None and workers is not None:
+        raise ConfigError("--workers: with --ray the cluster decides how many; leave it out")
     config = MineConfig.parse(settings or [])
     dictionary = run(
         videos, out, config, workers=workers, threads=threads, ray=ray, overwrite=overwrite
     )
     typer.echo(dictionary.summary)
     try:
-        remember_dictionary(out)
+        remember_dictionary(dictionary.path)
     except OSError as error:
-        why = f"not noted as the last dictionary, so name it with infoaug.twins={out}: {error}"
-        typer.secho(f"solo-infoaug: {why}", fg=typer.colors.YELLOW, err=True)
+        typer.secho(
+            f"It could not be noted in {cache_dir()} ({error.strerror or error}): name it with "
+            f"infoaug.twins={dictionary.path}",
+            err=True,
+        )
+    else:
+        typer.echo("Remembered: `infoaug: true` without `twins` means this dictionary now.")
     if failed := dictionary.info["failed"]:
         typer.secho(f"{len(failed)} videos failed:", fg=typer.colors.RED, err=True)
         for why in failed.values():
@@ -312,6 +322,10 @@ def _show_warning(
         typer.echo(text, nl=False, err=True)
 
 
+# What a system refuses whatever the program does: its disk is full, or it does not let us write.
+_REFUSALS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
+
+
 def main() -> None:
     """Run the command line; an error that the user can mend is one message and exit code 1."""
     for stream in (sys.stdout, sys.stderr):
@@ -322,8 +336,15 @@ def main() -> None:
     try:
         app()
     except InfoAugError as error:
-        typer.secho(f"solo-infoaug: {error}", fg=typer.colors.RED, err=True)
-        sys.exit(1)
+        why = str(error)
+    except OSError as error:
+        if error.errno not in _REFUSALS:
+            raise
+        why = f"{error.filename or 'a file'}: {error.strerror}; make room for it, or choose another"
+    else:
+        return
+    typer.secho(f"solo-infoaug: {why}", fg=typer.colors.RED, err=True)
+    sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import os
 from dataclasses import dataclass, field
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from solo_infoaug.errors import ConfigError
@@ -15,16 +16,23 @@ from solo_infoaug.objectives.config import FMICLConfig
 
 ARMS = ("mi", "random", "self")
 BATCH_NORMS = ("shared", "separate", "frozen")
+FILLED_IN = ("fingerprint", "chosen_by", "written", "videos")
+"""Keys that say which dictionary a run used; users do not write them."""
 
 
 @dataclass
 class InfoAugConfig:
-    """What `infoaug:` may hold. `infoaug: true` is all defaults."""
+    """What `infoaug:` may hold. `infoaug: true` is all defaults.
+
+    Raises:
+        ConfigError: a value cannot be used; the message names the key.
+    """
 
     enabled: bool = True
 
     twins: str | None = None
-    """A twin dictionary. Default: `SOLO_INFOAUG_TWINS`, else the one that was mined last."""
+    """A twin dictionary. Default: `SOLO_INFOAUG_TWINS`, else the one that `solo-infoaug mine` made
+    last."""
 
     weight: float = 1.0
     """λ: the loss is that of the view branch plus λ times that of the twin branch."""
@@ -55,29 +63,57 @@ class InfoAugConfig:
     """
 
     fingerprint: str | None = field(default=None)
-    """Of the dictionary; filled in when the run starts."""
+    """Of the dictionary; this and the rest are filled in when the run starts."""
+
+    chosen_by: str | None = None
+    """The rule by which it is this dictionary; see `locate.choose_dictionary`."""
+
+    written: str | None = None
+    """When it was."""
+
+    videos: list[str] | None = None
+    """Of which it was mined."""
+
+    def __post_init__(self) -> None:
+        def require(good: bool, key: str, expected: str) -> None:
+            if not good:
+                value = getattr(self, key)
+                raise ConfigError(f"infoaug.{key}: expected {expected}, got {value!r}")
+
+        for key in ("enabled", "temporal"):
+            require(isinstance(getattr(self, key), bool), key, "true or false")
+        require(
+            self.twins is None or isinstance(self.twins, (str, os.PathLike)),
+            "twins",
+            "the folder of a twin dictionary",
+        )
+        require(self.arm in ARMS, "arm", f"one of {', '.join(ARMS)}")
+        require(self.batch_norm in BATCH_NORMS, "batch_norm", f"one of {', '.join(BATCH_NORMS)}")
+        require(
+            _is(float | int, self.weight) and 0 <= self.weight < float("inf"),
+            "weight",
+            "a finite number ≥ 0",
+        )
+        require(_is(int, self.top_k) and self.top_k >= 1, "top_k", "a whole number ≥ 1")
+        require(
+            self.batch_size is None or (_is(int, self.batch_size) and self.batch_size >= 1),
+            "batch_size",
+            "a whole number ≥ 1",
+        )
+        require(
+            self.augmentations is None
+            or (isinstance(self.augmentations, (list, ListConfig)) and len(self.augmentations) > 0),
+            "augmentations",
+            "a list of pipelines as in solo-learn's `augmentations`",
+        )
+        objective = FMICLConfig.parse(self.objective, key="infoaug.objective")
+        if objective is not None:
+            self.objective = objective.asdict()
 
 
-def _checked(config: InfoAugConfig) -> InfoAugConfig:
-    def require(good: bool, key: str, expected: str) -> None:
-        if not good:
-            value = getattr(config, key)
-            raise ConfigError(f"infoaug.{key}: expected {expected}, got {value!r}")
-
-    require(config.arm in ARMS, "arm", f"one of {', '.join(ARMS)}")
-    require(config.batch_norm in BATCH_NORMS, "batch_norm", f"one of {', '.join(BATCH_NORMS)}")
-    require(0 <= config.weight < float("inf"), "weight", "a finite number ≥ 0")
-    require(config.top_k >= 1, "top_k", "a whole number ≥ 1")
-    require(config.batch_size is None or config.batch_size >= 1, "batch_size", "a number ≥ 1")
-    require(
-        config.augmentations is None or len(config.augmentations) > 0,
-        "augmentations",
-        "a list of pipelines as in solo-learn's `augmentations`",
-    )
-    objective = FMICLConfig.parse(config.objective, key="infoaug.objective")
-    if objective is not None:
-        config.objective = objective.asdict()
-    return config
+def _is(kind: Any, value: object) -> bool:
+    """Of the kind; true and false are no numbers."""
+    return isinstance(value, kind) and not isinstance(value, bool)
 
 
 def read_infoaug(cfg: DictConfig) -> InfoAugConfig | None:
@@ -108,11 +144,11 @@ def read_infoaug(cfg: DictConfig) -> InfoAugConfig | None:
         key = f"infoaug.{error.full_key}" if error.full_key else "infoaug"
         raise ConfigError(f"{key}: {str(error).splitlines()[0]}") from error
     assert isinstance(config, InfoAugConfig)
-    return _checked(config) if config.enabled else None
+    return config if config.enabled else None
 
 
 def _known_keys() -> str:
-    return ", ".join(key for key in InfoAugConfig.__dataclass_fields__ if key != "fingerprint")
+    return ", ".join(key for key in InfoAugConfig.__dataclass_fields__ if key not in FILLED_IN)
 
 
 def write_infoaug(cfg: DictConfig, config: InfoAugConfig | None) -> None:

@@ -19,6 +19,7 @@ import torch
 from omegaconf import OmegaConf
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from solo_infoaug.dictionary import TwinDictionary
 from solo_infoaug.evaluation import (
@@ -34,7 +35,7 @@ from solo_infoaug.evaluation import (
 from solo_infoaug.mining import MineConfig, mine
 from solo_infoaug.mining.export import export_patches
 from solo_infoaug.mining.samples import sample_clips
-from solo_infoaug.paths import config_folder
+from solo_infoaug.paths import check_output_folder, config_folder, writing
 from solo_infoaug.training import load_config, pretrain
 
 HELD_OUT = 0.3
@@ -114,19 +115,21 @@ def run_demo(out: str | Path, epochs: int | None = None, seed: int = 5) -> DemoR
 
     Raises:
         VideoError: the sample clips are not installed.
+        OutputError: `out` cannot be written.
     """
     from solo_infoaug.report import write_report
 
     # The layers are small: a second thread gains little, and waits for whatever else is running.
     torch.set_num_threads(max(1, torch.get_num_threads() // 2))
-    folder = Path(out).resolve()
-    folder.mkdir(parents=True, exist_ok=True)
-    console = Console()
+    folder = check_output_folder(Path(out).resolve(), "--out")
+    with writing(folder, "--out"):
+        folder.mkdir(parents=True, exist_ok=True)
+    console = Console(markup=False, highlight=False)  # paths are no markup
     seconds: dict[str, float] = {}
 
     @contextmanager
     def stage(name: str) -> Iterator[None]:
-        console.rule(f"[bold]{name}")
+        console.rule(Text(name, "bold"))
         start = time.perf_counter()
         yield
         seconds[name] = round(time.perf_counter() - start, 1)

@@ -35,6 +35,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_safetensors
 
 from solo_infoaug.errors import ConfigError, DictionaryError
+from solo_infoaug.paths import check_output_folder
 
 FORMAT = "solo-infoaug twin dictionary"
 VERSION = 2
@@ -196,6 +197,7 @@ class TwinDictionary:
             DictionaryError: it is missing, unfinished, damaged, or of a newer format.
         """
         folder = Path(path)
+        _check_path(folder, "the dictionary")
         if not folder.is_dir():
             raise DictionaryError(
                 f"no twin dictionary at {folder}: mine one with "
@@ -354,11 +356,16 @@ class TwinDictionary:
             name: what the source is called.
 
         Raises:
-            DictionaryError: the arrays do not fit together, or the folder is taken.
+            DictionaryError: the arrays do not fit together, or the folder is taken; nothing is
+                written.
+            OutputError: the folder cannot be written.
         """
         folder = Path(path)
+        window_of = np.zeros(len(pixels), np.int64) if windows is None else np.asarray(windows)
+        _check_arrays(pixels, twins, mi, window_of)
+        check_target(folder, "path")
         with only_writer(folder):
-            cls._create(folder, pixels, twins, mi, windows, name)
+            cls._create(folder, pixels, twins, mi, window_of, name)
         return cls.load(folder)
 
     @staticmethod
@@ -367,13 +374,12 @@ class TwinDictionary:
         pixels: torch.Tensor,
         twins: torch.Tensor,
         mi: torch.Tensor,
-        windows: Sequence[int] | None,
+        window_of: np.ndarray,
         name: str,
     ) -> None:
         if (folder / MANIFEST).exists():
             raise DictionaryError(f"{folder} holds a dictionary already")
-        count, moments, _, side, _ = pixels.shape
-        window_of = np.zeros(count, np.int64) if windows is None else np.asarray(windows)
+        _, moments, _, side, _ = pixels.shape
         source = {"sha256": hashlib.sha256(pixels.numpy().tobytes()).hexdigest()}
         writer = VideoWriter(folder, safe_name(name), name, source)
         for window in np.unique(window_of):
@@ -408,6 +414,85 @@ def _another(own: torch.Tensor, count: torch.Tensor, choice: torch.Tensor) -> to
     """int64 [B]: a place below `count` that is not the `own`, by `choice` in [0, 1)."""
     place = (choice * (count - 1).clamp(min=1)).long()
     return torch.where(count > 1, place + (place >= own), own)
+
+
+def check_target(folder: Path, name: str) -> None:
+    """Know before the work that a dictionary can be written to `folder`, and read again.
+
+    Raises:
+        OutputError: it cannot be written to.
+        DictionaryError: its path cannot be read again.
+    """
+    check_output_folder(folder, name)
+    _check_path(folder, name)
+
+
+def _check_path(folder: Path, name: str) -> None:
+    try:
+        str(folder.absolute()).encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise DictionaryError(
+            f"{name}: {folder} is not UTF-8, and safetensors opens no other path; choose another"
+        ) from error
+
+
+def _check_arrays(
+    pixels: torch.Tensor, twins: torch.Tensor, mi: torch.Tensor, windows: np.ndarray
+) -> None:
+    """What `TwinDictionary.create` is given, before anything is written."""
+
+    def require(good: bool, name: str, expected: str, value: torch.Tensor | np.ndarray) -> None:
+        if not good:
+            came = f"{value.dtype} {list(value.shape)}"
+            raise DictionaryError(f"{name}: expected {expected}, got {came}")
+
+    shape = pixels.shape
+    require(
+        pixels.dtype == torch.uint8
+        and len(shape) == 5
+        and shape[2] == 3
+        and shape[3] == shape[4]
+        and min(shape) > 0,
+        "pixels",
+        "uint8 [N, S, 3, H, H]",
+        pixels,
+    )
+    count = len(pixels)
+    require(
+        twins.dtype == torch.int64
+        and twins.ndim == 2
+        and len(twins) == count
+        and twins.numel() > 0,
+        "twins",
+        f"int64 [{count}, K]",
+        twins,
+    )
+    require(
+        mi.dtype == torch.float32 and mi.shape == twins.shape,
+        "mi",
+        f"float32 {list(twins.shape)}",
+        mi,
+    )
+    require(
+        windows.shape == (count,)
+        and np.issubdtype(windows.dtype, np.integer)
+        and bool((np.diff(windows, prepend=0) >= 0).all()),
+        "windows",
+        f"{count} whole numbers ≥ 0 in ascending order",
+        windows,
+    )
+    there = twins >= 0
+    require(
+        int(twins.min()) >= -1 and int(twins.max()) < count, "twins", f"-1 to {count - 1}", twins
+    )
+    require(not bool((there[:, 1:] & ~there[:, :-1]).any()), "twins", "-1 behind the others", twins)
+    own = torch.from_numpy(windows.astype(np.int64))
+    require(
+        not bool(((own[twins.clamp(min=0)] != own[:, None]) & there).any()),
+        "twins",
+        "patches of the same window",
+        twins,
+    )
 
 
 def _draw(count: int, size: int, generator: torch.Generator) -> torch.Tensor:
@@ -463,7 +548,8 @@ class VideoWriter:
         self._record: dict[str, Any] = {
             "format": FORMAT,
             "version": VERSION,
-            "name": name,
+            # a file name need not be text in any encoding, and is drawn and printed
+            "name": name.encode("utf-8", "backslashreplace").decode("utf-8"),
             "source": dict(source),
             "windows": [],
             "pixels": [],

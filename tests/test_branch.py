@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import pickle
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ from omegaconf import OmegaConf
 from torch.nn import functional as F
 
 from solo_infoaug.batch_norm import norms_of
+from solo_infoaug.config import InfoAugConfig
 from solo_infoaug.dictionary import TwinDictionary
 from solo_infoaug.errors import ConfigError, DictionaryError
 from solo_infoaug.host import find_host
@@ -425,6 +428,138 @@ def test_bad_settings_are_named(
     cfg = host.parse_cfg(make_cfg("simclr", infoaug))
     with pytest.raises(ConfigError, match=message):
         host.methods["simclr"](cfg)
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"arm": "best"}, "infoaug.arm"),
+        ({"weight": "heavy"}, "infoaug.weight"),
+        ({"weight": float("nan")}, "infoaug.weight"),
+        ({"batch_size": 2.5}, "infoaug.batch_size"),
+        ({"top_k": True}, "infoaug.top_k"),
+        ({"temporal": "yes"}, "infoaug.temporal"),
+        ({"twins": 3}, "infoaug.twins"),
+        ({"augmentations": []}, "infoaug.augmentations"),
+        ({"objective": "jensen"}, "infoaug.objective"),
+    ],
+)
+def test_settings_are_checked_where_they_are_made(setting: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        InfoAugConfig(**setting)
+
+
+@pytest.mark.parametrize(
+    ("infoaug", "error", "message"),
+    [
+        ({"top_k": 2}, ConfigError, "infoaug.top_k: expected at most 1"),
+        ({"temporal": True}, ConfigError, "infoaug.temporal: .* one moment"),
+        ({}, DictionaryError, "no patch in .* has a twin"),
+    ],
+)
+def test_what_the_dictionary_cannot_give_is_refused(
+    host: Any,
+    make_cfg: Callable[..., Any],
+    tmp_path: Path,
+    infoaug: dict[str, Any],
+    error: type[Exception],
+    message: str,
+) -> None:
+    pixels = torch.zeros(4, 1, 3, 16, 16, dtype=torch.uint8)
+    twins = torch.tensor([[1], [0], [3], [2]]) if infoaug else torch.full((4, 1), -1)
+    TwinDictionary.create(tmp_path / "twins", pixels, twins, torch.ones(4, 1))
+    cfg = host.parse_cfg(make_cfg("simclr", {"twins": str(tmp_path / "twins"), **infoaug}))
+    with pytest.raises(error, match=message):
+        host.methods["simclr"](cfg)
+
+
+def test_risks_are_said_once_each(
+    host: Any, make_cfg: Callable[..., Any], twins_folder: Path, steps: type
+) -> None:
+    def warned(method: str, **overrides: Any) -> list[str]:
+        twins = {"twins": str(twins_folder), "batch_size": overrides.pop("pairs", 8)}
+        cfg = make_cfg(method, twins, **overrides)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            steps(host.methods[method](host.parse_cfg(cfg)), cfg).start()
+        return [str(w.message).partition(":")[0] for w in caught if "infoaug" in str(w.message)]
+
+    assert warned("simclr") == []
+    assert warned("simclr", pairs=32) == ["infoaug.batch_size"]
+    assert warned("simclr", **{"augmentations.0.crop_size": 64}) == ["infoaug.twins"]
+
+
+def test_queue_longer_than_the_dictionary_is_said(
+    host: Any, make_cfg: Callable[..., Any], twins_folder: Path, steps: type
+) -> None:
+    cfg = make_cfg("mocov2plus", {"twins": str(twins_folder)})
+    run = steps(host.methods["mocov2plus"](host.parse_cfg(cfg)), cfg)
+    with pytest.warns(UserWarning, match=r"queue of 32 and 8 pairs a step, but 24 patches"):
+        run.start()
+
+
+def test_configuration_says_which_dictionary_by_what_rule(
+    host: Any,
+    make_cfg: Callable[..., Any],
+    twins_folder: Path,
+    steps: type,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("SOLO_INFOAUG_TWINS", str(twins_folder))
+    cfg = host.parse_cfg(make_cfg("simclr", True))
+    steps(host.methods["simclr"](cfg), cfg).start()
+    assert cfg.infoaug.chosen_by == "SOLO_INFOAUG_TWINS"
+    assert cfg.infoaug.videos == ["patches"]
+    assert cfg.infoaug.written in (said := capsys.readouterr().out)
+    assert f"24 patches with a twin in {twins_folder} (SOLO_INFOAUG_TWINS; written" in said
+    # a saved configuration is read again, and still says it
+    again = host.methods["simclr"](cfg)
+    assert again.infoaug.chosen_by == "SOLO_INFOAUG_TWINS"
+
+
+COPIES: dict[str, Callable[[Any], Any]] = {
+    "deepcopy": copy.deepcopy,
+    "pickle": lambda module: pickle.loads(pickle.dumps(module)),
+    "pickle 2": lambda module: pickle.loads(pickle.dumps(module, 2)),  # as torch.save does
+}
+
+
+# They hold the product of a weight normalisation, which torch does not copy, plain or not.
+_NOT_DEEPCOPIED = ("dino", "swav")
+
+
+@pytest.mark.parametrize("how", COPIES)
+@pytest.mark.parametrize("method", METHODS)
+def test_copies_are_whole_and_their_own(
+    host: Any,
+    make_cfg: Callable[..., Any],
+    plain_method: Callable[..., Any],
+    twins_folder: Path,
+    steps: type,
+    method: str,
+    how: str,
+) -> None:
+    if how == "deepcopy" and method in _NOT_DEEPCOPIED:
+        with pytest.raises(RuntimeError, match="deepcopy"):
+            copy.deepcopy(plain_method(method, host.parse_cfg(make_cfg(method))))
+        return
+    cfg = make_cfg(method, {"twins": str(twins_folder)})
+    module = host.methods[method](host.parse_cfg(cfg))
+    copied = COPIES[how](module)
+    assert type(copied) is type(module)
+    assert copied.twin.view_branch is copied
+    assert copied.twin.backbone is copied.backbone
+    assert copied.backbone is not module.backbone
+    ours, theirs = module.state_dict(), copied.state_dict()
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    losses = []
+    for each in (module, copied):
+        torch.manual_seed(0)
+        losses.append(steps(each, cfg).step())
+    first, second = losses
+    assert first == second or (first != first and second != second)  # DeepCluster's is NaN
 
 
 def test_method_without_patch_is_refused_only_when_on(

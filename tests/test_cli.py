@@ -114,20 +114,144 @@ def test_queue_that_cannot_hold_twin_batches(configs: Path, twins_folder: Path) 
     )
 
 
-def test_without_any_dictionary_two_commands_are_named(
-    configs: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from solo_infoaug.errors import VideoError
-    from solo_infoaug.mining import samples
-
-    def none() -> list[Path]:
-        raise VideoError("no clips")
-
-    monkeypatch.setattr(samples, "sample_clips", none)
+def test_without_any_dictionary_two_commands_are_named(configs: Path) -> None:
     code, message = _pretrain(configs, "++infoaug=true", "optimizer.batch_size=16")
     assert code == 1
     assert "solo-infoaug mine" in message
     assert "pip install" in message
+
+
+def test_mine_remembers_and_says_so(
+    twins_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from solo_infoaug import mining
+    from solo_infoaug.cache import last_dictionary
+    from solo_infoaug.dictionary import TwinDictionary
+
+    dictionary = TwinDictionary.load(twins_folder)
+    dictionary.info["failed"] = {}
+    monkeypatch.setattr(mining, "mine", lambda *args, **kwargs: dictionary)
+    code, message = _command("mine", tmp_path, "-o", twins_folder)
+    assert code == 0
+    assert "`infoaug: true` without `twins` means this dictionary now" in message
+    remembered = last_dictionary()
+    assert remembered is not None
+    assert remembered.path == str(twins_folder.resolve())
+    assert remembered.fingerprint == dictionary.fingerprint
+    # what was mined is there, whether it can be noted or not
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("SOLO_INFOAUG_CACHE", str(tmp_path / "file" / "cache"))
+    code, message = _command("mine", tmp_path, "-o", twins_folder)
+    assert code == 0
+    assert f"infoaug.twins={dictionary.path}" in message
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("show", "TWINS", "-o", "OUT/x.html"),
+        ("show", "TWINS", "-o", "OUT/x.png"),
+        ("patches", "TWINS", "-o", "OUT/patches"),
+        ("merge", "TWINS", "-o", "OUT/merged"),
+        ("filter", "TWINS", "-o", "OUT/filtered"),
+        ("split", "TWINS", "-o", "OUT/split", "--by", "shot"),
+        ("mine", "TWINS/dictionary.json", "-o", "OUT/mined", "--overwrite"),
+        ("demo", "--out", "OUT/demo"),
+        ("compare", "out=OUT/compare", "methods=simclr"),
+    ],
+    ids=lambda command: command[0],
+)
+@pytest.mark.parametrize("out", ["file", "system"])
+def test_outputs_that_cannot_be_written_are_named(
+    command: tuple[str, ...], out: str, twins_folder: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    place = tmp_path / "file" if out == "file" else Path("/proc")
+    if not place.exists():
+        pytest.skip("no /proc here")
+    code, message = _command(
+        *(part.replace("TWINS", str(twins_folder)).replace("OUT", str(place)) for part in command)
+    )
+    assert code == 1
+    assert f"out: {place}" in message
+    assert "cannot be written" in message
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_file_that_is_a_folder(twins_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "x.png").mkdir()
+    code, message = _command("show", twins_folder, "-o", tmp_path / "x.png")
+    assert code == 1
+    assert "x.png, which is a folder" in message
+    assert not any((tmp_path / "x.png").iterdir())
+
+
+def test_failed_merge_leaves_nothing(twins_folder: Path, tmp_path: Path) -> None:
+    import shutil
+
+    damaged = tmp_path / "damaged"
+    shutil.copytree(twins_folder, damaged)
+    next(damaged.rglob("0000.jpg")).write_bytes(b"")
+    code, message = _command("filter", damaged, "-o", tmp_path / "out")
+    assert code == 1
+    assert "0000.jpg" in message
+    assert not (tmp_path / "out" / "parts").exists()
+
+
+def test_video_option_is_for_movies(twins_folder: Path, tmp_path: Path) -> None:
+    code, message = _command(
+        "show", twins_folder, "-o", tmp_path / "x.html", "--video", twins_folder
+    )
+    assert code == 1
+    assert "--video" in message
+
+
+def test_override_with_an_equals_sign_is_named_and_quoted(configs: Path) -> None:
+    path = "runs/demo-ab12cd34-ep=0.ckpt"
+    code, message = _pretrain(configs, f"+resume_from_checkpoint={path}")
+    assert code == 1
+    assert "override '+resume_from_checkpoint=" in message
+    assert f"""'+resume_from_checkpoint="{path}"'""" in message
+    # and what it advises works: the file is looked for
+    code, message = _pretrain(configs, f'+resume_from_checkpoint="{path}"')
+    assert code == 1
+    assert f"resume_from_checkpoint: expected a .ckpt file, got {path}" in message
+
+
+def test_grid_is_checked_before_its_data_is_made(tmp_path: Path) -> None:
+    out = tmp_path / "grid"
+    for wrong in ("infoaug.wieght=1", "optimizer.lr=abc", "keep_checkpoints=perhaps"):
+        code, message = _command("compare", f"out={out}", "methods=simclr", f"++{wrong}")
+        assert code == 1
+        assert wrong.partition("=")[0] in message
+        assert not (out / "data").exists()
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "row"),
+    [
+        ("SOLO_INFOAUG_TWINS", "nowhere", "twin dictionary"),
+        ("SOLO_INFOAUG_TWINS", "", "twin dictionary"),
+        ("SOLO_INFOAUG_CACHE", "file/cache", "cache"),
+    ],
+)
+def test_doctor_says_ok_only_of_what_it_opened(
+    variable: str, value: str, row: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv(variable, str(tmp_path / value))
+    _, message = _command("doctor")
+    (line,) = (line for line in message.splitlines() if line[3:].startswith(row))
+    assert not line.startswith("ok")
+
+
+def test_doctor_describes_the_dictionary(
+    twins_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SOLO_INFOAUG_TWINS", str(twins_folder))
+    code, message = _command("doctor")
+    assert code == 0
+    assert "24 with a twin" in message
 
 
 def test_main_prints_the_message_alone(tmp_path: Path) -> None:
@@ -143,3 +267,34 @@ def test_main_prints_the_message_alone(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert done.stderr.startswith("solo-infoaug: ")
     assert "Traceback" not in done.stderr
+
+
+def test_names_that_are_not_text_and_look_like_markup(tmp_path: Path) -> None:
+    import torch
+
+    from solo_infoaug.dictionary import TwinDictionary
+
+    folder = tmp_path / "[/red]"
+    name = os.fsdecode(b"[/red]$\\frac$\xff.mp4")
+    pixels = torch.zeros(2, 1, 3, 8, 8, dtype=torch.uint8)
+    TwinDictionary.create(folder, pixels, torch.tensor([[1], [0]]), torch.ones(2, 1), name=name)
+    for out in ("x.html", "x.png", "x.mp4"):
+        code, message = _command("show", folder, "-o", tmp_path / out)
+        assert (code, message) == (0, f"wrote {tmp_path / out}\n")
+    code, message = _command("patches", folder, "-o", tmp_path / "patches")
+    assert code == 0, message
+    strange = os.fsdecode(bytes(tmp_path) + b"/\xff")
+    code, message = _command("merge", folder, "-o", strange)
+    assert code == 1
+    assert "is not UTF-8" in message
+    # the message itself can be printed
+    done = subprocess.run(
+        [sys.executable, "-m", "solo_infoaug.cli", "info", strange],
+        capture_output=True,
+        env={**os.environ, "PYTHONUTF8": "1"},
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith(b"solo-infoaug: the dictionary: ")
+    assert b"Traceback" not in done.stderr

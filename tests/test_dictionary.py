@@ -347,3 +347,33 @@ def test_hostile_twins(made: TwinDictionary, twin: int, message: str) -> None:
     (_part(made) / "video.json").write_text(json.dumps(record))
     with pytest.raises(DictionaryError, match=message):
         TwinDictionary.load(made.path)
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("pixels", {"pixels": torch.zeros(4, 1, 3, 8, 8)}),
+        ("pixels", {"pixels": torch.zeros(4, 3, 8, 8, dtype=torch.uint8)}),
+        ("twins", {"twins": torch.tensor([[1], [0], [3], [4]])}),
+        ("twins", {"twins": torch.tensor([[2], [0], [3], [2]])}),
+        ("twins", {"twins": torch.tensor([[-1, 1]] * 4), "mi": torch.ones(4, 2)}),
+        ("twins", {"twins": torch.tensor([[1], [0], [3]])}),
+        ("mi", {"mi": torch.ones(4)}),
+        ("shots", {"shots": [0, 1, 0, 1]}),
+        ("shots", {"shots": [-1, -1, 1, 1]}),
+        ("shots", {"shots": [0, 0, 1]}),
+    ],
+)
+def test_arrays_that_do_not_fit_leave_nothing(
+    tmp_path: Path, name: str, change: dict[str, object]
+) -> None:
+    arrays = {
+        "pixels": torch.zeros(4, 1, 3, 8, 8, dtype=torch.uint8),
+        "twins": torch.tensor([[1], [0], [3], [2]]),
+        "mi": torch.ones(4, 1),
+        "shots": [0, 0, 1, 1],
+    }
+    with pytest.raises(DictionaryError, match=f"^{name}: expected"):
+        TwinDictionary.create(tmp_path / "twins", **{**arrays, **change})
+    assert not (tmp_path / "twins").exists()
+    TwinDictionary.create(tmp_path / "twins", **arrays)

@@ -1,21 +1,25 @@
-"""Which dictionary `infoaug: true` means, in which order."""
+"""Which dictionary `infoaug: true` means: one that the user chose, or none."""
 
 from __future__ import annotations
 
+import json
+import os
+import shutil
 from pathlib import Path
 
 import pytest
 
 from solo_infoaug.cache import cache_dir, last_dictionary, remember_dictionary
-from solo_infoaug.errors import DictionaryError, VideoError
-from solo_infoaug.locate import find_dictionary
+from solo_infoaug.dictionary import TwinDictionary
+from solo_infoaug.errors import DictionaryError
+from solo_infoaug.locate import choose_dictionary, find_dictionary
 
 
 @pytest.fixture
-def folders(tmp_path: Path) -> dict[str, Path]:
+def folders(tmp_path: Path, twins_folder: Path) -> dict[str, Path]:
     named = {name: tmp_path / name for name in ("key", "variable", "last")}
     for folder in named.values():
-        folder.mkdir()
+        shutil.copytree(twins_folder, folder)
     return named
 
 
@@ -24,9 +28,12 @@ def test_key_before_variable_before_last(
 ) -> None:
     remember_dictionary(folders["last"])
     assert find_dictionary() == folders["last"].resolve()
+    assert "solo-infoaug mine made it last" in choose_dictionary().rule
     monkeypatch.setenv("SOLO_INFOAUG_TWINS", str(folders["variable"]))
     assert find_dictionary() == folders["variable"]
+    assert choose_dictionary().rule == "SOLO_INFOAUG_TWINS"
     assert find_dictionary(str(folders["key"])) == folders["key"]
+    assert choose_dictionary(str(folders["key"])).rule == "infoaug.twins"
 
 
 def test_named_but_missing_is_an_error_and_no_fallback(
@@ -40,35 +47,57 @@ def test_named_but_missing_is_an_error_and_no_fallback(
         find_dictionary()
 
 
-def test_last_that_has_gone_is_forgotten(folders: dict[str, Path]) -> None:
-    remember_dictionary(folders["last"])
-    folders["last"].rmdir()
-    assert last_dictionary() is None
-
-
-def test_starter_is_mined_once_with_a_warning(
-    folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+def test_relative_path_is_shown_where_it_was_looked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from solo_infoaug import mining
-
-    calls = []
-
-    def mine(clips: list[Path], out: Path, config: object) -> None:
-        calls.append(list(clips))
-        out.mkdir(exist_ok=True)
-
-    monkeypatch.setattr(mining, "mine", mine)
-    with pytest.warns(UserWarning, match="Mine your own: solo-infoaug mine"):
-        assert find_dictionary() == cache_dir() / "starter"
-    assert len(calls[0]) == 3
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DictionaryError, match=f"looked for {tmp_path / 'twins'}"):
+        find_dictionary("twins")
 
 
-def test_nothing_at_all_names_two_commands(monkeypatch: pytest.MonkeyPatch) -> None:
-    from solo_infoaug.mining import samples
+def test_remembered_that_has_gone_is_an_error(folders: dict[str, Path]) -> None:
+    remember_dictionary(folders["last"])
+    shutil.rmtree(folders["last"])
+    with pytest.raises(DictionaryError, match=r"last.*is gone.*infoaug\.twins=TWINS"):
+        find_dictionary()
 
-    def none() -> list[Path]:
-        raise VideoError("no clips")
 
-    monkeypatch.setattr(samples, "sample_clips", none)
-    with pytest.raises(DictionaryError, match=r"solo-infoaug mine .*pip install"):
+def test_remembered_that_was_mined_over_is_an_error(folders: dict[str, Path]) -> None:
+    """A program that mines into the same folder does not choose for the user."""
+    remember_dictionary(folders["last"])
+    choice = choose_dictionary()
+    choice.check(TwinDictionary.load(folders["last"]).fingerprint)
+    with pytest.raises(DictionaryError, match="not the one that solo-infoaug mine made"):
+        choice.check("another fingerprint")
+
+
+def test_remembered_of_another_version_is_said(folders: dict[str, Path]) -> None:
+    remember_dictionary(folders["last"])
+    (note,) = cache_dir().iterdir()
+    note.write_text(json.dumps({**json.loads(note.read_text()), "version": "0.0.1"}))
+    with pytest.warns(UserWarning, match=r"was mined by solo-infoaug 0\.0\.1"):
+        choose_dictionary().check(TwinDictionary.load(folders["last"]).fingerprint)
+
+
+def test_note_that_cannot_be_read_is_an_error(folders: dict[str, Path]) -> None:
+    remember_dictionary(folders["last"])
+    (note,) = cache_dir().iterdir()
+    note.write_text("{")
+    with pytest.raises(DictionaryError, match=str(note)):
+        find_dictionary()
+
+
+def test_library_never_remembers(tmp_path: Path) -> None:
+    """Nothing that a program mines, makes, merges or shows is trained on unless it is named."""
+    from solo_infoaug.mining.pipeline import mine
+
+    # what it would call, and no other module of the library
+    assert "remember_dictionary" not in mine.__globals__
+    assert last_dictionary() is None
+    assert not any(os.scandir(cache_dir()))
+
+
+def test_nothing_chosen_says_what_to_do() -> None:
+    """Not even the sample clips are trained on unasked, though they are here."""
+    with pytest.raises(DictionaryError, match=r"no twin dictionary was chosen.*infoaug\.twins="):
         find_dictionary()

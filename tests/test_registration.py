@@ -124,6 +124,93 @@ def test_hydra_registers_in_a_program_that_imports_solo_learn(
     assert done.stdout.split() == ["True", "False"]
 
 
+_FORK = """
+import hydra
+import solo.methods
+
+@hydra.main(version_base=None, config_path=None)
+def main(cfg):
+    print("ran")
+
+main()
+"""
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["MODELS = {}", "METHODS = {'mine': None}"],
+    ids=["unknown", "looks like solo-learn"],
+)
+def test_program_with_another_solo_runs_unless_it_asks_for_infoaug(
+    tmp_path: Path, content: str
+) -> None:
+    (tmp_path / "solo" / "methods").mkdir(parents=True)
+    (tmp_path / "solo" / "__init__.py").touch()
+    (tmp_path / "solo" / "methods" / "__init__.py").write_text(content)
+    if content.startswith("METHODS"):
+        (tmp_path / "solo" / "data").mkdir()
+        (tmp_path / "solo" / "data" / "pretrain_dataloader.py").touch()
+    script = tmp_path / "app.py"
+    script.write_text(_FORK)
+    env = {k: v for k, v in os.environ.items() if k not in ("SOLO_LEARN_HOME", "PYTHONPATH")}
+
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, str(script), "hydra.run.dir=.", *arguments],
+            capture_output=True,
+            text=True,
+            cwd=tmp_path,
+            env=env,
+            timeout=300,
+            check=False,
+        )
+
+    done = run()
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "ran"
+    assert "solo-infoaug could not be registered" in done.stderr
+    assert run("++infoaug=true").returncode != 0
+
+
+def test_classes_are_pickled_by_name_and_register_where_they_arrive(host: Any) -> None:
+    import pickle
+
+    for name, method in host.methods.items():
+        if name in ("base", "linear"):
+            continue
+        for kind in (method, method.infoaug_plain, method.infoaug_branch):
+            assert pickle.loads(pickle.dumps(kind)) is kind
+    out = _python(
+        "import pickle, sys\n"
+        "kind = pickle.loads(bytes.fromhex(sys.argv[1]))\n"
+        "from solo.methods import METHODS\n"
+        "print(METHODS['simclr'] is kind)",
+        pickle.dumps(host.methods["simclr"]).hex(),
+    )
+    assert out.strip() == "True"
+
+
+def test_model_without_infoaug_is_pickled_as_plain_solo_learns(
+    solo_learn_home: Path, host: Any, make_cfg: Any, tmp_path: Path
+) -> None:
+    """So that it can be loaded where this package is not."""
+    import torch
+
+    module = host.methods["simclr"](host.parse_cfg(make_cfg("simclr")))
+    torch.save(module, tmp_path / "model.pt")
+    out = _python(
+        "import sys\n"
+        "sys.modules['solo_infoaug'] = None  # cannot be imported\n"
+        "import torch\n"
+        "model = torch.load(sys.argv[1], weights_only=False)\n"
+        "from solo.methods import METHODS\n"
+        "print(type(model) is METHODS['simclr'], len(model.state_dict()))",
+        str(tmp_path / "model.pt"),
+        PYTHONPATH=str(solo_learn_home),
+    )
+    assert out.split() == ["True", str(len(module.state_dict()))]
+
+
 @pytest.mark.parametrize(
     ("home", "message"),
     [("empty", "SOLO_LEARN_HOME: expected a clone of solo-learn")],

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+import math
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,7 @@ from torchvision.models import resnet18
 
 from solo_infoaug import evaluation
 from solo_infoaug.config import write_infoaug
-from solo_infoaug.errors import ConfigError
+from solo_infoaug.errors import ConfigError, DataError, InfoAugError
 from solo_infoaug.training import TrainingResult, choose_device, load_config, pretrain
 
 
@@ -191,6 +193,201 @@ def test_bad_configurations_are_named_before_training(
         OmegaConf.update(cfg, key, value, force_add=True)
     with pytest.raises(ConfigError, match=message):
         pretrain(cfg)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("optimizer.name", "adamm"),
+        ("optimizer.lr", "abc"),
+        ("optimizer.lr", True),
+        ("optimizer.batch_size", 0),
+        ("optimizer.batch_size", 2.5),
+        ("optimizer.weight_decay", -1),
+        ("scheduler.name", "cosin"),
+        ("backbone.name", "resnet19"),
+        ("max_epochs", 0),
+        ("seed", "x"),
+        ("data.dataset", "cifar11"),
+        ("data.num_workers", -1),
+        ("augmentations.0.crop_size", 0),
+        ("augmentations.0.num_crops", "two"),
+        ("resume_from_checkpoint", "none.ckpt"),
+        ("checkpoint.frequency", 0),
+    ],
+)
+def test_values_that_cannot_be_used_are_named(
+    make_cfg: Callable[..., Any], key: str, value: Any
+) -> None:
+    cfg = make_cfg("simclr", **{key: value})
+    with pytest.raises(ConfigError, match=f"^{key}: "):
+        pretrain(cfg)
+
+
+def test_what_lightning_refuses_is_one_message(make_cfg: Callable[..., Any]) -> None:
+    with pytest.raises(ConfigError, match=r"Trainer refuses this configuration: .*17"):
+        pretrain(make_cfg("simclr", precision="17"))
+
+
+def test_what_solo_learn_refuses_is_one_message(host: Any, make_cfg: Callable[..., Any]) -> None:
+    """It asserts without a word: its own line is what there is to say."""
+    if host.info.kind != "current":
+        pytest.skip("the release has defaults")
+    cfg = make_cfg("simclr")
+    del cfg.method_kwargs.temperature
+    with pytest.raises(ConfigError, match=r"^method_kwargs\.temperature: "):
+        pretrain(cfg)
+    cfg = make_cfg("simclr", **{"method_kwargs.temperature": "???"})
+    with pytest.raises(ConfigError, match=r"refuses this configuration.*temperature"):
+        pretrain(cfg)
+
+
+def test_folders_that_are_no_image_folders_are_named(
+    make_cfg: Callable[..., Any], image_folder: Path, tmp_path: Path
+) -> None:
+    def refused(message: str, **overrides: Any) -> None:
+        with pytest.raises(InfoAugError, match=message):
+            pretrain(make_cfg("simclr", **overrides))
+
+    flat = image_folder / "a"
+    refused(r"data\.train_path: .*data\.no_labels=true", **{"data.train_path": str(flat)})
+    refused(
+        r"data\.train_path: with data\.no_labels expected images alone",
+        **{"data.train_path": str(image_folder), "data.no_labels": True},
+    )
+    more = tmp_path / "more"
+    shutil.copytree(image_folder, more)
+    (more / ".ipynb_checkpoints").mkdir()
+    refused(r"\.ipynb_checkpoints is a class without", **{"data.train_path": str(more)})
+    (more / ".ipynb_checkpoints").rmdir()
+    shutil.copytree(flat, more / "c")
+    refused(r"data\.val_path: expected the classes of", **{"data.val_path": str(more)})
+    file = flat / "0.png"
+    refused(r"data\.train_path: expected a folder", **{"data.train_path": str(file)})
+    refused(r"checkpoint\.dir: .* cannot be written", **{"checkpoint.dir": str(file / "runs")})
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("labels", [True, False])
+def test_damaged_image_is_named(
+    make_cfg: Callable[..., Any], image_folder: Path, tmp_path: Path, workers: int, labels: bool
+) -> None:
+    images = tmp_path / "images"
+    shutil.copytree(image_folder, images)
+    for name in "ab":
+        whole = (images / name / "3.png").read_bytes()
+        (images / name / "3.png").write_bytes(whole[: len(whole) // 2])
+    cfg = make_cfg("simclr", max_epochs=1, **{"optimizer.batch_size": 12})
+    cfg.data.update({"train_path": str(images if labels else images / "a")})
+    cfg.data.update({"no_labels": not labels, "num_workers": workers})
+    with pytest.raises(DataError, match=r"^\S+3\.png: cannot be read as an image \(") as error:
+        pretrain(cfg)
+    assert "Traceback" not in str(error.value)
+
+
+def test_damaged_image_of_an_evaluation_is_named(
+    trained: dict[str, TrainingResult], image_folder: Path, tmp_path: Path
+) -> None:
+    checkpoint = trained["baseline"].checkpoint
+    assert checkpoint is not None
+    shutil.copytree(image_folder, tmp_path / "images")
+    (tmp_path / "images" / "b" / "3.png").write_bytes(b"\x89PNG")
+    with pytest.raises(DataError, match=r"3\.png"):
+        evaluation.evaluate(checkpoint, "folder", tmp_path / "images", image_folder)
+
+
+def test_evaluation_uses_or_refuses_each_option(
+    trained: dict[str, TrainingResult], image_folder: Path, tmp_path: Path
+) -> None:
+    checkpoint = trained["baseline"].checkpoint
+    assert checkpoint is not None
+
+    def refused(message: str, *arguments: Any, **options: Any) -> None:
+        with pytest.raises(ConfigError, match=message):
+            evaluation.evaluate(checkpoint, *arguments, **options)
+
+    with pytest.warns(UserWarning, match="--k: 20 neighbours of 15 images"):
+        few = evaluation.evaluate(checkpoint, limit=15)
+    assert few != evaluation.evaluate(checkpoint)
+    nowhere = tmp_path / "nowhere"
+    refused("--val-path: expected a folder .*nowhere", "folder", image_folder, nowhere)
+    refused("--train-path: expected a folder .*nowhere", "folder", nowhere, image_folder)
+    refused("--train-path: --data digits has no use for it", "digits", image_folder)
+    refused("--val-path: --data cifar10 has no use for it", "cifar10", nowhere, nowhere)
+    one = tmp_path / "one"
+    shutil.copytree(image_folder / "a", one / "a")
+    refused("--train-path: expected images of two classes", "folder", one, one)
+    refused("--limit", limit=1)
+    refused("--k", k=0)
+
+
+def test_finished_run_has_nothing_to_do(
+    trained: dict[str, TrainingResult],
+    image_folder: Path,
+    twins_folder: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for name, infoaug in (("baseline", None), ("infoaug", {"twins": str(twins_folder)})):
+        before = trained[name]
+        assert before.folder is not None
+        for how in ({"auto_resume": {"enabled": True}}, {"resume_from_checkpoint": None}):
+            cfg = _small(image_folder, before.folder.parent.parent)
+            cfg.update(how)
+            if cfg.get("resume_from_checkpoint", "") is None:
+                cfg.resume_from_checkpoint = str(before.checkpoint)
+            if infoaug is not None:
+                cfg.infoaug = infoaug
+            again = pretrain(cfg)
+            assert again.checkpoint == before.checkpoint
+            assert again.folder == before.folder
+            assert "Nothing to do" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("precision", ["64", "bf16-true", "bf16-mixed"])
+def test_precisions_of_plain_solo_learn(
+    image_folder: Path, twins_folder: Path, tmp_path: Path, precision: str
+) -> None:
+    cfg = _small(image_folder, tmp_path)
+    cfg.precision = precision
+    cfg.infoaug = {"twins": str(twins_folder)}
+    assert math.isfinite(pretrain(cfg).metrics["twin_loss"])
+
+
+def test_views_are_the_same_in_any_default_precision(host: Any, make_cfg: Any) -> None:
+    """What Kornia draws must not depend on it; the loader's views do not."""
+    from solo_infoaug.augment import make_views, own_randomness
+    from solo_infoaug.branch import build_views
+    from solo_infoaug.config import InfoAugConfig
+
+    cfg = host.parse_cfg(make_cfg("simclr"))
+    pipelines = build_views(host, cfg, InfoAugConfig())
+    patches = torch.randint(0, 256, (8, 3, 20, 20), dtype=torch.uint8)
+    made = []
+    for dtype in (torch.float32, torch.float64, torch.bfloat16):
+        torch.set_default_dtype(dtype)
+        try:
+            with own_randomness(3, torch.device("cpu")):
+                made.append(torch.stack(make_views(pipelines, patches, patches)))
+        finally:
+            torch.set_default_dtype(torch.float32)
+    assert torch.equal(made[0], made[1])
+    assert torch.equal(made[0], made[2])
+
+
+def test_reading_a_checkpoint_is_not_resuming(
+    host: Any, trained: dict[str, TrainingResult], image_folder: Path, twins_folder: Path
+) -> None:
+    """Weights that were loaded start another run; its random state is its own."""
+    result = trained["infoaug"]
+    cfg = _small(image_folder, Path("unused"))
+    cfg.infoaug = {"twins": str(twins_folder)}
+    choose_device(cfg)
+    cfg = host.parse_cfg(cfg)
+    method = host.methods["simclr"]
+    loaded = method.load_from_checkpoint(result.checkpoint, cfg=cfg, weights_only=False)
+    assert loaded._resumed is None
+    expected = result.model.state_dict()
+    assert all(torch.equal(value, expected[name]) for name, value in loaded.state_dict().items())
 
 
 def test_missing_configurations_are_named(tmp_path: Path) -> None:

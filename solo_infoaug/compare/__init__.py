@@ -41,15 +41,19 @@ def compare(
     Raises:
         ConfigError: an override cannot be used, or another process runs this grid.
         DictionaryError: there is no twin dictionary.
+        OutputError: `out` or `report` cannot be written.
         KeyboardInterrupt: after Ctrl-C; results of what is finished have been written.
         SystemExit: after SIGTERM, as a scheduler sends it; likewise, and nothing runs on.
     """
     from solo_infoaug.compare.grid import Planner, parse_grid
     from solo_infoaug.compare.pool import describe, reason, run_grid, state
     from solo_infoaug.compare.report import write_results
+    from solo_infoaug.paths import check_output_folder, writing
 
     grid = parse_grid(overrides)
-    grid.out.mkdir(parents=True, exist_ok=True)
+    for name, folder in (("out", grid.out), ("report", grid.report)):
+        with writing(check_output_folder(folder, name), name):
+            folder.mkdir(parents=True, exist_ok=True)
     try:
         with _stopped_by_sigterm(), FileLock(grid.out / ".lock", timeout=0):
             runs = Planner(grid, workers=grid.jobs).plan()

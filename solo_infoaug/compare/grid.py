@@ -10,21 +10,23 @@ import hashlib
 import itertools
 import json
 import math
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
 from solo_infoaug.compare.scenes import Benchmark, ScenesConfig, prepare
+from solo_infoaug.config import read_infoaug
 from solo_infoaug.dictionary import TwinDictionary
 from solo_infoaug.errors import ConfigError
-from solo_infoaug.locate import find_dictionary
+from solo_infoaug.locate import choose_dictionary
+from solo_infoaug.objectives.config import FMICLConfig
+from solo_infoaug.overrides import parse_overrides
 from solo_infoaug.paths import config_folder
-from solo_infoaug.training import load_config
+from solo_infoaug.training import check_values, load_config
 
 ARMS = ("baseline", "baseline_images", "random", "self", "infoaug", "oracle")
 BASELINES = ("baseline", "baseline_images")
@@ -105,11 +107,7 @@ def parse_grid(overrides: Sequence[str] = ()) -> Grid:
     """
     known: Any = OmegaConf.to_container(load_config(config_folder() / "compare", "compare"))
     fixed, swept, launcher = [], [], []
-    try:
-        parsed = OverridesParser.create().parse_overrides(list(overrides))
-    except HydraException as error:
-        raise ConfigError(f"compare: {error}") from error
-    for override in parsed:
+    for override in parse_overrides(overrides):
         key = override.key_or_group
         if key in _KEYS and override.is_sweep_override():
             known[key] = [_plain(value) for value in override.sweep_string_iterator()]
@@ -133,17 +131,24 @@ def parse_grid(overrides: Sequence[str] = ()) -> Grid:
     _known("data", known["data"], "datasets")
     if unknown := [arm for arm in known["arms"] if arm not in ARMS]:
         raise ConfigError(f"arms: expected some of {', '.join(ARMS)}, got {unknown[0]!r}")
-    if not all(isinstance(seed, int) and seed >= 0 for seed in known["seeds"]):
+    if not all(_whole(seed, 0) for seed in known["seeds"]):
         raise ConfigError(f"seeds: expected whole numbers ≥ 0, got {list(known['seeds'])}")
-    if not isinstance(known["jobs"], int) or known["jobs"] < 1:
-        raise ConfigError(f"jobs: expected a whole number ≥ 1, got {known['jobs']!r}")
-    if known["threads"] is not None and (
-        not isinstance(known["threads"], int) or known["threads"] < 1
-    ):
-        raise ConfigError(f"threads: expected a whole number ≥ 1, got {known['threads']!r}")
+    for key in ("jobs", "threads"):
+        value = known[key]
+        if not (_whole(value, 1) or (key == "threads" and value is None)):
+            raise ConfigError(f"{key}: expected a whole number ≥ 1, got {value!r}")
+    if not isinstance(known["keep_checkpoints"], bool):
+        raise ConfigError(
+            f"keep_checkpoints: expected true or false, got {known['keep_checkpoints']!r}"
+        )
     known["out"] = Path(str(known["out"])).expanduser().resolve()
     known["report"] = known["out"] / str(known["report"])
     return Grid(**known, fixed=tuple(fixed), swept=tuple(swept), launcher=tuple(launcher))
+
+
+def _whole(value: object, least: int) -> bool:
+    """True and false are no numbers."""
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
 
 
 def _plain(text: str) -> Any:
@@ -200,6 +205,7 @@ class Planner:
         self.workers = workers
         self._benchmarks: dict[str, Benchmark] = {}
         self._fingerprints: dict[str, str] = {}
+        self._told: set[str] = set()
 
     def plan(self) -> list[Run]:
         """All runs of the grid.
@@ -208,10 +214,15 @@ class Planner:
             ConfigError: a configuration that cannot be composed.
             DictionaryError: there is no twin dictionary.
         """
-        return [self.run(cell) for cell in expand(self.grid)]
+        # all are composed and checked before the data of any is made
+        composed = [(cell, self._compose(cell)) for cell in expand(self.grid)]
+        return [self._run(cell, cfg) for cell, cfg in composed]
 
     def run(self, cell: Cell) -> Run:
         """The run of one cell."""
+        return self._run(cell, self._compose(cell))
+
+    def _compose(self, cell: Cell) -> DictConfig:
         base, extras = _method(cell.method)
         cfg = load_config(
             config_folder() / "compare",
@@ -226,6 +237,12 @@ class Planner:
                 *cell.variant,
             ],
         )
+        read_infoaug(cfg)
+        FMICLConfig.parse(OmegaConf.select(cfg, "fmicl"))
+        check_values(cfg)
+        return cfg
+
+    def _run(self, cell: Cell, cfg: DictConfig) -> Run:
         twins = self._data(cell, cfg)
         cost = float(cfg.max_epochs)
         fingerprint = None
@@ -268,7 +285,12 @@ class Planner:
                     section[key] = str(Path(section[key]).expanduser().resolve())
         if cell.arm in BASELINES:
             return None
-        return find_dictionary(cfg.infoaug.twins).resolve()
+        choice = choose_dictionary(cfg.infoaug.twins)
+        choice.check(self._fingerprint(str(choice.path.resolve())))
+        if (told := f"Twins: {choice.path.resolve()} ({choice.rule})") not in self._told:
+            self._told.add(told)
+            print(told, file=sys.stderr)
+        return choice.path.resolve()
 
     def _benchmark(self, config: ScenesConfig) -> Benchmark:
         if config.digest not in self._benchmarks:

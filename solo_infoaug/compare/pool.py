@@ -20,9 +20,9 @@ from typing import Any, Literal
 
 from rich.console import Console, Group
 from rich.live import Live
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
-from rich.text import Text
 
 from solo_infoaug.compare.grid import Run
 from solo_infoaug.compare.run import ERROR, PROGRESS, RESULT, write_json
@@ -130,9 +130,9 @@ class Board:
         arms = list(dict.fromkeys(run.cell.arm for run in self._runs))
         table = Table("method", *arms, box=None)
         for method in dict.fromkeys(run.cell.method for run in self._runs):
-            table.add_row(method, *(self._place(method, arm) for arm in arms))
+            table.add_row(escape(method), *(self._place(method, arm) for arm in arms))
         under_way = [
-            Text(f"  {describe(run)}: {100 * _share(run):.0f} %")  # names may look like markup
+            escape(f"  {describe(run)}: {100 * _share(run):.0f} %")
             for run in self._runs
             if self._states[run.folder] == "running"
         ]

@@ -49,6 +49,10 @@ class Host:
     """`solo.methods.METHODS` itself; every class takes `cfg`."""
     backbones: dict[str, Callable[..., Any]]
     """Name → constructor `(method, **kwargs) -> nn.Module`."""
+    optimizers: tuple[str, ...]
+    """What `optimizer.name` may be."""
+    schedulers: tuple[str, ...]
+    """What `scheduler.name` may be."""
     should_match: list[str]
     """The configuration keys that auto-resume compares; extended in place."""
     parse_cfg: Callable[[Any], Any]
@@ -130,7 +134,8 @@ def load_host() -> Host:
     """Import solo-learn (see `find_host`) and return its names.
 
     Raises:
-        HostError: there is no solo-learn, or something that it needs cannot be imported.
+        HostError: there is no solo-learn, it or something that it needs cannot be imported, or it
+            lacks what every solo-learn has.
     """
     info = find_host()
     if str(info.path) not in sys.path:
@@ -143,8 +148,8 @@ def load_host() -> Host:
         with warnings.catch_warnings():  # of what solo-learn imports, about old names
             warnings.simplefilter("ignore")
             return load(info)
-    except ImportError as error:
+    except Exception as error:  # importing runs their code, which may raise anything
         raise HostError(
-            f"solo-learn at {info.path} cannot be imported ({error}); "
+            f"solo-learn at {info.path} cannot be imported ({type(error).__name__}: {error}); "
             "`solo-infoaug doctor` lists what is missing"
         ) from error

@@ -30,6 +30,9 @@ def load(info: HostInfo) -> Host:
         info=info,
         methods=METHODS,
         backbones=BaseMethod._BACKBONES,
+        optimizers=tuple(BaseMethod._OPTIMIZERS),
+        # more are declared, and refused when training starts
+        schedulers=("warmup_cosine", "step", "none"),
         should_match=AutoResumer.SHOULD_MATCH,
         parse_cfg=parse_cfg,
         build_transform_pipeline=data.build_transform_pipeline,

@@ -528,6 +528,9 @@ def load(info: HostInfo) -> Host:
         info=info,
         methods=METHODS,
         backbones={name: backbone(name) for name in base.BaseMethod._SUPPORTED_ENCODERS},
+        optimizers=("sgd", "lars", "adam", "adamw"),
+        # more are declared, and refused when training starts
+        schedulers=("warmup_cosine", "cosine", "step", "none"),
         should_match=_SHOULD_MATCH,
         parse_cfg=parse_cfg,
         build_transform_pipeline=build_transform_pipeline,

@@ -17,6 +17,7 @@ from solo_infoaug.dictionary import TwinDictionary
 from solo_infoaug.errors import ConfigError, DictionaryError
 from solo_infoaug.mining import pictures
 from solo_infoaug.mining.movie import write_movie
+from solo_infoaug.paths import check_output_folder, new_file
 
 # Windows with the most twins are shown; a page of hundreds helps nobody.
 _WINDOWS = 12
@@ -31,8 +32,9 @@ def export_patches(dictionary: TwinDictionary, folder: str | os.PathLike[str]) -
 
     Raises:
         DictionaryError: `folder` has something in it already, or the dictionary is damaged.
+        OutputError: `folder` cannot be written.
     """
-    out = Path(folder)
+    out = check_output_folder(folder, "out")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise DictionaryError(f"{out} is not an empty folder; choose another")
     names = _unique([Path(name).stem for name in dictionary.videos])
@@ -66,7 +68,8 @@ def show(
             them it is drawn on the frame of each window.
 
     Raises:
-        ConfigError: the file name ends otherwise.
+        ConfigError: the file name ends otherwise, or `videos` are given and it is no mp4.
+        OutputError: the file cannot be written.
         DictionaryError: the dictionary's files are damaged.
         VideoError: `videos` cannot be read, or the mp4 not be written.
     """
@@ -74,14 +77,17 @@ def show(
     kind = path.suffix.lower()
     if kind not in (".html", ".png", ".mp4"):
         raise ConfigError(f"the file to write must end in .html, .png or .mp4, not {path.name!r}")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if kind == ".html":
-        path.write_text(_page(dictionary), encoding="utf-8")
-    elif kind == ".mp4":
-        sources = [Path(video) for video in videos]
-        write_movie(dictionary, richest_windows(dictionary, _WINDOWS), path, sources)
-    else:
-        _poster(dictionary).save(path)
+    if videos and kind != ".mp4":
+        raise ConfigError(f"--video: source videos are drawn in an .mp4, and {path.name} is none")
+    with new_file(path, "out") as fresh:
+        if kind == ".html":
+            # a file name need not be text in any encoding
+            fresh.write_text(_page(dictionary), encoding="utf-8", errors="backslashreplace")
+        elif kind == ".mp4":
+            sources = [Path(video) for video in videos]
+            write_movie(dictionary, richest_windows(dictionary, _WINDOWS), fresh, sources)
+        else:
+            _poster(dictionary).save(fresh)
 
 
 def richest_windows(dictionary: TwinDictionary, count: int) -> list[int]:

@@ -258,7 +258,8 @@ def _places(dictionary: TwinDictionary, record: Window) -> np.ndarray:
 
 
 def _name(record: Window) -> str:
-    return f"{record.video}, window {record.index}"
+    # a dollar sign would begin a formula
+    return f"{record.video}, window {record.index}".replace("$", r"\$")
 
 
 def _frame_axes(image: np.ndarray, panels: int = 1) -> tuple[Figure, list[Axes]]:

@@ -32,6 +32,7 @@ from solo_infoaug.dictionary import (
     PARTS,
     TwinDictionary,
     VideoWriter,
+    check_target,
     only_writer,
     write_manifest,
 )
@@ -95,6 +96,7 @@ def mine(
     Raises:
         VideoError: no video could be mined; the message has the reason of each.
         DictionaryError: `out` holds a dictionary of other videos or settings.
+        OutputError: `out` cannot be written.
         ConfigError: `workers` or `threads` is no positive number, or Ray, a tracker or a depth
             model is missing.
     """
@@ -111,8 +113,7 @@ def mine(
     plan = _plan(paths, config)
     if not overwrite and _is_finished(folder, plan, config):
         return TwinDictionary.load(folder)
-    if folder.exists() and not folder.is_dir():
-        raise DictionaryError(f"{folder} is a file, not a folder")
+    check_target(folder, "out")
     with only_writer(folder):
         _check_target(folder, plan.jobs, config, overwrite)
         todo = [job for job in plan.jobs if not _is_mined(folder, job)]
@@ -398,7 +399,7 @@ def _remove_leftovers(folder: Path, keys: list[str]) -> None:
 def _bar(show: bool) -> Progress:
     return Progress(
         SpinnerColumn(),
-        TextColumn("{task.description}", markup=False),
+        TextColumn("{task.description}", markup=False),  # file names are no markup
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),

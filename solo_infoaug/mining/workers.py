@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import os
+import signal
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -106,7 +107,8 @@ def _by_processes(jobs: list[Job], work: Work, workers: int) -> Iterator[tuple[J
                 while waiting and not broken and len(running) < workers:
                     job = waiting.popleft()
                     try:
-                        running[pool.submit(work, job)] = job
+                        with _interrupts_are_ours():
+                            running[pool.submit(work, job)] = job
                     except BrokenProcessPool:
                         waiting.appendleft(job)
                         broken = True
@@ -125,16 +127,43 @@ def _alone(job: Job, work: Work) -> str | None:
     for _ in range(_TRIES - 1):
         with _pool(1) as pool:
             try:
-                return pool.submit(work, job).result()
+                with _interrupts_are_ours():
+                    doing = pool.submit(work, job)
+                return doing.result()
             except BrokenProcessPool:
                 continue
     return f"{job.path}: the process that mined it died (out of memory?)"
 
 
-def _pool(size: int) -> ProcessPoolExecutor:
+@contextlib.contextmanager
+def _pool(size: int) -> Iterator[ProcessPoolExecutor]:
+    """Worker processes; those that are at work when something is raised are stopped."""
     # Forking breaks threads of OpenCV and torch.
     context = multiprocessing.get_context("spawn")
-    return ProcessPoolExecutor(size, context, initializer=_die_with_parent)
+    others = set(multiprocessing.active_children())
+    with ProcessPoolExecutor(size, context, initializer=_die_with_parent) as pool:
+        try:
+            yield pool
+        except BaseException:
+            for worker in set(multiprocessing.active_children()) - others:
+                worker.terminate()
+            raise
+
+
+@contextlib.contextmanager
+def _interrupts_are_ours() -> Iterator[None]:
+    """Processes that are started inside ignore Ctrl-C from their first moment, and we stop them.
+
+    Otherwise each prints the traceback of whatever it was importing. Handlers need the main thread.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _die_with_parent() -> None:

@@ -191,7 +191,9 @@ def with_fmicl(name: str, method: type) -> type:
         "fmicl_name": name,
         "fmicl_plain": method,
         "fmicl_owner": owner,
-        "__module__": method.__module__,
+        # where pickle finds it
+        "__module__": "solo_infoaug.registered",
+        "__qualname__": f"{name}.infoaug_plain",
         "__doc__": method.__doc__,
     }
     return type(method.__name__, (FMICLMethod, method), members)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -260,3 +261,24 @@ def test_ray_missing(work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(ConfigError, match=r'pip install "solo-infoaug\[ray\]"'):
         list(run_jobs(_jobs("a"), work, ray="auto"))
+
+
+def test_workers_leave_ctrl_c_to_us() -> None:
+    """From their first moment on: whoever is still importing has no traceback to print."""
+    with workers._pool(1) as pool:
+        with workers._interrupts_are_ours():
+            answer = pool.submit(signal.getsignal, signal.SIGINT)
+        assert answer.result() == signal.SIG_IGN
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_workers_are_stopped_when_something_is_raised() -> None:
+    def interrupted() -> None:
+        with workers._pool(1) as pool:
+            assert pool.submit(os.getpid).result() > 0
+            pool.submit(time.sleep, 1000)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert not multiprocessing.active_children()
