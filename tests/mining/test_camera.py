@@ -95,7 +95,7 @@ def test_a_minority_is_no_background() -> None:
     """30 of 300 points agree, all over the frame: a tenth is no camera."""
     source = _points(300, 0)
     target = source + np.random.default_rng(1).normal(0, 25, source.shape)
-    target[:30] = source[:30] + [3.0, 1.0]
+    target[:30] = source[:30] + np.array([3.0, 1.0])
     assert fit_camera(source, target, SIZE, "similarity") is None
 
 
