@@ -101,13 +101,9 @@ def test_what_is_not_known_does_not_count() -> None:
 
 
 def test_no_patch_at_all() -> None:
-    frames, steps = _scene()
-    none = (
-        np.zeros((_FRAMES, 0, 2)),
-        np.zeros((0, _FRAMES - 1, 2)),
-        np.zeros((0, _FRAMES - 1), bool),
-    )
-    assert error_ratio(frames, *none, 16.0).shape == (0,)
+    shape = (_FRAMES, 0, 2), (0, _FRAMES - 1, 2), (0, _FRAMES - 1)
+    path, motion, known = np.zeros(shape[0]), np.zeros(shape[1]), np.zeros(shape[2], bool)
+    assert error_ratio(_scene()[0], path, motion, known, 16.0).shape == (0,)
 
 
 def test_the_ratio_is_what_loops_find() -> None:
