@@ -89,7 +89,7 @@ def difference(motion: np.ndarray, known: np.ndarray) -> tuple[np.ndarray, np.nd
     """
     there = known.astype(np.float64)
     energy = (motion**2).sum(axis=2) @ there.T
-    flat = motion.reshape(len(motion), -1)
+    flat = motion.reshape(len(motion), motion.shape[1] * motion.shape[2])
     return energy + energy.T - 2 * flat @ flat.T, energy
 
 
