@@ -161,6 +161,13 @@ def test_difference_is_what_loops_find() -> None:
             assert differences[i, j] == pytest.approx(expected, abs=1e-9)
 
 
+def test_no_patch_differs_from_no_patch() -> None:
+    """Nothing moves in most windows of a camera that watches a street at night."""
+    differences, energy = difference(np.zeros((0, 9, 2)), np.zeros((0, 9), bool))
+    assert differences.shape == energy.shape == (0, 0)
+    assert support(np.zeros((0, 2)), 16.0, differences, energy).shape == (0,)
+
+
 def test_support_is_what_loops_find() -> None:
     rng = np.random.default_rng(1)
     centres = np.concatenate([rng.uniform(0, 60, (40, 2)), [[30.0, 30.0], [30.0, 30.0]]])

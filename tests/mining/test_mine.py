@@ -16,8 +16,8 @@ from solo_infoaug.dictionary import TwinDictionary
 from solo_infoaug.errors import DictionaryError, VideoError
 from solo_infoaug.mining import MineConfig, mine, pipeline, sample_clips
 
-SETTINGS = ["-s", "min_patch=16", "-s", "min_frames=24", "-s", "max_frames=64", "-s", "moments=3"]
-SMALL = MineConfig(min_patch=16, min_frames=24, max_frames=64, moments=3)
+SETTINGS = ["-s", "min_frames=24", "-s", "window=64", "-s", "stride=64", "-s", "moments=3"]
+SMALL = MineConfig(min_frames=24, window=64, stride=64, moments=3)
 
 
 @pytest.fixture(scope="module")
@@ -193,7 +193,7 @@ def test_another_dictionary_is_not_overwritten(
     with pytest.raises(DictionaryError, match="other videos"):
         mine(other, out, SMALL, progress=False)
     with pytest.raises(DictionaryError, match="other settings"):
-        mine(video, out, MineConfig(min_frames=24, max_frames=60), progress=False)
+        mine(video, out, MineConfig(min_frames=24, window=60, stride=60), progress=False)
     assert mine([video, other], out, SMALL, progress=False).videos == ["other.mp4", "two.mp4"]
     assert mine(other, out, SMALL, progress=False, overwrite=True).videos == ["other.mp4"]
     assert precious.is_dir()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 import pytest
 
@@ -94,6 +96,16 @@ def test_position_is_their_sums() -> None:
         for t in range(10):
             place = place + steps[p, t]
             assert found[p, t] == pytest.approx(place if known[p, t] else [0, 0])
+
+
+@pytest.mark.parametrize("representation", ["velocity", "position", "both"])
+def test_no_patch_at_all(representation: str) -> None:
+    none = np.zeros((0, 9, 2)), np.zeros((0, 9), bool)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found, there = represent(*none, representation)
+    assert found.shape == (0, 9, 4 if representation == "both" else 2)
+    assert there.shape == (0, 9)
 
 
 def test_both_are_beside_each_other_with_the_same_spread() -> None:
