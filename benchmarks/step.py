@@ -155,7 +155,7 @@ def main() -> None:
         count = 2 * options.batch
         pixels = torch.randint(0, 256, (count, 1, 3, 64, 64), dtype=torch.uint8)
         partner = torch.arange(count).view(-1, 2).flip(1).reshape(-1, 1)
-        TwinDictionary.create(twins, pixels, partner, torch.ones(count, 1), shots=[0] * count)
+        TwinDictionary.create(twins, pixels, partner, torch.ones(count, 1), windows=[0] * count)
         for method in options.methods:
             for side in options.sides:
                 peer = Run(method, side, options.batch, None)

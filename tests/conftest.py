@@ -101,7 +101,7 @@ def solo_learn_home() -> Path:
 
 @pytest.fixture(scope="session")
 def twins_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A twin dictionary of 24 patches in two shots, 2 moments each; patch i's twin is i ± 1."""
+    """A twin dictionary of 24 patches in two windows, 2 moments each; patch i's twin is i ± 1."""
     from solo_infoaug.dictionary import TwinDictionary
 
     folder = tmp_path_factory.mktemp("dictionary") / "twins"
@@ -109,7 +109,7 @@ def twins_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         0, 256, (24, 2, 3, 20, 20), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
     )
     twins = torch.arange(24).view(-1, 2).flip(1).reshape(-1, 1)
-    TwinDictionary.create(folder, pixels, twins, torch.ones(24, 1), shots=[0] * 12 + [1] * 12)
+    TwinDictionary.create(folder, pixels, twins, torch.ones(24, 1), windows=[0] * 12 + [1] * 12)
     return folder
 
 

@@ -10,16 +10,19 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save
 
-from solo_infoaug.dictionary import TwinDictionary
+from solo_infoaug.dictionary import ARMS, TwinDictionary
+from solo_infoaug.dictionary_tools import describe, filter_twins, merge, split
 from solo_infoaug.errors import ConfigError, DictionaryError
+from solo_infoaug.mining.export import show
 
 N, S, SIDE = 12, 3, 8
 
 
 def _content() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, list[int]]:
-    """Pixels tell patch and moment; shots of 6, 4 and 2 patches; some have no twin."""
+    """Pixels tell patch and moment; windows of 6, 4 and 2 patches; some have no twin."""
     pixels = torch.zeros(N, S, 3, SIDE, SIDE, dtype=torch.uint8)
     pixels[:, :, 0] = torch.arange(N)[:, None, None, None]
     pixels[:, :, 1] = torch.arange(S)[None, :, None, None]
@@ -33,8 +36,8 @@ def _content() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, list[int]]:
 
 @pytest.fixture
 def made(tmp_path: Path) -> TwinDictionary:
-    pixels, twins, mi, shots = _content()
-    return TwinDictionary.create(tmp_path / "made", pixels, twins, mi, shots=shots)
+    pixels, twins, mi, windows = _content()
+    return TwinDictionary.create(tmp_path / "made", pixels, twins, mi, windows=windows)
 
 
 def _sample(dictionary: TwinDictionary, size: int = 8, seed: int = 0, **kwargs):
@@ -50,15 +53,15 @@ def _moments(pixels: torch.Tensor) -> torch.Tensor:
 
 
 def test_what_is_written_is_read(made: TwinDictionary) -> None:
-    pixels, twins, mi, shots = _content()
+    pixels, twins, mi, windows = _content()
     read = TwinDictionary.load(made.path)
     assert len(read) == N
     assert torch.equal(read.pixels, pixels)
     assert torch.equal(read.twins, twins)
     assert torch.equal(read.mi, mi.float())
-    assert read.patches["shot"].tolist() == shots
+    assert read.patches["window"].tolist() == windows
     assert read.anchors.tolist() == [0, 1, 2, 3, 6, 8, 10, 11]
-    assert [list(shot.patches) for shot in read.shots] == [
+    assert [list(window.patches) for window in read.windows] == [
         list(range(6)),
         list(range(6, 10)),
         [10, 11],
@@ -66,7 +69,7 @@ def test_what_is_written_is_read(made: TwinDictionary) -> None:
 
 
 def test_all_arms_see_the_same_patches(made: TwinDictionary) -> None:
-    seen = [_sample(made, arm=arm, temporal=True) for arm in ("mi", "random", "self")]
+    seen = [_sample(made, arm=arm, temporal=True) for arm in ARMS]
     for patch, _, index in seen:
         assert torch.equal(index, seen[0][2])
         assert torch.equal(patch, seen[0][0])
@@ -92,25 +95,47 @@ def test_top_k_draws_among_the_best(made: TwinDictionary) -> None:
     assert (_ids(twin) >= 0).all()
 
 
-def test_random_arm_stays_in_the_shot_and_off_the_patch(made: TwinDictionary) -> None:
-    _, partner, index = _sample(made, 600, arm="random")
+@pytest.mark.parametrize(
+    ("arm", "mates"), [("random", {0, 1, 3, 4, 5}), ("random_anchor", {0, 1, 3})]
+)
+def test_random_arms_stay_in_the_window_and_off_the_patch(
+    made: TwinDictionary, arm: str, mates: set[int]
+) -> None:
+    """`random` takes any other patch of the window, `random_anchor` one that has a twin."""
+    _, partner, index = _sample(made, 1200, arm=arm)
     partner = _ids(partner)
-    shot = torch.from_numpy(made.patches["shot"])
-    assert torch.equal(shot[partner], shot[index])
+    window = torch.from_numpy(made.patches["window"])
+    assert torch.equal(window[partner], window[index])
     assert (partner != index).all()
-    assert set(partner[index == 2].tolist()) == {0, 1, 3}  # the others that have a twin
-    counts = torch.bincount(partner[index == 2], minlength=4)[[0, 1, 3]]
-    assert counts.min() > 0.15 * counts.sum()
+    assert set(partner[index == 2].tolist()) == mates
+    counts = torch.bincount(partner[index == 2], minlength=6)[sorted(mates)]
+    assert counts.min() > 0.6 * counts.sum() / len(mates)
+    assert set(partner[index == 6].tolist()) == ({7, 8, 9} if arm == "random" else {8})
+    assert set(partner[index == 11].tolist()) == {10}
 
 
-def test_random_arm_where_a_shot_has_one_patch_with_a_twin(tmp_path: Path) -> None:
+def test_random_anchor_where_a_window_has_one_patch_with_a_twin(tmp_path: Path) -> None:
     pixels, _, _, _ = _content()
     twins = torch.full((N, 1), -1)
     twins[4, 0] = 5
     lonely = TwinDictionary.create(tmp_path / "one", pixels, twins, torch.ones(N, 1))
-    _, partner, index = _sample(lonely, 300, arm="random")
-    assert set(index.tolist()) == {4}
-    assert set(_ids(partner).tolist()) == set(range(N)) - {4}
+    for arm in ("random", "random_anchor"):
+        _, partner, index = _sample(lonely, 300, arm=arm)
+        assert set(index.tolist()) == {4}
+        assert set(_ids(partner).tolist()) == set(range(N)) - {4}
+
+
+def test_a_window_with_a_single_patch_has_no_mate(tmp_path: Path) -> None:
+    """Its own twin is itself: there is nobody else."""
+    pixels, _, _, _ = _content()
+    twins = torch.full((N, 1), -1)
+    twins[0, 0], twins[3, 0] = 0, 4
+    windows = [0] + [1] * (N - 1)
+    made = TwinDictionary.create(tmp_path / "one", pixels, twins, torch.ones(N, 1), windows=windows)
+    for arm in ("random", "random_anchor"):
+        _, partner, index = _sample(made, 200, arm=arm)
+        assert set(_ids(partner)[index == 0].tolist()) == {0}
+        assert set(_ids(partner)[index == 3].tolist()) == set(range(1, N)) - {3}
 
 
 def test_self_arm_and_moments(made: TwinDictionary) -> None:
@@ -131,7 +156,7 @@ def test_the_generator_decides(made: TwinDictionary) -> None:
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
-        ({"arm": "best"}, "arm must be one of mi, random, self, not 'best'"),
+        ({"arm": "best"}, "arm must be one of mi, random, random_anchor, self, not 'best'"),
         ({"size": 0}, "batch_size must be at least 1, not 0"),
         ({"top_k": 0}, "top_k must be at least 1 or None, not 0"),
     ],
@@ -152,9 +177,9 @@ def test_fingerprint_is_of_the_content(made: TwinDictionary, tmp_path: Path) -> 
     moved = tmp_path / "moved"
     shutil.copytree(made.path, moved)
     assert TwinDictionary.load(moved).fingerprint == made.fingerprint
-    pixels, twins, mi, shots = _content()
+    pixels, twins, mi, windows = _content()
     pixels[0, 0, 2, 0, 0] = 1
-    other = TwinDictionary.create(tmp_path / "other", pixels, twins, mi, shots=shots)
+    other = TwinDictionary.create(tmp_path / "other", pixels, twins, mi, windows=windows)
     assert other.fingerprint != made.fingerprint
 
 
@@ -167,8 +192,8 @@ def test_copies_open_the_folder_again(made: TwinDictionary) -> None:
 
 def test_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("solo_infoaug.dictionary._SHARD_PATCHES", 5)
-    pixels, twins, mi, shots = _content()
-    sharded = TwinDictionary.create(tmp_path / "sharded", pixels, twins, mi, shots=shots)
+    pixels, twins, mi, windows = _content()
+    sharded = TwinDictionary.create(tmp_path / "sharded", pixels, twins, mi, windows=windows)
     assert len(list(sharded.path.rglob("pixels-*.safetensors"))) == 2
     assert torch.equal(sharded.pixels, pixels)
     index = torch.tensor([11, 0, 6, 5, 0])
@@ -242,11 +267,11 @@ def _use(folder: Path) -> None:
     """Load and use all of a dictionary; only our own error may come out."""
     try:
         dictionary = TwinDictionary.load(folder)
-        _sample(dictionary, 16, arm="random", temporal=True, top_k=2)
+        _sample(dictionary, 16, arm="random_anchor", temporal=True, top_k=2)
         dictionary.crops(torch.arange(len(dictionary)))
-        for shot in dictionary.shots:
-            assert shot.first_frame.ndim == 3
-            assert set(shot.arrays) >= {"tracks", "mi"}
+        for window in dictionary.windows:
+            assert window.image.ndim == 3
+            assert set(window.arrays) >= {"tracks", "mi"}
     except (DictionaryError, ConfigError):
         pass
 
@@ -256,8 +281,8 @@ _FILES = [
     "parts/*/video.json",
     "parts/*/index.safetensors",
     "parts/*/pixels-0000.safetensors",
-    "parts/*/shots/0000.safetensors",
-    "parts/*/shots/0000.jpg",
+    "parts/*/windows/0000.safetensors",
+    "parts/*/windows/0000.jpg",
 ]
 
 
@@ -314,9 +339,9 @@ def test_hostile_tensor_header(made: TwinDictionary) -> None:
     [
         (lambda record: record["index"].update(patches=10**12), "damaged"),
         (lambda record: record["index"].update(patches="many"), "damaged"),
-        (lambda record: record["shots"][0].update(patches=-6), "do not fit"),
-        (lambda record: record["shots"].pop(), "do not fit"),
-        (lambda record: record.update(shots={}), "do not fit"),
+        (lambda record: record["windows"][0].update(patches=-6), "do not fit"),
+        (lambda record: record["windows"].pop(), "do not fit"),
+        (lambda record: record.update(windows={}), "do not fit"),
         (lambda record: record["pixels"][0].update(file="../../x"), "is no file name"),
         (lambda record: record["pixels"][0].update(patches=3), "unexpected shape"),
         (lambda record: record.update(pixels=[]), "do not fit"),
@@ -333,7 +358,7 @@ def test_hostile_record(made: TwinDictionary, change, message: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("twin", "message"), [(99, "out of range"), (-2, "out of range"), (7, "another shot")]
+    ("twin", "message"), [(99, "out of range"), (-2, "out of range"), (7, "another window")]
 )
 def test_hostile_twins(made: TwinDictionary, twin: int, message: str) -> None:
     """The index is rewritten with its hash: what it says is checked all the same."""
@@ -359,9 +384,9 @@ def test_hostile_twins(made: TwinDictionary, twin: int, message: str) -> None:
         ("twins", {"twins": torch.tensor([[-1, 1]] * 4), "mi": torch.ones(4, 2)}),
         ("twins", {"twins": torch.tensor([[1], [0], [3]])}),
         ("mi", {"mi": torch.ones(4)}),
-        ("shots", {"shots": [0, 1, 0, 1]}),
-        ("shots", {"shots": [-1, -1, 1, 1]}),
-        ("shots", {"shots": [0, 0, 1]}),
+        ("windows", {"windows": [0, 1, 0, 1]}),
+        ("windows", {"windows": [-1, -1, 1, 1]}),
+        ("windows", {"windows": [0, 0, 1]}),
     ],
 )
 def test_arrays_that_do_not_fit_leave_nothing(
@@ -371,9 +396,161 @@ def test_arrays_that_do_not_fit_leave_nothing(
         "pixels": torch.zeros(4, 1, 3, 8, 8, dtype=torch.uint8),
         "twins": torch.tensor([[1], [0], [3], [2]]),
         "mi": torch.ones(4, 1),
-        "shots": [0, 0, 1, 1],
+        "windows": [0, 0, 1, 1],
     }
     with pytest.raises(DictionaryError, match=f"^{name}: expected"):
         TwinDictionary.create(tmp_path / "twins", **{**arrays, **change})
     assert not (tmp_path / "twins").exists()
     TwinDictionary.create(tmp_path / "twins", **arrays)
+
+
+# --- format 1: the unit was a whole shot, and was called so
+
+
+def _format_1(folder: Path) -> Path:
+    """By hand, as docs/dictionary-format.md of format 1 described it: two shots, three patches."""
+    part = folder / "parts" / "clip-01234567-89abcdef"
+    (part / "shots").mkdir(parents=True)
+    pixels = torch.zeros(6, 2, 3, SIDE, SIDE, dtype=torch.uint8)
+    pixels[:, :, 0] = torch.arange(6)[:, None, None, None]
+    index = {
+        "shot": torch.tensor([0, 0, 0, 1, 1, 1], dtype=torch.int32),
+        "frame": torch.tensor([10, 10, 10, 90, 90, 90], dtype=torch.int32),
+        "x": torch.tensor([8.0, 24, 40, 8, 24, 40]),
+        "y": torch.full((6,), 8.0),
+        "size": torch.full((6,), 16.0),
+        "entropy": torch.tensor([1.0, 2, 3, 4, 5, 6]),
+        "twins": torch.tensor([[1, -1], [0, -1], [-1, -1], [4, 5], [3, -1], [3, -1]]),
+        "mi": torch.tensor([[0.5, 0], [0.5, 0], [0, 0], [0.9, 0.2], [0.9, 0], [0.2, 0]]),
+        "p_value": torch.tensor([[0.01, 1], [0.01, 1], [1, 1], [0.01, 0.04], [0.01, 1], [0.04, 1]]),
+        "moment_frames": torch.tensor([[10, 20]] * 3 + [[90, 99]] * 3, dtype=torch.int32),
+    }
+    hashes = {}
+    for name, content in (("index", index), ("pixels-0000", {"pixels": pixels})):
+        data = save(content)
+        (part / f"{name}.safetensors").write_bytes(data)
+        hashes[name] = hashlib.sha256(data).hexdigest()
+    tracks = torch.stack([index["x"][:3], index["y"][:3]], dim=1).repeat(30, 1, 1)
+    for number in range(2):
+        Image.new("RGB", (64, 48), (90, 120, 150)).save(part / "shots" / f"{number:04d}.jpg")
+        arrays = {
+            "tracks": tracks,
+            "stabilised": tracks.clone(),
+            "seen": torch.ones(30, 3, dtype=torch.bool),
+            "mi": torch.full((3, 3), float("nan")),
+            "null": torch.rand(20),
+            "centres": tracks[0].clone(),
+            "reason": torch.tensor([0, 0, 4], dtype=torch.uint8),
+        }
+        (part / "shots" / f"{number:04d}.safetensors").write_bytes(save(arrays))
+    head = {"format": "solo-infoaug twin dictionary", "version": 1}
+    shots = [
+        {
+            "patches": 3,
+            "frame": frame,
+            "frames": 30,
+            "height": 48,
+            "width": 64,
+            "patch": 16,
+            "reasons": {"twin": twin, "lost": 1, "static": 0, "border": 0, "not significant": 0},
+            "least_motion": 0.5,
+            "camera": {"model": "affine", "removed": True},
+        }
+        for frame, twin in ((10, 2), (90, 3))
+    ]
+    record = {
+        **head,
+        "name": "clip.mp4",
+        "source": {"file": "clip.mp4", "sha256": "0" * 64, "fps": 25.0},
+        "frames": 150,
+        "damaged_packets": 1,
+        "frames_left_out": 2,
+        "index": {"patches": 6, "sha256": hashes["index"]},
+        "pixels": [
+            {"file": "pixels-0000.safetensors", "patches": 6, "sha256": hashes["pixels-0000"]}
+        ],
+        "shots": shots,
+    }
+    (part / "video.json").write_text(json.dumps(record))
+    manifest = {**head, "videos": [part.name], "config": {"k": 3}, "failed": {}}
+    (folder / "dictionary.json").write_text(json.dumps(manifest))
+    return folder
+
+
+@pytest.fixture
+def old(tmp_path: Path) -> TwinDictionary:
+    return TwinDictionary.load(_format_1(tmp_path / "old"))
+
+
+def test_format_1_is_read(old: TwinDictionary) -> None:
+    assert old.videos == ["clip.mp4"]
+    assert old.patches["window"].tolist() == old.patches["shot"].tolist() == [0, 0, 0, 1, 1, 1]
+    assert old.twins[:, 0].tolist() == [1, 0, -1, 4, 3, 3]
+    assert [(window.shot, window.first) for window in old.windows] == [(0, 10), (1, 90)]
+    assert old.windows[1].image.shape == (48, 64, 3)
+    assert old.windows[1].arrays["tracks"].shape == (30, 3, 2)
+    assert copy.deepcopy(old).fingerprint == old.fingerprint
+
+
+@pytest.mark.parametrize(
+    ("arm", "mates"),
+    [("mi", {4}), ("random", {4, 5}), ("random_anchor", {4, 5}), ("self", {3})],
+)
+def test_format_1_is_sampled(old: TwinDictionary, arm: str, mates: set[int]) -> None:
+    _, partner, index = _sample(old, 200, arm=arm)
+    assert set(index.tolist()) == {0, 1, 3, 4, 5}
+    assert set(_ids(partner)[index == 3].tolist()) == mates
+
+
+def test_format_1_is_described_and_verified(old: TwinDictionary) -> None:
+    found = describe(old, verify=True)
+    assert (found["windows"], found["patches"], found["with_twin"]) == (2, 6, 5)
+    assert found["patches_by_reason"]["twin"] == 5
+    (row,) = found["by_video"]
+    assert row["minutes"] == pytest.approx(150 / 25 / 60)
+    assert (row["windows"], row["with_twin"], row["patches"]) == (2, 5, 7)
+    assert (found["damaged_packets"], found["frames_left_out"]) == (1, 2)
+
+
+def test_format_1_is_shown(old: TwinDictionary, tmp_path: Path) -> None:
+    for name in ("a.html", "a.png", "a.mp4"):
+        show(old, tmp_path / name)
+        assert (tmp_path / name).stat().st_size > 1000
+
+
+def test_format_1_is_filtered_and_split(old: TwinDictionary, tmp_path: Path) -> None:
+    """What is written is of the new format."""
+    kept = filter_twins(old.path, tmp_path / "kept", max_p=0.02)
+    assert kept.twins[:, 0].tolist() == [1, 0, -1, 4, 3, -1]
+    assert torch.equal(kept.pixels, old.pixels)
+    assert kept.windows[1].first == 90
+    assert json.loads((_part(kept) / "video.json").read_text())["version"] == 2
+    parts = split(old.path, tmp_path / "split", 0.5, by="shot")
+    assert sorted(int(part.patches["frame"][0]) for part in parts) == [10, 90]
+    assert all(len(part) == 3 for part in parts)
+
+
+def test_formats_are_merged(old: TwinDictionary, tmp_path: Path) -> None:
+    pixels = torch.full((2, 2, 3, SIDE, SIDE), 77, dtype=torch.uint8)
+    twins = torch.tensor([[1, -1], [0, -1]])
+    new = TwinDictionary.create(tmp_path / "new", pixels, twins, torch.ones(2, 2))
+    both = merge([old.path, new.path], tmp_path / "both")
+    assert torch.equal(both.pixels, torch.cat([old.pixels, pixels]))
+    assert both.twins[:, 0].tolist() == [1, 0, -1, 4, 3, 3, 7, 6]
+    assert both.patches["window"].tolist() == [0, 0, 0, 1, 1, 1, 2, 2]
+    assert both.patches["shot"].tolist() == [0, 0, 0, 1, 1, 1, 2, 2]
+    assert len(both.windows) == 3
+
+
+def test_format_1_twins_stay_in_their_shot(tmp_path: Path) -> None:
+    folder = _format_1(tmp_path / "old")
+    part = next((folder / "parts").iterdir())
+    content = load_file(part / "index.safetensors")
+    content["twins"][0, 0] = 3
+    data = save(content)
+    (part / "index.safetensors").write_bytes(data)
+    record = json.loads((part / "video.json").read_text())
+    record["index"]["sha256"] = hashlib.sha256(data).hexdigest()
+    (part / "video.json").write_text(json.dumps(record))
+    with pytest.raises(DictionaryError, match="another shot"):
+        TwinDictionary.load(folder)

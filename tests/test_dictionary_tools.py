@@ -9,16 +9,16 @@ import torch
 from typer.testing import CliRunner
 
 from solo_infoaug.cli import app
-from solo_infoaug.dictionary import TwinDictionary
+from solo_infoaug.dictionary import TwinDictionary, VideoWriter, write_manifest
 from solo_infoaug.dictionary_tools import describe, filter_twins, merge, split
 from solo_infoaug.errors import ConfigError, DictionaryError
 
 
-def _make(path: Path, seed: int, count: int = 12, shots: int = 3, top_k: int = 3, side: int = 8):
-    """Each patch's twins are the next ones of its shot, MI falling from patch to patch."""
+def _make(path: Path, seed: int, count: int = 12, windows: int = 3, top_k: int = 3, side: int = 8):
+    """Each patch's twins are the next ones of its window, MI falling from patch to patch."""
     generator = torch.Generator().manual_seed(seed)
     pixels = torch.randint(0, 256, (count, 2, 3, side, side), generator=generator).to(torch.uint8)
-    per = count // shots
+    per = count // windows
     twins = torch.full((count, top_k), -1)
     for patch in range(count):
         first = patch // per * per
@@ -26,8 +26,8 @@ def _make(path: Path, seed: int, count: int = 12, shots: int = 3, top_k: int = 3
         twins[patch, : len(others)] = torch.tensor(others[:top_k])
     mi = torch.rand(count, top_k, generator=generator).sort(dim=1, descending=True).values
     mi = torch.where(twins >= 0, mi, torch.zeros(()))
-    of_shot = np.arange(count) // per
-    return TwinDictionary.create(path, pixels, twins, mi, shots=of_shot, name=f"v{seed}")
+    of_window = np.arange(count) // per
+    return TwinDictionary.create(path, pixels, twins, mi, windows=of_window, name=f"v{seed}")
 
 
 @pytest.fixture
@@ -43,8 +43,8 @@ def test_merge(two, tmp_path: Path) -> None:
     moved = torch.where(other.twins >= 0, other.twins + len(one), other.twins)
     assert torch.equal(merged.twins, torch.cat([one.twins, moved]))
     assert torch.equal(merged.mi, torch.cat([one.mi, other.mi]))
-    assert len(merged.shots) == 6
-    assert merged.shots[4].arrays["tracks"].shape[1] == len(merged.shots[4].patches)
+    assert len(merged.windows) == 6
+    assert merged.windows[4].arrays["tracks"].shape[1] == len(merged.windows[4].patches)
 
 
 def test_merge_errors(two, tmp_path: Path) -> None:
@@ -65,7 +65,7 @@ def test_split_by_video(two, tmp_path: Path) -> None:
 
 def test_split_by_shot(two, tmp_path: Path) -> None:
     first, second = split(two[0].path, tmp_path / "split", fraction=0.67, by="shot")
-    assert (len(first.shots), len(second.shots)) == (2, 1)
+    assert (len(first.windows), len(second.windows)) == (2, 1)
     rows = torch.cat([first.pixels, second.pixels]).flatten(1)
     assert len(torch.unique(rows, dim=0)) == len(two[0])
     # Twins still point at the same pictures
@@ -74,6 +74,108 @@ def test_split_by_shot(two, tmp_path: Path) -> None:
             place = int((two[0].pixels == part.pixels[patch]).flatten(1).all(1).nonzero())
             old = two[0].pixels[two[0].twins[place, 0]]
             assert torch.equal(part.pixels[part.twins[patch, 0]], old)
+
+
+def _overlapping(path: Path) -> TwinDictionary:
+    """A video of two shots: three windows of two patches in the first, one in the second."""
+    generator = torch.Generator().manual_seed(0)
+    writer = VideoWriter(path, "clip", "clip.mp4", {"fps": 25.0})
+    for index, (shot, first, apart) in enumerate(((0, 0, 1), (0, 12, 1), (0, 24, 4), (3, 90, 10))):
+        writer.add_window(
+            {"shot": shot, "frame": first + 12, "first": first, "frames": 24},
+            image=np.zeros((48, 256, 3), np.uint8),
+            patches={
+                "frame": np.full(2, first + 12, np.int32),
+                "x": np.array([8, 8 + 16 * apart], np.float32),
+                "y": np.full(2, 8 + index, np.float32),
+                "size": np.full(2, 16, np.float32),
+                "entropy": np.zeros(2, np.float32),
+            },
+            pixels=torch.randint(0, 256, (2, 1, 3, 8, 8), generator=generator)
+            .to(torch.uint8)
+            .numpy(),
+            twins=np.array([[1], [0]]),
+            mi=np.ones((2, 1), np.float32),
+            p_value=np.zeros((2, 1), np.float32),
+            moment_frames=np.full((2, 1), first + 12, np.int32),
+            arrays={
+                "tracks": np.zeros((24, 2, 2), np.float32),
+                "mi": np.full((2, 2), np.nan, np.float32),
+            },
+        )
+    writer.finish(
+        counts={
+            "frames": 3000,
+            "windows_mined": 7,
+            "damaged_packets": 2,
+            "frames_left_out": 5,
+            "reasons": {"twin": 8, "static": 120, "lost": 72},
+        }
+    )
+    config = {"frame_step": 2}
+    write_manifest(path, ["clip"], {"config": config, "failed": {}})
+    return TwinDictionary.load(path)
+
+
+def test_overlapping_windows_of_a_shot_stay_together(tmp_path: Path) -> None:
+    """They share frames: apart, one side would be tested on what the other was trained on."""
+    whole = _overlapping(tmp_path / "whole")
+    assert whole.patches["shot"].tolist() == [0] * 6 + [3] * 2
+    parts = split(whole.path, tmp_path / "split", fraction=0.5, by="shot")
+    assert sorted(len(part.windows) for part in parts) == [1, 3]
+    assert sorted(set(part.patches["shot"].tolist()).pop() for part in parts) == [0, 3]
+    with pytest.raises(DictionaryError, match="single shot and cannot be split by shot"):
+        split(
+            next(part for part in parts if len(part.windows) == 3).path, tmp_path / "s", by="shot"
+        )
+
+
+def test_shots_are_counted_through_all_videos(tmp_path: Path) -> None:
+    whole = _overlapping(tmp_path / "whole")
+    other = _overlapping(tmp_path / "other")
+    part = next((other.path / "parts").iterdir())
+    part.rename(part.with_name("second"))
+    write_manifest(other.path, ["second"], {})
+    merged = merge([whole.path, other.path], tmp_path / "merged")
+    assert merged.patches["shot"].tolist() == [0] * 6 + [3] * 2 + [4] * 6 + [7] * 2
+    assert merged.patches["window"].tolist() == np.arange(8).repeat(2).tolist()
+
+
+def test_describe_says_what_came_of_each_video(tmp_path: Path) -> None:
+    found = describe(_overlapping(tmp_path / "whole"))
+    (row,) = found["by_video"]
+    # 3000 frames, every second one of 25 a second: 4 minutes
+    assert row["minutes"] == pytest.approx(4.0)
+    assert (row["windows"], row["patches"], row["with_twin"]) == (7, 200, 8)
+    assert row["twins_a_minute"] == 2.0
+    assert row["share_with_twin"] == 0.04
+    assert row["patches_by_reason"] == {"twin": 8, "static": 120, "lost": 72}
+    assert found["patches_by_reason"] == row["patches_by_reason"]
+    # 4 patches are 1 side apart, 2 are 4 apart, 2 are 10 apart
+    assert found["twins_apart"] == {"median": 2.5, "p90": 10.0, "share_next_to_each_other": 0.5}
+    assert (found["damaged_packets"], found["frames_left_out"]) == (2, 5)
+
+
+def test_describe_without_a_twin_or_a_rate(tmp_path: Path) -> None:
+    pixels = torch.zeros(4, 1, 3, 8, 8, dtype=torch.uint8)
+    none = TwinDictionary.create(
+        tmp_path / "none", pixels, torch.full((4, 1), -1), torch.zeros(4, 1)
+    )
+    found = describe(none)
+    assert found["twins_apart"] is None
+    assert found["mi_nats"] is None
+    assert found["by_video"][0]["minutes"] is None
+    assert found["by_video"][0]["twins_a_minute"] is None
+
+
+def test_what_was_counted_survives_filtering(tmp_path: Path) -> None:
+    whole = _overlapping(tmp_path / "whole")
+    kept = filter_twins(whole.path, tmp_path / "kept", min_mi=2.0)
+    (before,), (after,) = describe(whole)["by_video"], describe(kept)["by_video"]
+    assert after["with_twin"] == 0
+    for name in ("minutes", "windows", "patches_by_reason"):
+        assert after[name] == before[name]
+    assert [window.first for window in kept.windows] == [0, 12, 24, 90]
 
 
 def test_split_errors(two, tmp_path: Path) -> None:
@@ -102,7 +204,7 @@ def test_filter(two, tmp_path: Path) -> None:
 
 def test_describe_and_verify(two) -> None:
     found = describe(two[0], verify=True)
-    assert (found["videos"], found["shots"], found["patches"]) == (1, 3, 12)
+    assert (found["videos"], found["windows"], found["patches"]) == (1, 3, 12)
     assert found["pairs"] == int((two[0].twins >= 0).sum())
     assert json.loads(json.dumps(found)) == found
     path = next(two[0].path.rglob("pixels-*.safetensors"))

@@ -55,6 +55,7 @@ def represent(
         return np.ascontiguousarray(steps), np.ascontiguousarray(known)
     places = steps.cumsum(axis=1) * known[..., None]
     if representation == "both":
-        units = [max(float(part[known].std()), 1e-9) for part in (places, steps)]
+        spread = [float(part[known].std()) if known.any() else 0.0 for part in (places, steps)]
+        units = [max(value, 1e-9) for value in spread]
         places = np.concatenate([places / units[0], steps / units[1]], axis=2)
     return np.ascontiguousarray(places), np.ascontiguousarray(known)

@@ -54,6 +54,11 @@ def best_partners(
     return twins, found
 
 
+# So many pairs a patch are tested, however few twins are kept: with fewer, too few surrogates are
+# pooled to resolve the p-values that the false-discovery control needs, and nobody has a twin.
+_TESTED = 5
+
+
 @dataclass(frozen=True)
 class Partners:
     """Twins of M patches: `twins` int64 [M, K], `mi` and `p_value` float32 [M, K], `entropies`
@@ -96,12 +101,13 @@ def find_partners(
     if len(samples) < 2:
         return _nobody(len(samples), top_k)
     mi, entropies = information(samples, known, estimator, k)
-    twins, best = best_partners(mi, allowed, top_k, min_mi)
-    row, column = np.nonzero(twins >= 0)
+    candidates, _ = best_partners(mi, allowed, max(top_k, _TESTED), min_mi)
+    row, column = np.nonzero(candidates >= 0)
     if fdr == 1.0 or not len(row):
+        twins, best = best_partners(mi, allowed, top_k, min_mi)
         p_value = np.where(twins >= 0, 0, 1).astype(np.float32)
         return Partners(twins, best, p_value, entropies, mi, np.zeros(0, np.float32))
-    tested = np.unique(np.sort(np.stack([row, twins[row, column]], axis=1), axis=1), axis=0)
+    tested = np.unique(np.sort(np.stack([row, candidates[row, column]], axis=1), axis=1), axis=0)
     p, null = pair_p_values(
         samples,
         known,

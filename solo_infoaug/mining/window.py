@@ -181,7 +181,7 @@ def _gate(
     reason[both.sum(axis=0) < least] = _LOST
     tracked = reason == _INSIGNIFICANT
 
-    # Each signal: which patches pass its gate, and its steps in units of its threshold
+    # Each signal: which patches pass its gate, and its steps in units of its threshold, if any
     passed = np.zeros(len(motion), bool)
     steps: list[np.ndarray] = []
     record: dict[str, Any] = {}
@@ -203,10 +203,11 @@ def _gate(
         )
         reason[moving[ratio > config.max_error_ratio]] = _BORDER
         passed[moving[ratio <= config.max_error_ratio]] = True
-        steps.append(motion / threshold)
+        unit = threshold or 1.0
+        steps.append(motion / unit)
         record["least_motion"] = round(threshold, 4)
         if config.depth:
-            steps.append(_depth_steps(window, tracks, known, config) / threshold)
+            steps.append(_depth_steps(window, tracks, known, config) / unit)
     if config.signal != "motion":
         colour = colour_changes(window.small, tracks.path / scale, known, size / scale.mean())
         change = rms(colour, known)
@@ -214,7 +215,7 @@ def _gate(
             change[tracked], np.inf, config.min_colour, config.motion_over_noise
         )
         passed |= tracked & (change >= threshold)
-        steps.append(colour / threshold)
+        steps.append(colour / (threshold or 1.0))
         record["least_colour"] = round(threshold, 5)
     reason[tracked & ~passed & (reason == _INSIGNIFICANT)] = _STATIC
     reason[passed] = _INSIGNIFICANT

@@ -106,7 +106,8 @@ def windows(
         while len(pending) >= max(min_frames, covered + 1):
             taken = min(length, len(pending))
             yield window(taken)
-            pending, first, covered = pending[stride:], first + stride, max(0, taken - stride)
+            step = min(stride, taken)
+            pending, first, covered = pending[step:], first + step, taken - step
         first += len(pending)
         pending, shot, covered = rest, shot + 1, 0
 

@@ -10,7 +10,7 @@ from solo_infoaug.mining import MineConfig
     ("name", "value"),
     [
         ("k", 0),
-        ("k", 31),
+        ("k", 15),
         ("k", 2.5),
         ("k", True),
         ("start_fraction", -0.1),
@@ -20,18 +20,62 @@ from solo_infoaug.mining import MineConfig
         ("patch_fraction", 0.0),
         ("patch_fraction", "big"),
         ("min_patch", 1),
-        ("max_frames", 8),
+        ("min_frames", 3),
+        ("window", 15),
+        ("stride", 0),
+        ("stride", 25),
+        ("max_error_ratio", 0.0),
         ("estimator", "4kl"),
         ("representation", "acceleration"),
         ("moments", 0),
         ("top_k", 0),
         ("crop_size", 0),
         ("min_mi", -1.0),
+        ("max_error_ratio", 1.5),
+        ("min_support", -1),
+        ("min_distance", -0.5),
+        ("max_difference", 0.0),
+        ("max_difference", 4.5),
+        ("parallax", -1),
+        ("others", -1),
+        ("min_colour", -0.1),
+        ("grid_step", 0.05),
+        ("surrogates", 3),
+        ("fdr", 0.0),
+        ("flow", "slow"),
+        ("signal", "sound"),
+        ("camera", "drone"),
+        ("camera", True),
     ],
 )
 def test_errors_name_the_setting(name: str, value: object) -> None:
     with pytest.raises(ConfigError, match=rf"^{name} must be .*, not "):
         MineConfig(**{name: value})
+
+
+def test_what_a_setting_may_be_depends_on_others() -> None:
+    with pytest.raises(ConfigError, match=r"^window must be at least min_frames=30, not 24"):
+        MineConfig(min_frames=30)
+    with pytest.raises(ConfigError, match=r"^stride must be at most window=20, not 21"):
+        MineConfig(window=20, stride=21)
+    with pytest.raises(ConfigError, match=r"^k must be .* less than min_frames - 1 = 3, not 3"):
+        MineConfig(min_frames=4)
+    assert MineConfig(min_frames=4, window=4, stride=4, k=2).k == 2
+    assert MineConfig(window=30, min_frames=30, stride=30).window == 30
+
+
+def test_what_does_without_a_test_is_allowed() -> None:
+    MineConfig(
+        max_error_ratio=1.0,
+        max_difference=4.0,
+        fdr=1.0,
+        min_support=0,
+        min_motion=0.0,
+        motion_over_noise=0.0,
+        parallax=0,
+        others=0,
+        min_distance=0.0,
+    )
 
 
 def test_parse() -> None:
@@ -43,6 +87,8 @@ def test_parse() -> None:
     ("text", "message"),
     [
         ("estimatr=ksg1", "unknown setting 'estimatr'; did you mean estimator"),
+        ("max_frames=96", "unknown setting 'max_frames'; did you mean min_frames"),
+        ("min_agreement=0.5", "unknown setting 'min_agreement'"),
         ("k", "k needs a value"),
         ("k=three", "k must be int, not 'three'"),
     ],

@@ -12,9 +12,9 @@ import av
 import cv2
 import numpy as np
 import pytest
-from solo_infoaug.mining.shots import split_shots
 
 from solo_infoaug.mining.video import Video
+from solo_infoaug.mining.windows import windows
 
 Images = list[np.ndarray]
 
@@ -125,8 +125,8 @@ def test_a_jump_in_time_is_a_gap(tmp_path: Path, frames: Images) -> None:
 def test_a_gap_begins_a_shot_and_steps_do_not_lose_it(tmp_path: Path, frames: Images) -> None:
     path = _paused(tmp_path, [frames[0]] * 64)
     with Video(path) as video:
-        shots = list(split_shots(video.frames(), min_frames=8, max_frames=64))
-    assert [(shot.numbers[0], len(shot)) for shot in shots] == [(0, 32), (32, 32)]
+        found = list(windows(video.frames(), min_frames=8, length=64, stride=64))
+    assert [(window.numbers[0], len(window)) for window in found] == [(0, 32), (32, 32)]
     with Video(path) as video:
         assert [frame.number for frame in video.frames(step=3) if frame.gap] == [33]
 
@@ -379,19 +379,19 @@ def test_a_size_that_changes_is_named(tmp_path: Path, frames: Images) -> None:
     ]
     (tmp_path / "both.ts").write_bytes(b"".join(parts))
     with Video(tmp_path / "both.ts") as video:
-        shots = list(split_shots(video.frames(), min_frames=32, max_frames=64))
+        found = list(windows(video.frames(), min_frames=32, length=64, stride=64))
         assert video.record["sizes"] == ["256x160", "128x96"]
-    assert [shot.size for shot in shots] == [(160, 256), (96, 128)]
+    assert [window.size for window in found] == [(160, 256), (96, 128)]
 
 
-def test_black_frames_before_a_scene_are_no_part_of_its_shot(
+def test_black_frames_before_a_scene_are_in_none_of_its_windows(
     tmp_path: Path, frames: Images
 ) -> None:
     """The cut detector knows no cut this early; all tracks would be lost in the second frame."""
     black = [np.zeros_like(frames[0])] * 3
     with Video(_write(tmp_path / "b.mp4", black + frames[:40])) as video:
-        (shot,) = split_shots(video.frames(), min_frames=32, max_frames=64)
-    assert (shot.numbers[0], len(shot)) == (3, 40)
+        (window,) = windows(video.frames(), min_frames=32, length=64, stride=64)
+    assert (window.numbers[0], len(window)) == (3, 40)
 
 
 def test_gif_frames_cover_what_they_leave_out(tmp_path: Path, frames: Images) -> None:

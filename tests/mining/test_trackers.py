@@ -7,17 +7,112 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from solo_infoaug.mining.shots import Shot
 
 from solo_infoaug.errors import ConfigError, VideoError
 from solo_infoaug.mining import MineConfig, mine, trackers
+from solo_infoaug.mining.flow import follow_patches
 from solo_infoaug.mining.trackers import make_tracker
+from solo_infoaug.mining.tracking import grid
+from solo_infoaug.mining.windows import Window
+
+from .conftest import path_of, texture
 
 
-def _shot(frames: int = 12, height: int = 64, width: int = 96) -> Shot:
+def _window(frames: int = 12, height: int = 64, width: int = 96, seed: int = 5) -> Window:
+    """Noise in colour, of which the middle is the seed."""
     rng = np.random.default_rng(0)
     images = [rng.integers(0, 255, (height, width, 3), np.uint8) for _ in range(frames)]
-    return Shot(0, images, {0: images[0]}, list(range(frames)))
+    return Window(0, seed, images, {seed: images[seed]}, list(range(frames)))
+
+
+def _follow(tracker: trackers.Tracker, window: Window | None = None) -> trackers.Tracks:
+    return tracker.follow(window or _window(), 16, 1.0, "none")
+
+
+# --- dense flow
+
+
+def _panned(first: int = 0, frames: int = 8, factor: int = 1) -> Window:
+    """A camera that pans by 3 pixels a frame over a texture; frames are `factor` times larger."""
+    wide = texture(96, 300, 3)
+    images = [np.ascontiguousarray(wide[:, 3 * t : 3 * t + 160]) for t in range(40)]
+    images = images[first : first + frames]
+    full = images[4].repeat(factor, axis=0).repeat(factor, axis=1)
+    grey = [image.mean(axis=2).astype(np.uint8) for image in images]
+    return Window(0, 4, grey, {4: full}, list(range(first, first + frames)))
+
+
+def test_flow_follows_a_pan_and_finds_the_camera() -> None:
+    found = make_tracker("flow", Path("x.mp4")).follow(_panned(), 16, 0.5, "homography")
+    centres = grid(96, 160, 16, 0.5)
+    assert found.path.shape == (8, len(centres), 2)
+    assert np.allclose(found.path[4], centres)
+    assert found.visible[4].all()
+    truth = centres - np.array([3.0, 0.0]) * (np.arange(8) - 4)[:, None, None]
+    inner = np.abs(centres - [80, 48]).max(axis=1) < 30
+    assert found.visible[:, inner].all()
+    assert np.abs(found.path - truth)[:, inner].mean() < 0.3
+    assert len(found.camera) == 7
+    for step in found.camera:
+        assert step is not None
+        assert np.allclose(step.apply(centres[inner]), centres[inner] - [3, 0], atol=0.4)
+
+
+def test_flow_is_in_source_pixels() -> None:
+    small = make_tracker("flow", Path("x.mp4")).follow(_panned(), 16, 1.0, "affine")
+    large = make_tracker("flow", Path("x.mp4")).follow(_panned(factor=3), 48, 1.0, "affine")
+    assert np.allclose(large.path, 3 * small.path, atol=1e-3)
+    assert np.array_equal(large.visible, small.visible)
+    for one, two in zip(small.camera, large.camera, strict=True):
+        assert one is not None
+        assert two is not None
+        assert np.allclose(two.apply(np.array([[30.0, 60.0]])), 3 * one.apply([[10.0, 20.0]]))
+
+
+def test_overlapping_windows_share_their_flow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each pair of frames is computed once, and what no window needs any more is let go."""
+    tracker = make_tracker("flow", Path("x.mp4"))
+    real, computed = tracker._estimate, []
+
+    def counted(before: np.ndarray, after: np.ndarray):
+        computed.append(1)
+        return real(before, after)
+
+    monkeypatch.setattr(tracker, "_estimate", counted)
+    whole = [tracker.follow(_panned(first), 16, 1.0, "affine") for first in (0, 4, 8)]
+    assert len(computed) == 7 + 4 + 4
+    assert set(tracker._steps) == {(t, t + 1) for t in range(8, 15)}
+    alone = make_tracker("flow", Path("x.mp4")).follow(_panned(8), 16, 1.0, "affine")
+    assert np.array_equal(whole[2].path, alone.path)
+    assert np.array_equal(whole[2].visible, alone.visible)
+
+
+def test_flow_and_its_patches_agree() -> None:
+    """What the tracker does to a window is `follow_patches` over its pairs."""
+    window, tracker = _panned(), make_tracker("flow", Path("x.mp4"), max_roundtrip=0.7)
+    found = tracker.follow(window, 16, 1.0, "none")
+    flows = [tracker._steps[pair][0] for pair in zip(range(7), range(1, 8), strict=True)]
+    path, visible = follow_patches(flows, grid(96, 160, 16), 16, 4, 0.7)
+    assert np.array_equal(found.path, path)
+    assert np.array_equal(found.visible, visible)
+
+
+# --- Lucas-Kanade
+
+
+def test_lk_follows_a_pan_both_ways() -> None:
+    found = make_tracker("lk", Path("x.mp4")).follow(_panned(), 16, 1.0, "affine")
+    centres = grid(96, 160, 16)
+    inner = np.abs(centres - [80, 48]).max(axis=1) < 30
+    truth = centres - np.array([3.0, 0.0]) * (np.arange(8) - 4)[:, None, None]
+    assert found.visible[:, inner].mean() > 0.95
+    assert np.abs(found.path - truth)[:, inner][found.visible[:, inner]].max() < 1
+    for step in found.camera:
+        assert step is not None
+        assert np.allclose(step.apply(centres), centres - [3, 0], atol=0.5)
+
+
+# --- tracks from a file
 
 
 def _npz(path: Path, **arrays: np.ndarray) -> Path:
@@ -27,8 +122,8 @@ def _npz(path: Path, **arrays: np.ndarray) -> Path:
 
 def _drifting(frames: int = 12) -> tuple[np.ndarray, np.ndarray]:
     """Tracks [3, T, 2] in pixels of a 96×64 frame; the last leaves it, the second is hidden."""
-    start = np.array([[20.0, 20.0], [50.0, 40.0], [80.0, 30.0]])
-    step = np.array([[0.5, 0.0], [0.0, 0.5], [2.0, 0.0]])
+    start = np.array([[20.0, 20.0], [50.0, 40.0], [70.0, 30.0]])
+    step = np.array([[0.5, 0.0], [0.0, 0.5], [3.0, 0.0]])
     tracks = start[:, None] + step[:, None] * np.arange(frames)[None, :, None]
     visible = np.ones((3, frames), bool)
     visible[1, 6:9] = False
@@ -38,13 +133,23 @@ def _drifting(frames: int = 12) -> tuple[np.ndarray, np.ndarray]:
 def test_file_tracker(tmp_path: Path) -> None:
     tracks, visible = _drifting()
     _npz(tmp_path / "clip.npz", tracks=tracks, visibility=visible)
-    found = make_tracker("file", tmp_path / "clip.mp4").follow(_shot(), 16, 1.0)
-    assert np.allclose(found.centres, tracks[:, 0])
-    assert np.allclose(found.points[:, 0, 0], tracks[0])
-    assert found.visible[:, 1, 0].tolist() == visible[1].tolist()
-    assert found.visible[:6, 2, 0].all()
-    assert not found.visible[7:, 2, 0].any()  # outside the frame, whatever the file says
-    assert np.allclose(found.points[6:9, 1, 0], tracks[1, 5])
+    found = _follow(make_tracker("file", tmp_path / "clip.mp4"))
+    assert np.allclose(found.path[5], tracks[:, 5])  # in the seed frame
+    assert np.allclose(found.path[:, 0], tracks[0], atol=1e-3)
+    # Hidden from frame 6 on, and lost for good; the last one leaves the frame in frame 8
+    assert found.visible[:, 1].tolist() == [True] * 6 + [False] * 6
+    assert found.visible[:, 2].tolist() == [True] * 8 + [False] * 4
+    assert np.allclose(found.path[:6, 1], tracks[1, :6], atol=1e-3)
+    assert np.allclose(found.path[6:9, 1], tracks[1, 5], atol=1e-3)
+
+
+def test_file_tracker_is_asked_for_the_frames_of_the_window(tmp_path: Path) -> None:
+    tracks, _ = _drifting()
+    _npz(tmp_path / "clip.npz", tracks=tracks, visibility=np.ones((3, 12), bool))
+    window = _window(6, seed=3)
+    window.numbers = list(range(0, 12, 2))
+    found = _follow(make_tracker("file", tmp_path / "clip.mp4"), window)
+    assert np.allclose(found.path[:, 0], tracks[0, ::2], atol=1e-3)
 
 
 def test_file_tracker_in_the_layout_of_tap_vid(tmp_path: Path) -> None:
@@ -56,16 +161,28 @@ def test_file_tracker_in_the_layout_of_tap_vid(tmp_path: Path) -> None:
         occluded=~visible,
     )
     tracker = make_tracker("file", tmp_path / "clip.mp4", folder=str(tmp_path / "made"))
-    found = tracker.follow(_shot(), 16, 1.0)
-    assert np.allclose(found.points[:, 0, 0], tracks[0], atol=1e-4)
+    assert np.allclose(_follow(tracker).path[:, 0], tracks[0], atol=1e-3)
+
+
+def test_file_tracker_fits_the_camera(tmp_path: Path) -> None:
+    """Tracks all over the frame that drift alike: the background's motion, and nothing else."""
+    start = np.random.default_rng(0).uniform(12, [84, 52], (200, 2))
+    tracks = start[:, None] + np.array([1.0, -0.5]) * (np.arange(12) - 5)[None, :, None]
+    _npz(tmp_path / "clip.npz", tracks=tracks, visibility=np.ones((200, 12), bool))
+    tracker = make_tracker("file", tmp_path / "clip.mp4")
+    found = tracker.follow(_window(), 4, 0.5, "similarity")
+    assert found.path.shape[1] > 60
+    for step in found.camera:
+        assert step is not None
+        assert np.allclose(step.apply(start), start + np.array([1.0, -0.5]), atol=1e-3)
 
 
 def test_file_tracker_takes_patches_apart_and_inside(tmp_path: Path) -> None:
     start = np.array([[20.0, 20.0], [24.0, 20.0], [40.0, 20.0], [3.0, 3.0]])
     tracks = np.repeat(start[:, None], 12, axis=1)
     _npz(tmp_path / "clip.npz", tracks=tracks, visibility=np.ones((4, 12), bool))
-    found = make_tracker("file", tmp_path / "clip.mp4").follow(_shot(), 16, 1.0)
-    assert found.centres.tolist() == [[20, 20], [40, 20]]
+    found = _follow(make_tracker("file", tmp_path / "clip.mp4"))
+    assert found.path[5].tolist() == [[20, 20], [40, 20]]
 
 
 @pytest.mark.parametrize(
@@ -81,7 +198,7 @@ def test_file_tracker_takes_patches_apart_and_inside(tmp_path: Path) -> None:
 def test_file_tracker_errors(tmp_path: Path, arrays: dict, message: str) -> None:
     _npz(tmp_path / "clip.npz", **arrays)
     with pytest.raises(VideoError, match=message):
-        make_tracker("file", tmp_path / "clip.mp4").follow(_shot(), 16, 1.0)
+        _follow(make_tracker("file", tmp_path / "clip.mp4"))
 
 
 def test_file_tracker_without_or_with_a_broken_file(tmp_path: Path) -> None:
@@ -94,8 +211,6 @@ def test_file_tracker_without_or_with_a_broken_file(tmp_path: Path) -> None:
 
 def test_mining_with_tracks_from_a_file(tmp_path: Path, video: Path, scene) -> None:
     """True tracks of the two objects give twins on the same object."""
-    from .conftest import path_of
-
     frames = len(scene[0])
     starts, owners = [], []
     for number, (x0, y0, _, _) in enumerate(scene[1]):
@@ -109,7 +224,18 @@ def test_mining_with_tracks_from_a_file(tmp_path: Path, video: Path, scene) -> N
         tracks=tracks + rng.normal(0, 0.05, tracks.shape),
         visibility=np.ones(tracks.shape[:2], bool),
     )
-    config = MineConfig(tracker="file", tracks_folder=str(tmp_path), min_frames=24)
+    # 18 points, all of them on objects: there is no background, and they are far apart
+    config = MineConfig(
+        tracker="file",
+        tracks_folder=str(tmp_path),
+        min_frames=24,
+        window=64,
+        stride=64,
+        camera="none",
+        parallax=0,
+        motion_over_noise=0.0,
+        min_support=0,
+    )
     dictionary = mine(video, tmp_path / "twins", config, progress=False)
     assert len(dictionary) == 18
     twins = dictionary.twins[:, 0].numpy()
@@ -157,7 +283,7 @@ class _Tapir(_Still):
         frames, points = video.shape[1], queries.shape[1]
         tracks = queries[..., [2, 1]][:, :, None].expand(-1, -1, frames, -1).clone()
         occlusion = torch.full((1, points, frames), -9.0)
-        occlusion[:, 0, 5:] = 9.0
+        occlusion[:, :3, 5:] = 9.0
         return {"tracks": tracks, "occlusion": occlusion, "expected_dist": occlusion * 0 - 9}
 
 
@@ -181,17 +307,21 @@ def test_cotracker(networks: dict[str, str]) -> None:
     with pytest.warns(UserWarning, match="CC-BY-NC-4.0"):
         tracker = make_tracker("cotracker3", Path("x.mp4"), device="cpu", **networks)
     assert "CC-BY-NC" in tracker.licence
-    found = tracker.follow(_shot(), 16, 1.0)
-    assert found.points.shape == (12, 24, 4, 2)
-    assert np.allclose(found.points, found.points[:1], atol=1e-3)
+    assert tracker.colour
+    found = _follow(tracker)
+    assert found.path.shape == (12, 24, 2)
+    assert found.visible.all()
+    assert np.allclose(found.path, grid(64, 96, 16), atol=1e-3)
 
 
 def test_bootstapir(networks: dict[str, str]) -> None:
+    """Three of four points of the first patch are hidden five frames from the seed, either way."""
     tracker = make_tracker("bootstapir", Path("x.mp4"), device="cpu", **networks)
-    found = tracker.follow(_shot(), 16, 1.0)
-    assert np.allclose(found.points, found.points[:1], atol=1e-3)
-    assert not found.visible[5:, 0, 0].any()
-    assert found.visible[:, 8:16, :].all()
+    assert tracker.colour
+    found = _follow(tracker, _window(13, seed=6))
+    assert np.allclose(found.path, grid(64, 96, 16), atol=1e-3)
+    assert found.visible[:, 0].tolist() == [False] * 2 + [True] * 9 + [False] * 2
+    assert found.visible[:, 1:].all()
 
 
 def test_neural_trackers_say_what_is_missing(tmp_path: Path) -> None:

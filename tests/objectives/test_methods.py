@@ -260,7 +260,9 @@ def twins(tmp_path: Path) -> str:
     pixels = torch.randint(0, 256, (16, 1, 3, 12, 12), generator=generator, dtype=torch.uint8)
     partner = torch.arange(16).view(8, 2).flip(1).reshape(16, 1)
     mi = torch.ones(16, 1)
-    return str(TwinDictionary.create(tmp_path / "twins", pixels, partner, mi, shots=[0] * 16).path)
+    return str(
+        TwinDictionary.create(tmp_path / "twins", pixels, partner, mi, windows=[0] * 16).path
+    )
 
 
 @pytest.mark.parametrize(
