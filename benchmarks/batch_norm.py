@@ -20,7 +20,7 @@ import torch
 from PIL import Image
 
 from solo_infoaug import evaluation, mine
-from solo_infoaug.mining.samples import sample_clips, sample_config
+from solo_infoaug.mining.samples import sample_clips
 from solo_infoaug.paths import config_folder
 from solo_infoaug.training import load_config, pretrain
 
@@ -78,7 +78,7 @@ def main() -> None:
         for i, image in enumerate(learn[0]):
             pixels = Image.fromarray(image.permute(1, 2, 0).numpy()).resize((32, 32), Image.BICUBIC)
             pixels.save(folder / "digits" / "all" / f"{i}.png")
-        twins = mine(sample_clips(), folder / "twins", sample_config())
+        twins = mine(sample_clips(), folder / "twins")
         print(f"digits, {len(learn[0])} images; {twins.summary}")
         print(f"{options.epochs * 30} steps of 32 images and 32 pairs, λ {options.weight:g}, "
               f"seeds {options.seeds}; torch {torch.__version__}; mean (spread)\n")  # fmt: skip

@@ -40,9 +40,9 @@ def write(folder: Path, patches: int) -> None:
             twins[:, 0] = (np.arange(IN_SHOT) + rng.integers(1, IN_SHOT, IN_SHOT)) % IN_SHOT
             there = (twins >= 0).astype(np.float32)
             column = rng.random(IN_SHOT, np.float32)
-            writer.add_shot(
+            writer.add_window(
                 {"frame": 0, "frames": 96},
-                first_frame=frame,
+                image=frame,
                 patches={
                     "frame": np.zeros(IN_SHOT, np.int32),
                     **dict.fromkeys(("x", "y", "size", "entropy"), column),

@@ -20,10 +20,10 @@ from pathlib import Path
 import av
 import cv2
 import torch
+from solo_infoaug.mining.shot import Stopwatch
 
 from solo_infoaug.mining import MineConfig, mine
 from solo_infoaug.mining.pipeline import mine_video
-from solo_infoaug.mining.shot import Stopwatch
 from solo_infoaug.mining.synthetic import Scene, SceneConfig
 from solo_infoaug.mining.video import Video
 from solo_infoaug.mining.workers import thread_limit, usable_cores

@@ -31,7 +31,7 @@ from solo_infoaug.evaluation import (
     load_backbone,
     reidentification_recall,
 )
-from solo_infoaug.mining import mine, sample_config
+from solo_infoaug.mining import MineConfig, mine
 from solo_infoaug.mining.export import export_patches
 from solo_infoaug.mining.samples import sample_clips
 from solo_infoaug.paths import config_folder
@@ -132,21 +132,26 @@ def run_demo(out: str | Path, epochs: int | None = None, seed: int = 5) -> DemoR
         seconds[name] = round(time.perf_counter() - start, 1)
 
     clips = sample_clips()
-    # the held-out stretch first: `infoaug: true` elsewhere means the dictionary mined last
     with stage("held-out stretch"):
         # no twin is asked for here: every patch that can be followed may be found again
-        later = sample_config(
+        later = MineConfig(
             start_fraction=1 - HELD_OUT,
             moments=2,
-            min_frames=16,
+            patch_fraction=0.1,
+            grid_step=1.0,
+            camera="none",
+            parallax=0,
             min_motion=0.0,
-            min_agreement=0.0,
+            motion_over_noise=0.0,
+            max_error_ratio=1.0,
+            min_support=0,
+            max_difference=4.0,
             fdr=1.0,
             seed=seed,
         )
         held_out = mine(clips, folder / "held-out", later)
     with stage("mining twins"):
-        twins = mine(clips, folder / "twins", sample_config(stop_fraction=1 - HELD_OUT, seed=seed))
+        twins = mine(clips, folder / "twins", MineConfig(stop_fraction=1 - HELD_OUT, seed=seed))
     with stage("patches"):
         images = folder / "patches"
         shutil.rmtree(images, ignore_errors=True)

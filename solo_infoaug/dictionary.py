@@ -1,19 +1,20 @@
 """The twin dictionary: patches, their twins, and where they come from, in a folder.
 
-Layout (format 1), everything safetensors, JSON or JPEG:
+Layout (format 2; 1 had one window a shot), everything safetensors, JSON or JPEG:
 
     dictionary.json                     which videos, in which order, settings, what failed
-    parts/KEY/video.json               provenance, the shots' records, names and hashes of the rest
+    parts/KEY/video.json               provenance, records of the windows, names, hashes
     parts/KEY/index.safetensors        one row a patch: where it is, its twins, their MI
     parts/KEY/pixels-0000.safetensors  crops, some thousand patches a file
-    parts/KEY/shots/0000.jpg           the first frame of each shot
-    parts/KEY/shots/0000.safetensors   tracks and MI matrix of each shot
+    parts/KEY/windows/0000.jpg         the frame of each window whose patches these are
+    parts/KEY/windows/0000.safetensors tracks and MI matrix of each window
 
 A video's folder appears under its final name only when it is complete.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import io
 import json
@@ -36,13 +37,14 @@ from safetensors.torch import save as to_safetensors
 from solo_infoaug.errors import ConfigError, DictionaryError
 
 FORMAT = "solo-infoaug twin dictionary"
-VERSION = 1
+VERSION = 2
 MANIFEST = "dictionary.json"
 PARTS = "parts"
+WINDOWS = "windows"
 LOCK = ".lock"
 # What was read of a video, and what was not: see docs/dictionary-format.md.
-COUNTS = ("frames", "damaged_packets", "frames_left_out")
-ARMS = ("mi", "random", "self")
+COUNTS = ("frames", "windows_mined", "damaged_packets", "frames_left_out")
+ARMS = ("mi", "random", "random_anchor", "self")
 
 # A pixel file is closed once it holds this many patches.
 _SHARD_PATCHES = 4096
@@ -55,6 +57,7 @@ _PATCH = np.dtype(
     [
         ("video", np.int32),
         ("shot", np.int32),
+        ("window", np.int32),
         ("frame", np.int32),
         ("x", np.float32),
         ("y", np.float32),
@@ -62,16 +65,17 @@ _PATCH = np.dtype(
         ("entropy", np.float32),
     ]
 )
-_STORED = [name for name in _PATCH.names or () if name != "video"]
+_STORED = [name for name in _PATCH.names or () if name not in ("video", "shot")]
 
 
 @dataclass(frozen=True)
-class Shot:
-    """One shot's record: what is needed to draw it.
+class Window:
+    """One window's record: what is needed to draw it.
 
-    `patches` are the places of its patches in the dictionary. `first_frame` is uint8 [H, W, 3],
-    `arrays` holds among others `tracks` float32 [T, P, 2] (pixels of the source frame) and `mi`
-    float32 [P, P] (nats; NaN where it was not estimated) of the P patches, in this order.
+    `index` counts the windows of the video, `patches` are the places of its patches in the
+    dictionary. `image` is the frame that they were found in, uint8 [H, W, 3]; `arrays` holds among
+    others `tracks` float32 [T, P, 2] (pixels of the source frame) and `mi` float32 [P, P] (nats;
+    NaN where it was not estimated) of the P patches, in this order.
     """
 
     video: str
@@ -81,7 +85,17 @@ class Shot:
     _folder: Path
 
     @property
-    def first_frame(self) -> np.ndarray:
+    def shot(self) -> int:
+        """Which shot of the video it is from."""
+        return int(self.record.get("shot", self.index))
+
+    @property
+    def first(self) -> int:
+        """Number of the window's first frame in the video."""
+        return int(self.record.get("first", self.record["frame"]))
+
+    @property
+    def image(self) -> np.ndarray:
         """uint8 [H, W, 3] RGB.
 
         Raises:
@@ -96,7 +110,7 @@ class Shot:
 
     @property
     def arrays(self) -> dict[str, np.ndarray]:
-        """The shot's arrays by name.
+        """The window's arrays by name.
 
         Raises:
             DictionaryError: the file is missing or damaged.
@@ -119,12 +133,13 @@ class TwinDictionary:
         mi: float32 [N, K], nats; 0 where there is no twin.
         p_value: float32 [N, K], of the hypothesis that the two move independently; 1 where there
             is no twin.
-        patches: structured array [N]: `video` (index into `videos`), `shot` (index into `shots`),
-            `frame`, `x`, `y` (centre, pixels of the source frame), `size`, `entropy` (nats).
+        patches: structured array [N]: `video` (index into `videos`), `shot` (counted through
+            all videos), `window` (index into `windows`), `frame`, `x`, `y` (centre, pixels of that
+            frame), `size`, `entropy` (nats).
         moment_frames: int32 [N, S]: the video's frame in which each moment was taken.
         anchors: int64 [A]: the patches that have a twin.
         videos: names of the videos.
-        shots: a record of each shot.
+        windows: a record of each window in which there are twins.
         fingerprint: a short hash of the content, the same wherever the dictionary lies.
         info: the manifest: settings, provenance, what failed.
     """
@@ -145,18 +160,20 @@ class TwinDictionary:
         self.p_value = torch.cat([part.p_value for part in parts])
         self.moment_frames = torch.cat([part.moment_frames for part in parts])
         self.patches = np.concatenate([part.patches for part in parts])
-        self.shots: list[Shot] = []
+        self.windows: list[Window] = []
         self._shards: list[_Shard] = []
-        first = 0
+        first = shots = 0
         for number, part in enumerate(parts):
             rows = slice(first, first + len(part.patches))
             twins = self.twins[rows]
             twins[twins >= 0] += first
             self.patches["video"][rows] = number
-            self.patches["shot"][rows] += len(self.shots)
-            for shot in part.shots:
-                moved = range(shot.patches.start + first, shot.patches.stop + first)
-                self.shots.append(Shot(shot.video, shot.index, moved, shot.record, shot._folder))
+            self.patches["shot"][rows] += shots
+            shots = int(self.patches["shot"][rows].max()) + 1
+            self.patches["window"][rows] += len(self.windows)
+            for window in part.windows:
+                moved = range(window.patches.start + first, window.patches.stop + first)
+                self.windows.append(dataclasses.replace(window, patches=moved))
             self._shards += part.shards
             first = rows.stop
         self._shard_starts = np.cumsum([0, *(shard.patches for shard in self._shards)])
@@ -165,9 +182,10 @@ class TwinDictionary:
             "".join(digest for part in parts for digest in part.digests).encode()
         ).hexdigest()[:16]
         self._maps: dict[int, torch.Tensor] = {}
-        self._shot_of = torch.from_numpy(self.patches["shot"].astype(np.int64))
-        # Anchors of each shot are neighbours: patches are stored shot by shot.
-        count = torch.bincount(self._shot_of[self.anchors], minlength=len(self.shots))
+        self._window_of = torch.from_numpy(self.patches["window"].astype(np.int64))
+        # Patches of each window are neighbours, and so are its anchors: first and how many
+        self._patches_of = torch.tensor([(w.patches.start, len(w.patches)) for w in self.windows])
+        count = torch.bincount(self._window_of[self.anchors], minlength=len(self.windows))
         self._anchors_of = torch.stack([count.cumsum(0) - count, count], dim=1)
 
     @classmethod
@@ -210,7 +228,7 @@ class TwinDictionary:
         """One line for people."""
         return (
             f"{self.path}: {len(self)} patches, {len(self.anchors)} with a twin, "
-            f"{len(self.shots)} shots, {len(self.videos)} videos"
+            f"{len(self.windows)} windows, {len(self.videos)} videos"
         )
 
     @property
@@ -251,11 +269,12 @@ class TwinDictionary:
         Args:
             batch_size: B. No patch comes twice in a batch unless there are fewer than B.
             generator: a CPU generator; the same state gives the same batch.
-            arm: which partner: "mi" the twin, "random" another patch with a twin in the same shot,
-                "self" the patch itself. The patches are the same ones for every arm.
+            arm: which partner: "mi" the twin, "random" any other patch of the same window,
+                "random_anchor" another one that has a twin, "self" the patch itself. The patches
+                are the same ones for every arm.
             top_k: draw the twin among the best `top_k` instead of taking the best.
             temporal: take patch and partner each at a moment of its own along their tracks,
-                instead of both in the shot's first frame.
+                instead of both in the same frame.
 
         Returns:
             patch uint8 [B, 3, H, W], partner uint8 [B, 3, H, W], index of the patch int64 [B].
@@ -280,10 +299,10 @@ class TwinDictionary:
             moments.zero_()
         if arm == "mi":
             partner = self._twin(index, top_k or 1, choice)
-        elif arm == "random":
-            partner = self._shot_mate(index, choice)
-        else:
+        elif arm == "self":
             partner = index
+        else:
+            partner = self._window_mate(index, choice, arm == "random_anchor")
         return self.crops(index, moments[0]), self.crops(partner, moments[1]), index
 
     def _twin(self, index: torch.Tensor, top_k: int, choice: torch.Tensor) -> torch.Tensor:
@@ -291,20 +310,18 @@ class TwinDictionary:
         available = (twins >= 0).sum(dim=1)
         return twins.gather(1, (choice * available).long()[:, None])[:, 0]
 
-    def _shot_mate(self, index: torch.Tensor, choice: torch.Tensor) -> torch.Tensor:
-        """Another anchor of the same shot; any other patch of it where there is no other anchor."""
-        first, count = self._anchors_of[self._shot_of[index]].unbind(1)
-        own = torch.searchsorted(self.anchors, index) - first
-        place = (choice * (count - 1).clamp(min=1)).long()
-        place = place + (place >= own)
-        alone = count < 2
-        place[alone] = 0
-        partner = self.anchors[first + place]
-        for row in alone.nonzero()[:, 0].tolist():
-            mates = self.shots[int(self._shot_of[index[row]])].patches
-            others = [mate for mate in mates if mate != int(index[row])]
-            if others:
-                partner[row] = others[int(choice[row] * len(others))]
+    def _window_mate(
+        self, index: torch.Tensor, choice: torch.Tensor, anchors: bool
+    ) -> torch.Tensor:
+        """Another patch of the same window, one with a twin if `anchors` and there is another."""
+        window = self._window_of[index]
+        first, count = self._patches_of[window].unbind(1)
+        partner = first + _another(index - first, count, choice)
+        if anchors:
+            first, count = self._anchors_of[window].unbind(1)
+            own = torch.searchsorted(self.anchors, index) - first
+            mate = self.anchors[first + _another(own, count, choice)]
+            partner = torch.where(count > 1, mate, partner)
         return partner
 
     def _open(self, number: int) -> torch.Tensor:
@@ -323,7 +340,7 @@ class TwinDictionary:
         twins: torch.Tensor,
         mi: torch.Tensor,
         *,
-        shots: Sequence[int] | None = None,
+        windows: Sequence[int] | None = None,
         name: str = "patches",
     ) -> TwinDictionary:
         """Write a dictionary of patches and twins that were found by other means.
@@ -331,9 +348,9 @@ class TwinDictionary:
         Args:
             path: the folder to write; it must not hold a dictionary.
             pixels: uint8 [N, S, 3, H, H].
-            twins: int64 [N, K], indices into N within the same shot, -1 for none.
+            twins: int64 [N, K], indices into N within the same window, -1 for none.
             mi: float32 [N, K].
-            shots: the shot of each patch, 0, 1, … in ascending order; None for all in one.
+            windows: the window of each patch, 0, 1, … in ascending order; None for all in one.
             name: what the source is called.
 
         Raises:
@@ -341,7 +358,7 @@ class TwinDictionary:
         """
         folder = Path(path)
         with only_writer(folder):
-            cls._create(folder, pixels, twins, mi, shots, name)
+            cls._create(folder, pixels, twins, mi, windows, name)
         return cls.load(folder)
 
     @staticmethod
@@ -350,22 +367,22 @@ class TwinDictionary:
         pixels: torch.Tensor,
         twins: torch.Tensor,
         mi: torch.Tensor,
-        shots: Sequence[int] | None,
+        windows: Sequence[int] | None,
         name: str,
     ) -> None:
         if (folder / MANIFEST).exists():
             raise DictionaryError(f"{folder} holds a dictionary already")
         count, moments, _, side, _ = pixels.shape
-        of_shot = np.zeros(count, np.int64) if shots is None else np.asarray(shots)
+        window_of = np.zeros(count, np.int64) if windows is None else np.asarray(windows)
         source = {"sha256": hashlib.sha256(pixels.numpy().tobytes()).hexdigest()}
         writer = VideoWriter(folder, safe_name(name), name, source)
-        for shot in np.unique(of_shot):
-            rows = np.flatnonzero(of_shot == shot)
+        for window in np.unique(window_of):
+            rows = np.flatnonzero(window_of == window)
             local = twins[rows].clone()
             local[local >= 0] -= int(rows[0])
-            writer.add_shot(
+            writer.add_window(
                 {"frame": 0, "frames": 1},
-                first_frame=np.zeros((side, side, 3), np.uint8),
+                image=np.zeros((side, side, 3), np.uint8),
                 patches={
                     "frame": np.zeros(len(rows), np.int32),
                     "x": np.full(len(rows), side / 2, np.float32),
@@ -385,6 +402,12 @@ class TwinDictionary:
             )
         writer.finish()
         write_manifest(folder, [writer.key], {})
+
+
+def _another(own: torch.Tensor, count: torch.Tensor, choice: torch.Tensor) -> torch.Tensor:
+    """int64 [B]: a place below `count` that is not the `own`, by `choice` in [0, 1)."""
+    place = (choice * (count - 1).clamp(min=1)).long()
+    return torch.where(count > 1, place + (place >= own), own)
 
 
 def _draw(count: int, size: int, generator: torch.Generator) -> torch.Tensor:
@@ -429,31 +452,31 @@ def _reason(error: BaseException) -> str:
 
 
 class VideoWriter:
-    """Writes one video's part of a dictionary, shot by shot; it appears when `finish` is called."""
+    """Writes one video's part of a dictionary; it appears when `finish` is called."""
 
     def __init__(self, out: Path, key: str, name: str, source: Mapping[str, Any]) -> None:
         self.key = key
         self._final = out / PARTS / key
         self._folder = out / PARTS / f".{key}.{os.getpid()}"
         shutil.rmtree(self._folder, ignore_errors=True)
-        (self._folder / "shots").mkdir(parents=True)
+        (self._folder / WINDOWS).mkdir(parents=True)
         self._record: dict[str, Any] = {
             "format": FORMAT,
             "version": VERSION,
             "name": name,
             "source": dict(source),
-            "shots": [],
+            "windows": [],
             "pixels": [],
         }
         self._columns: dict[str, list[np.ndarray]] = {}
         self._pixels: list[np.ndarray] = []
         self._count = 0
 
-    def add_shot(
+    def add_window(
         self,
         record: Mapping[str, Any],
         *,
-        first_frame: np.ndarray,
+        image: np.ndarray,
         patches: Mapping[str, np.ndarray],
         pixels: np.ndarray,
         twins: np.ndarray,
@@ -462,12 +485,12 @@ class VideoWriter:
         moment_frames: np.ndarray,
         arrays: Mapping[str, np.ndarray],
     ) -> None:
-        """Add a shot's P patches: `twins` [P, K] count within the shot. Writes full shards."""
-        index, count = len(self._record["shots"]), len(pixels)
-        self._record["shots"].append({**record, "patches": count})
+        """Add a window's P patches: `twins` [P, K] count within the window. Writes full shards."""
+        index, count = len(self._record["windows"]), len(pixels)
+        self._record["windows"].append({**record, "patches": count})
         columns = {
             **patches,
-            "shot": np.full(count, index, np.int32),
+            "window": np.full(count, index, np.int32),
             "twins": np.where(twins >= 0, twins + self._count, -1),
             "mi": mi,
             "p_value": p_value,
@@ -479,24 +502,24 @@ class VideoWriter:
         self._pixels.append(pixels)
         if sum(map(len, self._pixels)) >= _SHARD_PATCHES:
             self._flush()
-        image = io.BytesIO()
-        Image.fromarray(first_frame).save(image, "JPEG", quality=92)
-        (self._folder / "shots" / f"{index:04d}.jpg").write_bytes(image.getvalue())
-        self._write(f"shots/{index:04d}.safetensors", arrays)
+        encoded = io.BytesIO()
+        Image.fromarray(image).save(encoded, "JPEG", quality=85)
+        (self._folder / WINDOWS / f"{index:04d}.jpg").write_bytes(encoded.getvalue())
+        self._write(f"{WINDOWS}/{index:04d}.safetensors", arrays)
 
     def finish(
-        self, source: Mapping[str, Any] | None = None, counts: Mapping[str, int] | None = None
+        self, source: Mapping[str, Any] | None = None, counts: Mapping[str, Any] | None = None
     ) -> None:
         """Write what is left, and give the folder its final name.
 
         Args:
             source: more about the source, known only now.
-            counts: those of `COUNTS` that are known.
+            counts: those of `COUNTS` that are known, and `reasons`.
         """
         self._record["source"].update(source or {})
         self._record.update(counts or {})
-        if not self._record["shots"]:
-            raise ValueError("a video without a shot is not written")
+        if not self._record["windows"]:
+            raise ValueError("a video without a window is not written")
         self._flush()
         joined = {name: np.concatenate(parts) for name, parts in self._columns.items()}
         digest = self._write("index.safetensors", joined)
@@ -570,7 +593,7 @@ class Part:
     mi: torch.Tensor
     p_value: torch.Tensor
     moment_frames: torch.Tensor
-    shots: list[Shot]
+    windows: list[Window]
     shards: list[_Shard]
     digests: list[str]
     moments: int
@@ -611,27 +634,32 @@ class Part:
         mi = _expect(path, found, "mi", torch.float32, (count, top_k))
         p_value = _expect(path, found, "p_value", torch.float32, (count, top_k))
         frames = _expect(path, found, "moment_frames", torch.int32, (count, -1))
+        old = record["version"] == 1  # a window then was a shot, and was called so
+        unit = "shot" if old else "window"
         patches = np.zeros(count, _PATCH)
         for column in _STORED:
-            dtype = torch.int32 if column in ("shot", "frame") else torch.float32
-            patches[column] = _expect(path, found, column, dtype, (count,)).numpy()
+            dtype = torch.int32 if column in ("window", "frame") else torch.float32
+            stored = unit if column == "window" else column
+            patches[column] = _expect(path, found, stored, dtype, (count,)).numpy()
 
-        shots, first = [], 0
-        for index, shot in enumerate(record["shots"]):
-            size = int(shot["patches"])
-            rows = range(first, first + size)
-            shots.append(Shot(name, index, rows, dict(shot), folder / "shots"))
-            if size < 0 or not (patches["shot"][first : first + size] == index).all():
-                raise DictionaryError(f"{path}: damaged: patches and shots do not fit")
-            first += size
+        windows, first = [], 0
+        for index, entry in enumerate(record[f"{unit}s"]):
+            size = int(entry["patches"])
+            rows = slice(first, first + size)
+            window = Window(name, index, range(first, rows.stop), dict(entry), folder / f"{unit}s")
+            if size < 0 or not (patches["window"][rows] == index).all():
+                raise DictionaryError(f"{path}: damaged: patches and {unit}s do not fit")
+            patches["shot"][rows] = window.shot
+            windows.append(window)
+            first = rows.stop
         inside = twins[twins >= 0]
         if first != count or count == 0 or top_k == 0 or frames.shape[1] == 0:
-            raise DictionaryError(f"{path}: damaged: patches and shots do not fit")
+            raise DictionaryError(f"{path}: damaged: patches and {unit}s do not fit")
         if (len(inside) and int(inside.max()) >= count) or bool((twins < -1).any()):
             raise DictionaryError(f"{path}: damaged: a twin's index is out of range")
-        own = torch.from_numpy(patches["shot"].astype(np.int64))
+        own = torch.from_numpy(patches["window"].astype(np.int64))
         if bool(((own[twins.clamp(min=0)] != own[:, None]) & (twins >= 0)).any()):
-            raise DictionaryError(f"{path}: damaged: a twin lies in another shot")
+            raise DictionaryError(f"{path}: damaged: a twin lies in another {unit}")
         if bool(((twins[:, 1:] >= 0) & (twins[:, :-1] < 0)).any()):
             raise DictionaryError(f"{path}: damaged: a twin follows on a missing one")
 
@@ -659,7 +687,7 @@ class Part:
             mi=mi,
             p_value=p_value,
             moment_frames=frames,
-            shots=shots,
+            windows=windows,
             shards=shards,
             digests=digests,
             moments=frames.shape[1],

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-from collections.abc import Callable, Container, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,9 +18,9 @@ from solo_infoaug.dictionary import (
     MANIFEST,
     PARTS,
     Part,
-    Shot,
     TwinDictionary,
     VideoWriter,
+    Window,
     only_writer,
     write_manifest,
 )
@@ -90,7 +90,7 @@ def split(
     units = (
         list(dict.fromkeys((key, None) for key in keys))
         if by == "video"
-        else [(keys[_video_of(source, shot)], shot.index) for shot in source.shots]
+        else list(dict.fromkeys((keys[_video_of(source, w)], w.shot) for w in source.windows))
     )
     if len(units) < 2:
         raise DictionaryError(f"{source.path} has a single {by} and cannot be split by {by}")
@@ -162,11 +162,12 @@ def describe(dictionary: TwinDictionary, verify: bool = False) -> dict[str, Any]
         DictionaryError: `verify` finds a damaged file; the message names it.
     """
     mi = dictionary.mi[dictionary.anchors, 0]
-    reasons: dict[str, int] = {}
-    for shot in dictionary.shots:
-        for name, count in dict(shot.record.get("reasons") or {}).items():
-            reasons[str(name)] = reasons.get(str(name), 0) + int(count)
     parts = [Part.read(dictionary.path / PARTS / key) for key in dictionary.info["videos"]]
+    by_video = [_summary(part, dictionary.info) for part in parts]
+    reasons: dict[str, int] = {}
+    for row in by_video:
+        for name, count in row["patches_by_reason"].items():
+            reasons[name] = reasons.get(name, 0) + count
     sources = [{**dict(part.record.get("source") or {}), **_counts(part)} for part in parts]
     if verify:
         for part in parts:
@@ -178,7 +179,7 @@ def describe(dictionary: TwinDictionary, verify: bool = False) -> dict[str, Any]
         "fingerprint": dictionary.fingerprint,
         "verified": verify,
         "videos": len(dictionary.videos),
-        "shots": len(dictionary.shots),
+        "windows": len(dictionary.windows),
         "patches": len(dictionary),
         "with_twin": len(dictionary.anchors),
         "pairs": int((dictionary.twins >= 0).sum()),
@@ -193,6 +194,8 @@ def describe(dictionary: TwinDictionary, verify: bool = False) -> dict[str, Any]
             else None
         ),
         "patches_by_reason": reasons,
+        "twins_apart": _distances(dictionary),
+        "by_video": by_video,
         "sources": sources,
         "config": dictionary.info.get("config"),
         "failed": dictionary.info.get("failed") or {},
@@ -200,6 +203,49 @@ def describe(dictionary: TwinDictionary, verify: bool = False) -> dict[str, Any]
         "duplicates": dictionary.info.get("duplicates") or {},
         "damaged_packets": sum(source.get("damaged_packets", 0) for source in sources),
         "frames_left_out": sum(source.get("frames_left_out", 0) for source in sources),
+    }
+
+
+def _summary(part: Part, info: Mapping[str, Any]) -> dict[str, Any]:
+    """What came of one video: minutes, windows, patches, twins, and why the others have none."""
+    record = part.record
+    source, config = dict(record.get("source") or {}), dict(info.get("config") or {})
+    reasons = record.get("reasons")
+    if not isinstance(reasons, dict):  # format 1 has them by shot
+        reasons = {}
+        for window in part.windows:
+            for name, count in dict(window.record.get("reasons") or {}).items():
+                reasons[name] = reasons.get(name, 0) + int(count)
+    reasons = {str(name): int(count) for name, count in reasons.items()}
+    twins, patches = int((part.twins[:, 0] >= 0).sum()), sum(reasons.values())
+    minutes = None
+    if source.get("fps") and record.get("frames"):
+        step = int(config.get("frame_step", 1))
+        minutes = int(record["frames"]) * step / float(source["fps"]) / 60
+    return {
+        "video": part.name,
+        "minutes": minutes,
+        "windows": int(record.get("windows_mined", len(part.windows))),
+        "patches": patches,
+        "with_twin": twins,
+        "twins_a_minute": None if minutes is None else round(twins / minutes, 1),
+        "share_with_twin": None if not patches else round(reasons.get("twin", 0) / patches, 5),
+        "patches_by_reason": reasons,
+    }
+
+
+def _distances(dictionary: TwinDictionary) -> dict[str, float] | None:
+    """How far twins lie apart, in sides of a patch; and the share that are next to each other."""
+    rows = dictionary.patches[dictionary.anchors.numpy()]
+    partners = dictionary.patches[dictionary.twins[dictionary.anchors, 0].numpy()]
+    if not len(rows):
+        return None
+    gap = np.maximum(np.abs(rows["x"] - partners["x"]), np.abs(rows["y"] - partners["y"]))
+    gap = gap / np.maximum(rows["size"], 1e-6)
+    return {
+        "median": round(float(np.median(gap)), 2),
+        "p90": round(float(np.quantile(gap, 0.9)), 2),
+        "share_next_to_each_other": round(float((gap < 1.25).mean()), 3),
     }
 
 
@@ -215,9 +261,14 @@ def _target(out: PathLike) -> Iterator[Path]:
         yield folder
 
 
-def _counts(part: Part) -> dict[str, int]:
-    """How many frames were read and left out, where that was noted."""
-    return {name: int(part.record[name]) for name in COUNTS if name in part.record}
+def _counts(part: Part) -> dict[str, Any]:
+    """How much was read, left out and mined, and what became of it, where that was noted."""
+    counts: dict[str, Any] = {
+        name: int(part.record[name]) for name in COUNTS if name in part.record
+    }
+    if isinstance(part.record.get("reasons"), dict):
+        counts["reasons"] = dict(part.record["reasons"])
+    return counts
 
 
 def _copy_part(source: Path, target: Path) -> None:
@@ -239,17 +290,17 @@ def _rewrite(
     part = Part.read(source / PARTS / key)
     writer = VideoWriter(out, key, part.name, part.record["source"])
     try:
-        for shot in part.shots:
-            if keep is None or shot.index in keep:
-                rows = slice(shot.patches.start, shot.patches.stop)
+        for window in part.windows:
+            if keep is None or window.shot in keep:
+                rows = slice(window.patches.start, window.patches.stop)
                 twins = part.twins[rows].numpy()
                 twins = np.where(twins >= 0, twins - rows.start, -1)
                 mi, p = part.mi[rows].numpy(), part.p_value[rows].numpy()
                 if good is not None:
                     twins, mi, p = _only(good(mi, p) & (twins >= 0), twins, mi, p)
-                writer.add_shot(
-                    {name: value for name, value in shot.record.items() if name != "patches"},
-                    first_frame=shot.first_frame,
+                writer.add_window(
+                    {name: value for name, value in window.record.items() if name != "patches"},
+                    image=window.image,
                     patches={
                         name: part.patches[name][rows]
                         for name in ("frame", "x", "y", "size", "entropy")
@@ -259,7 +310,7 @@ def _rewrite(
                     mi=mi[:, :top_k],
                     p_value=p[:, :top_k],
                     moment_frames=part.moment_frames[rows].numpy(),
-                    arrays=shot.arrays,
+                    arrays=window.arrays,
                 )
         writer.finish(counts=_counts(part))
     finally:
@@ -291,8 +342,8 @@ def _pixels(part: Part, rows: slice) -> np.ndarray:
     return torch.cat(found).numpy()
 
 
-def _video_of(dictionary: TwinDictionary, shot: Shot) -> int:
-    return int(dictionary.patches["video"][shot.patches.start])
+def _video_of(dictionary: TwinDictionary, window: Window) -> int:
+    return int(dictionary.patches["video"][window.patches.start])
 
 
 def _hash(path: Path) -> str:

@@ -45,7 +45,7 @@ def find_dictionary(configured: str | None = None) -> Path:
 
 def _starter_dictionary() -> Path:
     """Mine the sample clips into the cache, once for all processes."""
-    from solo_infoaug.mining import mine, sample_config
+    from solo_infoaug.mining import mine
     from solo_infoaug.mining.samples import sample_clips
 
     try:
@@ -68,7 +68,7 @@ def _starter_dictionary() -> Path:
         stacklevel=2,
     )
     try:
-        mine(clips, path, sample_config())
+        mine(clips, path)
     finally:
         lock.release()
     return path

@@ -14,7 +14,7 @@ from jinja2 import Environment, PackageLoader, select_autoescape
 from matplotlib.figure import Figure
 
 from solo_infoaug.dictionary import TwinDictionary
-from solo_infoaug.mining.export import richest_shots
+from solo_infoaug.mining.export import richest_windows
 from solo_infoaug.mining.pictures import draw_mi_matrix, draw_tracks, draw_twins
 
 if TYPE_CHECKING:
@@ -70,15 +70,19 @@ def write_report(demo: DemoResult, twins: TwinDictionary, folder: Path) -> Path:
         folder: of the demo; the pictures go to its `pictures/`.
     """
     pictures = folder / "pictures"
-    shots = []
-    for number in richest_shots(twins, len(twins.shots)):
-        shot = twins.shots[number]
-        shots.append(
+    windows = []
+    for number in richest_windows(twins, len(twins.windows)):
+        window = twins.windows[number]
+        windows.append(
             {
-                "title": f"{Path(shot.video).name}, shot {shot.index}",
-                "twins": _save(draw_twins(twins, number), pictures / f"shot-{number}-twins.png"),
-                "tracks": _save(draw_tracks(twins, number), pictures / f"shot-{number}-tracks.png"),
-                "matrix": _save(draw_mi_matrix(twins, number), pictures / f"shot-{number}-mi.png"),
+                "title": f"{Path(window.video).name}, window {window.index}",
+                "twins": _save(draw_twins(twins, number), pictures / f"window-{number}-twins.png"),
+                "tracks": _save(
+                    draw_tracks(twins, number), pictures / f"window-{number}-tracks.png"
+                ),
+                "matrix": _save(
+                    draw_mi_matrix(twins, number), pictures / f"window-{number}-mi.png"
+                ),
             }
         )
     losses = _save(draw_losses(demo.arms, folder), pictures / "losses.png")
@@ -87,7 +91,7 @@ def write_report(demo: DemoResult, twins: TwinDictionary, folder: Path) -> Path:
     )
     page = environment.get_template("report.html.j2").render(
         demo=demo,
-        shots=shots,
+        windows=windows,
         images={"losses": losses},
         digits_error=100 * math.sqrt(0.25 / 899),
         reid_error=100 * math.sqrt(0.25 / max(1, demo.held_out_patches)),

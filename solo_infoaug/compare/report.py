@@ -28,7 +28,7 @@ from solo_infoaug.compare.tables import (
     tables,
 )
 from solo_infoaug.dictionary import TwinDictionary
-from solo_infoaug.mining.export import richest_shots
+from solo_infoaug.mining.export import richest_windows
 from solo_infoaug.mining.pictures import draw_pairs, draw_twins
 
 _COLOURS = {
@@ -256,6 +256,6 @@ def _gallery(runs: Sequence[Run]) -> list[Figure]:
     for run in runs:
         if run.cell.arm == "infoaug":
             dictionary = TwinDictionary.load(run.config.infoaug.twins)
-            shot = richest_shots(dictionary, 1)[0]
+            shot = richest_windows(dictionary, 1)[0]
             return [draw_pairs(dictionary), draw_twins(dictionary, shot)]
     return []

@@ -332,12 +332,12 @@ class Scene:
                 container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
             container.mux(stream.encode())
 
-    def part_at(self, points: np.ndarray) -> np.ndarray:
-        """int64 [N]: the part that a patch at `points` [N, 2] of the first frame lies on, or −1.
+    def part_at(self, points: np.ndarray, frame: int = 0) -> np.ndarray:
+        """int64 [N]: the part that a patch at `points` [N, 2] of a frame lies on, or −1.
 
         A patch lies on a part if it reaches beyond it by a quarter at most.
         """
-        distance = np.abs(points[:, None] - self.centres[0][None]).max(axis=2)
+        distance = np.abs(points[:, None] - self.centres[frame][None]).max(axis=2)
         nearest = distance.argmin(axis=1)
         return np.where(distance.min(axis=1) <= (_PART - PATCH) / 2 + PATCH / 4, nearest, -1)
 
@@ -385,9 +385,16 @@ def mine_config(config: ScenesConfig) -> MineConfig:
     return MineConfig(
         patch_fraction=PATCH / height,
         crop_size=PATCH,
+        window=max(config.frames, 32),
+        stride=max(config.frames, 32),
         min_frames=max(32, config.frames // 2),
-        max_frames=max(config.frames, 32),
+        grid_step=1.0,
+        # A patch covers a part: four corners in it, and no neighbour need move with it.
+        tracker="lk",
+        max_roundtrip=1.0,
+        min_support=0,
         camera="none",
+        parallax=0,
         moments=2,
         seed=config.seed,
     )
@@ -456,10 +463,13 @@ def _truth(mined: TwinDictionary, scenes: list[Scene]) -> tuple[np.ndarray, np.n
         scene = scenes[int(Path(name).stem.rsplit("-", 1)[1])]
         rows = np.flatnonzero(mined.patches["video"] == number)
         points = np.stack([mined.patches["x"][rows], mined.patches["y"][rows]], axis=1)
-        part = scene.part_at(points)
-        on = part >= 0
-        objects[rows[on]] = scene.objects[part[on]] + 100 * number
-        parts[rows[on]] = scene.parts[part[on]]
+        frames = mined.patches["frame"][rows]
+        for frame in np.unique(frames):
+            here = frames == frame
+            part = scene.part_at(points[here], int(frame))
+            on, places = part >= 0, rows[here]
+            objects[places[on]] = scene.objects[part[on]] + 100 * number
+            parts[places[on]] = scene.parts[part[on]]
     return objects, parts
 
 
@@ -499,6 +509,6 @@ def write_oracle(mined: TwinDictionary, scenes: list[Scene], folder: Path) -> Tw
         mined.crops(torch.from_numpy(rows))[:, None],
         torch.from_numpy(twins),
         torch.from_numpy(keep[:, None] * (twins >= 0)).float(),
-        shots=mined.patches["shot"][rows].tolist(),
+        windows=np.unique(mined.patches["window"][rows], return_inverse=True)[1].tolist(),
         name="oracle",
     )

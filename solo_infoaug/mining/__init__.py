@@ -2,6 +2,6 @@
 
 from solo_infoaug.mining.config import MineConfig
 from solo_infoaug.mining.pipeline import mine
-from solo_infoaug.mining.samples import sample_clips, sample_config
+from solo_infoaug.mining.samples import sample_clips
 
-__all__ = ["MineConfig", "mine", "sample_clips", "sample_config"]
+__all__ = ["MineConfig", "mine", "sample_clips"]

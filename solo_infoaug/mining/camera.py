@@ -1,156 +1,244 @@
-"""Camera motion: one robust global model a frame pair, fitted to all tracks, and its removal.
+"""The background's motion: a model of the camera for each frame pair, and parallax.
 
-A moving camera moves everything at once and makes all pairs of patches dependent. In the
-stabilised frame, the background rests.
+A moving camera moves everything at once and makes all pairs of patches dependent. What is left of
+a patch's steps without the background's is the patch's own motion.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import cv2
 import numpy as np
 
-# RANSAC's tolerance in pixels.
-_TOLERANCE = 1.0
-_LEAST_POINTS = 12
-# A frame pair's model is trusted if so large a share of points follows it, and these points lie in
-# so large a share of the cells along the frame's border, where the background is.
-_LEAST_SHARE = 0.25
-_LEAST_COVERAGE = 0.3
+# RANSAC's tolerance: pixels, or so large a share of the median step, which is as blurred.
+_TOLERANCE, _RELATIVE_TOLERANCE = 0.7, 0.03
+_ITERATIONS = 500
+_MIN_POINTS = 20
+# A frame pair's model is trusted if so large a share of points follows it. Of two candidates the
+# background is the one whose points lie in more of the cells along the frame's border.
+_MIN_SHARE = 0.2
 _CELLS = 4
-# What a camera does at most from one frame to the next.
-_STRETCH = 0.01
-_ZOOM = 0.1
 # Of the length of a vector whose two coordinates are normal: its RMS over its median.
 _RMS_OF_MEDIAN = (2 / (2 * np.log(2))) ** 0.5
-# A shot is stabilised if so large a share of its frame pairs can be.
-_LEAST_PAIRS = 0.8
+# Parallax: so many patches are tried as the pattern of it, on so many others. A pattern explains a
+# patch if it leaves less of its motion than this share or the noise times this.
+_CANDIDATES, _SAMPLE = 150, 800
+_LEFT_SHARE, _LEFT_NOISE = 0.3, 1.5
+# It must explain so many patches, in so large a share of the cells along the border.
+_MIN_EXPLAINED, _MIN_COVERAGE = 12, 0.3
+_REFINEMENTS = 5
+# Patches within this of the border, in frame heights, tell how strong parallax is; these quantiles
+# of them bound it.
+_RING, _TAIL = 0.2, 0.02
 
 
 @dataclass(frozen=True)
-class CameraMotion:
-    """What the camera did in a shot.
+class CameraStep:
+    """What the camera did between two frames.
 
-    `to_first` float64 [T, 3, 3] maps the pixels of each frame to those of the first; identities
-    where the motion is not removed. `record` says what was fitted, how well, and why not.
+    `matrix` float64 [3, 3] maps pixels of the first to those of the second; `noise` is the RMS
+    residual of the points that follow it, pixels, and `share` their share of all points.
     """
 
-    to_first: np.ndarray
-    record: dict[str, object]
-    # RMS miss of the points that follow the motion, pixels a frame: what the tracker adds. 0 where
-    # nothing was fitted.
-    noise: float = 0.0
+    matrix: np.ndarray
+    noise: float
+    share: float
 
-    def stabilise(self, tracks: np.ndarray) -> np.ndarray:
-        """float64 [T, N, 2]: where the points of `tracks` [T, N, 2] lie in the first frame."""
-        flat = np.concatenate([tracks, np.ones((*tracks.shape[:2], 1))], axis=2)
-        mapped = np.einsum("tij,tnj->tni", self.to_first, flat)
-        return mapped[..., :2] / mapped[..., 2:]
+    def apply(self, points: np.ndarray) -> np.ndarray:
+        """float64 [N, 2]: where `points` [N, 2] go."""
+        mapped = np.concatenate([points, np.ones((len(points), 1))], axis=1) @ self.matrix.T
+        return np.asarray(mapped[:, :2] / mapped[:, 2:])
+
+    def scaled(self, scale: np.ndarray) -> CameraStep:
+        """The same for pixels that are `scale` [2] times as many."""
+        grow = np.diag([*scale, 1.0])
+        matrix = grow @ self.matrix @ np.linalg.inv(grow)
+        return CameraStep(matrix, self.noise * float(scale.mean()), self.share)
 
 
-def estimate_camera(
-    tracks: np.ndarray, visible: np.ndarray, size: tuple[int, int], model: str = "affine"
-) -> CameraMotion:
-    """Fit the motion of the camera to the tracks of a shot.
+def fit_camera(
+    source: np.ndarray, target: np.ndarray, size: tuple[int, int], model: str = "homography"
+) -> CameraStep | None:
+    """Fit the camera's motion between two frames to points that were matched; None if none fits.
 
-    For each pair of successive frames a model is fitted to all points by RANSAC, and a second one
-    to those that do not follow it; the background is the one whose points reach further around the
-    frame's border. Where no model is convincing in too many frame pairs, because the foreground
-    dominates, nothing is removed.
+    A model is fitted to all points by RANSAC, and a second one to those that do not follow it; the
+    background is the one whose points reach further around the frame's border.
 
     Args:
-        tracks: [T, N, 2], (x, y) in pixels.
-        visible: bool [T, N].
+        source: [N, 2], (x, y) in pixels of the first frame.
+        target: [N, 2], of the second.
         size: (height, width) of the frames in pixels.
-        model: "none", "similarity", "affine" or "homography".
+        model: "none" (nothing moves), "similarity", "affine" or "homography".
     """
-    frames = len(tracks)
-    still = np.repeat(np.eye(3)[None], frames, axis=0)
     if model == "none":
-        return CameraMotion(still, {"model": "none"})
-    steps = still.copy()  # of frame t onto frame t - 1
-    shares, errors, fitted = [], [], 0
-    for t in range(1, frames):
-        both = visible[t] & visible[t - 1]
-        found = _background(tracks[t][both], tracks[t - 1][both], size, model)
-        if found is not None:
-            steps[t], share, error = found
-            shares.append(share)
-            errors.append(error)
-            fitted += 1
-    noise = float(np.sqrt(np.mean(np.square(errors)))) if errors else 0.0
-    record: dict[str, object] = {
-        "model": model,
-        "pairs": frames - 1,
-        "fitted": fitted,
-        "inliers": round(float(np.mean(shares)), 4) if shares else 0.0,
-        "rms_px": round(noise, 4),
-    }
-    if fitted < _LEAST_PAIRS * (frames - 1):
-        return CameraMotion(still, {**record, "removed": False, "why": "no common background"})
-    to_first = still.copy()
-    for t in range(1, frames):
-        to_first[t] = to_first[t - 1] @ steps[t]
-        to_first[t] /= to_first[t, 2, 2]
-    return CameraMotion(to_first, {**record, "removed": True}, noise)
-
-
-def _background(
-    source: np.ndarray, target: np.ndarray, size: tuple[int, int], model: str
-) -> tuple[np.ndarray, float, float] | None:
-    """The background's motion, the share of points that follow it, their RMS miss in pixels."""
+        return CameraStep(np.eye(3), 0.0, 1.0)
     best: tuple[float, np.ndarray, np.ndarray] | None = None
     rest = np.arange(len(source))
+    steps = np.linalg.norm(target - source, axis=1)
+    tolerance = max(_TOLERANCE, _RELATIVE_TOLERANCE * float(np.median(steps)) if len(rest) else 0)
     for _ in range(2):
-        if len(rest) < _LEAST_POINTS:
+        if len(rest) < _MIN_POINTS:
             break
-        matrix, inliers = _fit(source[rest], target[rest], model)
-        if matrix is None:
+        matrix, inliers = _fit(source[rest], target[rest], model, tolerance)
+        if matrix is None or inliers.sum() < _MIN_POINTS:
             break
-        coverage = _coverage(source[rest[inliers]], size)
-        if best is None or coverage > best[0]:
-            best = coverage, matrix, rest[inliers]
+        score = _coverage(source[rest[inliers]], size) + 0.25 * inliers.sum() / len(source)
+        if best is None or score > best[0]:
+            best = score, matrix, rest[inliers]
         rest = rest[~inliers]
-    if best is None:
+    if best is None or len(best[2]) < _MIN_SHARE * len(source):
         return None
-    coverage, matrix, followers = best
-    share = len(followers) / len(source)
-    if share < _LEAST_SHARE or coverage < _LEAST_COVERAGE:
-        return None
-    flat = np.concatenate([source[followers], np.ones((len(followers), 1))], axis=1) @ matrix.T
-    miss = flat[:, :2] / flat[:, 2:] - target[followers]
+    _, matrix, followers = best
+    step = CameraStep(matrix, 0.0, len(followers) / len(source))
+    residual = np.linalg.norm(step.apply(source[followers]) - target[followers], axis=1)
     # From the median, so that slow objects among the followers do not count as noise.
-    rms = float(np.median(np.linalg.norm(miss, axis=1))) * _RMS_OF_MEDIAN
-    return matrix, share, rms
+    return CameraStep(matrix, float(np.median(residual)) * _RMS_OF_MEDIAN, step.share)
+
+
+def own_motion(
+    path: np.ndarray, visible: np.ndarray, camera: Sequence[CameraStep | None]
+) -> tuple[np.ndarray, np.ndarray]:
+    """What patches do that the camera does not: their steps less the camera's where they are.
+
+    Args:
+        path: float64 [T, P, 2].
+        visible: bool [T, P].
+        camera: T − 1 steps; one that is None is known of no patch.
+
+    Returns:
+        float64 [P, T − 1, 2], pixels a frame, 0 where it is not known; and bool [P, T − 1].
+    """
+    motion = np.zeros((path.shape[1], len(camera), 2))
+    known = (visible[1:] & visible[:-1]).T.copy()
+    for t, step in enumerate(camera):
+        if step is None:
+            known[:, t] = False
+        else:
+            motion[:, t] = path[t + 1] - step.apply(path[t])
+    return motion * known[..., None], known
+
+
+def remove_parallax(
+    motion: np.ndarray,
+    known: np.ndarray,
+    centres: np.ndarray,
+    size: tuple[int, int],
+    noise: float,
+    modes: int = 1,
+) -> tuple[np.ndarray, int]:
+    """Remove the motion that the background shares in different strength.
+
+    No single model of the camera fits a scene of several depths: what is left of a patch at rest is
+    a pattern over time that all share, times a strength that depends on its depth. The pattern is
+    looked for among those of the patches, by consensus, and must reach around the frame's border.
+    Its strength is bounded by that of the patches near the border: what moves faster than any part
+    of the scene does, or the other way, keeps the rest of its motion.
+
+    Args:
+        motion: float64 [P, T, 2], pixels a frame, 0 where it is not known.
+        known: bool [P, T].
+        centres: [P, 2], (x, y) in pixels.
+        size: (height, width) of the frame in pixels.
+        noise: RMS of what resting patches seem to move, pixels a frame.
+        modes: how many patterns at most.
+
+    Returns:
+        float64 [P, T, 2], and how many patterns were removed.
+    """
+    for mode in range(modes):
+        left = _without_mode(motion, known, centres, size, noise)
+        if left is None:
+            return motion, mode
+        motion = left
+    return motion, modes
+
+
+def _without_mode(
+    motion: np.ndarray,
+    known: np.ndarray,
+    centres: np.ndarray,
+    size: tuple[int, int],
+    noise: float,
+) -> np.ndarray | None:
+    speed = rms(motion, known)
+    moving = np.flatnonzero(speed > _LEFT_NOISE * noise)
+    if len(moving) < _MIN_EXPLAINED:
+        return None
+    rng = np.random.default_rng(0)
+    flat = motion.reshape(len(motion), -1).astype(np.float32)
+    mask = np.repeat(known, 2, axis=1).astype(np.float32)
+    allowed = np.maximum(_LEFT_NOISE * noise, _LEFT_SHARE * speed)
+
+    # The candidate that explains most of the border: residuals of all pairs at once
+    tried = rng.permutation(moving)[:_CANDIDATES]
+    sample = rng.permutation(moving)[:_SAMPLE]
+    pattern, own, there = flat[tried], flat[sample], mask[sample]
+    energy = there @ (pattern**2).T
+    shared = own @ pattern.T
+    common = there @ mask[tried].T
+    strength = shared / np.maximum(energy, 1e-9)
+    left = (own**2) @ mask[tried].T - strength * shared
+    left = np.sqrt(np.maximum(left, 0) / np.maximum(common / 2, 1))
+    explains = left < allowed[sample, None]
+    explains &= common > 0.6 * there.sum(axis=1, keepdims=True)
+    scores = [
+        _coverage(centres[sample[column]], size) + 0.5 * column.mean() for column in explains.T
+    ]
+    best = int(np.argmax(scores))
+    followers = sample[explains[:, best]]
+    least = _MIN_EXPLAINED * len(sample) / len(moving)
+    if len(followers) < least or _coverage(centres[followers], size) < _MIN_COVERAGE:
+        return None
+
+    # The pattern and its strengths, by alternating least squares
+    mode = flat[tried[best]]
+    for _ in range(_REFINEMENTS):
+        factor = _strength(flat[followers], mask[followers], mode)[:, None]
+        mode = (flat[followers] * factor).sum(axis=0)
+        mode /= np.maximum((mask[followers] * factor**2).sum(axis=0), 1e-9)
+    factor = _strength(flat, mask, mode)
+
+    # No stronger than near the border
+    edge = np.minimum(centres, np.array(size[::-1]) - centres).min(axis=1) < _RING * size[0]
+    rest = flat - factor[:, None] * mode * mask
+    edge &= np.sqrt((rest**2).sum(axis=1) / np.maximum(known.sum(axis=1), 1)) < allowed
+    if edge.sum() < _MIN_EXPLAINED:
+        return None
+    low, high = np.quantile(factor[edge], [_TAIL, 1 - _TAIL])
+    factor = np.clip(factor, min(low, 0.0), max(high, 0.0))
+    found = motion - (factor[:, None] * mode * mask).reshape(motion.shape)
+    return np.asarray(found, np.float64)
+
+
+def rms(motion: np.ndarray, known: np.ndarray) -> np.ndarray:
+    """float64 [P]: the RMS length of `motion` [P, T, D] where it is `known`, bool [P, T]."""
+    return np.sqrt((motion**2).sum(axis=(1, 2)) / np.maximum(known.sum(axis=1), 1))
+
+
+def _strength(motion: np.ndarray, mask: np.ndarray, mode: np.ndarray) -> np.ndarray:
+    """[P]: the multiple of `mode` [2T] that is nearest to `motion` [P, 2T] where `mask` is 1."""
+    return np.asarray((motion @ mode) / np.maximum(mask @ mode**2, 1e-9))
 
 
 def _fit(
-    source: np.ndarray, target: np.ndarray, model: str
+    source: np.ndarray, target: np.ndarray, model: str, tolerance: float
 ) -> tuple[np.ndarray | None, np.ndarray]:
     """[3, 3] and which points follow it. OpenCV's RANSAC starts from a fixed seed."""
     a, b = source.astype(np.float64), target.astype(np.float64)
     if model == "homography":
-        matrix, inliers = cv2.findHomography(a, b, cv2.RANSAC, _TOLERANCE)
+        matrix, inliers = cv2.findHomography(a, b, cv2.RANSAC, tolerance, maxIters=_ITERATIONS)
     else:
         fit = cv2.estimateAffine2D if model == "affine" else cv2.estimateAffinePartial2D
-        matrix, inliers = fit(a, b, method=cv2.RANSAC, ransacReprojThreshold=_TOLERANCE)
+        matrix, inliers = fit(
+            a, b, method=cv2.RANSAC, ransacReprojThreshold=tolerance, maxIters=_ITERATIONS
+        )
     if matrix is None or not np.isfinite(matrix).all():
         return None, np.zeros(len(source), bool)
     full = np.eye(3)
     full[: len(matrix)] = matrix
-    if not _plausible(full):
-        return None, np.zeros(len(source), bool)
     return full, inliers.reshape(-1).astype(bool)
-
-
-def _plausible(matrix: np.ndarray) -> bool:
-    """Whether a camera can do this from one frame to the next: hardly zoom, and not stretch.
-
-    A stretch explains two objects that go different ways as well as a model of a camera would.
-    """
-    large, small = np.linalg.svd(matrix[:2, :2], compute_uv=False)
-    return bool(small > 0 and large / small <= 1 + _STRETCH and abs(large - 1) <= _ZOOM)
 
 
 def _coverage(points: np.ndarray, size: tuple[int, int]) -> float:

@@ -15,7 +15,9 @@ from solo_infoaug.errors import ConfigError
 ESTIMATORS = ("3kl", "ksg1", "ksg2")
 CAMERA_MODELS = ("none", "similarity", "affine", "homography")
 REPRESENTATIONS = ("position", "velocity", "both")
-TRACKERS = ("lk", "cotracker3", "bootstapir", "file")
+TRACKERS = ("flow", "lk", "cotracker3", "bootstapir", "file")
+FLOWS = ("ultrafast", "fast", "medium")
+SIGNALS = ("motion", "colour", "both")
 
 
 @dataclass(frozen=True)
@@ -34,28 +36,35 @@ class MineConfig:
     # Frames a second of a folder of numbered images, which do not say it themselves.
     fps: float = 25.0
 
-    # --- shots
+    # --- shots, and windows through them
     # Sensitivity of the cut detector: a cut's content score over the mean of its neighbours'.
     cut_threshold: float = 3.0
-    # Shots and tracks with fewer frames are skipped; shots longer than `max_frames` are mined in
-    # stretches.
-    min_frames: int = 32
-    max_frames: int = 96
+    # Patches are followed through windows of so many frames, which begin every `stride` frames.
+    window: int = 24
+    stride: int = 12
+    # Shorter shots are skipped, and a patch must be seen in so many frames of its window.
+    min_frames: int = 16
 
-    # --- patches: a grid over the first frame of each shot
+    # --- patches: a grid over the middle frame of each window
     # Side of a patch, as a fraction of the frame's shorter side, and its least side in pixels.
-    patch_fraction: float = 0.1
+    patch_fraction: float = 0.05
     min_patch: int = 16
     # Distance of neighbours in the grid, in patches: 1 leaves no overlap.
-    grid_step: float = 1.0
+    grid_step: float = 0.5
     # Side of the stored crops in pixels.
     crop_size: int = 32
-    # How many crops of each patch are stored, spread evenly along its track, the first frame first.
+    # How many crops of each patch are stored: the middle frame's, and others along its track.
     moments: int = 4
 
+    # How many patches without a twin are kept of a window that has twins, for the random arm.
+    others: int = 64
+
     # --- tracking
-    # "lk" (Lucas-Kanade), "cotracker3", "bootstapir", or "file": tracks that another tool made.
-    tracker: str = "lk"
+    # "flow" (dense optical flow), "lk" (Lucas-Kanade), "cotracker3", "bootstapir", or "file":
+    # tracks that another tool made.
+    tracker: str = "flow"
+    # The preset of the flow: "ultrafast", "fast" or "medium" (seven times as slow as "fast").
+    flow: str = "fast"
     # Local weights of a neural tracker; empty for what its package downloads.
     tracker_checkpoint: str = ""
     # Where "file" finds VIDEO.npz; empty for beside the video.
@@ -66,14 +75,19 @@ class MineConfig:
     track_size: int = 480
     # A point is lost when tracking it forth and back misses its start by more (pixels of the
     # shrunk frame).
-    max_roundtrip: float = 1.0
+    max_roundtrip: float = 1.4
 
-    # Global motion that is fitted to each frame pair and removed: "none", "similarity", "affine" or
-    # "homography".
-    camera: str = "affine"
+    # --- the background
+    # The camera's motion, fitted to each frame pair and removed: "none" (it stands still),
+    # "similarity", "affine" or "homography". A pair that cannot be fitted is known of no patch.
+    camera: str = "homography"
+    # How many patterns of motion that the background shares in different strength are removed.
+    parallax: int = 1
 
-    # --- trajectories and mutual information
-    # What enters the estimator: "velocity" (pixels a frame), "position" (pixels) or "both".
+    # --- signals and mutual information
+    # Patches are twins by "motion", by "colour" (the change of their mean colour), or by "both".
+    signal: str = "motion"
+    # What enters the estimator: "velocity" (steps), "position" (their sums) or "both".
     representation: str = "velocity"
     # A depth-estimation model of transformers, by name or folder, makes trajectories 3-D; empty for
     # 2-D. "default" is Depth-Anything-V2-Small.
@@ -82,14 +96,23 @@ class MineConfig:
     estimator: str = "3kl"
     # The k of the nearest-neighbour estimators.
     k: int = 3
-    # The entropy gate: patches whose velocity varies less carry no information and have no twin.
-    # RMS about its mean, a frame, as a fraction of the frame's shorter side; and as a multiple of
-    # the miss of the background's points from the camera's motion, which is the tracker's noise.
-    # Both are above what 99.9 % of resting patches reach in generated scenes.
-    min_motion: float = 0.0005
-    motion_over_noise: float = 2.0
-    # Patches of whose points fewer move together lie on the border of an object: no twin.
-    min_agreement: float = 0.75
+    # --- the entropy gate: patches that do nothing of their own carry no information
+    # RMS of their own motion, a frame, as a fraction of the frame's shorter side; of the change of
+    # their colour, as a fraction; and either as a multiple of the noise.
+    min_motion: float = 0.0015
+    min_colour: float = 0.005
+    motion_over_noise: float = 6.0
+    # A patch's own motion must leave at most this share of the error of its pixels that the
+    # background's leaves. 1 does without the test.
+    max_error_ratio: float = 0.5
+    # So many neighbours must move alike.
+    min_support: int = 2
+
+    # --- the choice of twins
+    # The steps of twins differ by less than this share of their energy; 4 does without.
+    max_difference: float = 0.3
+    # Twins lie so many patches apart or more; below 1 they overlap.
+    min_distance: float = 1.0
     # Pairs with less mutual information (nats) are no twins.
     min_mi: float = 0.05
     # The share of false pairs that is accepted among twins: pairs are tested against time-shifted
@@ -112,22 +135,27 @@ class MineConfig:
             "stop_fraction",
             f"in (start_fraction={self.start_fraction:g}, 1]",
         )
-        for name in ("frame_step", "moments", "top_k", "k"):
+        for name in ("frame_step", "moments", "top_k", "k", "stride"):
             _check(getattr(self, name) >= 1, self, name, "at least 1")
         for name in ("fps", "cut_threshold", "max_roundtrip"):
             _check(getattr(self, name) > 0, self, name, "greater than 0")
-        for name in ("min_motion", "motion_over_noise", "min_agreement", "min_mi"):
+        for name in ("min_motion", "min_colour", "motion_over_noise", "min_mi"):
             _check(getattr(self, name) >= 0, self, name, "at least 0")
+        for name in ("others", "parallax", "min_support", "min_distance"):
+            _check(getattr(self, name) >= 0, self, name, "at least 0")
+        _check(0.0 < self.max_error_ratio <= 1.0, self, "max_error_ratio", "in (0, 1]")
+        _check(0.0 < self.max_difference <= 4.0, self, "max_difference", "in (0, 4]")
         _check(0.0 < self.fdr <= 1.0, self, "fdr", "in (0, 1]")
         _check(self.surrogates >= 4, self, "surrogates", "at least 4")
         _check(self.tracker in TRACKERS, self, "tracker", f"one of {', '.join(TRACKERS)}")
         _check(self.min_frames >= 4, self, "min_frames", "at least 4")
         _check(
-            self.max_frames >= self.min_frames,
+            self.window >= self.min_frames,
             self,
-            "max_frames",
+            "window",
             f"at least min_frames={self.min_frames}",
         )
+        _check(self.stride <= self.window, self, "stride", f"at most window={self.window}")
         _check(
             self.k < self.min_frames - 1,
             self,
@@ -139,6 +167,8 @@ class MineConfig:
         _check(0.1 <= self.grid_step <= 10, self, "grid_step", "in [0.1, 10] patches")
         _check(4 <= self.crop_size <= 1024, self, "crop_size", "in [4, 1024] pixels")
         _check(self.track_size >= 64, self, "track_size", "at least 64 pixels")
+        _check(self.flow in FLOWS, self, "flow", f"one of {', '.join(FLOWS)}")
+        _check(self.signal in SIGNALS, self, "signal", f"one of {', '.join(SIGNALS)}")
         _check(self.estimator in ESTIMATORS, self, "estimator", f"one of {', '.join(ESTIMATORS)}")
         _check(self.camera in CAMERA_MODELS, self, "camera", f"one of {', '.join(CAMERA_MODELS)}")
         _check(

@@ -18,9 +18,9 @@ from solo_infoaug.errors import ConfigError, DictionaryError
 from solo_infoaug.mining import pictures
 from solo_infoaug.mining.movie import write_movie
 
-# Shots with the most twins are shown; a page of hundreds helps nobody.
-_SHOTS = 12
-_PNG_SHOTS = 4
+# Windows with the most twins are shown; a page of hundreds helps nobody.
+_WINDOWS = 12
+_PNG_WINDOWS = 4
 
 
 def export_patches(dictionary: TwinDictionary, folder: str | os.PathLike[str]) -> int:
@@ -56,14 +56,14 @@ def show(
     file: str | os.PathLike[str],
     videos: Sequence[str | os.PathLike[str]] = (),
 ) -> None:
-    """Draw a dictionary: twins, tracks and MI of its richest shots and a gallery of pairs.
+    """Draw a dictionary: twins, tracks and MI of its richest windows and a gallery of pairs.
 
     Args:
         dictionary: what to draw.
         file: `.html` for one self-contained page, `.png` for a picture, `.mp4` for the twins
             moving along their tracks.
         videos: for `.mp4`, the source videos or folders of them, to draw on their frames; without
-            them it is drawn on the first frame of each shot.
+            them it is drawn on the frame of each window.
 
     Raises:
         ConfigError: the file name ends otherwise.
@@ -79,21 +79,21 @@ def show(
         path.write_text(_page(dictionary), encoding="utf-8")
     elif kind == ".mp4":
         sources = [Path(video) for video in videos]
-        write_movie(dictionary, richest_shots(dictionary, _SHOTS), path, sources)
+        write_movie(dictionary, richest_windows(dictionary, _WINDOWS), path, sources)
     else:
         _poster(dictionary).save(path)
 
 
-def richest_shots(dictionary: TwinDictionary, count: int) -> list[int]:
-    """The `count` shots with the most patches that have a twin, in order of the dictionary."""
-    of_anchor = torch.from_numpy(dictionary.patches["shot"])[dictionary.anchors].long()
-    twins = torch.bincount(of_anchor, minlength=len(dictionary.shots))
-    order = sorted(range(len(twins)), key=lambda shot: (-int(twins[shot]), shot))
+def richest_windows(dictionary: TwinDictionary, count: int) -> list[int]:
+    """The `count` windows with the most patches that have a twin, in order of the dictionary."""
+    of_anchor = torch.from_numpy(dictionary.patches["window"])[dictionary.anchors].long()
+    twins = torch.bincount(of_anchor, minlength=len(dictionary.windows))
+    order = sorted(range(len(twins)), key=lambda window: (-int(twins[window]), window))
     return sorted(order[:count])
 
 
 def _page(dictionary: TwinDictionary) -> str:
-    def shot(index: int) -> dict[str, object]:
+    def window(index: int) -> dict[str, object]:
         drawn = (
             pictures.draw_twins,
             pictures.draw_reasons,
@@ -102,7 +102,7 @@ def _page(dictionary: TwinDictionary) -> str:
             pictures.draw_mi_histogram,
         )
         return {
-            "record": dictionary.shots[index],
+            "record": dictionary.windows[index],
             "images": [_embedded(draw(dictionary, index)) for draw in drawn],
         }
 
@@ -112,13 +112,13 @@ def _page(dictionary: TwinDictionary) -> str:
         failed=dictionary.info.get("failed", {}),
         config=dictionary.info.get("config", {}),
         gallery=_embedded(pictures.draw_pairs(dictionary)) if len(dictionary.anchors) else None,
-        shots=[shot(index) for index in richest_shots(dictionary, _SHOTS)],
+        windows=[window(index) for index in richest_windows(dictionary, _WINDOWS)],
     )
 
 
 def _poster(dictionary: TwinDictionary) -> Image.Image:
     rows = []
-    for index in richest_shots(dictionary, _PNG_SHOTS):
+    for index in richest_windows(dictionary, _PNG_WINDOWS):
         rows.append(
             [
                 _image(draw(dictionary, index)).convert("RGB")
@@ -178,22 +178,22 @@ code { background: #f3f3f3; padding: 0 .25em; } .failed { color: #a00; }
 </style></head><body>
 <h1>Twin dictionary</h1>
 <p>{{ dictionary|length }} patches, {{ dictionary.anchors|length }} of them with a twin, in
-{{ dictionary.shots|length }} shots of {{ dictionary.videos|length }} videos.
+{{ dictionary.windows|length }} windows of {{ dictionary.videos|length }} videos.
 Fingerprint <code>{{ dictionary.fingerprint }}</code>.</p>
 {% if failed %}<h2>Failed</h2><ul class="failed">
 {% for name, why in failed.items() %}<li>{{ why }}</li>{% endfor %}</ul>{% endif %}
 {% if gallery %}<h2>Pairs</h2><img src="{{ gallery }}" alt="random pairs of twins">{% endif %}
-{% for shot in shots %}
-<h2>{{ shot.record.video }}, shot {{ shot.record.index }}</h2>
-<p>Frames {{ shot.record.record.frame }} to {{ shot.record.record.frame +
-shot.record.record.frames - 1 }}, {{ shot.record.record.width }}×{{ shot.record.record.height }}
-pixels, patches of {{ shot.record.record.patch }} pixels.
-Camera: {% for name, value in (shot.record.record.camera or {}).items() %}{{ name }} {{ value }}{{
+{% for window in windows %}
+<h2>{{ window.record.video }}, window {{ window.record.index }}</h2>
+<p>Frame {{ window.record.record.frame }}, tracked through {{ window.record.record.frames }} frames,
+{{ window.record.record.width }}×{{ window.record.record.height }}
+pixels, patches of {{ window.record.record.patch }} pixels.
+Camera: {% for name, value in (window.record.record.camera or {}).items() %}{{ name }} {{ value }}{{
 ", " if not loop.last }}{% endfor %}.</p>
-<img src="{{ shot.images[0] }}" alt="twins"><img src="{{ shot.images[1] }}" alt="reasons">
-<img src="{{ shot.images[2] }}" alt="tracks">
-<img class="matrix" src="{{ shot.images[3] }}" alt="mutual information">
-<img class="matrix" src="{{ shot.images[4] }}" alt="histogram of mutual information">
+<img src="{{ window.images[0] }}" alt="twins"><img src="{{ window.images[1] }}" alt="reasons">
+<img src="{{ window.images[2] }}" alt="tracks">
+<img class="matrix" src="{{ window.images[3] }}" alt="mutual information">
+<img class="matrix" src="{{ window.images[4] }}" alt="histogram of mutual information">
 {% endfor %}
 <h2>Settings</h2><table>
 {% for name, value in config.items() %}<tr><td>{{ name }}</td><td>{{ value }}</td></tr>{% endfor %}

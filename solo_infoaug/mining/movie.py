@@ -11,7 +11,7 @@ import cv2
 import matplotlib
 import numpy as np
 
-from solo_infoaug.dictionary import PARTS, Shot, TwinDictionary, read_json
+from solo_infoaug.dictionary import PARTS, TwinDictionary, Window, read_json
 from solo_infoaug.errors import VideoError
 from solo_infoaug.mining.pictures import strongest_pairs
 from solo_infoaug.mining.video import find_videos, open_video, video_digest
@@ -24,42 +24,43 @@ _FAINT = (170, 170, 170)
 
 
 def write_movie(
-    dictionary: TwinDictionary, shots: Iterable[int], file: Path, videos: Iterable[Path] = ()
+    dictionary: TwinDictionary, windows: Iterable[int], file: Path, videos: Iterable[Path] = ()
 ) -> None:
-    """Write an mp4 of some shots: the strongest pairs of twins, joined, with their tracks.
+    """Write an mp4 of some windows: the strongest pairs of twins, joined, with their tracks.
 
     Each pair has a colour of its own; patches without a twin are grey dots. A patch is drawn as
     long as it was tracked.
 
     Args:
         dictionary: what to draw.
-        shots: which of its shots.
+        windows: which of its windows.
         file: where to write.
         videos: the source videos, or folders of them; they are known by their content, wherever
-            they lie now. A shot whose video is not among them is drawn on its first frame.
+            they lie now. A window whose video is not among them is drawn on a
+            still.
 
     Raises:
         VideoError: `videos` names what does not exist, or the movie cannot be encoded.
         DictionaryError: the dictionary's files are damaged.
     """
     paths = {video_digest(path): path for path in find_videos(videos)} if videos else {}
-    chosen = [dictionary.shots[shot] for shot in shots]
+    chosen = [dictionary.windows[window] for window in windows]
     height, width = _canvas(chosen)
     try:
         with av.open(str(file), "w") as container:
             stream = container.add_stream("libx264", rate=_FPS)
             stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
-            for shot in chosen:
-                for image in _annotated(dictionary, shot, paths, (height, width)):
+            for window in chosen:
+                for image in _annotated(dictionary, window, paths, (height, width)):
                     container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
             container.mux(stream.encode())
     except (av.error.FFmpegError, OSError) as error:
         raise VideoError(f"{file}: cannot be written: {error}") from error
 
 
-def _canvas(shots: list[Shot]) -> tuple[int, int]:
+def _canvas(windows: list[Window]) -> tuple[int, int]:
     """Height and width that suit the largest frame; even, as H.264 wants them."""
-    sizes = [shot.first_frame.shape[:2] for shot in shots]
+    sizes = [window.image.shape[:2] for window in windows]
     height, width = max(size[0] for size in sizes), max(size[1] for size in sizes)
     scale = min(1.0, _WIDEST / max(height, width))
     scale = max(scale, _LEAST / max(height, width))
@@ -67,19 +68,19 @@ def _canvas(shots: list[Shot]) -> tuple[int, int]:
 
 
 def _annotated(
-    dictionary: TwinDictionary, shot: Shot, paths: dict[str, Path], canvas: tuple[int, int]
+    dictionary: TwinDictionary, window: Window, paths: dict[str, Path], canvas: tuple[int, int]
 ) -> Iterator[np.ndarray]:
-    """uint8 [H, W, 3]: the frames of a shot with what was found in them."""
-    arrays = shot.arrays
+    """uint8 [H, W, 3]: the frames of a window with what was found in them."""
+    arrays = window.arrays
     tracks = arrays["tracks"]
-    seen = arrays.get("seen", np.ones(tracks.shape[:2], bool))
-    size = dictionary.patches["size"][shot.patches.start : shot.patches.stop]
-    pairs = strongest_pairs(dictionary, shot)
+    seen = arrays.get("visible", arrays.get("seen", np.ones(tracks.shape[:2], bool)))
+    size = dictionary.patches["size"][window.patches.start : window.patches.stop]
+    pairs = strongest_pairs(dictionary, window)
     colours = matplotlib.colormaps["hsv"](np.linspace(0, 1, len(pairs), endpoint=False))
-    height, width = shot.first_frame.shape[:2]
+    height, width = window.image.shape[:2]
     scale = min(canvas[0] / height, canvas[1] / width)
     inner = max(1, round(width * scale)), max(1, round(height * scale))
-    for t, image in enumerate(_source(dictionary, shot, paths)):
+    for t, image in enumerate(_source(dictionary, window, paths)):
         drawn = cv2.resize(image, inner, interpolation=cv2.INTER_AREA)
         for point in tracks[t, seen[t]]:
             cv2.circle(drawn, _pixel(point * scale), 2, _FAINT, -1, cv2.LINE_AA)
@@ -98,7 +99,7 @@ def _annotated(
             if seen[t, i] and seen[t, j]:
                 ends = _pixel(tracks[t, i] * scale), _pixel(tracks[t, j] * scale)
                 cv2.line(drawn, *ends, colour, 2, cv2.LINE_AA)
-        text = f"{shot.video}, shot {shot.index}, frame {t + 1} of {len(tracks)}"
+        text = f"{window.video}, window {window.index}, frame {t + 1} of {len(tracks)}"
         font, white = (cv2.FONT_HERSHEY_SIMPLEX, 0.45), (255, 255, 255)
         (length, rise), _ = cv2.getTextSize(text, *font, 1)
         cv2.rectangle(drawn, (0, inner[1] - rise - 12), (length + 16, inner[1]), (0, 0, 0), -1)
@@ -108,19 +109,21 @@ def _annotated(
         yield framed
 
 
-def _source(dictionary: TwinDictionary, shot: Shot, paths: dict[str, Path]) -> Iterator[np.ndarray]:
-    """The frames of a shot: of its video where that is known, else its first again and again."""
-    count = int(shot.record["frames"])
-    key = dictionary.info["videos"][dictionary.patches["video"][shot.patches.start]]
+def _source(
+    dictionary: TwinDictionary, window: Window, paths: dict[str, Path]
+) -> Iterator[np.ndarray]:
+    """The frames of a window: of its video where that is known, else a still again and again."""
+    count = int(window.record["frames"])
+    key = dictionary.info["videos"][dictionary.patches["video"][window.patches.start]]
     source = read_json(dictionary.path / PARTS / key / "video.json").get("source")
     path = paths.get(str(source.get("sha256"))) if isinstance(source, dict) else None
     if path is None:
-        still = shot.first_frame
+        still = window.image
         for _ in range(count):
             yield still
         return
     step = int((dictionary.info.get("config") or {}).get("frame_step", 1))
-    wanted = range(int(shot.record["frame"]), int(shot.record["frame"]) + count * step, step)
+    wanted = range(window.first, window.first + count * step, step)
     with open_video(path) as video:
         for frame in video.frames():
             if frame.number in wanted:

@@ -10,9 +10,9 @@ import torch
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from solo_infoaug.dictionary import Shot, TwinDictionary
+from solo_infoaug.dictionary import TwinDictionary, Window
 from solo_infoaug.errors import ConfigError
-from solo_infoaug.mining.shot import REASONS
+from solo_infoaug.mining.window import REASONS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -21,20 +21,28 @@ if TYPE_CHECKING:
 _PAIRS = 30
 _WITH, _WITHOUT = "#ffb000", "#9ad0ff"
 # In the order of `REASONS`.
-_REASON_COLOURS = ("#ffb000", "#d62728", "#4c78a8", "#b279a2", "#dddddd")
+_REASON_COLOURS = (
+    "#ffb000",
+    "#d62728",
+    "#4c78a8",
+    "#b279a2",
+    "#dddddd",
+    "#54a24b",
+    "#333333",
+)
 
 
-def draw_twins(dictionary: TwinDictionary, shot: int, pairs: int = _PAIRS) -> Figure:
-    """The strongest twins on the first frame of a shot, joined by lines in the colour of their MI.
+def draw_twins(dictionary: TwinDictionary, window: int, pairs: int = _PAIRS) -> Figure:
+    """The strongest twins on the frame of a window, joined by lines in the colour of their MI.
 
     Each patch is drawn once: with `pairs` pairs at most, strongest first.
 
     Raises:
-        ConfigError: there is no such shot.
-        DictionaryError: the shot's files are damaged.
+        ConfigError: there is no such window.
+        DictionaryError: the window's files are damaged.
     """
-    record = _shot(dictionary, shot)
-    image = record.first_frame
+    record = _window(dictionary, window)
+    image = record.image
     figure, (axes,) = _frame_axes(image)
     rows = dictionary.patches[record.patches.start : record.patches.stop]
     twins = dictionary.twins[record.patches.start : record.patches.stop, 0].numpy()
@@ -66,41 +74,43 @@ def draw_twins(dictionary: TwinDictionary, shot: int, pairs: int = _PAIRS) -> Fi
 
 
 def strongest_pairs(
-    dictionary: TwinDictionary, shot: Shot, count: int = _PAIRS
+    dictionary: TwinDictionary, window: Window, count: int = _PAIRS
 ) -> list[tuple[int, int]]:
     """Up to `count` pairs of a patch and its twin, of highest MI; no patch comes twice.
 
-    Patches count within the shot.
+    Patches count within the window.
     """
-    twins = dictionary.twins[shot.patches.start : shot.patches.stop, 0].numpy()
-    mi = dictionary.mi[shot.patches.start : shot.patches.stop, 0].numpy()
+    twins = dictionary.twins[window.patches.start : window.patches.stop, 0].numpy()
+    mi = dictionary.mi[window.patches.start : window.patches.stop, 0].numpy()
     chosen: list[tuple[int, int]] = []
     used: set[int] = set()
     for i in np.argsort(-mi, kind="stable"):
-        j = int(twins[i]) - shot.patches.start
+        j = int(twins[i]) - window.patches.start
         if twins[i] >= 0 and i not in used and j not in used and len(chosen) < count:
             chosen.append((int(i), j))
             used |= {int(i), j}
     return chosen
 
 
-def draw_tracks(dictionary: TwinDictionary, shot: int) -> Figure:
-    """The patches' tracks over the first frame of a shot, a dot where they end.
+def draw_tracks(dictionary: TwinDictionary, window: int) -> Figure:
+    """The patches' tracks over the frame of a window, a dot where they end.
 
-    Where the camera's motion was removed, a second picture shows what is left of them.
+    A second picture shows what is left of them without the background's motion.
 
     Raises:
-        ConfigError: there is no such shot.
-        DictionaryError: the shot's files are damaged.
+        ConfigError: there is no such window.
+        DictionaryError: the window's files are damaged.
     """
-    record = _shot(dictionary, shot)
+    record = _window(dictionary, window)
     arrays = record.arrays
-    camera = dict(record.record.get("camera") or {})
     shown = [("as seen", arrays["tracks"])]
-    if camera.get("removed") and "stabilised" in arrays:
-        shown.append(("without the camera's motion", arrays["stabilised"][..., :2]))
-    figure, panels = _frame_axes(record.first_frame, len(shown))
-    seen = arrays.get("seen")
+    if "motion" in arrays:
+        rest = _places(dictionary, record)
+        own = arrays["motion"].swapaxes(0, 1).cumsum(axis=0)
+        own = np.concatenate([np.zeros_like(own[:1]), own])
+        shown.append(("without the background's motion", rest + own - own[len(own) // 2]))
+    figure, panels = _frame_axes(record.image, len(shown))
+    seen = arrays.get("visible", arrays.get("seen"))
     has_twin = dictionary.twins[record.patches.start : record.patches.stop, 0].numpy() >= 0
     for axes, (title, tracks) in zip(panels, shown, strict=True):
         for p in range(tracks.shape[1]):
@@ -119,16 +129,16 @@ def draw_tracks(dictionary: TwinDictionary, shot: int) -> Figure:
     return figure
 
 
-def draw_reasons(dictionary: TwinDictionary, shot: int) -> Figure:
-    """What became of each patch of a shot's first frame: a twin, or why there is none.
+def draw_reasons(dictionary: TwinDictionary, window: int) -> Figure:
+    """What became of each patch of a window: a twin, or why there is none.
 
     Raises:
-        ConfigError: there is no such shot.
-        DictionaryError: the shot's files are damaged.
+        ConfigError: there is no such window.
+        DictionaryError: the window's files are damaged.
     """
-    record = _shot(dictionary, shot)
+    record = _window(dictionary, window)
     arrays = record.arrays
-    figure, (axes,) = _frame_axes(record.first_frame)
+    figure, (axes,) = _frame_axes(record.image)
     centres, reason = arrays.get("centres"), arrays.get("reason")
     side = float(record.record.get("patch", 0))
     if centres is not None and reason is not None:
@@ -146,14 +156,14 @@ def draw_reasons(dictionary: TwinDictionary, shot: int) -> Figure:
     return figure
 
 
-def draw_mi_histogram(dictionary: TwinDictionary, shot: int) -> Figure:
-    """The MI of all pairs and of the twins of a shot, beside that of time-shifted surrogates.
+def draw_mi_histogram(dictionary: TwinDictionary, window: int) -> Figure:
+    """The MI of all pairs and of the twins of a window, beside that of time-shifted surrogates.
 
     Raises:
-        ConfigError: there is no such shot.
-        DictionaryError: the shot's files are damaged.
+        ConfigError: there is no such window.
+        DictionaryError: the window's files are damaged.
     """
-    record = _shot(dictionary, shot)
+    record = _window(dictionary, window)
     arrays = record.arrays
     rows = slice(record.patches.start, record.patches.stop)
     pairs = arrays["mi"][np.triu_indices(len(arrays["mi"]), 1)]
@@ -183,14 +193,14 @@ def draw_mi_histogram(dictionary: TwinDictionary, shot: int) -> Figure:
     return figure
 
 
-def draw_mi_matrix(dictionary: TwinDictionary, shot: int) -> Figure:
-    """The mutual information of all pairs of a shot's patches; grey where it was not estimated.
+def draw_mi_matrix(dictionary: TwinDictionary, window: int) -> Figure:
+    """The mutual information of all pairs of a window's patches; grey where it was not estimated.
 
     Raises:
-        ConfigError: there is no such shot.
-        DictionaryError: the shot's files are damaged.
+        ConfigError: there is no such window.
+        DictionaryError: the window's files are damaged.
     """
-    record = _shot(dictionary, shot)
+    record = _window(dictionary, window)
     mi = record.arrays["mi"]
     figure = Figure(figsize=(5.4, 4.6), layout="constrained")
     axes = figure.subplots()
@@ -232,17 +242,23 @@ def draw_pairs(dictionary: TwinDictionary, count: int = 24, seed: int = 0) -> Fi
     return figure
 
 
-def _shot(dictionary: TwinDictionary, shot: int) -> Shot:
-    if not 0 <= shot < len(dictionary.shots):
+def _window(dictionary: TwinDictionary, window: int) -> Window:
+    if not 0 <= window < len(dictionary.windows):
         raise ConfigError(
-            f"shot must be one of the dictionary's {len(dictionary.shots)} "
-            f"(0 to {len(dictionary.shots) - 1}), not {shot!r}"
+            f"window must be one of the dictionary's {len(dictionary.windows)} "
+            f"(0 to {len(dictionary.windows) - 1}), not {window!r}"
         )
-    return dictionary.shots[shot]
+    return dictionary.windows[window]
 
 
-def _name(record: Shot) -> str:
-    return f"{record.video}, shot {record.index}"
+def _places(dictionary: TwinDictionary, record: Window) -> np.ndarray:
+    """[P, 2]: where the patches of a window are, (x, y)."""
+    rows = dictionary.patches[record.patches.start : record.patches.stop]
+    return np.stack([rows["x"], rows["y"]], axis=1)
+
+
+def _name(record: Window) -> str:
+    return f"{record.video}, window {record.index}"
 
 
 def _frame_axes(image: np.ndarray, panels: int = 1) -> tuple[Figure, list[Axes]]:

@@ -8,11 +8,12 @@ import os
 import re
 import shutil
 import warnings
+from collections import Counter
 from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import cv2
 from rich.console import Console
@@ -38,8 +39,6 @@ from solo_infoaug.errors import ConfigError, DictionaryError, VideoError
 from solo_infoaug.mining.config import MineConfig
 from solo_infoaug.mining.frame import Frame
 from solo_infoaug.mining.frame_folder import FrameFolder
-from solo_infoaug.mining.shot import Stopwatch, mine_shot
-from solo_infoaug.mining.shots import Shot, split_shots
 from solo_infoaug.mining.trackers import make_tracker
 from solo_infoaug.mining.video import (
     Video,
@@ -49,6 +48,8 @@ from solo_infoaug.mining.video import (
     video_name,
     video_stem,
 )
+from solo_infoaug.mining.window import Stopwatch, mine_window
+from solo_infoaug.mining.windows import Window, windows
 from solo_infoaug.mining.workers import Job, run_jobs, thread_limit, usable_cores
 
 T = TypeVar("T")
@@ -70,10 +71,11 @@ def mine(
 ) -> TwinDictionary:
     """Mine twin patches from videos.
 
-    Each video is cut into shots. A grid of patches in the first frame of each shot is tracked
-    through it, the camera's motion is removed, the mutual information of all pairs of trajectories
-    is estimated, and the significant partner with the highest is the twin. A video that fails does
-    not stop the others: what failed and why is in the dictionary's `info["failed"]`.
+    Each video is cut into shots, and these into windows. A grid of patches in the middle frame of
+    each window is tracked to both ends, the background's motion is removed, patches that do nothing
+    of their own are left out, the mutual information of all pairs of the others is estimated, and
+    the significant partner with the highest is the twin. A video that fails does not stop the
+    others: what failed and why is in the dictionary's `info["failed"]`.
 
     Interrupted, it goes on where it was when called again: finished videos are not mined twice.
     The same videos and settings give the same dictionary, in any order, with any number of workers.
@@ -151,7 +153,7 @@ def mine_video(
 ) -> None:
     """Mine one video and write its part of the dictionary.
 
-    With `ahead`, a thread decodes the next shot while this one is mined.
+    With `ahead`, a thread decodes the next window while this one is mined.
 
     Raises:
         VideoError: it cannot be decoded, or no patch of it found a twin.
@@ -166,6 +168,7 @@ def mine_video(
             folder=config.tracks_folder,
             device=config.device,
             max_roundtrip=config.max_roundtrip,
+            flow=config.flow,
         )
         source = {
             "file": printable(path.name),
@@ -176,23 +179,25 @@ def mine_video(
             "mined_with": __version__,
         }
         writer = VideoWriter(out, key, printable(video.name), source)
-        counts = {"frames": 0, "shots": 0, "patches": 0, "twins": 0}
-        colour = tracker.colour or bool(config.depth)
-        shots = _shots(video, config, colour, counts, watch)
+        counts: dict[str, Any] = {"frames": 0, "windows_mined": 0}
+        reasons: Counter[str] = Counter()
+        colour = tracker.colour or bool(config.depth) or config.signal != "motion"
+        coming = _windows(video, config, colour, counts, watch)
         try:
-            with contextlib.closing(_one_ahead(shots) if ahead else shots) as coming:
-                for shot in coming:
-                    counts["shots"] += 1
-                    if (found := mine_shot(shot, tracker, config, watch)) is not None:
-                        counts["patches"] += len(found["pixels"])
-                        counts["twins"] += int((found["twins"][:, 0] >= 0).sum())
+            with contextlib.closing(_one_ahead(coming) if ahead else coming) as stretches:
+                for window in stretches:
+                    counts["windows_mined"] += 1
+                    mined = mine_window(window, tracker, config, watch)
+                    reasons.update(mined.reasons)
+                    if mined.stored is not None:
                         with watch("write"):
-                            writer.add_shot(**found)
-            _complain(path, video, counts, config)
+                            writer.add_window(**vars(mined.stored))
+            _complain(path, video, counts, reasons, config)
             writer.finish(
                 video.record,
                 {
-                    "frames": counts["frames"],
+                    **counts,
+                    "reasons": dict(reasons),
                     "damaged_packets": video.damaged,
                     "frames_left_out": video.left_out,
                 },
@@ -236,35 +241,36 @@ def _one_ahead(items: Iterator[T]) -> Generator[T]:
             yield item  # type: ignore[misc]  # `end` is none of them
 
 
-def _shots(
+def _windows(
     video: Video | FrameFolder,
     config: MineConfig,
     colour: bool,
     counts: dict[str, int],
     watch: Stopwatch,
-) -> Generator[Shot]:
+) -> Generator[Window]:
     def counted() -> Iterator[Frame]:
         frames = video.frames(config.start_fraction, config.stop_fraction, config.frame_step)
         while (frame := _timed(frames, "decode", watch)) is not None:
             counts["frames"] += 1
             yield frame
 
-    shots = split_shots(
+    found = windows(
         counted(),
         cut_threshold=config.cut_threshold,
         min_frames=config.min_frames,
-        max_frames=config.max_frames,
+        length=config.window,
+        stride=config.stride,
         track_size=config.track_size,
         colour=colour,
     )
     # Decoding happens inside, and is not counted twice.
     while True:
         before = watch.seconds["decode"]
-        shot = _timed(shots, "shots", watch)
+        window = _timed(found, "shots", watch)
         watch.seconds["shots"] -= watch.seconds["decode"] - before
-        if shot is None:
+        if window is None:
             return
-        yield shot
+        yield window
 
 
 def _timed(items: Iterator[T], stage: str, watch: Stopwatch) -> T | None:
@@ -273,7 +279,11 @@ def _timed(items: Iterator[T], stage: str, watch: Stopwatch) -> T | None:
 
 
 def _complain(
-    path: Path, video: Video | FrameFolder, counts: dict[str, int], config: MineConfig
+    path: Path,
+    video: Video | FrameFolder,
+    counts: dict[str, int],
+    reasons: Counter[str],
+    config: MineConfig,
 ) -> None:
     """Say why nothing came of a video."""
     damage = ""
@@ -283,14 +293,15 @@ def _complain(
         )
     if counts["frames"] == 0:
         why = "no frame could be decoded"
-    elif counts["shots"] == 0:
+    elif counts["windows_mined"] == 0:
         why = f"no shot has at least min_frames={config.min_frames} frames " + (
             f"({counts['frames']} frames in all)"
         )
-    elif counts["patches"] == 0:
-        why = "no two patches could be tracked through a shot"
-    elif counts["twins"] == 0:
-        why = "no patch found a twin: nothing moves, or nothing moves together"
+    elif reasons.total() == reasons["lost"]:
+        why = "no two patches could be tracked through a window"
+    elif not reasons["twin"]:
+        most = ", ".join(f"{name}: {count}" for name, count in reasons.most_common(3) if count)
+        why = f"no patch found a twin: nothing moves, or nothing moves together ({most})"
     else:
         return
     raise VideoError(f"{path}: {why}{damage}")

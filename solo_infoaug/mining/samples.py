@@ -4,21 +4,10 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 from solo_infoaug.errors import VideoError
-from solo_infoaug.mining.config import MineConfig
 
 _CLIPS = ("bigbuckbunny.mp4", "bikes.mp4", "carphone_pristine.mp4")
-
-
-def sample_config(**settings: Any) -> MineConfig:
-    """Settings for the sample clips, with changes: the camera's motion is left in.
-
-    Beside the camera's, little moves in these few seconds: without it hardly a patch has a twin.
-    With it, patches are twins for lying in the same layer of depth as well as on the same object.
-    """
-    return MineConfig(**{"camera": "none", "min_agreement": 0.5, **settings})
 
 
 def sample_clips() -> list[Path]:

@@ -1,9 +1,10 @@
-"""Trackers: the points of a shot's patches, followed through its frames."""
+"""Trackers: the patches of a window, followed through its frames."""
 
 from __future__ import annotations
 
 import functools
 import importlib
+import itertools
 import warnings
 import zipfile
 from collections.abc import Callable
@@ -15,9 +16,11 @@ import numpy as np
 import torch
 
 from solo_infoaug.errors import ConfigError, VideoError
+from solo_infoaug.mining.camera import CameraStep, fit_camera
+from solo_infoaug.mining.flow import Flow, flow_maker, follow_patches
 from solo_infoaug.mining.frame_folder import folder_name
-from solo_infoaug.mining.shots import Shot
-from solo_infoaug.mining.tracking import BORDER, corners, grid, track_lk
+from solo_infoaug.mining.tracking import BORDER, corners, grid, patch_tracks, track_lk
+from solo_infoaug.mining.windows import Window
 
 # CoTracker's and TAPIR's models see frames of this size; see their papers.
 _TAPIR_SIZE = (256, 256)
@@ -25,22 +28,23 @@ _TAPIR_SIZE = (256, 256)
 
 @dataclass(frozen=True)
 class Tracks:
-    """P patches and the Q points that represent each of them.
+    """Where the P patches of a window go, and what the camera does; source pixels.
 
-    `centres` float32 [P, 2] at the shot's first frame, and `points` float32 [T, P, Q, 2], (x, y),
-    both in pixels of the shot's small frames; `visible` bool [T, P, Q].
+    `path` float64 [T, P, 2], (x, y), and `visible` bool [T, P]; all are visible in the window's
+    seed frame. `camera` is the background's motion in each of the T − 1 steps, None where there is
+    none.
     """
 
-    centres: np.ndarray
-    points: np.ndarray
+    path: np.ndarray
     visible: np.ndarray
+    camera: list[CameraStep | None]
 
 
 class Tracker(Protocol):
-    """Chooses the patches of a shot and follows their points.
+    """Chooses the patches of a window and follows them.
 
     `name` and `licence` (of the weights, where there are any) go into the dictionary. `colour` says
-    whether it needs shots in colour.
+    whether it needs frames in colour.
     """
 
     @property
@@ -52,17 +56,65 @@ class Tracker(Protocol):
     @property
     def colour(self) -> bool: ...
 
-    def follow(self, shot: Shot, size: int, step: float) -> Tracks:
-        """Track patches of `size` source pixels, at least `step` patches apart.
+    def follow(self, window: Window, size: int, step: float, model: str) -> Tracks:
+        """Track patches of `size` source pixels, `step` patches apart or more.
+
+        `model` is the camera's: see `fit_camera`.
 
         Raises:
-            VideoError: this shot cannot be tracked.
+            VideoError: this window cannot be tracked.
         """
         ...
 
 
-# What turns frames uint8 [T, h, w] or [T, h, w, 3] and points float32 [N, 2] into tracks float32
-# [T, N, 2] and visibility bool [T, N].
+class FlowTracker:
+    """A regular grid of patches that follow the dense flow between successive frames.
+
+    Windows overlap: the flow between two frames, and the camera's motion in it, are kept until no
+    window needs them any more.
+    """
+
+    licence = ""
+    colour = False
+
+    def __init__(self, preset: str, max_error: float) -> None:
+        self.name = f"flow (DIS, {preset})"
+        self._max_error = max_error
+        self._estimate = flow_maker(preset)
+        self._steps: dict[tuple[int, int], tuple[Flow, CameraStep | None]] = {}
+
+    def follow(self, window: Window, size: int, step: float, model: str) -> Tracks:
+        """See `Tracker`."""
+        images, numbers = window.grey, window.numbers
+        pairs = list(itertools.pairwise(numbers))
+        known, self._steps = self._steps, {}
+        for place, pair in enumerate(pairs):
+            if pair in known:
+                self._steps[pair] = known[pair]
+                continue
+            flow = self._estimate(images[place], images[place + 1])
+            source, target = flow.matches(self._max_error)
+            camera = fit_camera(source, target, images[place].shape[:2], model)
+            self._steps[pair] = flow, camera
+        scale = window.scale
+        centres = grid(*window.size, size, step)
+        path, visible = follow_patches(
+            [self._steps[pair][0] for pair in pairs],
+            (centres / scale).astype(np.float32),
+            size / float(scale.mean()),
+            window.seed,
+            self._max_error,
+        )
+        cameras = [self._steps[pair][1] for pair in pairs]
+        return Tracks(
+            path.astype(np.float64) * scale,
+            visible,
+            [None if camera is None else camera.scaled(scale) for camera in cameras],
+        )
+
+
+# What turns frames uint8 [T, h, w] or [T, h, w, 3] and points float32 [N, 2] of the first one into
+# tracks float32 [T, N, 2] and visibility bool [T, N].
 PointTracker = Callable[[list[np.ndarray], np.ndarray], tuple[np.ndarray, np.ndarray]]
 
 
@@ -75,14 +127,36 @@ class GridTracker:
     colour: bool
     track: PointTracker
 
-    def follow(self, shot: Shot, size: int, step: float) -> Tracks:
+    def follow(self, window: Window, size: int, step: float, model: str) -> Tracks:
         """See `Tracker`."""
-        centres = grid(*shot.size, size, step) / shot.scale
-        points = corners(shot.small[0], centres, size / shot.scale)
-        tracks, visible = self.track(shot.small, points.reshape(-1, 2))
-        visible &= _within(tracks, shot)
-        shape = (len(shot), *points.shape[:2])
-        return Tracks(centres, tracks.reshape(*shape, 2), visible.reshape(shape))
+        scale, seed = window.scale, window.seed
+        centres = grid(*window.size, size, step) / scale
+        points = corners(window.small[seed], centres, size / scale).reshape(-1, 2)
+        after, after_seen = self.track(window.small[seed:], points)
+        before, before_seen = self.track(window.small[seed::-1], points)
+        tracks = np.concatenate([before[:0:-1], after])
+        visible = np.concatenate([before_seen[:0:-1], after_seen]) & _within(tracks, window)
+        shape = (len(window), len(centres), -1)
+        return _patches(centres, tracks.reshape(*shape, 2), visible.reshape(shape), window, model)
+
+
+def _patches(
+    centres: np.ndarray, points: np.ndarray, visible: np.ndarray, window: Window, model: str
+) -> Tracks:
+    """From points [T, P, Q, 2] of small frames to patches at `centres` [P, 2] in the seed frame."""
+    size = window.small[0].shape[:2]
+    camera = []
+    for t in range(len(points) - 1):
+        both = visible[t] & visible[t + 1]
+        camera.append(fit_camera(points[t][both], points[t + 1][both], size, model))
+    seed, scale = window.seed, window.scale
+    after, after_seen = patch_tracks(centres, points[seed:], visible[seed:])
+    before, before_seen = patch_tracks(centres, points[seed::-1], visible[seed::-1])
+    return Tracks(
+        np.concatenate([before[:0:-1], after]).astype(np.float64) * scale,
+        np.concatenate([before_seen[:0:-1], after_seen]),
+        [None if step is None else step.scaled(scale) for step in camera],
+    )
 
 
 class FileTracker:
@@ -137,23 +211,22 @@ class FileTracker:
         self._tracks = np.where(visible[..., None], tracks, 0).astype(np.float32).swapaxes(0, 1)
         self._visible = visible.T
 
-    def follow(self, shot: Shot, size: int, step: float) -> Tracks:
+    def follow(self, window: Window, size: int, step: float, model: str) -> Tracks:
         """See `Tracker`."""
-        if shot.numbers[-1] >= len(self._tracks):
+        if window.numbers[-1] >= len(self._tracks):
             raise VideoError(
                 f"{self.path}: has tracks of {len(self._tracks)} frames, but the video has more"
             )
-        height, width = shot.size
+        height, width = window.size
         unit = np.array([width, height]) if self._relative else np.ones(2)
-        points = self._tracks[shot.numbers] * unit
-        visible = self._visible[shot.numbers]
-        half = size / 2
-        inside = (points[0] >= half) & (points[0] <= np.array([width, height]) - half)
-        chosen = _apart(points[0], visible[0] & inside.all(axis=1), size * step)
-        small = points[:, chosen] / shot.scale
-        seen = visible[:, chosen] & _within(small, shot)
-        small = _rest(small.astype(np.float32), seen)
-        return Tracks(small[0], small[:, :, None], seen[:, :, None])
+        points = self._tracks[window.numbers] * unit
+        visible = self._visible[window.numbers]
+        half, seed = size / 2, window.seed
+        inside = (points[seed] >= half) & (points[seed] <= np.array([width, height]) - half)
+        chosen = _apart(points[seed], visible[seed] & inside.all(axis=1), size * step)
+        small = points[:, chosen] / window.scale
+        seen = visible[:, chosen] & _within(small, window)
+        return _patches(small[seed], small[:, :, None], seen[:, :, None], window, model)
 
 
 def _tracks_file(video: Path, folder: str) -> Path:
@@ -173,17 +246,19 @@ def make_tracker(
     checkpoint: str = "",
     folder: str = "",
     device: str = "auto",
-    max_roundtrip: float = 1.0,
+    max_roundtrip: float = 1.4,
+    flow: str = "fast",
 ) -> Tracker:
     """The tracker `name` for a video.
 
     Args:
-        name: "lk", "cotracker3", "bootstapir" or "file".
+        name: "flow", "lk", "cotracker3", "bootstapir" or "file".
         video: whose tracks `file` looks up.
         checkpoint: local weights; empty for what the tracker's own package downloads.
         folder: where `file` looks for npz files; empty for beside the video.
         device: for the neural trackers; "auto" takes a GPU where there is one.
-        max_roundtrip: for `lk`, pixels.
+        max_roundtrip: for `flow` and `lk`, pixels.
+        flow: the preset of `flow`.
 
     Raises:
         ConfigError: the tracker's package or weights are missing.
@@ -191,6 +266,8 @@ def make_tracker(
     """
     if name == "file":
         return FileTracker(video, folder)
+    if name == "flow":
+        return FlowTracker(flow, max_roundtrip)
     if name == "lk":
         track = functools.partial(track_lk, max_roundtrip=max_roundtrip)
         return GridTracker("lk", "", colour=False, track=track)
@@ -201,7 +278,7 @@ def make_tracker(
     if name == "bootstapir":
         licence = "weights: see github.com/google-deepmind/tapnet"
         return GridTracker(name, licence, True, _bootstapir(checkpoint, device))
-    raise ConfigError(f"tracker must be lk, cotracker3, bootstapir or file, not {name!r}")
+    raise ConfigError(f"tracker must be flow, lk, cotracker3, bootstapir or file, not {name!r}")
 
 
 @functools.cache
@@ -292,9 +369,9 @@ def _weights(checkpoint: str) -> dict[str, Any]:
     return found
 
 
-def _within(points: np.ndarray, shot: Shot) -> np.ndarray:
+def _within(points: np.ndarray, window: Window) -> np.ndarray:
     """bool: which points [..., 2] of small frames lie inside, off the border."""
-    h, w = shot.small[0].shape[:2]
+    h, w = window.small[0].shape[:2]
     limit = np.array([w - 1, h - 1]) - BORDER
     return np.asarray(((points >= BORDER) & (points <= limit)).all(axis=-1))
 
@@ -307,9 +384,3 @@ def _apart(points: np.ndarray, allowed: np.ndarray, distance: float) -> np.ndarr
         if (gaps >= distance).all():
             chosen.append(int(index))
     return np.asarray(chosen, np.int64)
-
-
-def _rest(points: np.ndarray, seen: np.ndarray) -> np.ndarray:
-    """Tracks [T, N, 2] that rest where they were last seen."""
-    last = np.maximum.accumulate(np.where(seen, np.arange(len(seen))[:, None], 0), axis=0)
-    return np.take_along_axis(points, last[..., None], axis=0)

@@ -192,30 +192,3 @@ def patch_tracks(
     median = np.where(number > 0, 0.5 * (low + high), 0.0)[:, :, 0]
     path = np.concatenate([np.zeros_like(median[:1]), median.cumsum(axis=0)]) + centres
     return path.astype(np.float32), seen
-
-
-def agreement(
-    path: np.ndarray, tracks: np.ndarray, visible: np.ndarray, noise: float = 0.0
-) -> np.ndarray:
-    """The share of a patch's points that move as the patch does, float64 [P].
-
-    A point does if its steps miss the patch's by less than half of what these vary, and what
-    the tracker adds. Where the
-    border of an object runs through a patch, or its points are mistracked, fewer do.
-
-    Args:
-        path: [T, P, 2] of the patches.
-        tracks: [T, P, Q, 2] of their points.
-        visible: bool [T, P, Q].
-        noise: RMS of what the tracker adds to a step, pixels.
-    """
-    known = (visible[1:] & visible[:-1])[..., None]
-    step = np.diff(path.astype(np.float64), axis=0)[:, :, None]
-    miss = (np.diff(tracks.astype(np.float64), axis=0) - step) * known
-    count = known.sum(axis=0)[..., 0]
-    error = np.sqrt((miss**2).sum(axis=(0, 3)) / np.maximum(count, 1))
-    mean = (step * known).sum(axis=0) / np.maximum(known.sum(axis=0), 1)
-    spread = (((step - mean) * known) ** 2).sum(axis=(0, 3)) / np.maximum(count, 1)
-    counted = count >= 0.5 * count.max(axis=1, keepdims=True)
-    agree = (error**2 <= 0.25 * spread + (2.0 * noise) ** 2) & counted
-    return agree.sum(axis=1) / np.maximum(counted.sum(axis=1), 1)

@@ -1,34 +1,14 @@
-"""From trajectories to twins."""
+"""From signals to twins: mutual information, significance, the best partners."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from solo_infoaug.information import entropy, pairwise_mutual_information
-
-
-def trajectories(
-    tracks: np.ndarray, seen: np.ndarray, representation: str
-) -> tuple[np.ndarray, np.ndarray]:
-    """What enters the estimator, float64 [P, T', d], and where it is known, bool [P, T'].
-
-    Args:
-        tracks: [T, P, D] in pixels.
-        seen: bool [T, P].
-        representation: "position" (pixels, T' = T, d = D), "velocity" (pixels a frame, T' = T − 1,
-            d = D) or "both" (positions beside velocities, each scaled to spread 1 over the shot,
-            T' = T − 1, d = 2D).
-    """
-    paths, known = tracks.astype(np.float64).swapaxes(0, 1), seen.T
-    if representation != "position":
-        steps, both = np.diff(paths, axis=1), known[:, 1:] & known[:, :-1]
-        if representation == "both":
-            places = paths[:, 1:] - paths[:, :1]
-            units = [max(float(part[both].std()), 1e-9) for part in (places, steps)]
-            steps = np.concatenate([places / units[0], steps / units[1]], axis=2)
-        paths, known = steps, both
-    return np.ascontiguousarray(paths), np.ascontiguousarray(known)
+from solo_infoaug.mining.significance import false_discovery, pair_p_values
 
 
 def information(
@@ -46,23 +26,6 @@ def information(
     pairs = mi.float().numpy().copy()
     np.fill_diagonal(pairs, np.nan)
     return pairs, entropy(x, k=k, mask=mask).float().numpy()
-
-
-def motion_noise(motion: np.ndarray, seen: np.ndarray) -> np.ndarray:
-    """How much each patch's velocity varies, float64 [P]: RMS about its mean, pixels a frame.
-
-    A patch that rests, or moves on evenly, varies by the tracker's noise alone and carries no
-    information.
-
-    Args:
-        motion: [T, P, D] in pixels.
-        seen: bool [T, P].
-    """
-    steps = np.diff(motion.astype(np.float64), axis=0)
-    known = (seen[1:] & seen[:-1])[..., None]
-    count = np.maximum(known.sum(axis=0), 1)
-    mean = (steps * known).sum(axis=0) / count
-    return np.sqrt((((steps - mean) * known) ** 2).sum(axis=(0, 2)) / count[:, 0])
 
 
 def best_partners(
@@ -91,7 +54,81 @@ def best_partners(
     return twins, found
 
 
-def apart(centres: np.ndarray, size: float) -> np.ndarray:
-    """bool [P, P]: pairs of square patches that share no pixel of the first frame."""
-    distance = np.abs(centres[:, None] - centres[None]).max(axis=2)
-    return distance >= size - 0.5
+@dataclass(frozen=True)
+class Partners:
+    """Twins of M patches: `twins` int64 [M, K], `mi` and `p_value` float32 [M, K], `entropies`
+    float32 [M], `pairs` float32 [M, M], and `null` float32 [...], the MI of surrogates; nats."""
+
+    twins: np.ndarray
+    mi: np.ndarray
+    p_value: np.ndarray
+    entropies: np.ndarray
+    pairs: np.ndarray
+    null: np.ndarray
+
+
+def find_partners(
+    samples: np.ndarray,
+    known: np.ndarray,
+    allowed: np.ndarray,
+    *,
+    estimator: str = "3kl",
+    k: int = 3,
+    top_k: int = 5,
+    min_mi: float = 0.05,
+    fdr: float = 0.05,
+    surrogates: int = 24,
+    seed: int = 0,
+) -> Partners:
+    """The significant partners of highest mutual information of each of M patches.
+
+    Args:
+        samples: float64 [M, T, d].
+        known: bool [M, T].
+        allowed: bool [M, M], which pairs may be twins.
+        estimator, k: of the mutual information.
+        top_k: K.
+        min_mi: a twin needs more (nats).
+        fdr: the false-discovery rate among pairs; 1 for no test.
+        surrogates: how many a pair.
+        seed: draws their shifts.
+    """
+    if len(samples) < 2:
+        return _nobody(len(samples), top_k)
+    mi, entropies = information(samples, known, estimator, k)
+    twins, best = best_partners(mi, allowed, top_k, min_mi)
+    row, column = np.nonzero(twins >= 0)
+    if fdr == 1.0 or not len(row):
+        p_value = np.where(twins >= 0, 0, 1).astype(np.float32)
+        return Partners(twins, best, p_value, entropies, mi, np.zeros(0, np.float32))
+    tested = np.unique(np.sort(np.stack([row, twins[row, column]], axis=1), axis=1), axis=0)
+    p, null = pair_p_values(
+        samples,
+        known,
+        mi,
+        tested,
+        estimator=estimator,
+        k=k,
+        surrogates=surrogates,
+        rng=np.random.default_rng(seed),
+    )
+    good = false_discovery(p, int(np.triu(allowed, 1).sum())) <= fdr
+    passed = np.zeros_like(allowed)
+    passed[tuple(tested[good].T)] = True
+    twins, best = best_partners(mi, passed | passed.T, top_k, min_mi)
+    p_of = np.ones(mi.shape, np.float32)
+    p_of[tuple(tested.T)] = p_of[tuple(tested.T[::-1])] = p
+    p_value = np.take_along_axis(p_of, np.maximum(twins, 0), axis=1)
+    p_value = np.where(twins >= 0, p_value, 1.0).astype(np.float32)
+    return Partners(twins, best, p_value, entropies, mi, null.reshape(-1))
+
+
+def _nobody(count: int, top_k: int) -> Partners:
+    return Partners(
+        np.full((count, top_k), -1, np.int64),
+        np.zeros((count, top_k), np.float32),
+        np.ones((count, top_k), np.float32),
+        np.full(count, -np.inf, np.float32),
+        np.full((count, count), np.nan, np.float32),
+        np.zeros(0, np.float32),
+    )

@@ -12,8 +12,8 @@ import av
 import cv2
 import numpy as np
 import pytest
-
 from solo_infoaug.mining.shots import split_shots
+
 from solo_infoaug.mining.video import Video
 
 Images = list[np.ndarray]

@@ -3,9 +3,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+from solo_infoaug.mining.shots import split_shots
 
 from solo_infoaug.mining.samples import sample_clips
-from solo_infoaug.mining.shots import split_shots
 from solo_infoaug.mining.video import Video
 
 

@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from solo_infoaug.mining.shots import Shot
 
 from solo_infoaug.errors import ConfigError, VideoError
 from solo_infoaug.mining import MineConfig, mine, trackers
-from solo_infoaug.mining.shots import Shot
 from solo_infoaug.mining.trackers import make_tracker
 
 

@@ -1,32 +1,35 @@
-"""Shots: a video's frames, cut where the scene changes."""
+"""Windows: a video's frames, cut where the scene changes, in overlapping stretches."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
+import cv2
 import numpy as np
 from scenedetect import FrameTimecode
 from scenedetect.detectors import AdaptiveDetector
 
-from solo_infoaug.mining.video import Frame
+from solo_infoaug.mining.frame import Frame
 
 # The cut detector looks at frames of this height, whatever the video's size.
 _DETECTOR_HEIGHT = 144
-# This many full frames a shot, at most, are kept to take crops from.
-_KEYFRAMES = 16
+# A window keeps at most so many full frames to take crops from.
+_KEYFRAMES = 8
 
 
 @dataclass
-class Shot:
-    """Consecutive frames without a cut, at most `max_frames` of them.
+class Window:
+    """Consecutive frames without a cut, whose patches are those of frame `seed`.
 
-    `small` holds every frame, shrunk for tracking: uint8 [T, h, w] grey, or [T, h, w, 3] RGB.
-    `keyframes` holds some in full size, by their place in the shot: uint8 [H, W, 3] RGB.
-    `numbers` are the frames' numbers in the video.
+    `shot` counts the shots of the video. `small` holds every frame, shrunk for tracking: uint8
+    [T, h, w] grey, or [T, h, w, 3] RGB. `keyframes` holds some in full size, that of the seed among
+    them, by their place in the window: uint8 [H, W, 3] RGB. `numbers` are the frames' numbers in
+    the video.
     """
 
-    index: int
+    shot: int
+    seed: int
     small: list[np.ndarray] = field(default_factory=list)
     keyframes: dict[int, np.ndarray] = field(default_factory=dict)
     numbers: list[int] = field(default_factory=list)
@@ -37,7 +40,7 @@ class Shot:
     @property
     def size(self) -> tuple[int, int]:
         """(height, width) of the source frames in pixels."""
-        height, width = self.keyframes[0].shape[:2]
+        height, width = self.keyframes[self.seed].shape[:2]
         return height, width
 
     @property
@@ -46,64 +49,83 @@ class Shot:
         (height, width), (h, w) = self.size, self.small[0].shape[:2]
         return np.array([width / w, height / h])
 
+    @property
+    def grey(self) -> list[np.ndarray]:
+        """The small frames, uint8 [h, w]."""
+        return [
+            image if image.ndim == 2 else cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
+            for image in self.small
+        ]
 
-def split_shots(
+
+def windows(
     frames: Iterable[Frame],
     *,
     cut_threshold: float = 3.0,
-    min_frames: int = 32,
-    max_frames: int = 96,
+    min_frames: int = 16,
+    length: int = 24,
+    stride: int = 12,
     track_size: int = 480,
     colour: bool = False,
-) -> Iterator[Shot]:
-    """Cut `frames` into shots, holding one shot at a time.
+) -> Iterator[Window]:
+    """Cut `frames` into shots and these into windows, holding little more than one window.
 
-    A shot longer than `max_frames` goes on as the next one; one of fewer than `min_frames` frames
-    is skipped. A change of the frame size and a gap (damaged or missing frames) are cuts as well.
-    The small frames are RGB with `colour`, and grey without, which takes a third of the time and
-    memory.
+    Windows of `length` frames begin every `stride` frames of a shot. The last one ends with the
+    shot and may be shorter, but has at least `min_frames` frames; a shorter shot is skipped. A
+    change of the frame size is a cut, and so is a gap where frames are missing. The small frames
+    are RGB with `colour`, and grey without, which takes a third of the time and memory.
     """
+    spacing = max(1, length // _KEYFRAMES)
+    stride = max(spacing, stride - stride % spacing)  # so that windows share their keyframes
 
     def fresh_detector() -> AdaptiveDetector:
         return AdaptiveDetector(adaptive_threshold=cut_threshold, min_scene_len=8)
 
     detector = fresh_detector()
     delay = detector.event_buffer_length
-    stride = max(1, max_frames // _KEYFRAMES)
-    pending: list[_Pending] = []
-    first = 0  # place of pending[0] among all frames
-    found = 0
+    pending: list[_Pending] = []  # from the beginning of the next window on
+    shot, first = 0, 0  # number of the shot; place of pending[0] among all frames
+    covered = 0  # so many of the pending ones were in a window already
 
-    def take(count: int) -> Iterator[Shot]:
-        nonlocal pending, first, found
-        taken, pending = pending[:count], pending[count:]
-        first += len(taken)
-        if len(taken) < min_frames:
-            return
+    def window(count: int) -> Window:
+        taken = pending[:count]
         for place, entry in enumerate(taken):
-            entry.settle(place % stride == 0)
-        yield Shot(
-            index=found,
+            entry.settle(place % spacing == 0)
+        return Window(
+            shot=shot,
+            seed=count // 2 - count // 2 % spacing,
             small=[entry.small for entry in taken],
             keyframes={i: entry.full for i, entry in enumerate(taken) if entry.full is not None},
             numbers=[entry.number for entry in taken],
         )
-        found += 1
+
+    def end_shot(count: int) -> Iterator[Window]:
+        """The windows that are left of a shot whose last frame is pending[count − 1]."""
+        nonlocal pending, shot, first, covered
+        rest, pending = pending[count:], pending[:count]
+        while len(pending) >= max(min_frames, covered + 1):
+            taken = min(length, len(pending))
+            yield window(taken)
+            pending, first, covered = pending[stride:], first + stride, max(0, taken - stride)
+        first += len(pending)
+        pending, shot, covered = rest, shot + 1, 0
 
     for place, frame in enumerate(frames):
         if pending and (frame.gap or frame.size != pending[-1].size):
-            yield from take(len(pending))
+            yield from end_shot(len(pending))
             detector = fresh_detector()
         pending.append(_Pending(frame, track_size, "rgb24" if colour else "gray"))
         for cut in _cuts(detector, place, frame):
-            yield from take(cut - first)
+            if cut > first:
+                yield from end_shot(cut - first)
         # The detector knows of a cut `delay` frames later; what is older stays where it is.
         if (settled := len(pending) - 1 - delay) >= 0:
-            pending[settled].settle(settled % stride == 0)
-        if len(pending) > max_frames + delay:
-            yield from take(max_frames)
-    while pending:
-        yield from take(max_frames)
+            pending[settled].settle(settled % spacing == 0)
+        # One frame more, so that a shot of this length exactly is seen to end with this window.
+        if len(pending) > length + delay:
+            yield window(length)
+            pending, first, covered = pending[stride:], first + stride, max(0, length - stride)
+    yield from end_shot(len(pending))
 
 
 class _Pending:

@@ -1,0 +1,130 @@
+"""The entropy gate: which patches carry information of their own?
+
+Patches at rest carry none, and their twins would mean nothing. A patch passes if it moves, if its
+own motion explains its pixels better than the background's does, and if a neighbour moves alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+
+# Each patch is compared at a grid of so many points a side, over so much of its side.
+_POINTS, _SPREAD = 6, 0.9
+# Errors of more grey levels are occlusions and count as so many; noise has this variance.
+_MAX_ERROR, _NOISE = 20.0, 4.0
+# Before, frames are smoothed by a Gaussian of this many pixels: compression leaves blocks.
+_BLUR = 0.7
+# A neighbour moves alike if the difference has less than this share of the patch's energy.
+_ALIKE = 0.25
+
+
+def motion_threshold(
+    speed: np.ndarray, fit_noise: float, min_speed: float, over_noise: float
+) -> float:
+    """The RMS motion above which a patch moves, pixels a frame.
+
+    Args:
+        speed: [P], RMS motion without the background's; most patches are background, so that its
+            median is noise, but no more than three times that of the camera's fit.
+        fit_noise: RMS residual of the camera's fit, pixels a frame.
+        min_speed: the least threshold, pixels a frame.
+        over_noise: the threshold as a multiple of the noise.
+    """
+    noise = min(float(np.median(speed)), 3 * fit_noise) if len(speed) else fit_noise
+    return max(min_speed, over_noise * noise)
+
+
+def error_ratio(
+    frames: Sequence[np.ndarray],
+    path: np.ndarray,
+    motion: np.ndarray,
+    known: np.ndarray,
+    side: float,
+) -> np.ndarray:
+    """How much worse a patch's pixels fit when it follows the background: a likelihood ratio.
+
+    Flow bleeds over the outlines of objects, and in flat regions it is anything: such a patch seems
+    to move, but its pixels follow the background as well as its track. From each frame to the next,
+    the mean squared difference of the patch's pixels along its own track is compared with that
+    along the background's motion.
+
+    Args:
+        frames: T grey frames, uint8 [h, w].
+        path: [T, P, 2], (x, y) in their pixels.
+        motion: [P, T − 1, 2], what the patches move beyond the background, pixels a frame.
+        known: bool [P, T − 1].
+        side: of the patches, pixels.
+
+    Returns:
+        float64 [P]: the error of the own motion over that of the background's, noise in both; 1
+        where they fit alike.
+    """
+    smooth = [cv2.GaussianBlur(frame, (0, 0), _BLUR).astype(np.float32) for frame in frames]
+    own, background = np.zeros((2, len(motion)))
+    for t in range(len(frames) - 1):
+        here = np.flatnonzero(known[:, t])
+        if not len(here):
+            continue
+        end = path[t + 1, here]
+        before = sample(smooth[t], grid_points(path[t, here], side))
+        own[here] += _error(sample(smooth[t + 1], grid_points(end, side)) - before)
+        moved = sample(smooth[t + 1], grid_points(end - motion[here, t], side))
+        background[here] += _error(moved - before)
+    steps = np.maximum(known.sum(axis=1), 1)
+    return np.asarray((own / steps + _NOISE) / (background / steps + _NOISE))
+
+
+def difference(motion: np.ndarray, known: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """How differently patches move: squared differences, and energies, where both are known.
+
+    Args:
+        motion: [P, T, D], 0 where it is not known.
+        known: bool [P, T].
+
+    Returns:
+        float64 [P, P], Σ_t |m_i − m_j|², and [P, P], Σ_t |m_i|² over the same t.
+    """
+    there = known.astype(np.float64)
+    energy = (motion**2).sum(axis=2) @ there.T
+    flat = motion.reshape(len(motion), -1)
+    return energy + energy.T - 2 * flat @ flat.T, energy
+
+
+def support(
+    centres: np.ndarray, side: float, differences: np.ndarray, energy: np.ndarray
+) -> np.ndarray:
+    """int64 [P]: how many of a patch's neighbours, within one and a half sides, move alike."""
+    distance = np.abs(centres[:, None] - centres[None]).max(axis=2)
+    near = (distance < 1.5 * side) & (distance > 0)
+    return np.asarray((near & (differences < _ALIKE * energy)).sum(axis=1))
+
+
+def grid_points(centres: np.ndarray, side: float) -> np.ndarray:
+    """float32 [P, N, 2]: a grid of points in each patch of `centres` [P, 2]."""
+    reach = ((np.arange(_POINTS) + 0.5) / _POINTS - 0.5) * side * _SPREAD
+    offsets = np.stack(np.meshgrid(reach, reach), axis=-1).reshape(-1, 2)
+    return (centres[:, None] + offsets).astype(np.float32)
+
+
+def sample(image: np.ndarray, points: np.ndarray) -> np.ndarray:
+    """float32 [P, N] or [P, N, C]: `image` [h, w] or [h, w, C] at `points` float32 [P, N, 2].
+
+    OpenCV's remap takes at most 32767 rows at a time.
+    """
+    rows = 32000
+    parts = [
+        cv2.remap(
+            image, part[..., 0], part[..., 1], cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
+        )
+        for part in (points[start : start + rows] for start in range(0, len(points), rows))
+    ]
+    return np.concatenate(parts) if parts else np.zeros((*points.shape[:2], *image.shape[2:]))
+
+
+def _error(residual: np.ndarray) -> np.ndarray:
+    """float64 [P]: mean square of [P, N], a change of brightness left out, outliers bounded."""
+    centred = residual - np.median(residual, axis=1, keepdims=True)
+    return np.asarray(np.minimum(centred**2, _MAX_ERROR**2).mean(axis=1, dtype=np.float64))

@@ -1,0 +1,60 @@
+"""What enters the estimator: a patch's own motion, depth and colour, one step a frame pair."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from solo_infoaug.mining.gate import grid_points, sample
+
+
+def colour_changes(
+    frames: Sequence[np.ndarray], path: np.ndarray, known: np.ndarray, side: float
+) -> np.ndarray:
+    """How the mean colour of each patch changes, without the change that all share.
+
+    Exposure, white balance and a lamp that everything sees change all patches by the same factor:
+    in logarithms, the median change of a step is theirs.
+
+    Args:
+        frames: T frames, uint8 [h, w, 3] RGB.
+        path: [T, P, 2], (x, y) in their pixels.
+        known: bool [P, T − 1], where a patch was tracked from one frame to the next.
+        side: of the patches, pixels.
+
+    Returns:
+        float64 [P, T − 1, 3], natural logarithms of ratios, 0 where it is not known.
+    """
+    # One grey level of 255 is added: black has a logarithm as well
+    levels = np.stack(
+        [
+            np.log1p(sample(frame, grid_points(at, side)).astype(np.float64).mean(axis=1))
+            for frame, at in zip(frames, path, strict=True)
+        ]
+    )
+    steps = np.diff(levels, axis=0).swapaxes(0, 1)
+    for t in range(steps.shape[1]):
+        if known[:, t].any():
+            steps[:, t] -= np.median(steps[known[:, t], t], axis=0)
+    return np.asarray(steps * known[..., None])
+
+
+def represent(
+    steps: np.ndarray, known: np.ndarray, representation: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """What the estimator sees of the steps [P, T, D], and where it is known, bool [P, T].
+
+    Args:
+        steps: float64 [P, T, D], 0 where they are not known.
+        known: bool [P, T].
+        representation: "velocity" (the steps), "position" (their sums) or "both" (sums beside
+            steps, each scaled to spread 1).
+    """
+    if representation == "velocity":
+        return np.ascontiguousarray(steps), np.ascontiguousarray(known)
+    places = steps.cumsum(axis=1) * known[..., None]
+    if representation == "both":
+        units = [max(float(part[known].std()), 1e-9) for part in (places, steps)]
+        places = np.concatenate([places / units[0], steps / units[1]], axis=2)
+    return np.ascontiguousarray(places), np.ascontiguousarray(known)

@@ -1,0 +1,358 @@
+"""One window: from frames to patches and their twins."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import cv2
+import numpy as np
+
+from solo_infoaug.mining.camera import CameraStep, own_motion, remove_parallax, rms
+from solo_infoaug.mining.config import MineConfig
+from solo_infoaug.mining.depth import DEFAULT_MODEL, depth_along
+from solo_infoaug.mining.gate import difference, error_ratio, motion_threshold, support
+from solo_infoaug.mining.signals import colour_changes, represent
+from solo_infoaug.mining.trackers import Tracker, Tracks
+from solo_infoaug.mining.twins import Partners, find_partners
+from solo_infoaug.mining.windows import Window
+
+# What became of each patch of the grid; the number is stored. Whoever follows the background as
+# well as its own track lies on the outline of an object, or in a flat region.
+REASONS = (
+    "twin",
+    "lost",
+    "static",
+    "border or flat",
+    "not significant",
+    "alone",
+    "no background",
+)
+_TWIN, _LOST, _STATIC, _BORDER, _INSIGNIFICANT, _ALONE, _NO_BACKGROUND = range(len(REASONS))
+
+
+@dataclass
+class Stopwatch:
+    """Seconds spent in each stage of mining."""
+
+    seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
+
+    @contextlib.contextmanager
+    def __call__(self, stage: str) -> Iterator[None]:
+        """Count the time inside the `with` block for `stage`."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[stage] += time.perf_counter() - start
+
+
+@dataclass(frozen=True)
+class Stored:
+    """What a dictionary keeps of a window: P patches, in S moments, and K twins of each.
+
+    `frame` int32, `x`, `y`, `size`, `entropy` float32 [P] as in the dictionary; `pixels` uint8
+    [P, S, 3, H, H]; `twins` int64, `mi`, `p_value` float32 [P, K], which count within the window;
+    `moment_frames` int32 [P, S]; `image` uint8 [H, W, 3], the seed frame. `arrays` is described in
+    docs/dictionary-format.md.
+    """
+
+    record: dict[str, Any]
+    image: np.ndarray
+    patches: dict[str, np.ndarray]
+    pixels: np.ndarray
+    twins: np.ndarray
+    mi: np.ndarray
+    p_value: np.ndarray
+    moment_frames: np.ndarray
+    arrays: dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Mined:
+    """A window's patches by what became of them, and what is stored: nothing without a twin."""
+
+    reasons: dict[str, int]
+    stored: Stored | None
+
+
+@dataclass(frozen=True)
+class _Gated:
+    """`reason` uint8 [P]; `moving` int64 [M], those that passed the gate; `samples` float64
+    [M, T, d] and `known` bool [M, T], what the estimator sees of them; `allowed` bool [M, M]."""
+
+    reason: np.ndarray
+    moving: np.ndarray
+    samples: np.ndarray
+    known: np.ndarray
+    allowed: np.ndarray
+    record: dict[str, Any]
+
+
+def mine_window(
+    window: Window, tracker: Tracker, config: MineConfig, watch: Stopwatch | None = None
+) -> Mined:
+    """Mine one window: track → background → gate → partners → crops. Units are source pixels."""
+    watch = watch or Stopwatch()
+    size = patch_size(*window.size, config)
+    if size > min(window.size):
+        return Mined({}, None)
+    with watch("track"):
+        tracks = tracker.follow(window, size, config.grid_step, config.camera)
+    if tracks.path.shape[1] < 2:
+        return Mined({}, None)
+    with watch("background"):
+        motion, known, record = _without_background(window, tracks, config)
+    with watch("gate"):
+        gated = _gate(window, tracks, motion, known, size, config)
+    with watch("partners"):
+        partners = find_partners(
+            gated.samples,
+            gated.known,
+            gated.allowed,
+            estimator=config.estimator,
+            k=config.k,
+            top_k=config.top_k,
+            min_mi=config.min_mi,
+            fdr=config.fdr,
+            surrogates=config.surrogates,
+            seed=config.seed,
+        )
+    reason = gated.reason
+    reason[gated.moving[partners.twins[:, 0] >= 0]] = _TWIN
+    counts = {name: int((reason == number).sum()) for number, name in enumerate(REASONS)}
+    if not counts["twin"]:
+        return Mined(counts, None)
+    with watch("crop"):
+        record = {**record, **gated.record, "patch": size, "reasons": counts}
+        return Mined(counts, _store(window, tracks, motion, gated, partners, record, config))
+
+
+def _without_background(
+    window: Window, tracks: Tracks, config: MineConfig
+) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
+    """The patches' own motion [P, T − 1, 2] and where it is known, and a record of the camera."""
+    motion, known = own_motion(tracks.path, tracks.visible, tracks.camera)
+    tracked = known.sum(axis=1) >= config.min_frames - 1
+    modes = 0
+    if config.parallax and tracked.any():
+        # Half of what moves at all: slower than that, parallax does no harm
+        noise = max(_fit_noise(tracks.camera), 0.5 * config.min_motion * min(window.size))
+        centres = tracks.path[window.seed]
+        motion[tracked], modes = remove_parallax(
+            motion[tracked], known[tracked], centres[tracked], window.size, noise, config.parallax
+        )
+    fitted = [step for step in tracks.camera if step is not None]
+    camera = {
+        "model": config.camera,
+        "pairs": len(tracks.camera),
+        "fitted": len(fitted),
+        "inliers": round(float(np.mean([step.share for step in fitted])), 4) if fitted else 0.0,
+        "rms_px": round(_fit_noise(tracks.camera), 4),
+        "parallax": modes,
+    }
+    return motion, known, {"camera": camera}
+
+
+def _fit_noise(camera: list[CameraStep | None]) -> float:
+    """RMS residual of the camera's fit over a window, pixels a frame."""
+    noise = [step.noise for step in camera if step is not None]
+    return float(np.sqrt(np.mean(np.square(noise)))) if noise else 0.0
+
+
+def _gate(
+    window: Window,
+    tracks: Tracks,
+    motion: np.ndarray,
+    known: np.ndarray,
+    size: int,
+    config: MineConfig,
+) -> _Gated:
+    """Which patches carry information of their own, and what of them enters the estimator."""
+    centres, scale = tracks.path[window.seed], window.scale
+    least = config.min_frames - 1
+    reason = np.full(len(motion), _INSIGNIFICANT, np.uint8)
+    reason[known.sum(axis=1) < least] = _NO_BACKGROUND
+    both = tracks.visible[1:] & tracks.visible[:-1]
+    reason[both.sum(axis=0) < least] = _LOST
+    tracked = reason == _INSIGNIFICANT
+
+    # Each signal: which patches pass its gate, and its steps in units of its threshold
+    passed = np.zeros(len(motion), bool)
+    steps: list[np.ndarray] = []
+    record: dict[str, Any] = {}
+    if config.signal != "colour":
+        speed = rms(motion, known)
+        threshold = motion_threshold(
+            speed[tracked],
+            _fit_noise(tracks.camera),
+            config.min_motion * min(window.size),
+            config.motion_over_noise,
+        )
+        moving = np.flatnonzero(tracked & (speed >= threshold))
+        ratio = error_ratio(
+            window.grey,
+            tracks.path[:, moving] / scale,
+            motion[moving] / scale,
+            known[moving],
+            size / float(scale.mean()),
+        )
+        reason[moving[ratio > config.max_error_ratio]] = _BORDER
+        passed[moving[ratio <= config.max_error_ratio]] = True
+        steps.append(motion / threshold)
+        record["least_motion"] = round(threshold, 4)
+        if config.depth:
+            steps.append(_depth_steps(window, tracks, known, config) / threshold)
+    if config.signal != "motion":
+        colour = colour_changes(window.small, tracks.path / scale, known, size / scale.mean())
+        change = rms(colour, known)
+        threshold = motion_threshold(
+            change[tracked], np.inf, config.min_colour, config.motion_over_noise
+        )
+        passed |= tracked & (change >= threshold)
+        steps.append(colour / threshold)
+        record["least_colour"] = round(threshold, 5)
+    reason[tracked & ~passed & (reason == _INSIGNIFICANT)] = _STATIC
+    reason[passed] = _INSIGNIFICANT
+
+    # Neighbours that do the same
+    chosen = np.flatnonzero(passed)
+    signal = np.concatenate(steps, axis=2)
+    differences, energy = difference(signal[chosen], known[chosen])
+    supported = support(centres[chosen], size, differences, energy) >= config.min_support
+    reason[chosen[~supported]] = _ALONE
+    chosen = chosen[supported]
+    relative = differences / np.maximum(np.sqrt(energy * energy.T), 1e-12)
+    allowed = relative[np.ix_(supported, supported)] < config.max_difference
+    distance = np.abs(centres[chosen][:, None] - centres[chosen][None]).max(axis=2)
+    allowed &= distance >= config.min_distance * size - 0.5
+    samples, there = represent(signal[chosen], known[chosen], config.representation)
+    return _Gated(reason, chosen, samples, there, allowed, record)
+
+
+def _depth_steps(
+    window: Window, tracks: Tracks, known: np.ndarray, config: MineConfig
+) -> np.ndarray:
+    """float64 [P, T − 1, 1]: how depth changes along the tracks, source pixels a frame."""
+    model = DEFAULT_MODEL if config.depth == "default" else config.depth
+    at = tracks.path / window.scale
+    depth = depth_along(window.small, at, tracks.visible, model, config.device)
+    steps = np.diff(depth, axis=0).T[..., None] * window.scale.mean()
+    return np.asarray(steps * known[..., None])
+
+
+def _store(
+    window: Window,
+    tracks: Tracks,
+    motion: np.ndarray,
+    gated: _Gated,
+    partners: Partners,
+    record: dict[str, Any],
+    config: MineConfig,
+) -> Stored:
+    """Patches with a twin, their twins, and some of the others, for the random arm."""
+    reason, seed, size = gated.reason, window.seed, record["patch"]
+    others = np.flatnonzero((reason != _TWIN) & (reason != _LOST))
+    rng = np.random.default_rng([config.seed, window.numbers[seed]])
+    others = rng.permutation(others)[: config.others]
+    kept = np.sort(np.concatenate([np.flatnonzero(reason == _TWIN), others]))
+    # `moving` counts among all patches; what is stored counts among those kept
+    place = np.full(len(reason), -1)
+    place[kept] = np.arange(len(kept))
+    rows, count = place[gated.moving], len(kept)
+    stored = rows >= 0
+    twins = np.full((count, config.top_k), -1, np.int64)
+    found = partners.twins
+    twins[rows[stored]] = np.where(found >= 0, rows[np.maximum(found, 0)], -1)[stored]
+    mi, p_value = np.zeros((2, count, config.top_k), np.float32)
+    mi[rows[stored]], p_value[rows[stored]] = partners.mi[stored], partners.p_value[stored]
+    p_value[twins < 0] = 1.0
+    entropies = np.full(count, -np.inf, np.float32)
+    entropies[rows[stored]] = partners.entropies[stored]
+    pairs = np.full((count, count), np.nan, np.float32)
+    pairs[np.ix_(rows[stored], rows[stored])] = partners.pairs[np.ix_(stored, stored)]
+    moments = pick_moments(tracks.visible[:, kept], sorted(window.keyframes), seed, config.moments)
+    path, numbers = tracks.path[:, kept], np.asarray(window.numbers, np.int32)
+    return Stored(
+        record={
+            "shot": window.shot,
+            "frame": window.numbers[seed],
+            "first": window.numbers[0],
+            "frames": len(window),
+            "height": window.size[0],
+            "width": window.size[1],
+            **record,
+        },
+        image=window.keyframes[seed],
+        patches={
+            "frame": np.full(count, window.numbers[seed], np.int32),
+            "x": path[seed, :, 0].astype(np.float32),
+            "y": path[seed, :, 1].astype(np.float32),
+            "size": np.full(count, size, np.float32),
+            "entropy": entropies,
+        },
+        pixels=crops(window.keyframes, moments, path, size, config.crop_size),
+        twins=twins,
+        mi=mi,
+        p_value=p_value,
+        moment_frames=numbers[moments],
+        arrays={
+            "tracks": path.astype(np.float32),
+            "visible": tracks.visible[:, kept],
+            "motion": motion[kept].astype(np.float32),
+            "mi": pairs,
+            "null": partners.null,
+            "centres": tracks.path[seed].astype(np.float32),
+            "reason": reason,
+        },
+    )
+
+
+def patch_size(height: int, width: int, config: MineConfig) -> int:
+    """Side of a patch in pixels of a frame of this size."""
+    return max(config.min_patch, round(config.patch_fraction * min(height, width)))
+
+
+def pick_moments(visible: np.ndarray, keyframes: list[int], seed: int, count: int) -> np.ndarray:
+    """int64 [P, S]: `count` of `keyframes` for each patch, spread over where it is visible.
+
+    `visible` is bool [T, P]. The first is the seed frame; where a patch is visible in fewer
+    keyframes than `count`, some come twice.
+    """
+    found = np.empty((visible.shape[1], count), np.int64)
+    for patch, there in enumerate(visible[keyframes].T):
+        rest = [t for t, seen in zip(keyframes, there, strict=True) if seen and t != seed]
+        spread = np.linspace(0, max(len(rest) - 1, 0), max(count - 1, 0)).round().astype(int)
+        found[patch] = [seed, *(rest[i] if rest else seed for i in spread)]
+    return found
+
+
+def crops(
+    images: dict[int, np.ndarray], moments: np.ndarray, path: np.ndarray, size: int, side: int
+) -> np.ndarray:
+    """Square crops of patches along their tracks, shifted to lie inside the image.
+
+    Args:
+        images: uint8 [H, W, 3] by time.
+        moments: int [P, S] times.
+        path: [T, P, 2] centres (x, y).
+        size: side of the squares in pixels, at most min(H, W).
+        side: what they are resized to.
+
+    Returns:
+        uint8 [P, S, 3, side, side].
+    """
+    found = np.empty((*moments.shape, 3, side, side), np.uint8)
+    how = cv2.INTER_AREA if size >= side else cv2.INTER_LINEAR
+    for patch, times in enumerate(moments):
+        for moment, t in enumerate(times):
+            image = images[int(t)]
+            corner = np.round(path[t, patch] - size / 2).astype(int)
+            x, y = np.clip(corner, 0, (image.shape[1] - size, image.shape[0] - size))
+            square = cv2.resize(image[y : y + size, x : x + size], (side, side), interpolation=how)
+            found[patch, moment] = square.transpose(2, 0, 1)
+    return found
