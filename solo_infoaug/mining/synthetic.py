@@ -21,11 +21,11 @@ import av
 import cv2
 import numpy as np
 
-from solo_infoaug.dictionary import TwinDictionary
+from solo_infoaug.dictionary import TwinDictionary, Window
 from solo_infoaug.errors import ConfigError
 from solo_infoaug.mining.config import MineConfig
-from solo_infoaug.mining.shot import patch_size
 from solo_infoaug.mining.tracking import grid
+from solo_infoaug.mining.window import patch_size
 
 # The last three travel and shake: to one side, into the scene, or both.
 CAMERAS = ("still", "pan", "zoom", "shake", "all", "sideways", "forward", "walk")
@@ -304,39 +304,48 @@ def score(
         ValueError: the dictionary is not one of this scene, with these settings.
     """
     config = config or MineConfig()
-    size = patch_size(scene.config.height, scene.config.width, config)
-    whole = grid(scene.config.height, scene.config.width, size, config.grid_step)
-    stored = {} if dictionary is None else {w.record["frame"]: w for w in dictionary.windows}
+    height, width = scene.config.height, scene.config.width
+    size = patch_size(height, width, config)
+    whole = grid(height, width, size, config.grid_step)
+    stored = {} if dictionary is None else {window.first: window for window in dictionary.windows}
     total = Score(0, 0, 0, 0, 0, 0.0)
-    for seed, frames in _windows(scene.config.frames, config):
-        twin = np.full(len(whole), -1)
-        if dictionary is not None and seed in stored:
-            window = stored.pop(seed)
-            rows = np.arange(window.patches.start, window.patches.stop)
-            found = dictionary.twins[rows, 0].numpy()
-            rows, found = rows[found >= 0], found[found >= 0]
-            twin[_places(dictionary, rows, whole)] = _places(dictionary, found, whole)
-            arrays = window.arrays
-            if arrays["centres"].shape != whole.shape or np.any(
-                (arrays["reason"] == 0) != (twin >= 0)
-            ):
-                raise ValueError(f"frame {seed}: the grid of the dictionary is another one")
+    for frames in _windows(scene.config.frames, config):
+        seed, twin = frames[len(frames) // 2], np.full(len(whole), -1)
+        if dictionary is not None and frames.start in stored:
+            window = stored.pop(frames.start)
+            seed = window.record["frame"]
+            twin = _twins_in_grid(dictionary, window, whole)
         total += _compare(scene, seed, frames, whole, size, twin, config.min_frames)
     if stored:
-        raise ValueError(f"the dictionary has windows that the scene has not: {sorted(stored)}")
+        raise ValueError(f"windows begin at frames {sorted(stored)}: not with these settings")
     return total
 
 
-def _windows(frames: int, config: MineConfig) -> list[tuple[int, range]]:
-    """The frame that each window's patches are taken from, and all of its frames."""
+def _windows(frames: int, config: MineConfig) -> list[range]:
+    """The windows that a shot of so many frames is mined in."""
     windows = []
     for start in range(0, frames, config.stride):
-        length = min(config.window, frames - start)
-        if length >= config.min_frames:
-            windows.append((start + length // 2, range(start, start + length)))
-        if start + length == frames:
+        window = range(start, min(start + config.window, frames))
+        if len(window) >= config.min_frames:
+            windows.append(window)
+        if window.stop == frames:
             break
     return windows
+
+
+def _twins_in_grid(dictionary: TwinDictionary, window: Window, centres: np.ndarray) -> np.ndarray:
+    """int [G]: of each patch of a window's grid the best twin, by its place in it; −1 for none."""
+    rows = np.arange(window.patches.start, window.patches.stop)
+    found = dictionary.twins[rows, 0].numpy()
+    twin = np.full(len(centres), -1)
+    here, there = rows[found >= 0], found[found >= 0]
+    twin[_places(dictionary, here, centres)] = _places(dictionary, there, centres)
+    arrays = window.arrays
+    if not np.array_equal(arrays["centres"].round(), centres.round()):
+        raise ValueError(f"frame {window.record['frame']}: the grid is another one")
+    if not np.array_equal(arrays["reason"] == 0, twin >= 0):
+        raise ValueError(f"frame {window.record['frame']}: twins and `reason` do not fit together")
+    return twin
 
 
 def _places(dictionary: TwinDictionary, rows: np.ndarray, centres: np.ndarray) -> np.ndarray:
@@ -344,7 +353,7 @@ def _places(dictionary: TwinDictionary, rows: np.ndarray, centres: np.ndarray) -
     stored = np.stack([dictionary.patches["x"][rows], dictionary.patches["y"][rows]], axis=1)
     distance = np.abs(stored[:, None] - centres[None]).max(axis=2)
     if len(rows) and distance.min(axis=1).max() > 0.5:
-        raise ValueError("the dictionary's patches do not lie on the grid of its patch size")
+        raise ValueError("the dictionary's patches do not lie on the grid of these settings")
     return distance.argmin(axis=1)
 
 
@@ -391,9 +400,7 @@ def _compare(
     )
 
 
-def _ownership(
-    owners: np.ndarray, centres: np.ndarray, size: int
-) -> tuple[np.ndarray, np.ndarray]:
+def _ownership(owners: np.ndarray, centres: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
     """What owns most of each patch, int64 [G], and the share that it owns, float64 [G]."""
     left, top = np.round(centres - size / 2).astype(int).T
     names = np.unique(owners)
