@@ -29,9 +29,8 @@ _LEFT_SHARE, _LEFT_NOISE = 0.3, 1.5
 # It must explain so many patches, in so large a share of the cells along the border.
 _MIN_EXPLAINED, _MIN_COVERAGE = 12, 0.3
 _REFINEMENTS = 5
-# Patches within this of the border, in frame heights, tell how strong parallax is; these quantiles
-# of them bound it.
-_RING, _TAIL = 0.2, 0.02
+# Patches within this of the border, in frame heights, tell how strong parallax is at most.
+_RING = 0.2
 
 
 @dataclass(frozen=True)
@@ -206,8 +205,7 @@ def _without_mode(
     edge &= np.sqrt((rest**2).sum(axis=1) / np.maximum(known.sum(axis=1), 1)) < allowed
     if edge.sum() < _MIN_EXPLAINED:
         return None
-    low, high = np.quantile(factor[edge], [_TAIL, 1 - _TAIL])
-    factor = np.clip(factor, min(low, 0.0), max(high, 0.0))
+    factor = np.clip(factor, min(factor[edge].min(), 0.0), max(factor[edge].max(), 0.0))
     found = motion - (factor[:, None] * mode * mask).reshape(motion.shape)
     return np.asarray(found, np.float64)
 

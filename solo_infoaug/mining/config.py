@@ -75,14 +75,14 @@ class MineConfig:
     track_size: int = 480
     # A point is lost when tracking it forth and back misses its start by more (pixels of the
     # shrunk frame).
-    max_roundtrip: float = 1.4
+    max_roundtrip: float = 2.0
 
     # --- the background
     # The camera's motion, fitted to each frame pair and removed: "none" (it stands still),
     # "similarity", "affine" or "homography". A pair that cannot be fitted is known of no patch.
     camera: str = "homography"
     # How many patterns of motion that the background shares in different strength are removed.
-    parallax: int = 1
+    parallax: int = 2
 
     # --- signals and mutual information
     # Patches are twins by "motion", by "colour" (the change of their mean colour), or by "both".

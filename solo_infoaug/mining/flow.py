@@ -17,7 +17,7 @@ _RELATIVE_ERROR = 0.01
 # A patch has so many points along each side, and its step is the median of theirs; it is lost with
 # fewer than this share of them. They spread over so much of its side.
 _POINTS = 4
-_MIN_POINTS = 0.6
+_MIN_POINTS = 0.5
 _SPREAD = 0.9
 # The camera is fitted to vectors on a lattice of this spacing, pixels of the shrunk frame.
 _SPACING, _INSET = 14, 8
@@ -52,13 +52,17 @@ def flow_maker(preset: str = "fast") -> Callable[[np.ndarray, np.ndarray], Flow]
 
     OpenCV's DIS: Kroeger et al. (2016), DOI 10.1007/978-3-319-46493-0_29.
     """
-    engine = cv2.DISOpticalFlow.create(
+    engine: Any = cv2.DISOpticalFlow.create(
         {
             "ultrafast": cv2.DISOPTICAL_FLOW_PRESET_ULTRAFAST,
             "fast": cv2.DISOPTICAL_FLOW_PRESET_FAST,
             "medium": cv2.DISOPTICAL_FLOW_PRESET_MEDIUM,
         }[preset]
     )
+
+    if preset == "fast":
+        # One step of variational refinement finds as many twins as five, in two thirds of the time
+        engine.setVariationalRefinementIterations(1)
 
     def estimate(before: np.ndarray, after: np.ndarray) -> Flow:
         empty: Any = None

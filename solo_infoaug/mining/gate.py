@@ -14,7 +14,7 @@ import numpy as np
 # Each patch is compared at a grid of so many points a side, over so much of its side.
 _POINTS, _SPREAD = 6, 0.9
 # Errors of more grey levels are occlusions and count as so many; noise has this variance.
-_MAX_ERROR, _NOISE = 20.0, 4.0
+_MAX_ERROR, _NOISE = 20.0, 8.0
 # Before, frames are smoothed by a Gaussian of this many pixels: compression leaves blocks.
 _BLUR = 0.7
 # A neighbour moves alike if the difference has less than this share of the patch's energy.
@@ -89,7 +89,7 @@ def difference(motion: np.ndarray, known: np.ndarray) -> tuple[np.ndarray, np.nd
     """
     there = known.astype(np.float64)
     energy = (motion**2).sum(axis=2) @ there.T
-    flat = motion.reshape(len(motion), -1)
+    flat = motion.reshape(len(motion), motion.shape[1] * motion.shape[2])
     return energy + energy.T - 2 * flat @ flat.T, energy
 
 

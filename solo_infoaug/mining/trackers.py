@@ -246,7 +246,7 @@ def make_tracker(
     checkpoint: str = "",
     folder: str = "",
     device: str = "auto",
-    max_roundtrip: float = 1.4,
+    max_roundtrip: float = 2.0,
     flow: str = "fast",
 ) -> Tracker:
     """The tracker `name` for a video.
