@@ -10,12 +10,15 @@ import io
 import sys
 import warnings
 from pathlib import Path
-from typing import Annotated, TextIO
+from typing import TYPE_CHECKING, Annotated, TextIO
 
 import typer
 
 from solo_infoaug import __version__
 from solo_infoaug.errors import ConfigError, InfoAugError
+
+if TYPE_CHECKING:
+    from solo_infoaug.dictionary import TwinDictionary
 
 app = typer.Typer(
     name="solo-infoaug",
@@ -205,6 +208,7 @@ def mine(
         videos, out, config, workers=workers, threads=threads, ray=ray, overwrite=overwrite
     )
     typer.echo(dictionary.summary)
+    _print_videos(dictionary)
     try:
         remember_dictionary(dictionary.path)
     except OSError as error:
@@ -220,6 +224,24 @@ def mine(
         for why in failed.values():
             typer.secho(f"  {why}", err=True)
         raise typer.Exit(2)
+
+
+def _print_videos(dictionary: TwinDictionary, err: bool = False) -> None:
+    """The first twenty videos by twins a minute, and why patches have none."""
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    from solo_infoaug.dictionary_tools import video_table
+
+    heading, *rows = video_table(dictionary)
+    table = Table(*heading, box=None, pad_edge=False)
+    for row in rows[:20]:
+        table.add_row(*map(escape, row))
+    console = Console(stderr=err)
+    console.print(table)
+    if len(rows) > 20:
+        console.print(f"… and {len(rows) - 20} more videos")
 
 
 @app.command()
@@ -257,13 +279,16 @@ def info(
     dictionary: Annotated[Path, typer.Argument(help="A twin dictionary.")],
     verify: Annotated[bool, typer.Option(help="Read all pixels and check their hashes.")] = False,
 ) -> None:
-    """Describe a dictionary, as JSON: contents, settings, sources, what failed."""
+    """Describe a dictionary: a table of its videos on standard error, all of it as JSON."""
     import json
 
     from solo_infoaug.dictionary import TwinDictionary
     from solo_infoaug.dictionary_tools import describe
 
-    typer.echo(json.dumps(describe(TwinDictionary.load(dictionary), verify), indent=2))
+    loaded = TwinDictionary.load(dictionary)
+    content = describe(loaded, verify)
+    _print_videos(loaded, err=True)
+    typer.echo(json.dumps(content, indent=2))
 
 
 @app.command()
