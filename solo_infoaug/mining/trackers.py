@@ -166,9 +166,9 @@ class FileTracker:
     of a folder of frames NAME or NAME/img1.
 
     Each track is one patch, centred on it in the middle frame of a window. The file holds either
-    `tracks` [N, T, 2], (x, y) in pixels, and `visibility` bool [N, T]; or, as TAP-Vid itself, `points`
-    [N, T, 2] as fractions of the frame's width and height, and `occluded` bool [N, T]. T is the
-    number of the video's frames.
+    `tracks` [N, T, 2], (x, y) in pixels, and `visibility` bool [N, T]; or, as TAP-Vid itself,
+    `points` [N, T, 2] as fractions of the frame's width and height, and `occluded` bool [N, T]. T
+    is the number of the video's frames.
 
     Raises:
         VideoError: there is no such file, or it holds something else.
