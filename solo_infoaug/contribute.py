@@ -106,7 +106,7 @@ def _check_clone(clone: Path, branch: str) -> None:
             f"CLONE: expected a clone of solo-learn, and {clone} is a repository without "
             "solo/methods/base.py"
         )
-    changed = _git(clone, "status", "--porcelain").splitlines()
+    changed = _run(clone, "status", "--porcelain").stdout.splitlines()
     if changed:
         more = f" and {len(changed) - 5} more" if len(changed) > 5 else ""
         raise UpstreamError(

@@ -13,8 +13,10 @@ from typing import Any
 import pytest
 from omegaconf import DictConfig, OmegaConf
 
-from solo_infoaug.contribute import patch_files
+from solo_infoaug.contribute import apply_series, base_commit, new_tests, patch_files
+from solo_infoaug.errors import UpstreamError
 from solo_infoaug.patch import patched_methods
+from solo_infoaug.paths import upstream_folder
 
 SEVEN = ["simclr", "mocov2plus", "byol", "simsiam", "barlow_twins", "vicreg", "nnclr"]
 
@@ -107,3 +109,149 @@ def test_all_methods_train_through_the_hook(
             key.startswith("momentum_backbone.") and "running" in key for key in different
         ), different
         assert ours["state"].keys() == theirs["state"].keys()
+
+
+# --- the command -----------------------------------------------------------------------------
+
+
+def _repository(folder: Path) -> Path:
+    """A git repository with the file by which solo-learn is known."""
+    (folder / "solo" / "methods").mkdir(parents=True)
+    (folder / "solo" / "methods" / "base.py").write_text("value = 1\n")
+    (folder / "setup.py").write_text("# another one\n")
+    _git(folder, "init", "-q", "-b", "main")
+    _git(folder, "add", "-A")
+    _git(folder, "commit", "-qm", "first")
+    return folder
+
+
+def _state(folder: Path) -> tuple[str, ...]:
+    """All that the command might change: branches, what is checked out, files, worktrees."""
+    commands = ["for-each-ref", "rev-parse HEAD", "status --porcelain", "worktree list", "branch"]
+    return tuple(_git(folder, *command.split()) for command in commands)
+
+
+@pytest.fixture
+def series(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A series of one patch, for a repository that `_repository` makes; returns the patch."""
+    made = _repository(tmp_path / "made")
+    base = _git(made, "rev-parse", "HEAD")
+    (made / "solo" / "methods" / "base.py").write_text("value = 2\n")
+    (made / "tests").mkdir()
+    (made / "tests" / "test_value.py").write_text(
+        "from pathlib import Path\n\n\ndef test_value():\n"
+        "    assert 'value = 2' in Path('solo/methods/base.py').read_text()\n"
+    )
+    _git(made, "add", "-A")
+    _git(made, "commit", "-qm", "second")
+    _git(made, "format-patch", "-q", f"--base={base}", "-o", str(tmp_path / "series"), base)
+    (patch,) = (tmp_path / "series").glob("*.patch")
+    monkeypatch.setattr("solo_infoaug.contribute.patch_files", lambda: [patch])
+    return patch
+
+
+def test_series_goes_onto_a_branch_of_its_own(series: Path, tmp_path: Path) -> None:
+    clone = _repository(tmp_path / "clone")
+    main = _git(clone, "rev-parse", "main")
+    done = apply_series(clone, "ours")
+    assert (done.passed, done.tests) == (True, ["tests/test_value.py::test_value"])
+    assert done.patches == [(series.stem, "+6 -1")]
+    assert (done.before, done.branch) == ("main", "ours")
+    assert _git(clone, "branch", "--show-current") == "ours"
+    assert _git(clone, "rev-parse", "main", "ours~1").split() == [main, main]
+    assert _git(clone, "status", "--porcelain") == ""
+    assert len(_git(clone, "worktree", "list").splitlines()) == 1
+
+    after = _state(clone)
+    with pytest.raises(UpstreamError, match=r"--branch: .* has a branch 'ours' already"):
+        apply_series(clone, "ours")
+    with pytest.raises(UpstreamError, match=r"0001-second\.patch: it is there already"):
+        apply_series(clone, "more")
+    assert _state(clone) == after
+
+
+def test_failing_tests_are_told(series: Path, tmp_path: Path) -> None:
+    text = series.read_text().replace("+    assert 'value = 2' in", "+    assert 'value = 3' in")
+    series.write_text(text)
+    done = apply_series(_repository(tmp_path / "clone"))
+    assert not done.passed
+    assert "1 failed" in done.output
+
+
+def _dirty(folder: Path) -> None:
+    _repository(folder)
+    (folder / "setup.py").write_text("# changed\n")
+    (folder / "new.py").touch()
+
+
+def _other_project(folder: Path) -> None:
+    _repository(folder)
+    _git(folder, "mv", "solo", "other")
+    _git(folder, "commit", "-qm", "renamed")
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (_dirty, r"expected a clean clone, and .* has changes: setup.py, new.py"),
+        (_repository, r"0001-.*\.patch: it does not apply to setup.py \(clone at or after \w+; "),
+        (_other_project, "is a repository without solo/methods/base.py"),
+    ],
+)
+def test_wrong_repository_is_refused_and_left_alone(
+    tmp_path: Path, make: Callable[[Path], Any], message: str
+) -> None:
+    make(tmp_path / "clone")
+    before = _state(tmp_path / "clone")
+    with pytest.raises(UpstreamError, match=message):
+        apply_series(tmp_path / "clone")
+    assert _state(tmp_path / "clone") == before
+
+
+def test_no_clone(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").touch()
+    (_repository(tmp_path / "clone") / "docs").mkdir()
+    for name, message in {
+        "folder": "is not that of a git repository",
+        "file": "which is a file",
+        "absent": "which is not there",
+        "clone/docs": "is not that of a git repository",
+    }.items():
+        with pytest.raises(UpstreamError, match=message):
+            apply_series(tmp_path / name)
+    assert list((tmp_path / "folder").iterdir()) == []
+    with pytest.raises(UpstreamError, match="--branch: expected the name of a branch"):
+        apply_series(tmp_path / "clone", "a..b")
+
+
+def test_the_series_is_whole() -> None:
+    patches = patch_files()
+    assert [int(p.name[:4]) for p in patches] == list(range(1, len(patches) + 1))
+    assert len(base_commit(patches)) == 40
+    for patch in patches:
+        assert new_tests([patch]), f"{patch.name} brings no test"
+        assert "From: The solo-infoaug developers" in patch.read_text()
+    readme = (upstream_folder() / "README.md").read_text()
+    assert base_commit(patches)[:7] in readme
+    for patch in patches:
+        assert f"| {patch.name[:4]} " in readme
+
+
+@pytest.mark.current_host
+def test_command_says_what_is_wrong(tmp_path: Path, solo_learn_home: Path) -> None:
+    """On a real clone: an older commit, where the first patch that does not fit is named."""
+    clone = tmp_path / "clone"
+    _git(tmp_path, "clone", "-q", str(solo_learn_home), str(clone))
+    (clone / "main_pretrain.py").write_text("")
+    _git(clone, "commit", "-qam", "emptied")
+    before = _state(clone)
+    done = subprocess.run(
+        [sys.executable, "-m", "solo_infoaug.cli", "upstream", str(clone)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert "0002-Run-with-Hydra-1.4.patch: it does not apply to main_pretrain.py" in done.stderr
+    assert _state(clone) == before
