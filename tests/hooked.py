@@ -1,9 +1,9 @@
 """Trains methods as `main_pretrain.py` would and writes down what came out.
 
-    hooked.py RUNS.json OUT.json
+    hooked.py RUNS.json OUT.json [plain]
 
 RUNS.json is a list of [name, configuration]; test_upstream.py calls this with one solo-learn or
-another in SOLO_LEARN_HOME.
+another in SOLO_LEARN_HOME. With `plain` nothing of solo-infoaug is registered.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from lightning.pytorch.callbacks import Callback
 from omegaconf import OmegaConf
 from torch import Tensor
 
+from solo_infoaug import training
 from solo_infoaug.host import load_host
-from solo_infoaug.training import pretrain
 
 
 def digest(tensors: dict[str, Tensor]) -> dict[str, str]:
@@ -42,24 +42,27 @@ class Losses(Callback):
         self.steps.append({**values, "total": float(outputs["loss"]).hex()})
 
 
-def main(runs: Path, out: Path) -> None:
+def main(runs: Path, out: Path, plain: str = "") -> None:
     """Train all runs, one after another."""
     torch.set_num_threads(1)
     host = load_host()
+    if plain:
+        training.register = load_host
+        if host.plugins is not None:
+            host.plugins.clear()
     before = dict(host.methods), list(host.should_match)
     results = {}
     for name, cfg in json.loads(runs.read_text()):
         losses = Losses()
-        result = pretrain(OmegaConf.create(cfg), callbacks=[losses])
+        result = training.pretrain(OmegaConf.create(cfg), callbacks=[losses])
         results[name] = {
             "steps": losses.steps,
             "state": digest(result.model.state_dict()),
-            "kind": type(result.model).__module__,
-            "checkpoint": str(result.checkpoint),
+            "kind": f"{type(result.model).__module__}.{type(result.model).__name__}",
         }
     results["replaced"] = (dict(host.methods), list(host.should_match)) != before
     out.write_text(json.dumps(results))
 
 
 if __name__ == "__main__":
-    main(*map(Path, sys.argv[1:]))
+    main(Path(sys.argv[1]), Path(sys.argv[2]), *sys.argv[3:])

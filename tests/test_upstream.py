@@ -21,6 +21,9 @@ from solo_infoaug.paths import upstream_folder
 SEVEN = ["simclr", "mocov2plus", "byol", "simsiam", "barlow_twins", "vicreg", "nnclr"]
 
 
+_HOOKED = Path(__file__).with_name("hooked.py")
+
+
 def _git(folder: Path, *arguments: str) -> str:
     who = ["-c", "user.name=Somebody", "-c", "user.email=somebody@example.com"]
     return subprocess.run(
@@ -40,18 +43,18 @@ def patched(solo_learn_home: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     return clone
 
 
-Train = Callable[[Path, dict[str, DictConfig]], dict[str, Any]]
+Train = Callable[..., dict[str, Any]]
 
 
 @pytest.fixture
 def train(tmp_path: Path) -> Train:
     """Trains runs in a process of its own, on the solo-learn in a folder."""
 
-    def run(home: Path, runs: dict[str, DictConfig]) -> dict[str, Any]:
+    def run(home: Path, runs: dict[str, DictConfig], *arguments: str) -> dict[str, Any]:
         given, out = tmp_path / "runs.json", tmp_path / "out.json"
         given.write_text(json.dumps([[n, OmegaConf.to_container(c)] for n, c in runs.items()]))
         done = subprocess.run(
-            [sys.executable, str(Path(__file__).with_name("hooked.py")), str(given), str(out)],
+            [sys.executable, str(_HOOKED), str(given), str(out), *arguments],
             capture_output=True,
             text=True,
             env={**os.environ, "SOLO_LEARN_HOME": str(home)},
@@ -109,6 +112,101 @@ def test_all_methods_train_through_the_hook(
             key.startswith("momentum_backbone.") and "running" in key for key in different
         ), different
         assert ours["state"].keys() == theirs["state"].keys()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(2400)
+@pytest.mark.current_host
+def test_without_infoaug_a_patched_solo_learn_is_plain(
+    patched: Path, solo_learn_home: Path, train: Train, make_cfg: Callable[..., DictConfig]
+) -> None:
+    """The plugin is installed and InfoAug off: all methods are those of unpatched solo-learn."""
+    runs = {name: make_cfg(name, max_epochs=1) for name in patched_methods()}
+    hooked, plain = train(patched, runs), train(solo_learn_home, runs, "plain")
+    assert not hooked["replaced"]
+    assert not plain["replaced"]
+    assert hooked == plain
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+@pytest.mark.current_host
+def test_fmicl_and_separate_norms_through_the_hook(
+    patched: Path,
+    solo_learn_home: Path,
+    train: Train,
+    make_cfg: Callable[..., DictConfig],
+    twins_folder: Path,
+) -> None:
+    twins = {"twins": str(twins_folder)}
+    short = {"max_epochs": 1}
+    runs = {
+        "view": make_cfg("simclr", fmicl="js", **short),
+        "both": make_cfg("mocov2plus", twins, fmicl="js", **short),
+        "twins": make_cfg("simclr", {**twins, "objective": "kl"}, **short),
+        "separate": make_cfg("byol", {**twins, "batch_norm": "separate"}, **short),
+    }
+    hooked, today = train(patched, runs), train(solo_learn_home, runs)
+    assert not hooked["replaced"]
+    for name in runs:
+        ours, theirs = hooked[name]["steps"], today[name]["steps"]
+        assert [_logged(step) for step in ours] == [_logged(step) for step in theirs]
+    assert "train_fmicl_loss" in hooked["view"]["steps"][0]
+    assert "twin_fmicl_loss" in hooked["twins"]["steps"][0]
+
+
+_REFUSED = """
+import json, sys
+from omegaconf import OmegaConf
+from solo_infoaug.errors import InfoAugError
+from solo_infoaug.training import pretrain
+
+(_, first), (_, second) = json.load(open(sys.argv[1]))
+result = pretrain(OmegaConf.create(first))
+second["resume_from_checkpoint"] = str(result.checkpoint)
+try:
+    pretrain(OmegaConf.create(second))
+except InfoAugError as error:
+    json.dump(str(error), open(sys.argv[2], "w"))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.current_host
+@pytest.mark.parametrize(
+    ("first", "second", "message"),
+    [
+        ("on", "off", "is that of a run with InfoAug, and this is a baseline run"),
+        ("off", "on", "is that of a baseline run, and this is a run with InfoAug"),
+        ("fmicl", "off", "fmicl: the checkpoint to resume was trained with"),
+    ],
+)
+def test_wrong_checkpoint_is_refused_through_the_hook(
+    patched: Path,
+    make_cfg: Callable[..., DictConfig],
+    twins_folder: Path,
+    tmp_path: Path,
+    first: str,
+    second: str,
+    message: str,
+) -> None:
+    kinds = {
+        "on": make_cfg("simclr", {"twins": str(twins_folder)}, max_epochs=1),
+        "off": make_cfg("simclr", max_epochs=1),
+        "fmicl": make_cfg("simclr", fmicl="js", max_epochs=1),
+    }
+    given, out = tmp_path / "given.json", tmp_path / "out.json"
+    given.write_text(json.dumps([[n, OmegaConf.to_container(kinds[n])] for n in (first, second)]))
+    done = subprocess.run(
+        [sys.executable, "-c", _REFUSED, str(given), str(out)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "SOLO_LEARN_HOME": str(patched)},
+        timeout=600,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert message in json.loads(out.read_text())
 
 
 # --- the command -----------------------------------------------------------------------------
