@@ -316,8 +316,9 @@ def upstream(
     text = upstream_folder() / "pull-request.md"
     typer.echo(
         f"Next, with a fork of solo-learn:\n  git -C {clone} push git@github.com:YOU/solo-learn "
-        f"{done.branch}\nand open a pull request with this text ({text}):\n\n{text.read_text()}"
+        f"{done.branch}\nand open a pull request with this text ({text}):\n"
     )
+    typer.echo(text.read_text(encoding="utf-8"))
 
 
 def main() -> None:
