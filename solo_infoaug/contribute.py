@@ -142,7 +142,7 @@ def _committer(clone: Path) -> list[str]:
     return ["-c", "user.name=solo-infoaug", "-c", "user.email=solo-infoaug@localhost"]
 
 
-def _apply(tree: Path, patch: Path, base: str) -> str:
+def _apply(tree: Path, patch: Path, commit: str, base: str) -> str:
     """Commit a patch; returns the lines that it adds and removes."""
     check = _run(tree, "apply", "--check", str(patch))
     if check.returncode != 0:
@@ -151,9 +151,8 @@ def _apply(tree: Path, patch: Path, base: str) -> str:
         else:
             files = re.findall(r"^error: (?:patch failed: )?([^:\n]+?):", check.stderr, re.M)
             why = f"it does not apply to {', '.join(dict.fromkeys(files)) or check.stderr.strip()}"
-        at = _git(tree, "rev-parse", "--short", "HEAD")
         raise UpstreamError(
-            f"{patch.name}: {why} (clone at or after {at}; the series is made for {base[:7]}); "
+            f"{patch.name}: {why} (the clone is at {commit}, the series is made for {base[:7]}); "
             f"git checkout {base[:7]} in a clone applies all of it"
         )
     _git(tree, *_committer(tree), "am", "--quiet", "--no-gpg-sign", str(patch))
@@ -196,7 +195,7 @@ def apply_series(clone: Path, branch: str = DEFAULT_BRANCH) -> Applied:
     before = _run(clone, "symbolic-ref", "--short", "HEAD").stdout.strip()
     commit = _git(clone, "rev-parse", "--short", "HEAD")
     with _worktree(clone) as tree:
-        applied = [(patch.stem, _apply(tree, patch, base)) for patch in patches]
+        applied = [(patch.stem, _apply(tree, patch, commit, base)) for patch in patches]
         tests = new_tests(patches)
         passed, output = _test(tree, tests)
         _git(clone, "branch", "--no-track", branch, _git(tree, "rev-parse", "HEAD"))

@@ -292,7 +292,7 @@ def _other_project(folder: Path) -> None:
     ("make", "message"),
     [
         (_dirty, r"expected a clean clone, and .* has changes: setup.py, new.py"),
-        (_repository, r"0001-.*\.patch: it does not apply to setup.py \(clone at or after \w+; "),
+        (_repository, r"0001-.*\.patch: it does not apply to setup.py \(the clone is at \w+, "),
         (_other_project, "is a repository without solo/methods/base.py"),
     ],
 )
