@@ -68,6 +68,39 @@ def methods() -> None:
 
 
 @app.command()
+def upstream(
+    clone: Annotated[Path, typer.Argument(help="A clean clone of solo-learn.")],
+    branch: Annotated[str, typer.Option(help="A new branch, for the patches.")] = "solo-infoaug",
+) -> None:
+    """Apply the patches for solo-learn itself to a clone, on a new branch, and run their tests.
+
+    Exit code 2: applied, but some of their tests fail.
+    """
+    from solo_infoaug.contribute import apply_series
+    from solo_infoaug.paths import upstream_folder
+
+    done = apply_series(clone, branch)
+    for name, lines in done.patches:
+        typer.echo(f"{name}  {lines}")
+    typer.echo(f"{len(done.tests)} tests, by pytest:\n{done.output}\n")
+    typer.echo(
+        f"{clone} is on the branch {done.branch}, {len(done.patches)} commits after {done.commit}; "
+        f"{done.before} is as it was (git -C {clone} switch {done.before})."
+    )
+    if done.commit != done.base:
+        typer.echo(f"The patches were made for {done.base}, and apply to {done.commit}.")
+    if not done.passed:
+        typer.secho("Some tests fail: see above.", fg=typer.colors.RED, err=True)
+        raise typer.Exit(2)
+    text = upstream_folder() / "pull-request.md"
+    typer.echo(
+        f"Next, with a fork of solo-learn:\n  git -C {clone} push git@github.com:YOU/solo-learn "
+        f"{done.branch}\nand open a pull request with this text ({text}):\n"
+    )
+    typer.echo(text.read_text(encoding="utf-8"))
+
+
+@app.command()
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for everything that it makes.")] = Path(
         "infoaug-demo"

@@ -220,7 +220,7 @@ def video_table(dictionary: TwinDictionary) -> list[tuple[str, ...]]:
     """What came of each video, for people: a heading and a row a video, most twins first."""
     parts = [Part.read(dictionary.path / PARTS / key) for key in dictionary.info["videos"]]
     found = [_summary(part, dictionary.info) for part in parts]
-    rows = [
+    rows: list[tuple[str, ...]] = [
         ("video", "minutes", "twins a minute", "patches with a twin", "why the others have none")
     ]
     for row in sorted(found, key=lambda row: -(row["twins_a_minute"] or 0)):
