@@ -286,8 +286,9 @@ def _two_spreads(column: np.ndarray, present: np.ndarray, count: np.ndarray) -> 
     ordered = np.sort(np.where(present, column, np.inf), 1)
     last = np.maximum(count - 1, 0)
     at = [np.round(q * last).astype(np.int64)[:, None] for q in (0.25, 0.75)]
-    low, high = (np.take_along_axis(ordered, i, 1)[:, 0] for i in at)
-    quartiles = np.where(present.any(1), high - low, 0.0) / 1.349  # of a normal distribution
+    some = present.any(1)
+    low, high = (np.where(some, np.take_along_axis(ordered, i, 1)[:, 0], 0.0) for i in at)
+    quartiles = (high - low) / 1.349  # of a normal distribution
     return np.stack([deviation, np.where(quartiles > 1e-3 * deviation, quartiles, deviation)], 1)
 
 
