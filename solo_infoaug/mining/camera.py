@@ -15,6 +15,8 @@ import numpy as np
 # RANSAC's tolerance: pixels, or so large a share of the median step, which is as blurred.
 _TOLERANCE, _RELATIVE_TOLERANCE = 0.7, 0.03
 _ITERATIONS = 500
+# Least-squares rounds after it; residuals below this many pixels are all the same.
+_REFITS, _MIN_RESIDUAL = 4, 0.05
 _MIN_POINTS = 20
 # A frame pair's model is trusted if so large a share of points follows it. Of two candidates the
 # background is the one whose points lie in more of the cells along the frame's border.
@@ -47,8 +49,7 @@ class CameraStep:
 
     def apply(self, points: np.ndarray) -> np.ndarray:
         """float64 [N, 2]: where `points` [N, 2] go."""
-        mapped = np.concatenate([points, np.ones((len(points), 1))], axis=1) @ self.matrix.T
-        return np.asarray(mapped[:, :2] / mapped[:, 2:])
+        return _apply(self.matrix, points)
 
     def scaled(self, scale: np.ndarray) -> CameraStep:
         """The same for pixels that are `scale` [2] times as many."""
@@ -90,10 +91,20 @@ def fit_camera(
     if best is None or len(best[2]) < _MIN_SHARE * len(source):
         return None
     _, matrix, followers = best
-    step = CameraStep(matrix, 0.0, len(followers) / len(source))
-    residual = np.linalg.norm(step.apply(source[followers]) - target[followers], axis=1)
+    share = len(followers) / len(source)
+    # RANSAC bends towards slow objects within its tolerance: refitted to the nearer points alone
+    for _ in range(_REFITS):
+        residual = np.linalg.norm(_apply(matrix, source) - target, axis=1)
+        near = residual <= max(2.5 * float(np.median(residual[followers])), _MIN_RESIDUAL)
+        if near.sum() < _MIN_POINTS:
+            break
+        refitted = _least_squares(source[near], target[near], model)
+        if refitted is None:
+            break
+        matrix, followers = refitted, np.flatnonzero(near)
+    residual = np.linalg.norm(_apply(matrix, source[followers]) - target[followers], axis=1)
     # From the median, so that slow objects among the followers do not count as noise.
-    return CameraStep(matrix, float(np.median(residual)) * _RMS_OF_MEDIAN, step.share)
+    return CameraStep(matrix, float(np.median(residual)) * _RMS_OF_MEDIAN, share)
 
 
 def own_motion(
@@ -218,6 +229,31 @@ def rms(motion: np.ndarray, known: np.ndarray) -> np.ndarray:
 def _strength(motion: np.ndarray, mask: np.ndarray, mode: np.ndarray) -> np.ndarray:
     """[P]: the multiple of `mode` [2T] that is nearest to `motion` [P, 2T] where `mask` is 1."""
     return np.asarray((motion @ mode) / np.maximum(mask @ mode**2, 1e-9))
+
+
+def _apply(matrix: np.ndarray, points: np.ndarray) -> np.ndarray:
+    mapped = np.concatenate([points, np.ones((len(points), 1))], axis=1) @ matrix.T
+    return np.asarray(mapped[:, :2] / mapped[:, 2:])
+
+
+def _least_squares(source: np.ndarray, target: np.ndarray, model: str) -> np.ndarray | None:
+    """[3, 3]: the model that fits all points best."""
+    a, b = source.astype(np.float64), target.astype(np.float64)
+    if model == "homography":
+        matrix = cv2.findHomography(a, b, 0)[0]
+        return None if matrix is None or not np.isfinite(matrix).all() else matrix
+    mean_a, mean_b = a.mean(axis=0), b.mean(axis=0)
+    a, b = a - mean_a, b - mean_b
+    if model == "affine":
+        linear = np.linalg.lstsq(a, b, rcond=None)[0].T
+    else:
+        # a rotation and a scale: one complex factor
+        z, w = a[:, 0] + 1j * a[:, 1], b[:, 0] + 1j * b[:, 1]
+        factor = (z.conj() * w).sum() / max(float((abs(z) ** 2).sum()), 1e-12)
+        linear = np.array([[factor.real, -factor.imag], [factor.imag, factor.real]])
+    full = np.eye(3)
+    full[:2, :2], full[:2, 2] = linear, mean_b - linear @ mean_a
+    return full
 
 
 def _fit(

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
-from solo_infoaug.information import entropy, pairwise_mutual_information
+from solo_infoaug.information import EstimateWarning, entropy, pairwise_mutual_information
 from solo_infoaug.mining.significance import false_discovery, pair_p_values
 
 
@@ -100,6 +101,37 @@ def find_partners(
     """
     if len(samples) < 2:
         return _nobody(len(samples), top_k)
+    with warnings.catch_warnings():
+        # Twenty samples of smooth motion lie near a curve, and a surrogate may have none in common:
+        # the test against surrogates, which share both, is what decides.
+        warnings.simplefilter("ignore", EstimateWarning)
+        return _significant(
+            samples,
+            known,
+            allowed,
+            estimator=estimator,
+            k=k,
+            top_k=top_k,
+            min_mi=min_mi,
+            fdr=fdr,
+            surrogates=surrogates,
+            seed=seed,
+        )
+
+
+def _significant(
+    samples: np.ndarray,
+    known: np.ndarray,
+    allowed: np.ndarray,
+    *,
+    estimator: str,
+    k: int,
+    top_k: int,
+    min_mi: float,
+    fdr: float,
+    surrogates: int,
+    seed: int,
+) -> Partners:
     mi, entropies = information(samples, known, estimator, k)
     candidates, _ = best_partners(mi, allowed, max(top_k, _TESTED), min_mi)
     row, column = np.nonzero(candidates >= 0)
