@@ -10,12 +10,15 @@ import io
 import sys
 import warnings
 from pathlib import Path
-from typing import Annotated, TextIO
+from typing import TYPE_CHECKING, Annotated, TextIO
 
 import typer
 
 from solo_infoaug import __version__
 from solo_infoaug.errors import ConfigError, InfoAugError
+
+if TYPE_CHECKING:
+    from solo_infoaug.dictionary import TwinDictionary
 
 app = typer.Typer(
     name="solo-infoaug",
@@ -62,6 +65,39 @@ def methods() -> None:
     from solo_infoaug.patch import methods_table
 
     Console().print(methods_table())
+
+
+@app.command()
+def upstream(
+    clone: Annotated[Path, typer.Argument(help="A clean clone of solo-learn.")],
+    branch: Annotated[str, typer.Option(help="A new branch, for the patches.")] = "solo-infoaug",
+) -> None:
+    """Apply the patches for solo-learn itself to a clone, on a new branch, and run their tests.
+
+    Exit code 2: applied, but some of their tests fail.
+    """
+    from solo_infoaug.contribute import apply_series
+    from solo_infoaug.paths import upstream_folder
+
+    done = apply_series(clone, branch)
+    for name, lines in done.patches:
+        typer.echo(f"{name}  {lines}")
+    typer.echo(f"{len(done.tests)} tests, by pytest:\n{done.output}\n")
+    typer.echo(
+        f"{clone} is on the branch {done.branch}, {len(done.patches)} commits after {done.commit}; "
+        f"{done.before} is as it was (git -C {clone} switch {done.before})."
+    )
+    if done.commit != done.base:
+        typer.echo(f"The patches were made for {done.base}, and apply to {done.commit}.")
+    if not done.passed:
+        typer.secho("Some tests fail: see above.", fg=typer.colors.RED, err=True)
+        raise typer.Exit(2)
+    text = upstream_folder() / "pull-request.md"
+    typer.echo(
+        f"Next, with a fork of solo-learn:\n  git -C {clone} push git@github.com:YOU/solo-learn "
+        f"{done.branch}\nand open a pull request with this text ({text}):\n"
+    )
+    typer.echo(text.read_text(encoding="utf-8"))
 
 
 @app.command()
@@ -205,6 +241,7 @@ def mine(
         videos, out, config, workers=workers, threads=threads, ray=ray, overwrite=overwrite
     )
     typer.echo(dictionary.summary)
+    _print_videos(dictionary)
     try:
         remember_dictionary(dictionary.path)
     except OSError as error:
@@ -220,6 +257,24 @@ def mine(
         for why in failed.values():
             typer.secho(f"  {why}", err=True)
         raise typer.Exit(2)
+
+
+def _print_videos(dictionary: TwinDictionary, err: bool = False) -> None:
+    """The first twenty videos by twins a minute, and why patches have none."""
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    from solo_infoaug.dictionary_tools import video_table
+
+    heading, *rows = video_table(dictionary)
+    table = Table(*heading, box=None, pad_edge=False)
+    for row in rows[:20]:
+        table.add_row(*map(escape, row))
+    console = Console(stderr=err)
+    console.print(table)
+    if len(rows) > 20:
+        console.print(f"… and {len(rows) - 20} more videos")
 
 
 @app.command()
@@ -257,13 +312,16 @@ def info(
     dictionary: Annotated[Path, typer.Argument(help="A twin dictionary.")],
     verify: Annotated[bool, typer.Option(help="Read all pixels and check their hashes.")] = False,
 ) -> None:
-    """Describe a dictionary, as JSON: contents, settings, sources, what failed."""
+    """Describe a dictionary: a table of its videos on standard error, all of it as JSON."""
     import json
 
     from solo_infoaug.dictionary import TwinDictionary
     from solo_infoaug.dictionary_tools import describe
 
-    typer.echo(json.dumps(describe(TwinDictionary.load(dictionary), verify), indent=2))
+    loaded = TwinDictionary.load(dictionary)
+    content = describe(loaded, verify)
+    _print_videos(loaded, err=True)
+    typer.echo(json.dumps(content, indent=2))
 
 
 @app.command()

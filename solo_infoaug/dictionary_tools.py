@@ -216,6 +216,31 @@ def describe(dictionary: TwinDictionary, verify: bool = False) -> dict[str, Any]
     }
 
 
+def video_table(dictionary: TwinDictionary) -> list[tuple[str, ...]]:
+    """What came of each video, for people: a heading and a row a video, most twins first."""
+    parts = [Part.read(dictionary.path / PARTS / key) for key in dictionary.info["videos"]]
+    found = [_summary(part, dictionary.info) for part in parts]
+    rows: list[tuple[str, ...]] = [
+        ("video", "minutes", "twins a minute", "patches with a twin", "why the others have none")
+    ]
+    for row in sorted(found, key=lambda row: -(row["twins_a_minute"] or 0)):
+        reasons = dict(row["patches_by_reason"])
+        reasons.pop("twin", None)
+        others = max(sum(reasons.values()), 1)
+        why = sorted(reasons.items(), key=lambda item: -item[1])
+        share = row["share_with_twin"]
+        rows.append(
+            (
+                row["video"],
+                "?" if row["minutes"] is None else f"{row['minutes']:.2f}",
+                "?" if row["minutes"] is None else f"{row['twins_a_minute']:.0f}",
+                "?" if share is None else f"{row['with_twin']} ({share:.1%})",
+                ", ".join(f"{name} {count / others:.0%}" for name, count in why if count),
+            )
+        )
+    return rows
+
+
 def _summary(part: Part, info: Mapping[str, Any]) -> dict[str, Any]:
     """What came of one video: minutes, windows, patches, twins, and why the others have none."""
     record = part.record

@@ -29,3 +29,7 @@ class DataError(InfoAugError):
 
 class HostError(InfoAugError):
     """No usable solo-learn, or a method of it that cannot be extended."""
+
+
+class UpstreamError(InfoAugError):
+    """The patches for solo-learn cannot be applied to this clone."""

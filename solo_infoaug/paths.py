@@ -12,6 +12,12 @@ import solo_infoaug
 from solo_infoaug.errors import OutputError
 
 
+def upstream_folder() -> Path:
+    """The folder `upstream/` with the patches for solo-learn, found as `configs/` is."""
+    places = (Path(place) / "upstream" for place in solo_infoaug.__path__)
+    return next(folder for folder in places if folder.is_dir())
+
+
 def config_folder() -> Path:
     """The folder `configs/`: beside the package in a checkout, inside it once installed."""
     return next(

@@ -1,4 +1,7 @@
-"""Registration: each method of solo-learn is replaced, in `METHODS` itself, by its extension."""
+"""Registration: each method of solo-learn is replaced, in `METHODS` itself, by its extension.
+
+A solo-learn with the hook for plugins (`upstream/`) needs no replacing: see `hook.py`.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ from solo_infoaug.objectives.methods import with_fmicl
 
 # What auto-resume compares as well: a run only goes on from one with the same twins
 # and the same objective.
-_SHOULD_MATCH = [
+SHOULD_MATCH = [
     "infoaug.fingerprint",
     "infoaug.arm",
     "infoaug.weight",
@@ -32,6 +35,12 @@ def register() -> Host:
         HostError: there is no usable solo-learn.
     """
     host = load_host()
+    if host.plugins is not None:
+        from solo_infoaug.hook import NAME, InfoAugPlugin
+
+        # as a rule solo-learn has loaded it already, by its entry point
+        host.plugins.setdefault(NAME, InfoAugPlugin())
+        return host
     # all or none
     extended = {
         name: extend(name, with_fmicl(name, method), host)
@@ -39,5 +48,5 @@ def register() -> Host:
         if name not in ("base", "linear") and not issubclass(method, InfoAugMethod)
     }
     host.methods.update(extended)
-    host.should_match.extend(key for key in _SHOULD_MATCH if key not in host.should_match)
+    host.should_match.extend(key for key in SHOULD_MATCH if key not in host.should_match)
     return host

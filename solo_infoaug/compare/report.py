@@ -256,6 +256,6 @@ def _gallery(runs: Sequence[Run]) -> list[Figure]:
     for run in runs:
         if run.cell.arm == "infoaug":
             dictionary = TwinDictionary.load(run.config.infoaug.twins)
-            shot = richest_windows(dictionary, 1)[0]
-            return [draw_pairs(dictionary), draw_twins(dictionary, shot)]
+            window = richest_windows(dictionary, 1)[0]
+            return [draw_pairs(dictionary), draw_twins(dictionary, window)]
     return []

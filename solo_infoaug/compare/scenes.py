@@ -34,20 +34,20 @@ from solo_infoaug.dictionary import TwinDictionary
 from solo_infoaug.errors import ConfigError
 from solo_infoaug.mining import MineConfig, mine
 
-VERSION = 1
+VERSION = 2
 """Part of the digest: changes with what the generator makes of the same settings."""
 
 PATCH = 32
 """Side of stills and patches, pixels."""
 
-# In the first frame parts lie on the miner's grid, but for `_OFF` pixels: a patch shows one part
+# In the middle frame parts lie on the miner's grid, but for `_OFF` pixels: a patch shows one part
 # or none.
 _PART = 36  # side of a part
 _OFF = 2
 _GAP = 3 * PATCH  # between the centres of an object's parts
 _CELL = (8 * PATCH, 6 * PATCH)  # each object's room in the frame
 _PLACES = np.array([(-0.5, -0.5), (0.5, -0.5), (-0.5, 0.5), (0.5, 0.5)]) * _GAP
-_REACH = 16.0  # how far an object strays, pixels
+_REACH = 16.0  # how far an object strays from its first frame, pixels
 _WAVES = 3
 
 
@@ -274,10 +274,10 @@ class Scene:
         for index in range(config.objects):
             row, column = divmod(index, columns)
             middle = (np.array([column, row]) + 0.5) * _CELL
-            path = (
-                middle + rng.uniform(-_OFF, _OFF, 2) + _wander(config.frames, 2, 1.5, _REACH, rng)
-            )
+            stray = _wander(config.frames, 2, 1.5, _REACH, rng)
             turn = _wander(config.frames, 1, 0.008, 0.1, rng)[:, 0]
+            path = middle + rng.uniform(-_OFF, _OFF, 2) + stray - stray[config.frames // 2]
+            turn -= turn[config.frames // 2]
             places = rng.permutation(_PLACES)[: config.parts]
             kind = int(rng.integers(config.classes))
             for part, place in enumerate(places):

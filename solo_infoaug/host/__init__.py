@@ -65,6 +65,8 @@ class Host:
     """Labelled train and validation loaders: `(dataset, train_path, val_path, format, ...)`."""
     checkpointer: Callable[..., Any]
     find_checkpoint: Callable[[Any], tuple[Path | None, str | None]]
+    plugins: dict[str, Any] | None = None
+    """`solo.utils.plugins.PLUGINS`, where this solo-learn has our hook for plugins."""
 
 
 def _kind_of(folder: Path) -> Kind | None:

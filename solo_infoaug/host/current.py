@@ -43,4 +43,14 @@ def load(info: HostInfo) -> Host:
         prepare_data=prepare_data,
         checkpointer=Checkpointer,
         find_checkpoint=find_checkpoint,
+        plugins=_plugins(),
     )
+
+
+def _plugins() -> dict[str, Any] | None:
+    """Its plugins, if it is one that adds their losses (see `upstream/`)."""
+    try:
+        from solo.utils import plugins
+    except ImportError:
+        return None
+    return plugins.PLUGINS if hasattr(plugins, "ExtraLoss") else None

@@ -146,17 +146,21 @@ def _common_spread(x: Tracks, y: Tracks) -> tuple[Tensor, Tensor]:
     """
     assert x.valid is not None
     assert y.valid is not None
-    own, others = x.valid, y.valid.float().T
+    own = x.valid
     total = own.sum(1).clamp_min(1)[:, None]
-    centred = (x.x - (x.x.sum(1) / total)[:, None]) * own[..., None]
+    centred = (x.x - (x.x.sum(1) / total)[:, None]).float() * own[..., None]
     rests = (centred == 0).all(1)  # [P, d]
-    columns = centred.float().unbind(-1)
-    count = (own.float() @ others).clamp_min(1)
-    mean = [column @ others / count for column in columns]
-    left = [[(a * b) @ others / count for b in columns[: i + 1]] for i, a in enumerate(columns)]
-    left = [
-        [value - mean[i] * mean[j] for j, value in enumerate(row)] for i, row in enumerate(left)
-    ]
+    columns = list(centred.permute(2, 0, 1).contiguous())
+    pairs = [(i, j) for i in range(len(columns)) for j in range(i + 1)]
+    products = [columns[i] * columns[j] for i, j in pairs]
+    # One product of matrices for all sums over common samples.
+    terms = torch.cat([own.float(), *columns, *products])
+    sums = (terms @ y.valid.float().T).reshape(-1, len(own), len(y.valid))
+    count = sums[0].clamp_min(1)
+    mean = sums[1 : 1 + len(columns)] / count
+    left: list[list[Tensor]] = [[] for _ in columns]
+    for (i, j), product in zip(pairs, sums[1 + len(columns) :], strict=True):
+        left[i].append(product / count - mean[i] * mean[j])
     narrow, wide = torch.full_like(count, torch.inf), torch.zeros_like(count)
     for c in range(len(columns)):
         wide = torch.maximum(wide, left[c][c])
@@ -179,7 +183,7 @@ def over_common(side: Tracks) -> Tracks:
 
 def with_frame(side: Tracks) -> Tracks:
     """The tracks without the columns that are determined by others, and their frames."""
-    x = side.x.cpu().double().numpy()
+    x = side.x.cpu().numpy().astype(np.float64)
     present = np.ones(x.shape[:2], bool) if side.valid is None else side.valid.cpu().numpy()
     kept, z, narrow, wide, log_scale = _frames(x, present, float(torch.finfo(side.x.dtype).eps))
     device = side.x.device
@@ -188,7 +192,7 @@ def with_frame(side: Tracks) -> Tracks:
         rank = torch.from_numpy(kept.sum(1).astype(np.float64)).to(device)
         reduced = side.x * torch.from_numpy(kept).to(device)[:, None]
     frame = Frame(
-        torch.from_numpy(z).to(side.x),
+        torch.from_numpy(z.astype(side.x.cpu().numpy().dtype)).to(device),
         torch.from_numpy(narrow).to(device),
         torch.from_numpy(wide).to(device),
     )
@@ -282,8 +286,9 @@ def _two_spreads(column: np.ndarray, present: np.ndarray, count: np.ndarray) -> 
     ordered = np.sort(np.where(present, column, np.inf), 1)
     last = np.maximum(count - 1, 0)
     at = [np.round(q * last).astype(np.int64)[:, None] for q in (0.25, 0.75)]
-    low, high = (np.take_along_axis(ordered, i, 1)[:, 0] for i in at)
-    quartiles = np.where(present.any(1), high - low, 0.0) / 1.349  # of a normal distribution
+    some = present.any(1)
+    low, high = (np.where(some, np.take_along_axis(ordered, i, 1)[:, 0], 0.0) for i in at)
+    quartiles = (high - low) / 1.349  # of a normal distribution
     return np.stack([deviation, np.where(quartiles > 1e-3 * deviation, quartiles, deviation)], 1)
 
 

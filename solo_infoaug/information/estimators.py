@@ -78,14 +78,13 @@ def entropy(
     check_options(k, "3kl", units, max_memory)
     x, valid = check_series("x", x, mask, k)
     (tracks,) = _position.prepare(Tracks(x.reshape(-1, *x.shape[-2:]), _flat(valid)))
-    value = _entropy(tracks, k, max_memory)
+    value, constant = _entropy(tracks, k, max_memory)
     if tracks.frame is not None:
         uneven = _position.uneven(tracks, tracks, "paired")
         assert uneven is not None
         assert tracks.log_scale is not None
-        even = _entropy(tracks.even(), k, max_memory) + tracks.log_scale
-        value = torch.where(uneven, even, value)
-    constant = ~_moving(tracks) | (tracks.counts() <= k)
+        even, _ = _entropy(tracks.even(), k, max_memory)
+        value = torch.where(uneven, even + tracks.log_scale, value)
     value = value.masked_fill(constant, x.shape[-1] * math.log(CONSTANT_WIDTH))
     _warn_of_entropies(tracks, constant)
     return (value * UNITS[units]).reshape(x.shape[:-2]).to(x.dtype)
@@ -242,13 +241,15 @@ def _warn_of_entropies(tracks: Tracks, constant: Tensor) -> None:
 # --- the formulas ------------------------------------------------------------------------------
 
 
-def _entropy(tracks: Tracks, k: int, max_memory: int) -> Tensor:
-    """Entropy in nats, float64, `[P]`; undefined for constant tracks."""
+def _entropy(tracks: Tracks, k: int, max_memory: int) -> tuple[Tensor, Tensor]:
+    """Entropy in nats, float64, `[P]`; and which tracks have none: constant, or too short."""
     own = _marginal(tracks, _anything(tracks), k, "all", max_memory)[:, 0]
     count = tracks.counts()
     log_cell = _log_cell(tracks, own, max_memory)
     d = tracks.dimensions()
-    return torch.digamma(count) + _log_volume(own, count, k, d, log_cell) / count
+    with one_thread():
+        value = torch.digamma(count) + _log_volume(own, count, k, d, log_cell) / count
+        return value, _constant(own, count) | (count <= k)
 
 
 def _information(
@@ -336,16 +337,17 @@ def _as_they_are(
     """
     joint = neighbour_sums(x.x, x.valid, y.x, y.valid, k, estimator, layout, max_memory)
     if seen is not None:
-        seen.add("enough" if bool((_common_counts(x, y, layout) >= least).any()) else "few")
         _look_for_ties(joint, x, y, estimator, k, least, layout, max_memory, seen, anew)
     if estimator == "ksg1":  # which is 0 by itself where a track is constant
         with one_thread():
             count = _common_counts(x, y, layout)
+            _look_for_samples(count, least, seen)
             value = torch.digamma(count) + joint[..., 2] / count
             return value.masked_fill(count < least, 0.0)
     own_x, own_y = _marginals(x, y, k, layout, max_memory)
     with one_thread():
         count = _common_counts(x, y, layout)
+        _look_for_samples(count, least, seen)
         terms = joint[..., 2]
         if estimator == "3kl":
             if layout == "upper" and x.x.data_ptr() == y.x.data_ptr():  # a track with itself
@@ -375,6 +377,11 @@ def _as_they_are(
         constant = _constant(own_x, count) | _constant(own_y, count)
         value = torch.digamma(count) + terms / count
         return value.masked_fill(constant | (count < least), 0.0)
+
+
+def _look_for_samples(count: Tensor, least: int, seen: set[str] | None) -> None:
+    if seen is not None and count.numel():
+        seen.add("enough" if bool((count >= least).any()) else "few")
 
 
 def _look_for_ties(

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from solo_infoaug.errors import ConfigError
+from solo_infoaug.mining.gate import sample
 
 DEFAULT_MODEL = "depth-anything/Depth-Anything-V2-Small-hf"
 # Iterations of the robust fit that aligns a frame's depth with the first one's.
@@ -19,7 +20,7 @@ _ITERATIONS = 10
 def depth_along(
     frames: list[np.ndarray], points: np.ndarray, visible: np.ndarray, model: str, device: str
 ) -> np.ndarray:
-    """Relative depth at points of a shot, aligned over time.
+    """Relative depth at points of a window, aligned over time.
 
     Monocular depth is known up to scale and shift, and these flicker from frame to frame: without
     alignment, all tracks would share that flicker.
@@ -46,8 +47,7 @@ def depth_along(
         if t == 0:
             low, high = np.percentile(depth, [2, 98])
             spread = max(float(high - low), 1e-6)
-        where = points[t].astype(np.float32)
-        depths[t] = cv2.remap(depth, where[None, :, 0], where[None, :, 1], cv2.INTER_LINEAR)[0]
+        depths[t] = sample(depth, points[t, :, None].astype(np.float32))[:, 0]
     return align(depths, visible) / spread * min(frames[0].shape[:2])
 
 

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from solo_infoaug.dictionary import TwinDictionary
+from solo_infoaug.dictionary_tools import video_table
 from solo_infoaug.errors import ConfigError, DictionaryError
 from solo_infoaug.mining import pictures
 from solo_infoaug.mining.movie import write_movie
@@ -115,6 +116,7 @@ def _page(dictionary: TwinDictionary) -> str:
     template = jinja2.Template(_TEMPLATE, autoescape=True)
     return template.render(
         dictionary=dictionary,
+        videos=video_table(dictionary),
         failed=dictionary.info.get("failed", {}),
         config=dictionary.info.get("config", {}),
         gallery=_embedded(pictures.draw_pairs(dictionary)) if len(dictionary.anchors) else None,
@@ -186,9 +188,12 @@ code { background: #f3f3f3; padding: 0 .25em; } .failed { color: #a00; }
 <p>{{ dictionary|length }} patches, {{ dictionary.anchors|length }} of them with a twin, in
 {{ dictionary.windows|length }} windows of {{ dictionary.videos|length }} videos.
 Fingerprint <code>{{ dictionary.fingerprint }}</code>.</p>
+<table>{% for row in videos %}<tr>{% for cell in row %}<td>{{ cell }}</td>{% endfor %}</tr>
+{% endfor %}</table>
 {% if failed %}<h2>Failed</h2><ul class="failed">
 {% for name, why in failed.items() %}<li>{{ why }}</li>{% endfor %}</ul>{% endif %}
-{% if gallery %}<h2>Pairs</h2><img src="{{ gallery }}" alt="random pairs of twins">{% endif %}
+{% if gallery %}<h2>Pairs</h2>
+<img src="{{ gallery }}" alt="the strongest pairs of twins">{% endif %}
 {% for window in windows %}
 <h2>{{ window.record.video }}, window {{ window.record.index }}</h2>
 <p>Frame {{ window.record.record.frame }}, tracked through {{ window.record.record.frames }} frames,

@@ -36,8 +36,7 @@ def write_movie(
         windows: which of its windows.
         file: where to write.
         videos: the source videos, or folders of them; they are known by their content, wherever
-            they lie now. A window whose video is not among them is drawn on a
-            still.
+            they lie now. A window whose video is not among them is drawn on a still.
 
     Raises:
         VideoError: `videos` names what does not exist, or the movie cannot be encoded.

@@ -215,15 +215,22 @@ def draw_mi_matrix(dictionary: TwinDictionary, window: int) -> Figure:
     return figure
 
 
-def draw_pairs(dictionary: TwinDictionary, count: int = 24, seed: int = 0) -> Figure:
-    """A gallery of `count` random pairs: each patch above its twin, their MI below.
+def draw_pairs(dictionary: TwinDictionary, count: int = 24) -> Figure:
+    """A contact sheet of strong pairs: each patch above its twin, their MI above both.
+
+    The strongest pair of each window comes first, then the second of each; no patch comes twice.
 
     Raises:
         DictionaryError: the pixels are damaged.
     """
-    anchors = dictionary.anchors.numpy()
-    picked = np.random.default_rng(seed).permutation(len(anchors))[:count]
-    chosen = np.sort(anchors[picked])
+    ranked = [
+        (place, -float(dictionary.mi[row, 0]), row)
+        for window in dictionary.windows
+        for place, row in enumerate(
+            window.patches.start + i for i, _ in strongest_pairs(dictionary, window, count)
+        )
+    ]
+    chosen = [row for _, _, row in sorted(ranked)[:count]]
     columns = max(1, min(12, len(chosen)))
     rows = max(1, -(-len(chosen) // columns))
     figure = Figure(figsize=(0.85 * columns, 2.1 * rows), layout="constrained")
@@ -233,7 +240,6 @@ def draw_pairs(dictionary: TwinDictionary, count: int = 24, seed: int = 0) -> Fi
     for place, patch in enumerate(chosen):
         row, column = divmod(place, columns)
         twin = dictionary.twins[patch, 0]
-
         pair = dictionary.crops(torch.stack([torch.tensor(patch), twin]))
         for offset in (0, 1):
             grid[2 * row + offset, column].imshow(pair[offset].permute(1, 2, 0).numpy())

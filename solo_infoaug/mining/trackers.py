@@ -165,10 +165,10 @@ class FileTracker:
     It lies beside the video, or in `folder`, and is called NAME.npz: of a video file NAME.mp4, and
     of a folder of frames NAME or NAME/img1.
 
-    Each track is one patch, centred on it where the shot begins. The file holds either `tracks`
-    [N, T, 2], (x, y) in pixels, and `visibility` bool [N, T]; or, as TAP-Vid itself, `points`
-    [N, T, 2] as fractions of the frame's width and height, and `occluded` bool [N, T]. T is the
-    number of the video's frames.
+    Each track is one patch, centred on it in the middle frame of a window. The file holds either
+    `tracks` [N, T, 2], (x, y) in pixels, and `visibility` bool [N, T]; or, as TAP-Vid itself,
+    `points` [N, T, 2] as fractions of the frame's width and height, and `occluded` bool [N, T]. T
+    is the number of the video's frames.
 
     Raises:
         VideoError: there is no such file, or it holds something else.

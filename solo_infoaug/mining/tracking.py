@@ -1,4 +1,4 @@
-"""Tracking: a grid of patches, a few points in each, followed through a shot."""
+"""Tracking: a grid of patches, a few points in each, followed through a window."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from collections.abc import Sequence
 
 import cv2
 import numpy as np
+
+from solo_infoaug.mining.gate import sample
 
 # Lucas-Kanade's window and how often the image is halved: steps up to about 60 pixels.
 _WINDOW = (21, 21)
@@ -124,15 +126,8 @@ def _surroundings(gray: np.ndarray, points: np.ndarray) -> np.ndarray:
     if len(points) == 0:
         return np.zeros((0, 121), np.float32)
     reach = np.arange(-5, 6, dtype=np.float32)
-    x = points[:, :1, None] + reach[None, None, :] + np.zeros((1, 11, 1), np.float32)
-    y = points[:, 1:, None] + reach[None, :, None] + np.zeros((1, 1, 11), np.float32)
-    cut = cv2.remap(
-        gray,
-        x.reshape(len(points), -1).astype(np.float32),
-        y.reshape(len(points), -1).astype(np.float32),
-        cv2.INTER_LINEAR,
-        borderMode=cv2.BORDER_REPLICATE,
-    ).astype(np.float32)
+    around = np.stack(np.meshgrid(reach, reach), axis=-1).reshape(-1, 2)
+    cut = sample(gray, (points[:, None] + around).astype(np.float32)).astype(np.float32)
     cut -= cut.mean(axis=1, keepdims=True)
     return cut / np.maximum(np.linalg.norm(cut, axis=1, keepdims=True), 1e-6)
 

@@ -96,6 +96,26 @@ def read_fmicl(cfg: DictConfig, method: str) -> FMICLConfig | None:
     return config
 
 
+def write_fmicl(cfg: DictConfig, config: FMICLConfig | None) -> None:
+    """Put the settings back in full, so that args.json and auto-resume see what the run uses."""
+    with open_dict(cfg):
+        if config is None:
+            cfg.pop("fmicl", None)
+        else:
+            cfg.fmicl = config.asdict()
+
+
+def check_checkpoint(checkpoint: dict[str, Any], config: FMICLConfig | None) -> None:
+    """Raise a ConfigError unless the checkpoint was trained with this objective."""
+    ours = None if config is None else config.asdict()
+    theirs = checkpoint.get(_CHECKPOINT_KEY)
+    if ours != theirs:
+        raise ConfigError(
+            f"fmicl: the checkpoint to resume was trained with {theirs or 'no fmicl'}, this "
+            f"run has {ours or 'none'}; resume with the configuration that it was trained with"
+        )
+
+
 def check_method(method: str, key: str) -> None:
     """Raise a ConfigError that names `key` unless f-MICL can replace the method's objective."""
     if method not in FMICL_METHODS:
@@ -121,18 +141,21 @@ class FMICLMethod:
             super().__init__(*args, **kwargs)
         else:
             super().__init__(cfg, *args, **kwargs)  # type: ignore[call-arg]
-        self.fmicl = config
-        if cfg is None:
-            return
-        with open_dict(cfg):  # in full, so that args.json and auto-resume see what the run uses
-            if config is None:
-                cfg.pop("fmicl", None)
-            else:
-                cfg.fmicl = config.asdict()
-        if config is None:
-            return
+        self.fmicl: FMICLConfig | None = None
+        if cfg is not None:
+            write_fmicl(cfg, config)
+        if config is not None:
+            self.use_fmicl(config)
+
+    def use_fmicl(self, config: FMICLConfig) -> None:
+        """Train with f-MICL from now on.
+
+        Raises:
+            ConfigError: the method is set to pair by label.
+        """
         if getattr(self, "supervised", False):
             raise ConfigError("method_kwargs.supervised: expected False with fmicl, got True")
+        self.fmicl = config
         self._fmicl_terms, options = _METHODS[self.fmicl_name]
         self.fmicl_loss = config.loss(**options)
 
@@ -170,13 +193,7 @@ class FMICLMethod:
         trainer = getattr(self, "_trainer", None)
         if trainer is None or not trainer.training:
             return
-        ours = None if self.fmicl is None else self.fmicl.asdict()
-        theirs = checkpoint.get(_CHECKPOINT_KEY)
-        if ours != theirs:
-            raise ConfigError(
-                f"fmicl: the checkpoint to resume was trained with {theirs or 'no fmicl'}, this "
-                f"run has {ours or 'none'}; resume with the configuration that it was trained with"
-            )
+        check_checkpoint(checkpoint, self.fmicl)
 
 
 def with_fmicl(name: str, method: type) -> type:

@@ -132,6 +132,18 @@ def test_columns_that_rest_only_where_both_are_seen(backend, estimator) -> None:
     assert value.item() == pytest.approx(expected.item(), abs=1e-6)
 
 
+def test_a_track_that_is_never_seen_beside_degenerate_ones() -> None:
+    x = torch.stack([beside(X, 0 * X)[0], beside(Y, 0 * Y)[0], beside(P, Q)[0]])
+    mask = torch.ones(3, 500, dtype=torch.bool)
+    mask[2] = False
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        value = pairwise_mutual_information(x, mask=mask)
+    expected = mutual_information(X[0], Y[0])
+    torch.testing.assert_close(value[0, 1], expected, rtol=0, atol=1e-9)
+    assert torch.equal(value[2], torch.zeros(3, dtype=torch.float64))
+
+
 def test_a_long_series_too() -> None:
     x = normal(1, 9000, 1, seed=5)
     y = RHO * x + math.sqrt(1 - RHO**2) * normal(1, 9000, 1, seed=6)

@@ -21,6 +21,7 @@ from solo_infoaug.dictionary import TwinDictionary
 from solo_infoaug.mining.video import Video
 
 SETTINGS = ["-s", "min_frames=24", "-s", "window=64", "-s", "stride=64", "-s", "moments=2"]
+SETTINGS += ["-s", "camera=none", "-s", "parallax=0"]
 
 
 def _variable_rate(path: Path, frames: list[np.ndarray]) -> None:

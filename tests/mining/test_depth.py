@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from solo_infoaug.errors import ConfigError
 from solo_infoaug.mining import MineConfig, depth, mine
@@ -49,6 +50,18 @@ def test_depth_along_tracks(monkeypatch: pytest.MonkeyPatch) -> None:
     assert np.diff(found[:, 0]) == pytest.approx(0.1 / 9.6 * 60, rel=0.1)
 
 
+def test_depth_at_more_points_than_opencv_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    depths = rng.uniform(0, 10, (60, 101)).astype(np.float32)
+    monkeypatch.setattr(depth, "_estimator", lambda model, device: lambda frame: depths)
+    points = rng.integers([0, 0], [101, 60], (1, 40_000, 2))
+    frames = [np.zeros((60, 101, 3), np.uint8)]
+    found = depth_along(frames, points, np.ones((1, 40_000), bool), "any", "cpu")[0]
+    spread = np.subtract(*np.percentile(depths, [98, 2]))
+    x, y = points[0].T
+    assert np.allclose(found, depths[y, x] / spread * 60, rtol=1e-4)
+
+
 def test_transformers_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "transformers", None)
     depth._estimator.cache_clear()
@@ -87,10 +100,14 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.slow
 def test_mining_with_depth(tmp_path: Path, video: Path, tiny_model: Path) -> None:
-    config = MineConfig(depth=str(tiny_model), min_frames=24, device="cpu")
-    dictionary = mine(video, tmp_path / "twins", config, progress=False)
-    assert dictionary.shots[0].arrays["stabilised"].shape[2] == 3
+    settings = {"min_frames": 24, "window": 64, "stride": 64, "camera": "none", "parallax": 0}
+    deep = MineConfig(depth=str(tiny_model), device="cpu", **settings)
+    dictionary = mine(video, tmp_path / "twins", deep, progress=False)
     assert len(dictionary.anchors) > 10
+    flat = mine(video, tmp_path / "flat", MineConfig(**settings), progress=False)
+    # A third coordinate changes what is estimated, and nothing else
+    assert dictionary.windows[0].record["least_motion"] == flat.windows[0].record["least_motion"]
+    assert not torch.equal(dictionary.mi, flat.mi)
 
 
 def test_no_such_model(tmp_path: Path) -> None:

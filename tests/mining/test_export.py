@@ -26,10 +26,13 @@ from solo_infoaug.mining.pictures import (
 )
 from solo_infoaug.mining.video import Video
 
+STILL = ["-s", "camera=none", "-s", "parallax=0"]
+SMALL = MineConfig(min_frames=24, window=64, stride=64, camera="none", parallax=0)
+
 
 @pytest.fixture(scope="module")
 def mined(tmp_path_factory: pytest.TempPathFactory, video: Path) -> TwinDictionary:
-    return mine(video, tmp_path_factory.mktemp("mined") / "twins", MineConfig(), progress=False)
+    return mine(video, tmp_path_factory.mktemp("mined") / "twins", SMALL, progress=False)
 
 
 def test_patches_are_an_image_folder(mined: TwinDictionary, tmp_path: Path) -> None:
@@ -53,7 +56,7 @@ def test_patches_are_not_mixed_with_other_files(mined: TwinDictionary, tmp_path:
 def test_drawings(mined: TwinDictionary, tmp_path: Path, draw) -> None:
     draw(mined, 0).savefig(tmp_path / "drawing.png")
     assert np.asarray(Image.open(tmp_path / "drawing.png")).std() > 5
-    with pytest.raises(ConfigError, match="shot must be one of the dictionary's 1"):
+    with pytest.raises(ConfigError, match="window must be one of the dictionary's 1"):
         draw(mined, 1)
 
 
@@ -106,9 +109,9 @@ def test_movie(mined: TwinDictionary, video: Path, scene, tmp_path: Path) -> Non
         # Lines and boxes on the objects, most of the frame as it was
         assert 0.02 < changed.mean() < 0.5
     # A patch of the strongest pair is framed where its track says, in a late frame as well
-    i, _ = strongest_pairs(mined, mined.shots[0])[0]
-    arrays = mined.shots[0].arrays
-    t = int(np.flatnonzero(arrays["seen"][:, i])[-1])
+    i, _ = strongest_pairs(mined, mined.windows[0])[0]
+    arrays = mined.windows[0].arrays
+    t = int(np.flatnonzero(arrays["visible"][:, i])[-1])
     x, y = (arrays["tracks"][t, i] - mined.patches["size"][i] / 2) * 1.25
     framed = frames[t][round(float(y)), round(float(x)) : round(float(x)) + 12]
     assert (framed.max(axis=1) - framed.min(axis=1)).mean() > 80  # a saturated colour
@@ -130,12 +133,14 @@ def test_movie_errors(mined: TwinDictionary, tmp_path: Path) -> None:
 
 def test_commands(video: Path, tmp_path: Path) -> None:
     run = CliRunner().invoke
-    mined = run(app, ["mine", str(video), "-o", str(tmp_path / "d"), "-s", "moments=2"])
+    mined = run(app, ["mine", str(video), "-o", str(tmp_path / "d"), "-s", "moments=2", *STILL])
     assert mined.exit_code == 0, mined.output
-    assert "1 shots" in mined.output
+    assert "5 windows" in mined.output
     assert TwinDictionary.load(tmp_path / "d").pixels.shape[1] == 2
     (tmp_path / "bad.mp4").write_text("no video")
-    partly = run(app, ["mine", str(video), str(tmp_path / "bad.mp4"), "-o", str(tmp_path / "e")])
+    partly = run(
+        app, ["mine", str(video), str(tmp_path / "bad.mp4"), "-o", str(tmp_path / "e"), *STILL]
+    )
     assert partly.exit_code == 2
     assert "bad.mp4: cannot be opened" in partly.output
     for arguments in (

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from solo_infoaug.mining.tracking import corners, grid, patch_tracks, track_lk
+from solo_infoaug.mining.tracking import _surroundings, corners, grid, patch_tracks, track_lk
 
 
 @pytest.mark.parametrize(("height", "width", "size"), [(144, 176, 16), (51, 77, 20), (20, 20, 20)])
@@ -63,6 +63,22 @@ def test_lk_loses_all_at_an_unrelated_frame() -> None:
     _, visible = track_lk(frames, points)
     assert visible[0].all()
     assert visible[1].mean() < 0.2
+
+
+def test_more_points_than_opencv_takes_rows() -> None:
+    """Four points in each of ten thousand patches."""
+    from .conftest import texture
+
+    grey = texture(96, 128, 1).mean(axis=2).astype(np.uint8)
+    rng = np.random.default_rng(0)
+    points = rng.integers([5, 5], [122, 90], (40_000, 2))
+    looks = _surroundings(grey, points.astype(np.float32))
+    assert looks.shape == (40_000, 121)
+    for place in (0, 32_767, 39_999):
+        x, y = points[place]
+        cut = grey[y - 5 : y + 6, x - 5 : x + 6].astype(float).ravel()
+        cut -= cut.mean()
+        assert np.allclose(looks[place], cut / np.linalg.norm(cut), atol=1e-5)
 
 
 def test_patches_follow_the_median_of_their_points() -> None:
