@@ -101,7 +101,7 @@ class MineConfig:
     # their colour, as a fraction; and either as a multiple of the noise.
     min_motion: float = 0.0015
     min_colour: float = 0.005
-    motion_over_noise: float = 6.0
+    motion_over_noise: float = 8.0
     # A patch's own motion must leave at most this share of the error of its pixels that the
     # background's leaves. 1 does without the test.
     max_error_ratio: float = 0.5
