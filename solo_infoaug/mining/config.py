@@ -82,7 +82,7 @@ class MineConfig:
     # "similarity", "affine" or "homography". A pair that cannot be fitted is known of no patch.
     camera: str = "homography"
     # How many patterns of motion that the background shares in different strength are removed.
-    parallax: int = 2
+    parallax: int = 1
 
     # --- signals and mutual information
     # Patches are twins by "motion", by "colour" (the change of their mean colour), or by "both".
@@ -101,7 +101,7 @@ class MineConfig:
     # their colour, as a fraction; and either as a multiple of the noise.
     min_motion: float = 0.0015
     min_colour: float = 0.005
-    motion_over_noise: float = 8.0
+    motion_over_noise: float = 6.0
     # A patch's own motion must leave at most this share of the error of its pixels that the
     # background's leaves. 1 does without the test.
     max_error_ratio: float = 0.5
