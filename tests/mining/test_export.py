@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from solo_infoaug.cli import app
 from solo_infoaug.dictionary import TwinDictionary
-from solo_infoaug.errors import ConfigError, DictionaryError, VideoError
+from solo_infoaug.errors import ConfigError, DictionaryError, OutputError, VideoError
 from solo_infoaug.mining import MineConfig, mine
 from solo_infoaug.mining.export import export_patches, show
 from solo_infoaug.mining.pictures import (
@@ -127,7 +127,7 @@ def test_movie_errors(mined: TwinDictionary, tmp_path: Path) -> None:
     with pytest.raises(VideoError, match="no such video"):
         show(mined, tmp_path / "twins.mp4", [tmp_path / "nothing.mp4"])
     (tmp_path / "taken.mp4").mkdir()
-    with pytest.raises(VideoError, match=r"taken\.mp4: cannot be written"):
+    with pytest.raises(OutputError, match=r"taken\.mp4, which is a folder"):
         show(mined, tmp_path / "taken.mp4")
 
 

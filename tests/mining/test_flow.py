@@ -97,7 +97,7 @@ def _reference_step(
             allowed = max_error**2 + 0.01 * (step @ step + home @ home)
             if (step + home) @ (step + home) < allowed:
                 steps.append(step)
-    return None if len(steps) < 0.6 * 16 else np.median(steps, axis=0)
+    return None if len(steps) < 0.5 * 16 else np.median(steps, axis=0)
 
 
 def test_patches_follow_like_the_reference() -> None:
@@ -136,12 +136,12 @@ def test_both_directions_from_the_seed() -> None:
     assert np.allclose(path, centres + away, atol=1e-4)
 
 
-def test_a_patch_is_lost_where_two_columns_of_its_points_have_left() -> None:
-    """10 of 16 points are needed: 3 columns of 4. The third is 0.1125 sides right of the centre."""
+def test_a_patch_is_lost_where_three_columns_of_its_points_have_left() -> None:
+    """8 of 16 points are needed: 2 columns of 4. The second is 0.1125 sides left of the centre."""
     side, speed = 16.0, 4.0
     centres = np.array([[120.3, 60.0]], np.float32)
     path, visible = follow_patches([_constant(speed, 0.0)] * 12, centres, side, 0, 1.0)
-    steps = int((WIDTH - 1 - 0.1125 * side - 120.3) // speed)  # that end inside
+    steps = int((WIDTH - 1 + 0.1125 * side - 120.3) // speed)  # that end inside
     assert visible[:, 0].tolist() == [True] * (steps + 1) + [False] * (12 - steps)
     assert np.allclose(path[steps:, 0, 0], 120.3 + speed * steps, atol=1e-3)  # rests there
 
