@@ -65,7 +65,16 @@ def test_text_named_mp4(tmp_path: Path) -> None:
 
 def test_k_not_smaller_than_the_tracks(tmp_path: Path) -> None:
     code, message = _command(
-        "mine", tmp_path, "-o", tmp_path / "twins", "-s", "k=32", "-s", "min_frames=32"
+        "mine",
+        tmp_path,
+        "-o",
+        tmp_path / "twins",
+        "-s",
+        "k=32",
+        "-s",
+        "min_frames=32",
+        "-s",
+        "window=32",
     )
     assert code != 0
     assert "k" in message

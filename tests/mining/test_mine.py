@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from solo_infoaug.cache import last_dictionary
 from solo_infoaug.cli import app
 from solo_infoaug.dictionary import TwinDictionary
-from solo_infoaug.errors import DictionaryError, VideoError
+from solo_infoaug.errors import DictionaryError, OutputError, VideoError
 from solo_infoaug.mining import MineConfig, mine, pipeline, sample_clips
 from solo_infoaug.mining.window import REASONS
 
@@ -221,7 +221,7 @@ def test_every_patch_is_asked_for_its_best(tmp_path: Path, video: Path) -> None:
     made = mine(video, tmp_path / "open", MineConfig(**settings), progress=False)
     reasons = made.windows[0].record["reasons"]
     assert reasons["static"] == 0
-    assert reasons["twin"] > 60
+    assert reasons["twin"] > 50
     assert torch.isfinite(made.mi).all()
 
 
@@ -230,7 +230,9 @@ def test_the_command_remembers_and_the_function_does_not(tmp_path: Path, video: 
     assert last_dictionary() is None
     run = CliRunner().invoke(app, ["mine", str(video), "-o", str(tmp_path / "twins"), *SETTINGS])
     assert run.exit_code == 0, run.output
-    assert last_dictionary() == (tmp_path / "twins").resolve()
+    remembered = last_dictionary()
+    assert remembered is not None
+    assert remembered.path == str((tmp_path / "twins").resolve())
 
 
 def test_a_cache_that_cannot_be_written_fails_nothing(
@@ -240,7 +242,7 @@ def test_a_cache_that_cannot_be_written_fails_nothing(
     monkeypatch.setenv("SOLO_INFOAUG_CACHE", str(tmp_path / "file" / "cache"))
     run = CliRunner().invoke(app, ["mine", str(video), "-o", str(tmp_path / "twins"), *SETTINGS])
     assert run.exit_code == 0, run.output
-    assert "not noted as the last dictionary" in run.output
+    assert "could not be noted" in run.output
 
 
 def test_same_videos_same_dictionary(
@@ -373,7 +375,7 @@ def test_a_finished_dictionary_is_not_written_again(tmp_path: Path, video: Path)
 @pytest.mark.parametrize("name", ["file", "file/deep"])
 def test_a_folder_that_cannot_be_written(tmp_path: Path, video: Path, name: str) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(DictionaryError, match=r"is a file, not a folder|cannot be written"):
+    with pytest.raises(OutputError, match="cannot be written"):
         mine(video, tmp_path / name, SMALL, progress=False)
 
 
