@@ -221,7 +221,7 @@ def test_commands(two, tmp_path: Path) -> None:
     paths = [str(item.path) for item in two]
     assert run(app, ["merge", *paths, "-o", str(tmp_path / "m")]).exit_code == 0
     info = run(app, ["info", str(tmp_path / "m"), "--verify"])
-    assert json.loads(info.output)["videos"] == 2
+    assert json.loads(info.stdout)["videos"] == 2
     split_ = run(app, ["split", str(tmp_path / "m"), "-o", str(tmp_path / "s"), "--by", "shot"])
     assert split_.exit_code == 0, split_.output
     kept = run(app, ["filter", str(tmp_path / "m"), "-o", str(tmp_path / "f"), "--top-k", "1"])

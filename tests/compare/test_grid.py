@@ -147,7 +147,7 @@ def test_hash_follows_what_decides_and_nothing_else(overrides: Overrides, tmp_pa
         ("seeds=1,1", "seeds: expected a list of different values"),
         ("jobs=0", "jobs: expected a whole number ≥ 1, got 0"),
         ("methods=simclr+js", r"methods: expected NAME\+key=value"),
-        ("jobs", "compare: "),
+        ("jobs", "override 'jobs': expected key=value"),
     ],
 )
 def test_bad_grids_are_named(override: str, message: str) -> None:
