@@ -14,7 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 from solo_infoaug.errors import ConfigError
 from solo_infoaug.objectives.config import FMICLConfig
 
-ARMS = ("mi", "random", "self")
+ARMS = ("mi", "random", "random_anchor", "self")
 BATCH_NORMS = ("shared", "separate", "frozen")
 FILLED_IN = ("fingerprint", "chosen_by", "written", "videos")
 """Keys that say which dictionary a run used; users do not write them."""
