@@ -44,7 +44,8 @@ class InfoAugConfig:
     """Views of the twin branch, in solo-learn's format. Default: the run's own `augmentations`."""
 
     arm: str = "mi"
-    """`mi`: the twin; `random`: any patch of the same shot; `self`: the patch itself."""
+    """`mi`: the twin; `random`: any other patch of the same window; `random_anchor`: any other one
+    that has a twin; `self`: the patch itself."""
 
     top_k: int = 1
     """Draw the twin among this many best."""

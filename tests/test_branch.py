@@ -414,7 +414,7 @@ def test_one_view_is_of_the_patch_and_one_of_its_twin(
     ("infoaug", "message"),
     [
         ({"wieght": 1.0}, "infoaug.wieght.*did you mean weight"),
-        ({"arm": "best"}, "infoaug.arm.*mi, random, self.*best"),
+        ({"arm": "best"}, "infoaug.arm.*mi, random, random_anchor, self.*best"),
         ({"weight": -1}, "infoaug.weight.*≥ 0.*-1"),
         ({"weight": "heavy"}, "infoaug.weight"),
         ({"batch_size": 0}, "infoaug.batch_size"),
