@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
 matplotlib.use("Agg")
 
+# So many windows are drawn, those with the most twins.
+_WINDOWS = 6
+
 
 def _curve(file: Path, column: str) -> tuple[list[int], list[float]]:
     """Steps and values of one column of Lightning's metrics.csv."""
@@ -71,7 +74,7 @@ def write_report(demo: DemoResult, twins: TwinDictionary, folder: Path) -> Path:
     """
     pictures = folder / "pictures"
     windows = []
-    for number in richest_windows(twins, len(twins.windows)):
+    for number in richest_windows(twins, _WINDOWS):
         window = twins.windows[number]
         windows.append(
             {
