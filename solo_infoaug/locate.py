@@ -91,8 +91,3 @@ def choose_dictionary(configured: str | None = None) -> Choice:
             f"({last.at}), is gone; {_HELP}"
         )
     return Choice(Path(last.path), f"solo-infoaug mine made it last, {last.at}", last)
-
-
-def find_dictionary(configured: str | None = None) -> Path:
-    """The folder of `choose_dictionary`."""
-    return choose_dictionary(configured).path

@@ -12,7 +12,7 @@ import pytest
 from solo_infoaug.cache import cache_dir, last_dictionary, remember_dictionary
 from solo_infoaug.dictionary import TwinDictionary
 from solo_infoaug.errors import DictionaryError
-from solo_infoaug.locate import choose_dictionary, find_dictionary
+from solo_infoaug.locate import choose_dictionary
 
 
 @pytest.fixture
@@ -27,12 +27,12 @@ def test_key_before_variable_before_last(
     folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     remember_dictionary(folders["last"])
-    assert find_dictionary() == folders["last"].resolve()
+    assert choose_dictionary().path == folders["last"].resolve()
     assert "solo-infoaug mine made it last" in choose_dictionary().rule
     monkeypatch.setenv("SOLO_INFOAUG_TWINS", str(folders["variable"]))
-    assert find_dictionary() == folders["variable"]
+    assert choose_dictionary().path == folders["variable"]
     assert choose_dictionary().rule == "SOLO_INFOAUG_TWINS"
-    assert find_dictionary(str(folders["key"])) == folders["key"]
+    assert choose_dictionary(str(folders["key"])).path == folders["key"]
     assert choose_dictionary(str(folders["key"])).rule == "infoaug.twins"
 
 
@@ -41,10 +41,10 @@ def test_named_but_missing_is_an_error_and_no_fallback(
 ) -> None:
     remember_dictionary(folders["last"])
     with pytest.raises(DictionaryError, match=r"infoaug\.twins: .*not there.*solo-infoaug mine"):
-        find_dictionary("nowhere")
+        choose_dictionary("nowhere")
     monkeypatch.setenv("SOLO_INFOAUG_TWINS", "nowhere")
     with pytest.raises(DictionaryError, match="SOLO_INFOAUG_TWINS"):
-        find_dictionary()
+        choose_dictionary()
 
 
 def test_relative_path_is_shown_where_it_was_looked_for(
@@ -52,14 +52,14 @@ def test_relative_path_is_shown_where_it_was_looked_for(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(DictionaryError, match=f"looked for {tmp_path / 'twins'}"):
-        find_dictionary("twins")
+        choose_dictionary("twins")
 
 
 def test_remembered_that_has_gone_is_an_error(folders: dict[str, Path]) -> None:
     remember_dictionary(folders["last"])
     shutil.rmtree(folders["last"])
     with pytest.raises(DictionaryError, match=r"last.*is gone.*infoaug\.twins=TWINS"):
-        find_dictionary()
+        choose_dictionary()
 
 
 def test_remembered_that_was_mined_over_is_an_error(folders: dict[str, Path]) -> None:
@@ -84,7 +84,7 @@ def test_note_that_cannot_be_read_is_an_error(folders: dict[str, Path]) -> None:
     (note,) = cache_dir().iterdir()
     note.write_text("{")
     with pytest.raises(DictionaryError, match=str(note)):
-        find_dictionary()
+        choose_dictionary()
 
 
 def test_library_never_remembers(tmp_path: Path) -> None:
@@ -100,4 +100,4 @@ def test_library_never_remembers(tmp_path: Path) -> None:
 def test_nothing_chosen_says_what_to_do() -> None:
     """Not even the sample clips are trained on unasked, though they are here."""
     with pytest.raises(DictionaryError, match=r"no twin dictionary was chosen.*infoaug\.twins="):
-        find_dictionary()
+        choose_dictionary()

@@ -179,7 +179,7 @@ def mine_video(
             "depth": config.depth,
             "mined_with": __version__,
         }
-        writer = VideoWriter(out, key, printable(video.name), source)
+        writer = VideoWriter(out, key, video.name, source)
         counts: dict[str, Any] = {"frames": 0, "windows_mined": 0}
         reasons: Counter[str] = Counter()
         colour = tracker.colour or bool(config.depth) or config.signal != "motion"

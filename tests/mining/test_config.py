@@ -65,7 +65,7 @@ def test_what_a_setting_may_be_depends_on_others() -> None:
 
 
 def test_what_does_without_a_test_is_allowed() -> None:
-    MineConfig(
+    config = MineConfig(
         max_error_ratio=1.0,
         max_difference=4.0,
         fdr=1.0,
@@ -76,6 +76,7 @@ def test_what_does_without_a_test_is_allowed() -> None:
         others=0,
         min_distance=0.0,
     )
+    assert config.fdr == config.max_error_ratio == 1.0
 
 
 def test_parse() -> None:
