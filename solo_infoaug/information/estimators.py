@@ -1,6 +1,6 @@
 """k-nearest-neighbour entropy and mutual information (MI) under the L∞ distance.
 
-The public edge checks its arguments, once; `_information` has the formulas; `_backend` chooses who
+The public edge checks its arguments, once; `information` has the formulas; `_backend` chooses who
 sums over the nearest neighbours: `_compiled` (numba, CPU) or `_plain` (torch, any device).
 
 With ψ the digamma function, T samples, ρ the L∞ distance of a sample to its k-th neighbour:
@@ -143,7 +143,7 @@ def mutual_information(
     a = Tracks(x.reshape(-1, *x.shape[-2:]), _flat(valid))
     a, b = _position.prepare(a, Tracks(y.reshape(-1, *y.shape[-2:]), a.valid))
     seen: set[str] = set()
-    value = _information(a, b, estimator, k, least, "paired", max_memory, seen)
+    value = information(a, b, estimator, k, least, "paired", max_memory, seen)
     warn_of(seen, estimator)
     return (value * UNITS[units]).reshape(x.shape[:-2]).to(x.dtype)
 
@@ -252,7 +252,7 @@ def _entropy(tracks: Tracks, k: int, max_memory: int) -> tuple[Tensor, Tensor]:
         return value, _constant(own, count) | (count <= k)
 
 
-def _information(
+def information(
     x: Tracks,
     y: Tracks,
     estimator: str,
@@ -316,7 +316,7 @@ def _anew(
             a, b = (s._replace(x=s.x * common[..., None], valid=common) for s in (a, b))
         if framed:
             a, b = _position.over_common(a), _position.over_common(b)
-        value[i, j] = _information(a, b, estimator, k, least, "paired", max_memory, seen)
+        value[i, j] = information(a, b, estimator, k, least, "paired", max_memory, seen)
 
 
 def _as_they_are(
@@ -331,7 +331,7 @@ def _as_they_are(
     elsewhere: Tensor | None,
     anew: Tensor | None,
 ) -> Tensor:
-    """MI as `_information`, in the coordinates that the tracks have.
+    """MI as `information`, in the coordinates that the tracks have.
 
     `seen` is not told of pairs whose value comes from other coordinates, or is to be taken `anew`.
     """
@@ -575,7 +575,7 @@ def upper_rows(
         top, right = x.part(rows), y.part(rest)
         if start == 0 and band == tracks and x is y:
             top = right = x
-        yield rows, _information(top, right, estimator, k, least, "upper", max_memory, seen)
+        yield rows, information(top, right, estimator, k, least, "upper", max_memory, seen)
 
 
 # --- the public edge ---------------------------------------------------------------------------

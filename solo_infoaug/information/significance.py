@@ -17,6 +17,7 @@ from solo_infoaug.information.estimators import (
     Tracks,
     all_pairs,
     check_scenes,
+    information,
     upper_rows,
     warn_of,
 )
@@ -112,6 +113,45 @@ def pairwise_significance(
         p_values[scene].fill_diagonal_(1.0)
     q_values = torch.stack([_q_values(p, dependence) for p in p_values])
     return Significance(mi, p_values.reshape(mi.shape), q_values.reshape(mi.shape))
+
+
+def shifted_information(
+    trajectories: Tensor,
+    pairs: Tensor,
+    shifts: list[int],
+    estimator: str = "3kl",
+    k: int = 3,
+    *,
+    mask: Tensor | None = None,
+    max_memory: int = DEFAULT_MEMORY,
+) -> Tensor:
+    """MI of some pairs of tracks whose second is shifted circularly in time, by each of `shifts`.
+
+    Args:
+        trajectories: `[P, T, d]`, float32 or float64.
+        pairs: `[M, 2]`, int64.
+        shifts: S of them, in frames.
+        estimator, k, max_memory: as for `pairwise_mutual_information`.
+        mask: `[P, T]`, bool; it is shifted with its track, and a pair uses the samples that both
+            then have.
+
+    Returns:
+        `[M, S]`, float64, nats; 0 where there are too few samples.
+
+    Raises:
+        ValueError: as `pairwise_mutual_information`.
+    """
+    (tracks,), least = check_scenes(trajectories, mask, estimator, k, None, "nats", max_memory)
+    one, two = pairs.unbind(1)
+    first = tracks.part(one)
+    columns = []
+    for shift in shifts:
+        a, b = first, tracks.roll(shift).part(two)
+        if a.valid is not None and b.valid is not None:
+            common = a.valid & b.valid
+            a, b = (side._replace(x=side.x * common[..., None], valid=common) for side in (a, b))
+        columns.append(information(a, b, estimator, k, least, "paired", max_memory))
+    return torch.stack(columns, dim=1)
 
 
 def _p_values(

@@ -28,8 +28,10 @@ _RMS_OF_MEDIAN = (2 / (2 * np.log(2))) ** 0.5
 # patch if it leaves less of its motion than this share or the noise times this.
 _CANDIDATES, _SAMPLE = 150, 800
 _LEFT_SHARE, _LEFT_NOISE = 0.3, 1.5
-# It must explain so many patches, in so large a share of the cells along the border.
+# It must explain so many patches, in so large a share of the cells along the border; and so large a
+# share of those that move, or of all: what explains fewer are things that happen to move alike.
 _MIN_EXPLAINED, _MIN_COVERAGE = 12, 0.3
+_MIN_OF_MOVING, _MIN_OF_ALL = 0.27, 0.1
 _REFINEMENTS = 5
 # Patches within this of the border, in frame heights, tell how strong parallax is at most.
 _RING = 0.2
@@ -80,6 +82,9 @@ def fit_camera(
     tolerance = max(_TOLERANCE, _RELATIVE_TOLERANCE * float(np.median(steps)) if len(rest) else 0)
     for _ in range(2):
         if len(rest) < _MIN_POINTS:
+            break
+        # The others cannot win, whatever they agree on: where most follow the first, always
+        if best and _coverage(source[rest], size) + 0.25 * len(rest) / len(source) <= best[0]:
             break
         matrix, inliers = _fit(source[rest], target[rest], model, tolerance)
         if matrix is None or inliers.sum() < _MIN_POINTS:
@@ -198,7 +203,8 @@ def _without_mode(
     ]
     best = int(np.argmax(scores))
     followers = sample[explains[:, best]]
-    least = _MIN_EXPLAINED * len(sample) / len(moving)
+    needed = min(_MIN_OF_MOVING, _MIN_OF_ALL * len(motion) / len(moving))
+    least = max(_MIN_EXPLAINED / len(moving), needed) * len(sample)
     if len(followers) < least or _coverage(centres[followers], size) < _MIN_COVERAGE:
         return None
 
@@ -240,8 +246,7 @@ def _least_squares(source: np.ndarray, target: np.ndarray, model: str) -> np.nda
     """[3, 3]: the model that fits all points best."""
     a, b = source.astype(np.float64), target.astype(np.float64)
     if model == "homography":
-        matrix = cv2.findHomography(a, b, 0)[0]
-        return None if matrix is None or not np.isfinite(matrix).all() else matrix
+        return _least_squares_homography(a, b)
     mean_a, mean_b = a.mean(axis=0), b.mean(axis=0)
     a, b = a - mean_a, b - mean_b
     if model == "affine":
@@ -254,6 +259,36 @@ def _least_squares(source: np.ndarray, target: np.ndarray, model: str) -> np.nda
     full = np.eye(3)
     full[:2, :2], full[:2, 2] = linear, mean_b - linear @ mean_a
     return full
+
+
+def _least_squares_homography(a: np.ndarray, b: np.ndarray) -> np.ndarray | None:
+    """[3, 3]: the linear solution, normalised, and once more weighted by its denominators.
+
+    Hartley and Zisserman (2004), "Multiple View Geometry", 4.1 and 4.4.
+    """
+    mean, spread = a.mean(axis=0), max(float(a.std()), 1e-9)
+    (x, y), (u, v) = ((a - mean) / spread).T, ((b - mean) / spread).T
+    one, zero = np.ones_like(x), np.zeros_like(x)
+    rows = np.concatenate(
+        [
+            np.stack([x, y, one, zero, zero, zero, -u * x, -u * y], axis=1),
+            np.stack([zero, zero, zero, x, y, one, -v * x, -v * y], axis=1),
+        ]
+    )
+    right, weight = np.concatenate([u, v]), np.ones(2 * len(x))
+    for _ in range(2):
+        weighted = rows * (weight**2)[:, None]
+        try:
+            found = np.linalg.solve(weighted.T @ rows, weighted.T @ right)
+        except np.linalg.LinAlgError:
+            return None
+        depth = found[6] * x + found[7] * y + 1
+        if depth.min() <= 1e-3:
+            return None
+        weight = np.tile(1 / depth, 2)
+    normal = np.array([[1, 0, -mean[0]], [0, 1, -mean[1]], [0, 0, spread]]) / spread
+    matrix = np.linalg.inv(normal) @ np.append(found, 1).reshape(3, 3) @ normal
+    return matrix if np.isfinite(matrix).all() else None
 
 
 def _fit(

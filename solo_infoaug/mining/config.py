@@ -41,7 +41,7 @@ class MineConfig:
     cut_threshold: float = 3.0
     # Patches are followed through windows of so many frames, which begin every `stride` frames.
     window: int = 24
-    stride: int = 12
+    stride: int = 24
     # Shorter shots are skipped, and a patch must be seen in so many frames of its window.
     min_frames: int = 16
 
@@ -101,7 +101,7 @@ class MineConfig:
     # their colour, as a fraction; and either as a multiple of the noise.
     min_motion: float = 0.0015
     min_colour: float = 0.005
-    motion_over_noise: float = 6.0
+    motion_over_noise: float = 8.0
     # A patch's own motion must leave at most this share of the error of its pixels that the
     # background's leaves. 1 does without the test.
     max_error_ratio: float = 0.5

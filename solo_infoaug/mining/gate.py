@@ -17,8 +17,25 @@ _POINTS, _SPREAD = 6, 0.9
 _MAX_ERROR, _NOISE = 20.0, 8.0
 # Before, frames are smoothed by a Gaussian of this many pixels: compression leaves blocks.
 _BLUR = 0.7
+# Motion is averaged over so many frames before it is compared with the noise: things move on, and
+# the errors of a track do not.
+_SMOOTHING = 5
 # A neighbour moves alike if the difference has less than this share of the patch's energy.
 _ALIKE = 0.25
+
+
+def smoothed(motion: np.ndarray, known: np.ndarray) -> np.ndarray:
+    """float64 [P, T, D]: the mean of `motion` [P, T, D] over the frames around each.
+
+    0 where it is not `known`, bool [P, T]; the mean is that of the known ones.
+    """
+    reach = _SMOOTHING // 2
+    frames = motion.shape[1]
+    near = np.abs(np.subtract.outer(np.arange(frames), np.arange(frames))) <= reach
+    weight = near.astype(np.float64)
+    total = np.einsum("ptd,ts->psd", motion, weight, optimize=True)
+    count = known.astype(np.float64) @ weight
+    return np.asarray(total / np.maximum(count, 1)[..., None] * known[..., None])
 
 
 def motion_threshold(

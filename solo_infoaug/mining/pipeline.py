@@ -40,7 +40,7 @@ from solo_infoaug.errors import ConfigError, DictionaryError, VideoError
 from solo_infoaug.mining.config import MineConfig
 from solo_infoaug.mining.frame import Frame
 from solo_infoaug.mining.frame_folder import FrameFolder
-from solo_infoaug.mining.trackers import make_tracker
+from solo_infoaug.mining.trackers import Tracker, Tracks, make_tracker
 from solo_infoaug.mining.video import (
     Video,
     open_video,
@@ -49,7 +49,7 @@ from solo_infoaug.mining.video import (
     video_name,
     video_stem,
 )
-from solo_infoaug.mining.window import Stopwatch, mine_window
+from solo_infoaug.mining.window import Stopwatch, follow, mine_window
 from solo_infoaug.mining.windows import Window, windows
 from solo_infoaug.mining.workers import Job, run_jobs, thread_limit, usable_cores
 
@@ -154,7 +154,7 @@ def mine_video(
 ) -> None:
     """Mine one video and write its part of the dictionary.
 
-    With `ahead`, a thread decodes the next window while this one is mined.
+    With `ahead`, one thread decodes and one tracks the windows to come while this one is mined.
 
     Raises:
         VideoError: it cannot be decoded, or no patch of it found a twin.
@@ -183,12 +183,15 @@ def mine_video(
         counts: dict[str, Any] = {"frames": 0, "windows_mined": 0}
         reasons: Counter[str] = Counter()
         colour = tracker.colour or bool(config.depth) or config.signal != "motion"
-        coming = _windows(video, config, colour, counts, watch)
+        staged = _one_ahead if ahead else _as_it_is
         try:
-            with contextlib.closing(_one_ahead(coming) if ahead else coming) as stretches:
-                for window in stretches:
+            with (
+                staged(_windows(video, config, colour, counts, watch)) as found,
+                staged(_tracked(found, tracker, config, watch)) as tracked,
+            ):
+                for window, tracks in tracked:
                     counts["windows_mined"] += 1
-                    mined = mine_window(window, tracker, config, watch)
+                    mined = mine_window(window, tracks, config, watch)
                     reasons.update(mined.reasons)
                     if mined.stored is not None:
                         with watch("write"):
@@ -232,14 +235,35 @@ def _mine_job(out: Path, config: MineConfig, threads: int | None, job: Job) -> s
     return None
 
 
-def _one_ahead(items: Iterator[T]) -> Generator[T]:
+@contextlib.contextmanager
+def _one_ahead(items: Generator[T]) -> Iterator[Iterator[T]]:
     """The same items; a thread makes the next one while the caller is busy with this one."""
     end = object()
-    with ThreadPoolExecutor(1, thread_name_prefix="decode") as thread:
+
+    def ahead(thread: ThreadPoolExecutor) -> Iterator[T]:
         coming = thread.submit(next, items, end)
         while (item := coming.result()) is not end:
             coming = thread.submit(next, items, end)
             yield item  # type: ignore[misc]  # `end` is none of them
+
+    # Closed after the thread has ended: a generator that runs cannot be
+    with contextlib.closing(items), ThreadPoolExecutor(1, thread_name_prefix="ahead") as thread:
+        yield ahead(thread)
+
+
+@contextlib.contextmanager
+def _as_it_is(items: Generator[T]) -> Iterator[Iterator[T]]:
+    with contextlib.closing(items):
+        yield items
+
+
+def _tracked(
+    found: Iterator[Window], tracker: Tracker, config: MineConfig, watch: Stopwatch
+) -> Generator[tuple[Window, Tracks | None]]:
+    for window in found:
+        with watch("track"):
+            tracks = follow(window, tracker, config)
+        yield window, tracks
 
 
 def _windows(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from solo_infoaug.information import mutual_information
+from solo_infoaug.information.significance import shifted_information
 
 # Surrogates are shifted by at least this fraction of the track in either direction.
 _LEAST_SHIFT = 0.125
@@ -50,17 +50,14 @@ def pair_p_values(
     frames = samples.shape[1]
     least = max(1, round(_LEAST_SHIFT * frames))
     shifts = rng.permutation(np.arange(least, frames - least + 1))[:surrogates]
-    x = torch.from_numpy(samples)
-    mask = torch.from_numpy(known)
-    one, two = torch.from_numpy(pairs).T
-    null = np.empty((len(pairs), len(shifts)))
-    for column, shift in enumerate(shifts.tolist()):
-        shifted, seen = x.roll(shift, 1), mask.roll(shift, 1)
-        both = mask[one] & seen[two]
-        whole = bool(both.all())
-        null[:, column] = mutual_information(
-            x[one], shifted[two], estimator=estimator, k=k, mask=None if whole else both
-        ).numpy()
+    null = shifted_information(
+        torch.from_numpy(samples).float(),
+        torch.from_numpy(pairs),
+        shifts.tolist(),
+        estimator,
+        k,
+        mask=None if known.all() else torch.from_numpy(known),
+    ).numpy()
     observed = mi[pairs[:, 0], pairs[:, 1]]
     score = (observed - null.mean(axis=1)) / np.maximum(null.std(axis=1, ddof=1), _LEAST_SPREAD)
     pool = np.sort(_against_the_others(null), axis=None)

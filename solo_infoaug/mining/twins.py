@@ -21,7 +21,7 @@ def information(
         paths: [P, T, d].
         known: bool [P, T]; a pair uses the samples that both have.
     """
-    x = torch.from_numpy(paths)
+    x = torch.from_numpy(paths).float()
     mask = None if known.all() else torch.from_numpy(known)
     mi = pairwise_mutual_information(x, estimator=estimator, k=k, mask=mask)
     pairs = mi.float().numpy().copy()

@@ -15,7 +15,13 @@ import numpy as np
 from solo_infoaug.mining.camera import CameraStep, own_motion, remove_parallax, rms
 from solo_infoaug.mining.config import MineConfig
 from solo_infoaug.mining.depth import DEFAULT_MODEL, depth_along
-from solo_infoaug.mining.gate import difference, error_ratio, motion_threshold, support
+from solo_infoaug.mining.gate import (
+    difference,
+    error_ratio,
+    motion_threshold,
+    smoothed,
+    support,
+)
 from solo_infoaug.mining.signals import colour_changes, represent
 from solo_infoaug.mining.trackers import Tracker, Tracks
 from solo_infoaug.mining.twins import Partners, find_partners
@@ -93,18 +99,23 @@ class _Gated:
     record: dict[str, Any]
 
 
-def mine_window(
-    window: Window, tracker: Tracker, config: MineConfig, watch: Stopwatch | None = None
-) -> Mined:
-    """Mine one window: track → background → gate → partners → crops. Units are source pixels."""
-    watch = watch or Stopwatch()
+def follow(window: Window, tracker: Tracker, config: MineConfig) -> Tracks | None:
+    """The tracks of a window's patches; None if the frames are too small for two of them."""
     size = patch_size(*window.size, config)
     if size > min(window.size):
+        return None
+    tracks = tracker.follow(window, size, config.grid_step, config.camera)
+    return tracks if tracks.path.shape[1] >= 2 else None
+
+
+def mine_window(
+    window: Window, tracks: Tracks | None, config: MineConfig, watch: Stopwatch | None = None
+) -> Mined:
+    """Mine one window: tracks → background → gate → partners → crops. Units are source pixels."""
+    watch = watch or Stopwatch()
+    if tracks is None:
         return Mined({}, None)
-    with watch("track"):
-        tracks = tracker.follow(window, size, config.grid_step, config.camera)
-    if tracks.path.shape[1] < 2:
-        return Mined({}, None)
+    size = patch_size(*window.size, config)
     with watch("background"):
         motion, known, record = _without_background(window, tracks, config)
     with watch("gate"):
@@ -186,7 +197,7 @@ def _gate(
     steps: list[np.ndarray] = []
     record: dict[str, Any] = {}
     if config.signal != "colour":
-        speed = rms(motion, known)
+        speed = rms(smoothed(motion, known), known)
         threshold = motion_threshold(
             speed[tracked],
             _fit_noise(tracks.camera),
@@ -210,7 +221,7 @@ def _gate(
             steps.append(_depth_steps(window, tracks, known, config) / unit)
     if config.signal != "motion":
         colour = colour_changes(window.small, tracks.path / scale, known, size / scale.mean())
-        change = rms(colour, known)
+        change = rms(smoothed(colour, known), known)
         threshold = motion_threshold(
             change[tracked], np.inf, config.min_colour, config.motion_over_noise
         )
