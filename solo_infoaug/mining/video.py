@@ -32,7 +32,7 @@ EXTENSIONS = frozenset(
     | {".m1v", ".m2p", ".m2t", ".m2ts", ".m2v", ".m4v", ".mjpeg", ".mjpg", ".mkv", ".mod"}
     | {".mov", ".mp4", ".mpe", ".mpeg", ".mpg", ".mpv", ".mts", ".mxf", ".nsv", ".nut", ".obu"}
     | {".ogg", ".ogm", ".ogv", ".ogx", ".qt", ".rm", ".rmvb", ".tod", ".trp", ".ts", ".vob"}
-    | {".vro", ".webm", ".webp", ".wmv", ".wtv", ".y4m"}
+    | {".vro", ".webm", ".wmv", ".wtv", ".y4m"}
 )
 # Beside a video, for `tracker=file`.
 _TRACKS = ".npz"
@@ -304,7 +304,9 @@ class Video:
             found["high_dynamic_range"] = f"{_HDR[int(raw.color_trc)]}, not tone-mapped"
         if clock.jumps:
             found["time_jumps"] = clock.jumps
-        if clock.varies:
+        if clock.disorder:
+            found["times_out_of_order"] = clock.disorder
+        elif clock.varies:
             found["frame_interval"] = [round(clock.least, 6), round(clock.most, 6)]
         if clock.start:
             found["start_time"] = round(clock.start, 6)
@@ -324,6 +326,9 @@ class _Clock:
         self.now = 0.0
         self.start = 0.0
         self.jumps = 0
+        # So many frames are earlier than the one before, as where a container has no times for
+        # B-frames and FFmpeg guesses them.
+        self.disorder = 0
         self.least, self.most = float("inf"), 0.0
 
     @property
@@ -347,6 +352,7 @@ class _Clock:
             self.jumps += 1
             step = self._frame
         else:
+            self.disorder += step < 0
             self.least, self.most = min(self.least, step), max(self.most, step)
         self._at += step
         self.now = max(self.now, self._at)
@@ -439,8 +445,10 @@ def search(sources: Iterable[str | os.PathLike[str]]) -> tuple[list[Path], list[
                 )
             found.update(dict.fromkeys(inside))
             notes += left_out
-        elif source.exists():
+        elif source.is_file():
             found[source] = None
+        elif source.exists():  # reading it may never end
+            raise VideoError(f"{source}: expected a video file or a folder, got a device or a pipe")
         else:
             raise VideoError(f"no such video: {source}")
     if not found:
