@@ -130,8 +130,9 @@ def choose_device(cfg: DictConfig) -> None:
         for key, value in changes.items()
         if before[key] is not None and str(before[key]) != str(value)
     ]
-    if told and accelerator != "cpu":
-        _say(f"No GPU here, training on the CPU ({', '.join(told)})")
+    if told:
+        where = "Training" if accelerator == "cpu" else "No GPU here, training"
+        _say(f"{where} on the CPU ({', '.join(told)})")
 
 
 def _cpu_precision(cfg: DictConfig) -> Any:

@@ -407,6 +407,15 @@ def test_missing_configurations_are_named(tmp_path: Path) -> None:
     assert load_config(tmp_path, "byol", ["++infoaug=true"]).infoaug is True
 
 
+def test_a_precision_that_a_cpu_has_not_is_said(
+    make_cfg: Callable[..., Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    cfg = make_cfg("simclr", precision="16-mixed", accelerator="cpu")
+    choose_device(cfg)
+    assert cfg.precision == 32
+    assert "Training on the CPU (precision: 16-mixed → 32" in capsys.readouterr().out
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_gpu_configuration_runs_on_the_cpu() -> None:
     cfg = OmegaConf.create(

@@ -74,7 +74,9 @@ def test_what_a_setting_may_be_depends_on_others() -> None:
 
 
 def test_settings_of_one_tracker_are_not_for_another() -> None:
-    with pytest.raises(ConfigError, match=r"^tracks_folder must be empty with tracker=flow: .*file"):
+    with pytest.raises(
+        ConfigError, match=r"^tracks_folder must be empty with tracker=flow: .*file"
+    ):
         MineConfig(tracks_folder="tracks")
     assert MineConfig(tracker="file", tracks_folder="tracks").tracks_folder == "tracks"
     assert MineConfig(tracker="cotracker3", tracker_checkpoint="w.pth", device="cuda:1").k == 3
