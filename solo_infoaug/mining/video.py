@@ -32,7 +32,7 @@ EXTENSIONS = frozenset(
     | {".m1v", ".m2p", ".m2t", ".m2ts", ".m2v", ".m4v", ".mjpeg", ".mjpg", ".mkv", ".mod"}
     | {".mov", ".mp4", ".mpe", ".mpeg", ".mpg", ".mpv", ".mts", ".mxf", ".nsv", ".nut", ".obu"}
     | {".ogg", ".ogm", ".ogv", ".ogx", ".qt", ".rm", ".rmvb", ".tod", ".trp", ".ts", ".vob"}
-    | {".vro", ".webm", ".wmv", ".wtv", ".y4m"}
+    | {".vro", ".webm", ".webp", ".wmv", ".wtv", ".y4m"}
 )
 # Beside a video, for `tracker=file`.
 _TRACKS = ".npz"
@@ -476,10 +476,17 @@ def _search_folder(source: Path) -> tuple[list[Path], list[str]]:
         folders.sort()
         pictures = [name for name in names if Path(name).suffix.lower() in IMAGES]
         frames = numbered_frames(folder, pictures) if pictures else "no images"
+        taken: set[str] = set()
         if isinstance(frames, Numbered):
             found.append(folder)
-            pictures = sorted({*pictures} - {file.name for file in frames.files})
+            taken = {file.name for file in frames.files}
             frames = "they do not belong to the numbered frames beside them"
+        # A WebP is a frame or a video of its own.
+        pictures = [
+            name
+            for name in pictures
+            if name not in taken and Path(name).suffix.lower() not in EXTENSIONS
+        ]
         if pictures:
             images.setdefault(frames, []).append((folder, len(pictures)))
         for name in sorted(names):
@@ -488,7 +495,7 @@ def _search_folder(source: Path) -> tuple[list[Path], list[str]]:
                 endings["hidden"] += 1
             elif not path.is_file():
                 endings["broken links or no files"] += 1
-            elif ending in EXTENSIONS:
+            elif ending in EXTENSIONS and name not in taken:
                 found.append(path)
             elif ending not in IMAGES and ending != _TRACKS:
                 endings[ending or "without ending"] += 1
