@@ -106,7 +106,7 @@ def demo(
         "infoaug-demo"
     ),
     epochs: Annotated[int | None, typer.Option(min=1, help="Epochs of each pretraining.")] = None,
-    seed: Annotated[int, typer.Option(help="Of mining, weights, data order and twins.")] = 5,
+    seed: Annotated[int, typer.Option(min=0, help="Of mining, weights, data order and twins.")] = 5,
 ) -> None:
     """Mine twins from sample clips, pretrain three times, evaluate, write a report."""
     from solo_infoaug.demo import run_demo
@@ -380,8 +380,12 @@ def _show_warning(
         typer.echo(text, nl=False, err=True)
 
 
-# What a system refuses whatever the program does: its disk is full, or it does not let us write.
-_REFUSALS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
+# What a system refuses whatever the program does: its disk is full, it does not let us read or
+# write, or it takes no such name.
+_REFUSALS = {
+    *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO),
+    *(errno.ENAMETOOLONG, errno.ELOOP, errno.EMFILE, errno.ENFILE, errno.ENOMEM),
+}
 
 
 def main() -> None:
@@ -398,7 +402,10 @@ def main() -> None:
     except OSError as error:
         if error.errno not in _REFUSALS:
             raise
-        why = f"{error.filename or 'a file'}: {error.strerror}; make room for it, or choose another"
+        advice = "make room for it, or choose another"
+        if error.errno in (errno.EMFILE, errno.ENFILE):
+            advice = "raise the limit (ulimit -n)"
+        why = f"{error.filename or 'a file'}: {error.strerror}; {advice}"
     else:
         return
     typer.secho(f"solo-infoaug: {why}", fg=typer.colors.RED, err=True)

@@ -84,7 +84,8 @@ class InfoAugConfig:
         for key in ("enabled", "temporal"):
             require(isinstance(getattr(self, key), bool), key, "true or false")
         require(
-            self.twins is None or isinstance(self.twins, (str, os.PathLike)),
+            # an empty one is a variable of the shell that is not set, and no wish for the default
+            self.twins is None or (isinstance(self.twins, (str, os.PathLike)) and self.twins != ""),
             "twins",
             "the folder of a twin dictionary",
         )
@@ -123,6 +124,10 @@ def read_infoaug(cfg: DictConfig) -> InfoAugConfig | None:
     Raises:
         ConfigError: an unknown key or a value that cannot be used; the message names it.
     """
+    if OmegaConf.is_missing(cfg, "infoaug"):
+        raise ConfigError(
+            "infoaug: expected true, false or a mapping, got ??? (a value to be given)"
+        )
     given = OmegaConf.select(cfg, "infoaug")
     if given is None or given is False:
         return None
@@ -138,6 +143,8 @@ def read_infoaug(cfg: DictConfig) -> InfoAugConfig | None:
             close = difflib.get_close_matches(key, InfoAugConfig.__dataclass_fields__, n=1)
             hint = f"; did you mean {close[0]}?" if close else ""
             raise ConfigError(f"infoaug.{key}: no such key{hint} The keys are {_known_keys()}")
+        if isinstance(given, DictConfig) and OmegaConf.is_missing(given, key):
+            raise ConfigError(f"infoaug.{key}: expected a value, got ??? (a value to be given)")
     try:
         merged = OmegaConf.merge(OmegaConf.structured(InfoAugConfig), given)
         config = OmegaConf.to_object(merged)

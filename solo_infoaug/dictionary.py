@@ -18,6 +18,7 @@ import dataclasses
 import hashlib
 import io
 import json
+import math
 import os
 import re
 import shutil
@@ -213,6 +214,9 @@ class TwinDictionary:
         keys = info.get("videos")
         if not isinstance(keys, list) or not all(map(_is_name, keys)):
             raise DictionaryError(f"{manifest}: damaged: `videos` is no list of names")
+        for key, kind in (("config", dict), ("failed", dict), ("left_out", list)):
+            if not isinstance(info.get(key), (kind, type(None))):
+                raise DictionaryError(f"{manifest}: damaged: `{key}` is {info[key]!r}")
         return cls(folder, info, [Part.read(folder / PARTS / key) for key in keys])
 
     def __len__(self) -> int:
@@ -706,6 +710,7 @@ class Part:
     @classmethod
     def _read(cls, folder: Path, record: dict[str, Any]) -> Part:
         name = str(record["name"])
+        _check_counts(record)
         path = folder / "index.safetensors"
         try:
             digest = hashlib.sha256(path.read_bytes()).hexdigest()
@@ -780,6 +785,22 @@ class Part:
             crop_size=height,
             top_k=top_k,
         )
+
+
+def _check_counts(record: Mapping[str, Any]) -> None:
+    """What is only told of a video, and not needed to read it; ValueError if it is damaged."""
+    source = record.get("source")
+    if not isinstance(source, (dict, type(None))):
+        raise ValueError(f"`source` is {source!r}")
+    fps = (source or {}).get("fps", 1.0)
+    if not isinstance(fps, (int, float)) or not 0 < fps < math.inf:
+        raise ValueError(f"`fps` is {fps!r}")
+    counted = [(name, record[name]) for name in COUNTS if name in record]
+    if isinstance(reasons := record.get("reasons"), dict):
+        counted += reasons.items()
+    for name, count in counted:
+        if not isinstance(count, int) or count < 0:
+            raise ValueError(f"`{name}` is {count!r}")
 
 
 def _is_name(name: object) -> bool:

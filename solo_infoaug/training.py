@@ -86,13 +86,13 @@ def load_config(
     file = next(
         (
             folder / f"{config_name}{ending}"
-            for ending in ("", ".yaml", ".yml")
+            for ending in (".yaml", "")
             if (folder / f"{config_name}{ending}").is_file()
         ),
         None,
     )
-    if file is None:
-        names = ", ".join(sorted(p.name for p in folder.glob("*.y*ml"))) or "no YAML file"
+    if file is None or file.suffix != ".yaml" or file.parent != folder:  # Hydra takes no other
+        names = ", ".join(sorted(p.name for p in folder.glob("*.yaml"))) or "no .yaml file"
         raise ConfigError(f"--config-name: no {config_name!r} in {folder}; there is {names}")
     parse_overrides(overrides)
     try:
@@ -130,8 +130,9 @@ def choose_device(cfg: DictConfig) -> None:
         for key, value in changes.items()
         if before[key] is not None and str(before[key]) != str(value)
     ]
-    if told and accelerator != "cpu":
-        _say(f"No GPU here, training on the CPU ({', '.join(told)})")
+    if told:
+        where = "Training" if accelerator == "cpu" else "No GPU here, training"
+        _say(f"{where} on the CPU ({', '.join(told)})")
 
 
 def _cpu_precision(cfg: DictConfig) -> Any:

@@ -690,3 +690,18 @@ def test_settings_are_written_back_for_args_json(
     off = host.parse_cfg(make_cfg("simclr", False))
     host.methods["simclr"](off)
     assert OmegaConf.select(off, "infoaug") is None
+
+
+def test_compiled_models_train(host: Any, make_cfg: Any, twins_folder: Path, steps: Any) -> None:
+    """Without code generation, which would take minutes: the tracing is what may fail."""
+    losses = []
+    for compiled in (False, True):
+        cfg = host.parse_cfg(make_cfg("simclr", {"twins": str(twins_folder)}))
+        torch.manual_seed(0)
+        run = steps(host.methods["simclr"](cfg), cfg)
+        number = run.start()
+        step = run.module.training_step
+        loss = (torch.compile(step, backend="eager") if compiled else step)(run.batch(), number)
+        loss.backward()
+        losses.append(float(loss.detach()))
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)

@@ -307,3 +307,16 @@ def test_names_that_are_not_text_and_look_like_markup(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert done.stderr.startswith(b"solo-infoaug: the dictionary: ")
     assert b"Traceback" not in done.stderr
+
+
+def test_what_a_system_refuses_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from solo_infoaug.cli import main
+
+    for command in (["info", "n" * 300], ["mine", "n" * 300, "-o", "x"], ["evaluate", "n" * 300]):
+        monkeypatch.setattr(sys, "argv", ["solo-infoaug", *command])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        assert ended.value.code == 1
+        assert "File name too long; make room for it, or choose another" in capsys.readouterr().err

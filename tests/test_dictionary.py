@@ -346,6 +346,13 @@ def test_hostile_tensor_header(made: TwinDictionary) -> None:
         (lambda record: record["pixels"][0].update(patches=3), "unexpected shape"),
         (lambda record: record.update(pixels=[]), "do not fit"),
         (lambda record: record.pop("name"), "damaged"),
+        (lambda record: record.update(source="camera"), "`source` is 'camera'"),
+        (lambda record: record["source"].update(fps="25"), "`fps` is '25'"),
+        (lambda record: record["source"].update(fps=0), "`fps` is 0"),
+        (lambda record: record.update(frames="many"), "`frames` is 'many'"),
+        (lambda record: record.update(frames_left_out=-3), "`frames_left_out` is -3"),
+        (lambda record: record.update(damaged_packets=float("nan")), "`damaged_packets` is nan"),
+        (lambda record: record.update(reasons={"static": "x"}), "`static` is 'x'"),
     ],
 )
 def test_hostile_record(made: TwinDictionary, change, message: str) -> None:
@@ -354,6 +361,16 @@ def test_hostile_record(made: TwinDictionary, change, message: str) -> None:
     change(record)
     path.write_text(json.dumps(record))
     with pytest.raises(DictionaryError, match=message):
+        TwinDictionary.load(made.path)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("config", "x"), ("config", [1]), ("failed", [1]), ("left_out", 3)]
+)
+def test_hostile_values_in_the_manifest(made: TwinDictionary, key: str, value: object) -> None:
+    path = made.path / "dictionary.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), key: value}))
+    with pytest.raises(DictionaryError, match=rf"dictionary\.json: damaged: `{key}` is "):
         TwinDictionary.load(made.path)
 
 

@@ -10,8 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from omegaconf import OmegaConf
 
 import solo_infoaug
+from solo_infoaug.config import read_infoaug
+from solo_infoaug.errors import ConfigError
 
 
 def _python(code: str, *arguments: str, cwd: Path | None = None, **env: str) -> str:
@@ -250,3 +253,18 @@ def test_doctor_names_host_and_versions() -> None:
     found = {line.split()[1]: line for line in _lines(done.stdout) if not line.startswith(" ")}
     for name in ("solo-learn", "torch", "lightning", "kornia", "device", "video"):
         assert name in found
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"infoaug": "???"}, r"^infoaug: expected true, false or a mapping, got \?\?\?"),
+        ({"infoaug": {"twins": "???"}}, r"^infoaug\.twins: expected a value, got \?\?\?"),
+        ({"infoaug": {"weight": "???"}}, r"^infoaug\.weight: expected a value, got \?\?\?"),
+        ({"infoaug": {"twins": ""}}, r"^infoaug\.twins: expected the folder .*, got ''"),
+    ],
+)
+def test_what_is_still_to_be_given_is_no_wish_for_the_default(given: Any, message: str) -> None:
+    """Else a run would train on whatever dictionary was mined last."""
+    with pytest.raises(ConfigError, match=message):
+        read_infoaug(OmegaConf.create(given))

@@ -396,9 +396,24 @@ def test_missing_configurations_are_named(tmp_path: Path) -> None:
     (tmp_path / "byol.yaml").write_text("method: byol\n")
     with pytest.raises(ConfigError, match=r"--config-name: no 'simclr'.*byol.yaml"):
         load_config(tmp_path, "simclr")
+    # Hydra would look for other.yml.yaml
+    (tmp_path / "other.yml").write_text("method: byol\n")
+    (tmp_path / "plain").write_text("method: byol\n")
+    for name in ("other", "other.yml", "plain", str(tmp_path / "plain"), "x/byol"):
+        with pytest.raises(ConfigError, match=r"--config-name: no '.*'.*; there is byol\.yaml$"):
+            load_config(tmp_path, name)
     with pytest.raises(ConfigError, match="nothing_there"):
         load_config(tmp_path, "byol", ["nothing_there.x=1"])
     assert load_config(tmp_path, "byol", ["++infoaug=true"]).infoaug is True
+
+
+def test_a_precision_that_a_cpu_has_not_is_said(
+    make_cfg: Callable[..., Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    cfg = make_cfg("simclr", precision="16-mixed", accelerator="cpu")
+    choose_device(cfg)
+    assert cfg.precision == 32
+    assert "Training on the CPU (precision: 16-mixed → 32" in capsys.readouterr().out
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

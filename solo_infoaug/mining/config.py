@@ -6,6 +6,8 @@ import dataclasses
 import difflib
 import hashlib
 import json
+import math
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +20,10 @@ REPRESENTATIONS = ("position", "velocity", "both")
 TRACKERS = ("flow", "lk", "cotracker3", "bootstapir", "file")
 FLOWS = ("ultrafast", "fast", "medium")
 SIGNALS = ("motion", "colour", "both")
+# Whole numbers beyond it are typing errors, and no array counts so far.
+_LARGE = 1 << 31
+_NEURAL = ("cotracker3", "bootstapir")
+_DEVICE = re.compile(r"auto|cpu|mps|cuda(:\d+)?")
 
 
 @dataclass(frozen=True)
@@ -69,7 +75,7 @@ class MineConfig:
     tracker_checkpoint: str = ""
     # Where "file" finds VIDEO.npz; empty for beside the video.
     tracks_folder: str = ""
-    # "auto", "cpu", "cuda": for neural trackers and depth.
+    # "auto", "cpu", "cuda", "cuda:1", …: for neural trackers and depth.
     device: str = "auto"
     # Frames are shrunk for tracking until their shorter side has this many pixels.
     track_size: int = 480
@@ -147,7 +153,13 @@ class MineConfig:
         _check(0.0 < self.max_difference <= 4.0, self, "max_difference", "in (0, 4]")
         _check(0.0 < self.fdr <= 1.0, self, "fdr", "in (0, 1]")
         _check(self.surrogates >= 4, self, "surrogates", "at least 4")
+        _check(self.seed >= 0, self, "seed", "at least 0")
         _check(self.tracker in TRACKERS, self, "tracker", f"one of {', '.join(TRACKERS)}")
+        for name, trackers in (("tracks_folder", ("file",)), ("tracker_checkpoint", _NEURAL)):
+            empty = f"empty with tracker={self.tracker}: it is for {' and '.join(trackers)}"
+            _check(not getattr(self, name) or self.tracker in trackers, self, name, empty)
+        device = "auto, cpu, cuda, cuda:NUMBER or mps"
+        _check(_DEVICE.fullmatch(self.device) is not None, self, "device", device)
         _check(self.min_frames >= 4, self, "min_frames", "at least 4")
         _check(
             self.window >= self.min_frames,
@@ -235,3 +247,7 @@ def _check_type(name: str, value: object, annotation: str) -> None:
     }[annotation]
     if not isinstance(value, expected) or (isinstance(value, bool) and annotation != "bool"):
         raise ConfigError(f"{name} must be {annotation}, not {value!r}")
+    if isinstance(value, (int, float)) and not math.isfinite(value):
+        raise ConfigError(f"{name} must be a finite number, not {value!r}")
+    if isinstance(value, (int, float)) and annotation == "int" and value >= _LARGE:
+        raise ConfigError(f"{name} must be less than {_LARGE}, not {value!r}")

@@ -16,7 +16,7 @@ from PIL import Image, ImageOps
 from solo_infoaug.errors import VideoError
 from solo_infoaug.mining.frame import Frame, every_nth
 
-IMAGES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff"})
+IMAGES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 # Fewer images than can be a shot are no video.
 _LEAST = 4
 # The share of neighbours that must have the usual distance of numbers: some frames may be missing.
@@ -80,11 +80,15 @@ def _mixed(files: list[Path]) -> str | None:
     """Why images are not the frames of one video, from their headers; None if they are."""
     sizes: dict[tuple[int, int], Path] = {}
     palettes = 0
+    moving = None
     for file in files:
         try:
             with Image.open(file) as image:
                 sizes.setdefault(image.size, file)
                 palettes += image.mode == "P"
+                # the pictures of an MPO are the same scene, of which the first is the photograph
+                if getattr(image, "is_animated", False) and image.format != "MPO":
+                    moving = moving or file
         except _UNREADABLE:
             continue  # damage is counted when it is decoded
     if len(sizes) > 1:
@@ -93,6 +97,8 @@ def _mixed(files: list[Path]) -> str | None:
             f"their sizes differ: {one.name} is {size[0]}×{size[1]}, "
             f"{other.name} {other_size[0]}×{other_size[1]}"
         )
+    if moving is not None:
+        return f"{moving.name} holds several pictures"
     if 2 * palettes > len(files):
         return "they are palette images, as label masks are"
     return None

@@ -317,7 +317,7 @@ def _complain(
             f"; {video.left_out} frames were left out: {video.damaged} damaged packets or files"
         )
     if counts["frames"] == 0:
-        why = "no frame could be decoded"
+        why = "no frame is whole" if video.left_out else "no frame could be decoded"
     elif counts["windows_mined"] == 0:
         why = f"no shot has at least min_frames={config.min_frames} frames " + (
             f"({counts['frames']} frames in all)"

@@ -304,7 +304,9 @@ class Video:
             found["high_dynamic_range"] = f"{_HDR[int(raw.color_trc)]}, not tone-mapped"
         if clock.jumps:
             found["time_jumps"] = clock.jumps
-        if clock.varies:
+        if clock.disorder:
+            found["times_out_of_order"] = clock.disorder
+        elif clock.varies:
             found["frame_interval"] = [round(clock.least, 6), round(clock.most, 6)]
         if clock.start:
             found["start_time"] = round(clock.start, 6)
@@ -324,6 +326,9 @@ class _Clock:
         self.now = 0.0
         self.start = 0.0
         self.jumps = 0
+        # So many frames are earlier than the one before, as where a container has no times for
+        # B-frames and FFmpeg guesses them.
+        self.disorder = 0
         self.least, self.most = float("inf"), 0.0
 
     @property
@@ -347,6 +352,7 @@ class _Clock:
             self.jumps += 1
             step = self._frame
         else:
+            self.disorder += step < 0
             self.least, self.most = min(self.least, step), max(self.most, step)
         self._at += step
         self.now = max(self.now, self._at)
@@ -439,8 +445,10 @@ def search(sources: Iterable[str | os.PathLike[str]]) -> tuple[list[Path], list[
                 )
             found.update(dict.fromkeys(inside))
             notes += left_out
-        elif source.exists():
+        elif source.is_file():
             found[source] = None
+        elif source.exists():  # reading it may never end
+            raise VideoError(f"{source}: expected a video file or a folder, got a device or a pipe")
         else:
             raise VideoError(f"no such video: {source}")
     if not found:
@@ -468,10 +476,17 @@ def _search_folder(source: Path) -> tuple[list[Path], list[str]]:
         folders.sort()
         pictures = [name for name in names if Path(name).suffix.lower() in IMAGES]
         frames = numbered_frames(folder, pictures) if pictures else "no images"
+        taken: set[str] = set()
         if isinstance(frames, Numbered):
             found.append(folder)
-            pictures = sorted({*pictures} - {file.name for file in frames.files})
+            taken = {file.name for file in frames.files}
             frames = "they do not belong to the numbered frames beside them"
+        # A WebP is a frame or a video of its own.
+        pictures = [
+            name
+            for name in pictures
+            if name not in taken and Path(name).suffix.lower() not in EXTENSIONS
+        ]
         if pictures:
             images.setdefault(frames, []).append((folder, len(pictures)))
         for name in sorted(names):
@@ -480,7 +495,7 @@ def _search_folder(source: Path) -> tuple[list[Path], list[str]]:
                 endings["hidden"] += 1
             elif not path.is_file():
                 endings["broken links or no files"] += 1
-            elif ending in EXTENSIONS:
+            elif ending in EXTENSIONS and name not in taken:
                 found.append(path)
             elif ending not in IMAGES and ending != _TRACKS:
                 endings[ending or "without ending"] += 1

@@ -6,6 +6,7 @@ import contextlib
 import multiprocessing
 import os
 import signal
+import socket
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -19,6 +20,8 @@ from solo_infoaug.errors import ConfigError
 
 # A video during whose mining the worker died is tried so many times, the last ones alone.
 _TRIES = 3
+# Seconds in which a Ray cluster must answer.
+_PATIENCE = 10
 
 
 @dataclass(frozen=True)
@@ -178,6 +181,17 @@ def _die_with_parent() -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
+def _check_address(address: str) -> None:
+    """Ray tries for minutes where nobody answers, and then ends the process."""
+    host, colon, port = address.rpartition(":")
+    if not colon or "://" in address or not port.isdigit():
+        return  # auto, local, or what Ray itself judges at once
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_PATIENCE).close()
+    except (OSError, OverflowError) as error:
+        raise ConfigError(f"no Ray cluster at {address!r}: {error}") from error
+
+
 def _on_ray(
     jobs: list[Job], work: Work, address: str, gpu: bool, cpus: int
 ) -> Iterator[tuple[Job, str | None]]:
@@ -192,6 +206,7 @@ def _on_ray(
         ) from error
     started = not ray.is_initialized()
     if started:
+        _check_address(address)
         try:
             ray.init(address=address, log_to_driver=False)
         except (ConnectionError, ValueError, RuntimeError) as error:

@@ -90,6 +90,8 @@ def read_fmicl(cfg: DictConfig, method: str) -> FMICLConfig | None:
     Raises:
         ConfigError: an unknown key, a value that cannot be used, or a method without InfoNCE.
     """
+    if OmegaConf.is_missing(cfg, "fmicl"):
+        raise ConfigError("fmicl: expected a divergence's name or a mapping, got ???")
     config = FMICLConfig.parse(OmegaConf.select(cfg, "fmicl"))
     if config is not None:
         check_method(method, "fmicl")

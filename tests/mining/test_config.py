@@ -46,6 +46,15 @@ from solo_infoaug.mining import MineConfig
         ("signal", "sound"),
         ("camera", "drone"),
         ("camera", True),
+        ("seed", -1),
+        ("device", "gpu"),
+        ("device", ""),
+        ("tracks_folder", "tracks"),
+        ("tracker_checkpoint", "weights.pth"),
+        ("min_mi", float("inf")),
+        ("fps", float("nan")),
+        ("min_motion", float("inf")),
+        ("top_k", 10**30),
     ],
 )
 def test_errors_name_the_setting(name: str, value: object) -> None:
@@ -62,6 +71,15 @@ def test_what_a_setting_may_be_depends_on_others() -> None:
         MineConfig(min_frames=4)
     assert MineConfig(min_frames=4, window=4, stride=4, k=2).k == 2
     assert MineConfig(window=30, min_frames=30, stride=30).window == 30
+
+
+def test_settings_of_one_tracker_are_not_for_another() -> None:
+    with pytest.raises(
+        ConfigError, match=r"^tracks_folder must be empty with tracker=flow: .*file"
+    ):
+        MineConfig(tracks_folder="tracks")
+    assert MineConfig(tracker="file", tracks_folder="tracks").tracks_folder == "tracks"
+    assert MineConfig(tracker="cotracker3", tracker_checkpoint="w.pth", device="cuda:1").k == 3
 
 
 def test_what_does_without_a_test_is_allowed() -> None:

@@ -13,8 +13,13 @@ import cv2
 import numpy as np
 import pytest
 
+from solo_infoaug.dictionary_tools import describe
+from solo_infoaug.errors import VideoError
+from solo_infoaug.mining import MineConfig, mine
 from solo_infoaug.mining.video import Video
 from solo_infoaug.mining.windows import windows
+
+from .conftest import path_of
 
 Images = list[np.ndarray]
 
@@ -138,6 +143,18 @@ def test_a_variable_rate_is_named(tmp_path: Path, frames: Images) -> None:
         assert video.record["frame_interval"] == pytest.approx([0.04, 0.16], abs=0.002)
 
 
+def test_times_that_a_container_does_not_have_are_no_variable_rate(
+    tmp_path: Path, frames: Images
+) -> None:
+    """AVI has no presentation times; with B-frames FFmpeg guesses them, and not in order."""
+    with Video(_write(tmp_path / "b.avi", frames, bf="3")) as video:
+        assert [frame.number for frame in video.frames()] == list(range(64))
+        record = video.record
+    assert record["times_out_of_order"] > 0
+    assert "frame_interval" not in record
+    assert record["duration"] == pytest.approx(64 / 25, abs=0.13)
+
+
 # --- damage
 
 
@@ -190,6 +207,49 @@ def test_a_stream_that_is_cut_off_ends_before_its_last_half_frame(
         assert video.left_out >= 1
     assert len(kept) > 20
     assert all(_far(frame.image(), truth[frame.number]) < 0.1 for frame in kept)
+
+
+def _flipped(data: bytes, places: Sequence[float]) -> bytes:
+    """Bytes inverted at these fractions of a file."""
+    content = bytearray(data)
+    for place in places:
+        content[int(place * len(content))] ^= 0xFF
+    return bytes(content)
+
+
+def test_background_has_no_twin_by_damage(tmp_path: Path, frames: Images) -> None:
+    """Patches are judged by where the objects are in the frame that the patch is of."""
+    whole = _write(tmp_path / "whole.ts", frames, crf="18")
+    data = whole.read_bytes()
+    (tmp_path / "cut.ts").write_bytes(data[: int(0.7 * len(data))])
+    (tmp_path / "flipped.ts").write_bytes(_flipped(data, [0.75]))
+    boxes = np.stack(
+        [
+            np.array(start) + path_of(len(frames), seed)
+            for start, seed in (((24.0, 40.0), 10), ((152.0, 40.0), 11))
+        ]
+    )  # [2, T, 2]: where the objects of `two_objects` begin
+    config = MineConfig(moments=1)
+    for path in (whole, tmp_path / "cut.ts", tmp_path / "flipped.ts"):
+        found = mine(path, tmp_path / f"{path.stem}-twins", config, progress=False)
+        rows = found.patches[found.anchors.numpy()]
+        begin = boxes[:, rows["frame"]]
+        centre = np.stack([rows["x"], rows["y"]], axis=-1)
+        inside = ((centre >= begin) & (centre < begin + 80)).all(-1).any(0)
+        assert len(rows) > 50
+        assert inside.all()
+        damaged = path != whole
+        (source,) = describe(found)["sources"]
+        assert (source["damaged_packets"] > 0) == damaged == (source["frames_left_out"] > 0)
+
+
+def test_a_video_without_a_whole_frame_is_explained(tmp_path: Path, frames: Images) -> None:
+    """All frames refer to the only keyframe: where that is damaged, none is what was recorded."""
+    data = _write(tmp_path / "whole.ts", frames, crf="18").read_bytes()
+    (tmp_path / "rotten.ts").write_bytes(_flipped(data, [0.05, 0.1, 0.4]))
+    message = r"rotten\.ts: no frame is whole; 64 frames were left out: \d+ damaged packets"
+    with pytest.raises(VideoError, match=message):
+        mine(tmp_path / "rotten.ts", tmp_path / "twins", progress=False)
 
 
 def test_motion_jpeg_loses_single_frames(tmp_path: Path, frames: Images) -> None:

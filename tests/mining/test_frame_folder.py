@@ -232,6 +232,24 @@ def test_links_are_followed_once(tmp_path: Path) -> None:
     ]
 
 
+def test_webp_is_an_image(tmp_path: Path, scene) -> None:
+    """A folder of numbered ones is frames, and not so many videos."""
+    folder = tmp_path / "frames"
+    folder.mkdir()
+    for n, frame in enumerate(scene[0][:8]):
+        Image.fromarray(frame).save(folder / f"{n:03d}.webp", lossless=True)
+    assert find_videos([tmp_path]) == [folder]
+    with FrameFolder(folder) as video:
+        for frame, truth in zip(video.frames(), scene[0], strict=False):
+            assert (frame.image() == truth).all()
+    first, *rest = (Image.fromarray(frame) for frame in scene[0][:4])
+    first.save(folder / "003.webp", save_all=True, append_images=rest)
+    with pytest.raises(VideoError, match=r"003\.webp holds several pictures"):
+        FrameFolder(folder)
+    # each may be a video then; FFmpeg says of each what it cannot do
+    assert len(find_videos([tmp_path])) == 8
+
+
 def test_what_is_left_out_is_counted_and_said(tmp_path: Path, video: Path) -> None:
     data = tmp_path / "data"
     data.mkdir()

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -85,6 +86,10 @@ def test_find_videos_errors(tmp_path: Path) -> None:
         find_videos([tmp_path])
     with pytest.raises(VideoError, match="no video given"):
         find_videos([])
+    os.mkfifo(tmp_path / "pipe.mp4")  # reading it would wait for ever
+    for source in (tmp_path / "pipe.mp4", Path("/dev/zero")):
+        with pytest.raises(VideoError, match=f"{source}: expected a video file or a folder, got a"):
+            find_videos([source])
 
 
 def test_digest_depends_on_content_only(tmp_path: Path) -> None:

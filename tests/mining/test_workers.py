@@ -257,6 +257,14 @@ def test_no_ray_cluster(work: Work) -> None:
         list(run_jobs(_jobs("a"), work, ray="auto"))
 
 
+@needs_ray
+@pytest.mark.parametrize("address", ["127.0.0.1:9", "127.0.0.1:99999", "no.such.host.invalid:1"])
+def test_an_address_where_nobody_answers(work: Work, address: str) -> None:
+    """Ray itself would try for minutes, and end the process."""
+    with pytest.raises(ConfigError, match=f"no Ray cluster at '{address}'"):
+        list(run_jobs(_jobs("a"), work, ray=address))
+
+
 def test_ray_missing(work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(ConfigError, match=r'pip install "solo-infoaug\[ray\]"'):

@@ -217,6 +217,8 @@ def test_other_methods_are_refused_by_name(host: Host) -> None:
 def test_errors_before_anything_is_built(host: Host) -> None:
     with pytest.raises(ConfigError, match=r"fmicl.alhpa: unknown key"):
         build(host, configuration("simclr", fmicl={"alhpa": 3}))
+    with pytest.raises(ConfigError, match=r"fmicl: expected .*, got \?\?\?"):
+        build(host, configuration("simclr", fmicl="???"))
     with pytest.raises(ConfigError, match=r"fmicl.divergence: 'neyman' .* refused"):
         build(host, configuration("simclr", fmicl="neyman"))
 
