@@ -93,7 +93,10 @@ def build(host: Host, cfg: Any, kind: type | None = None) -> Any:
         if name in model._modules:
             seed_everything(1, verbose=False)
             tiny = nn.Sequential(
-                nn.Conv2d(3, 8, 3, 2, 1), nn.BatchNorm2d(8), nn.Flatten(), nn.Linear(128, 512)
+                nn.Conv2d(3, 8, 3, 2, 1),
+                nn.BatchNorm2d(8),
+                nn.Flatten(),
+                nn.Linear(128, model.features_dim),
             )
             setattr(model, name, tiny.requires_grad_("momentum" not in name))
     return model.train()
