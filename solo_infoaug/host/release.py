@@ -228,7 +228,6 @@ def adapt(method: type) -> type:
 
     It takes `cfg`, or the release's own keyword arguments.
     """
-
     base: Any = method
 
     class Adapted(base):
@@ -299,7 +298,6 @@ def adapt(method: type) -> type:
 
 def _lars_that_runs_its_closure(wrapper: type) -> type:
     """Lightning computes gradients in the optimizer's closure: run it before LARS scales them."""
-
     base: Any = wrapper
 
     class LARS(base):

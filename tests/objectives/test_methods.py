@@ -246,7 +246,7 @@ def test_resuming_with_another_objective_is_an_error(
 ) -> None:
     first = build(host, configuration("simclr", fmicl=saved))
     run = trainer(1)
-    loader = DataLoader([batch()], batch_size=None)
+    loader: Any = DataLoader([batch()], batch_size=None)
     run.fit(first, loader)
     run.save_checkpoint(tmp_path / "last.ckpt")
     second = build(host, configuration("simclr", fmicl=resumed))
