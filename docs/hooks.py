@@ -73,7 +73,9 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
 def _links(markdown: str, source: str) -> list[tuple[str, str]]:
     """Relative links as they are written, and the files of the repository that they mean."""
     folder = posixpath.dirname(source)
-    found = {match[2]: posixpath.normpath(f"{folder}/{match[2]}") for match in _LINK.finditer(markdown)}
+    found = {
+        match[2]: posixpath.normpath(f"{folder}/{match[2]}") for match in _LINK.finditer(markdown)
+    }
     for written, target in found.items():
         if (ROOT / target / "README.md").is_file():
             found[written] = f"{target}/README.md"
