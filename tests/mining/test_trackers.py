@@ -202,6 +202,8 @@ def test_file_tracker_errors(tmp_path: Path, arrays: dict, message: str) -> None
         _follow(make_tracker("file", tmp_path / "clip.mp4"))
 
 
+# numpy leaves a file open that is no archive
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_file_tracker_without_or_with_a_broken_file(tmp_path: Path) -> None:
     with pytest.raises(VideoError, match=r"cannot be read from .*clip\.npz"):
         make_tracker("file", tmp_path / "clip.mp4")
