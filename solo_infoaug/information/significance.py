@@ -7,7 +7,7 @@ significant. A circular time shift keeps each series as it is and breaks the cou
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -149,7 +149,7 @@ def _q_values(p_values: Tensor, dependence: str) -> Tensor:
     out = torch.ones_like(p_values)
     if len(p) == 0:
         return out
-    method = {"positive": "bh", "any": "by"}[dependence]
+    method: Literal["bh", "by"] = "bh" if dependence == "positive" else "by"
     q = torch.from_numpy(false_discovery_control(p.double().cpu().numpy(), method=method)).to(p)
     out[upper[0], upper[1]] = q
     out[upper[1], upper[0]] = q
