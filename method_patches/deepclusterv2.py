@@ -21,6 +21,7 @@ class DictionaryMemory:
     num_prototypes: Any
 
     def on_train_start(self) -> None:
+        """Size the memory by the dictionary; refuse more prototypes than an epoch has pairs."""
         super().on_train_start()  # type: ignore[misc]
         self.dataset_size = self.kmeans.dataset_size = len(self.view_branch.twin_dictionary)
         memory, most = len(self.local_memory_index), max(self.num_prototypes)

@@ -209,6 +209,7 @@ class ResizedCrop(nn.Module):
         self.size, self.scale = size, scale
 
     def forward(self, image: Tensor) -> Tensor:
+        """Float [B, 3, H, W] in [0, 1] → [B, 3, size, size], each image by its own box."""
         count, _, height, width = image.shape
         if self.scale is None:
             boxes = torch.tensor([[0, 0, height, width]]).expand(count, 4)
@@ -225,6 +226,7 @@ class ColorJitter(nn.Module):
         self.strengths, self.p = tuple(strengths), p
 
     def forward(self, image: Tensor) -> Tensor:
+        """Float [B, 3, H, W] in [0, 1] → the same, each image by its own draw."""
         some = _some(len(image), self.p)
         *blends, hue = self.strengths
         ranges = [(max(0.0, 1 - strength), 1 + strength) for strength in blends] + [(-hue, hue)]
@@ -242,6 +244,7 @@ class GaussianBlur(nn.Module):
         self.p = p
 
     def forward(self, image: Tensor) -> Tensor:
+        """Float [B, 3, H, W] in [0, 1] → the same, each image by its own draw."""
         some = _some(len(image), self.p)
         there = some.to(image.device)
         return image.index_copy(0, there, blur(image[there], _uniform((len(some),), *_BLUR_SIGMA)))
@@ -251,6 +254,7 @@ class Levels(nn.Module):
     """Round to the 8-bit levels that Pillow's equalization counts; Kornia's would cut them off."""
 
     def forward(self, image: Tensor) -> Tensor:
+        """Float [B, 3, H, W] in [0, 1] → the same, rounded to multiples of 1/255."""
         return image.mul(255).round_().div_(255)
 
 

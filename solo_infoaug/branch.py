@@ -119,7 +119,7 @@ class _TwinBranch:
         own = [pair for pair in pairs if pair[0] is not self.view_branch.backbone]
         return own if self.momentum_norms is None else [*own, (self.norms, self.momentum_norms)]
 
-    def _base_shared_step(self, X: Tensor, targets: Tensor) -> Any:
+    def _base_shared_step(self, X: Tensor, targets: Tensor) -> Any:  # noqa: N803
         """Labels are for methods that pair by them: the class loss sees one class, and is zero."""
         return super()._base_shared_step(X, torch.zeros_like(targets))  # type: ignore[misc]
 

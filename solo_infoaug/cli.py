@@ -201,6 +201,17 @@ def export(
     typer.echo(f"Normalise images with mean {backbone.mean} and std {backbone.std}.")
 
 
+def _list_settings(wanted: bool) -> None:
+    if wanted:
+        from rich.console import Console
+
+        from solo_infoaug.mining.config import MineConfig
+        from solo_infoaug.settings import terminal_table
+
+        Console().print(terminal_table(MineConfig))
+        raise typer.Exit()
+
+
 @app.command()
 def mine(
     videos: Annotated[list[Path], typer.Argument(help="Video files, or folders of them.")],
@@ -211,6 +222,15 @@ def mine(
             "--set", "-s", metavar="NAME=VALUE", help="A setting of MineConfig, such as k=4."
         ),
     ] = None,
+    list_settings: Annotated[
+        bool,
+        typer.Option(
+            "--list-settings",
+            callback=_list_settings,
+            is_eager=True,
+            help="Print every setting, its default and what it does, and exit.",
+        ),
+    ] = False,
     workers: Annotated[
         int | None,
         typer.Option("--workers", "-j", help="Processes; default a core each, if many videos."),

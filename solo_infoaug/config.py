@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
@@ -29,6 +29,7 @@ class InfoAugConfig:
     """
 
     enabled: bool = True
+    """False is the plain method, as if there were no `infoaug`."""
 
     twins: str | None = None
     """A twin dictionary. Default: `SOLO_INFOAUG_TWINS`, else the one that `solo-infoaug mine` made
@@ -63,7 +64,7 @@ class InfoAugConfig:
     Default: what `fmicl` says for both branches.
     """
 
-    fingerprint: str | None = field(default=None)
+    fingerprint: str | None = None
     """Of the dictionary; this and the rest are filled in when the run starts."""
 
     chosen_by: str | None = None

@@ -654,6 +654,7 @@ def _write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def safe_name(name: str) -> str:
+    """`name` with nothing in it but what every file system takes."""
     return re.sub(r"[^A-Za-z0-9_\-]+", "-", name).strip("-") or "video"
 
 
@@ -692,6 +693,7 @@ class Part:
 
     @classmethod
     def read(cls, folder: Path) -> Part:
+        """One video's part; a DictionaryError names the folder if anything in it is wrong."""
         record = read_json(folder / "video.json")
         try:
             return cls._read(folder, record)
@@ -809,6 +811,7 @@ def _is_name(name: object) -> bool:
 
 
 def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file; anything else there is a DictionaryError."""
     try:
         if path.stat().st_size > _JSON_LIMIT:
             raise DictionaryError(f"{path}: damaged: larger than any such file")

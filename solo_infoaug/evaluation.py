@@ -275,14 +275,14 @@ def _drawn(count: int, limit: int | None) -> Sequence[int]:
 
 def _to_tensors(dataset: Any, side: int, limit: int | None) -> tuple[Tensor, Tensor]:
     """A labelled torchvision data set as uint8 [N, 3, side, side] and labels [N]."""
+    from rich.progress import track
     from torchvision.transforms import v2
-    from tqdm.auto import tqdm
 
     crop = v2.Compose(
         [v2.RGB(), v2.PILToTensor(), v2.Resize(side, antialias=True), v2.CenterCrop(side)]
     )
     order = _drawn(len(dataset), limit)
-    pairs = [dataset[i] for i in tqdm(order, desc="reading images", leave=False)]
+    pairs = [dataset[i] for i in track(order, "reading images", transient=True)]
     return torch.stack([crop(x) for x, _ in pairs]), torch.tensor([y for _, y in pairs])
 
 

@@ -73,12 +73,27 @@ class MethodPatch:
     take twin batches of that size."""
 
 
+_added: dict[str, MethodPatch] = {}
+
+
+def add_patch(name: str, patch: MethodPatch) -> None:
+    """Give a method of your own a twin branch, or one of solo-learn's another one.
+
+    Args:
+        name: what solo-learn's `METHODS` calls the method. Put it there before `register()`, or
+            register again.
+        patch: what its twin branch doubles, and what is not generic about it.
+    """
+    _added[name] = patch
+
+
 def patched_methods() -> list[str]:
     """The names of all methods that have a patch, sorted."""
     from pkgutil import iter_modules
 
     package = import_module(_PACKAGE)
-    return sorted(m.name for m in iter_modules(package.__path__) if not m.name.startswith("_"))
+    ours = (m.name for m in iter_modules(package.__path__) if not m.name.startswith("_"))
+    return sorted({*ours, *_added})
 
 
 def find_patch(name: str) -> MethodPatch:
@@ -87,10 +102,12 @@ def find_patch(name: str) -> MethodPatch:
     Raises:
         ConfigError: there is none.
     """
+    if name in _added:
+        return _added[name]
     if not name.isidentifier() or util.find_spec(f"{_PACKAGE}.{name}") is None:
         raise ConfigError(
             f"infoaug: the method {name!r} has no twin branch; expected one of "
-            f"{', '.join(patched_methods())} (a new one needs a module in method_patches/)"
+            f"{', '.join(patched_methods())} (give yours one with solo_infoaug.add_patch)"
         )
     patch = import_module(f"{_PACKAGE}.{name}").PATCH
     assert isinstance(patch, MethodPatch)

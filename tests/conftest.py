@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 import torch
 from omegaconf import DictConfig, OmegaConf
 from PIL import Image
+from slim_backbone import install
 
 _METHOD_KWARGS: dict[str, dict[str, Any]] = {
     "simclr": {"temperature": 0.2},
@@ -74,12 +76,30 @@ _METHOD_KWARGS: dict[str, dict[str, Any]] = {
 _IMAGES, _BATCHES = 24, 3
 
 
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """A process a core, and no more than four: each imports torch anew and takes 1.5 GB."""
+    return min(os.cpu_count() or 1, 4)
+
+
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """Tests neither see nor change the user's cache and settings."""
     cache: Path = tmp_path_factory.mktemp("cache")
     monkeypatch.setenv("SOLO_INFOAUG_CACHE", str(cache))
     monkeypatch.delenv("SOLO_INFOAUG_TWINS", raising=False)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> None:
+    """The tests' tensors are small, and pytest-xdist runs as many processes as there are cores."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _nothing_is_kept() -> Iterator[None]:
+    """Models hold on to themselves in circles, and go when Python looks for those."""
+    yield
+    gc.collect()
 
 
 @pytest.fixture(scope="session")
@@ -148,7 +168,13 @@ def _augmentation(**changes: Any) -> dict[str, Any]:
 
 
 @pytest.fixture
-def make_cfg(image_folder: Path, tmp_path: Path) -> Callable[..., DictConfig]:
+def slim_backbone(host: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`resnet18` is a narrow one, in this process."""
+    install(host, monkeypatch)
+
+
+@pytest.fixture
+def make_cfg(slim_backbone: None, image_folder: Path, tmp_path: Path) -> Callable[..., DictConfig]:
     """A small solo-learn configuration; keyword `overrides` are Hydra-like `a.b=value` pairs."""
 
     def make(method: str = "simclr", infoaug: Any = None, **overrides: Any) -> DictConfig:

@@ -568,7 +568,7 @@ def test_method_without_patch_is_refused_only_when_on(
     from solo_infoaug.branch import extend
 
     own = extend("my_method", host.methods["simclr"].infoaug_plain, host)
-    with pytest.raises(ConfigError, match=r"my_method.*no twin branch.*simclr.*method_patches/"):
+    with pytest.raises(ConfigError, match=r"my_method.*no twin branch.*simclr.*add_patch"):
         own(host.parse_cfg(make_cfg("simclr", {"twins": str(twins_folder)})))
     own(host.parse_cfg(make_cfg("simclr", False)))
 

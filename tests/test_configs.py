@@ -93,7 +93,7 @@ def test_all_configurations_are_there() -> None:
     assert DATA == ["cifar10", "cifar100", "custom", "imagenet100", "stl10"]
 
 
-@pytest.mark.parametrize(("method", "data"), product(METHODS, DATA))
+@pytest.mark.parametrize(("method", "data"), list(product(METHODS, DATA)))
 def test_configuration_trains(
     method: str,
     data: str,

@@ -8,9 +8,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from lightning.pytorch.callbacks import Callback
 from omegaconf import OmegaConf
+from slim_backbone import install
 from torch import distributed, nn
 
 import solo_infoaug
@@ -65,6 +67,7 @@ class Watch(Callback):
 
 if __name__ == "__main__":
     what, *where = sys.argv[1:]
+    install(solo_infoaug.register(), pytest.MonkeyPatch())
     folders = [Path(name) for name in where]
     os.environ.setdefault("SOLO_INFOAUG_CACHE", str(folders[0] / "cache"))
     if what == "losses":

@@ -86,6 +86,19 @@ class LinearWarmupCosineAnnealingLR(LRScheduler):
         return [self.eta_min + cosine * (base - self.eta_min) for base in self.base_lrs]
 
 
+def _distutils() -> dict[str, types.ModuleType]:
+    """What DINO takes from `distutils`, which Python 3.12 has only by grace of setuptools."""
+    try:
+        importlib.import_module("distutils.util")
+    except ImportError:
+        util = types.ModuleType("distutils.util")
+        util.strtobool = lambda text: text.lower() in ("y", "yes", "t", "true", "on", "1")  # type: ignore[attr-defined]
+        package = types.ModuleType("distutils")
+        package.util = util  # type: ignore[attr-defined]
+        return {"distutils": package, "distutils.util": util}
+    return {}
+
+
 @contextmanager
 def _stand_ins() -> Iterator[None]:
     """While the release is imported, its `pytorch_lightning` is the installed `lightning.pytorch`.
@@ -102,6 +115,7 @@ def _stand_ins() -> Iterator[None]:
         "pl_bolts": types.ModuleType("pl_bolts"),
         "pl_bolts.optimizers": types.ModuleType("pl_bolts.optimizers"),
         scheduler.__name__: scheduler,
+        **_distutils(),
     }
     before = {name: sys.modules.get(name) for name in names}
     sys.modules.update(names)
@@ -228,7 +242,6 @@ def adapt(method: type) -> type:
 
     It takes `cfg`, or the release's own keyword arguments.
     """
-
     base: Any = method
 
     class Adapted(base):
@@ -299,7 +312,6 @@ def adapt(method: type) -> type:
 
 def _lars_that_runs_its_closure(wrapper: type) -> type:
     """Lightning computes gradients in the optimizer's closure: run it before LARS scales them."""
-
     base: Any = wrapper
 
     class LARS(base):

@@ -28,13 +28,12 @@ def top_k_partners(
     """The tracks that share most information with each track, best first.
 
     The same numbers as in `pairwise_mutual_information`, of which only a band of rows is in memory
-    at a time: for tens of thousands of tracks.
+    at a time: for tens of thousands of tracks. The arguments that are not described here are those
+    of that function; the mask is `[P, T]`.
 
     Args:
         trajectories: `[P, T, d]`, float32 or float64.
         count: how many partners, 1 to P - 1.
-        estimator, k, mask, min_samples, units, max_memory: as in `pairwise_mutual_information`;
-            the mask is `[P, T]`.
 
     Returns:
         MI `[P, count]` in the dtype of the trajectories, and partners `[P, count]`, int64. A track

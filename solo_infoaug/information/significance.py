@@ -7,7 +7,7 @@ significant. A circular time shift keeps each series as it is and breaks the cou
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -181,19 +181,16 @@ def _p_values(
 
 def _q_values(p_values: Tensor, dependence: str) -> Tensor:
     """Step-up q-values over the pairs above the diagonal."""
+    from scipy.stats import false_discovery_control  # half a second, for those who test
+
     tracks = len(p_values)
     upper = torch.triu_indices(tracks, tracks, 1, device=p_values.device)
     p = p_values[upper[0], upper[1]]
     out = torch.ones_like(p_values)
     if len(p) == 0:
         return out
-    rank = torch.arange(1, len(p) + 1, dtype=torch.float64, device=p.device)
-    ordered, order = p.double().sort()
-    scaled = ordered * len(p) / rank
-    if dependence == "any":
-        scaled = scaled * (1 / rank).sum()
-    q = torch.empty_like(p)
-    q[order] = scaled.flip(0).cummin(0).values.flip(0).clamp(max=1.0).to(p.dtype)
+    method: Literal["bh", "by"] = "bh" if dependence == "positive" else "by"
+    q = torch.from_numpy(false_discovery_control(p.double().cpu().numpy(), method=method)).to(p)
     out[upper[0], upper[1]] = q
     out[upper[1], upper[0]] = q
     return out

@@ -34,102 +34,148 @@ class MineConfig:
         ConfigError: a value cannot be used; the message names the setting.
     """
 
-    # --- which part of each video, as fractions of its duration
+    # --- which part of each video
+
     start_fraction: float = 0.0
+    """Where mining begins, as a fraction of the video's duration."""
+
     stop_fraction: float = 1.0
-    # Take every n-th frame.
+    """Where it ends, likewise."""
+
     frame_step: int = 1
-    # Frames a second of a folder of numbered images, which do not say it themselves.
+    """Take every n-th frame."""
+
     fps: float = 25.0
+    """Frames a second of a folder of numbered images, which do not say it themselves."""
 
     # --- shots, and windows through them
-    # Sensitivity of the cut detector: a cut's content score over the mean of its neighbours'.
+
     cut_threshold: float = 3.0
-    # Patches are followed through windows of so many frames, which begin every `stride` frames.
+    """Sensitivity of the cut detector: a cut's content score over the mean of its neighbours'."""
+
     window: int = 24
+    """Patches are followed through windows of so many frames."""
+
     stride: int = 24
-    # Shorter shots are skipped, and a patch must be seen in so many frames of its window.
+    """A window begins every so many frames."""
+
     min_frames: int = 16
+    """Shorter shots are skipped, and a patch must be seen in so many frames of its window."""
 
     # --- patches: a grid over the middle frame of each window
-    # Side of a patch, as a fraction of the frame's shorter side, and its least side in pixels.
-    patch_fraction: float = 0.05
-    min_patch: int = 16
-    # Distance of neighbours in the grid, in patches: 1 leaves no overlap.
-    grid_step: float = 0.5
-    # Side of the stored crops in pixels.
-    crop_size: int = 32
-    # How many crops of each patch are stored: the middle frame's, and others along its track.
-    moments: int = 4
 
-    # How many patches without a twin are kept of a window that has twins, for the random arm.
+    patch_fraction: float = 0.05
+    """Side of a patch, as a fraction of the frame's shorter side."""
+
+    min_patch: int = 16
+    """The least side of a patch in pixels."""
+
+    grid_step: float = 0.5
+    """Distance of neighbours in the grid, in patches: 1 leaves no overlap."""
+
+    crop_size: int = 32
+    """Side of the stored crops in pixels."""
+
+    moments: int = 4
+    """How many crops of each patch are stored: the middle frame's, and others along its track."""
+
     others: int = 64
+    """How many patches without a twin are kept of a window that has twins, for the random arm."""
 
     # --- tracking
-    # "flow" (dense optical flow), "lk" (Lucas-Kanade), "cotracker3", "bootstapir", or "file":
-    # tracks that another tool made.
+
     tracker: str = "flow"
-    # The preset of the flow: "ultrafast", "fast" or "medium" (seven times as slow as "fast").
+    """`flow` (dense optical flow), `lk` (Lucas-Kanade), `cotracker3`, `bootstapir`, or `file`:
+    tracks that another tool made."""
+
     flow: str = "fast"
-    # Local weights of a neural tracker; empty for what its package downloads.
+    """The preset of the flow: `ultrafast`, `fast` or `medium` (seven times as slow as `fast`)."""
+
     tracker_checkpoint: str = ""
-    # Where "file" finds VIDEO.npz; empty for beside the video.
+    """Local weights of a neural tracker; empty for what its package downloads."""
+
     tracks_folder: str = ""
-    # "auto", "cpu", "cuda", "cuda:1", …: for neural trackers and depth.
+    """Where the tracker `file` finds VIDEO.npz; empty for beside the video."""
+
     device: str = "auto"
-    # Frames are shrunk for tracking until their shorter side has this many pixels.
+    """`auto`, `cpu` or `cuda`: for neural trackers and depth."""
+
     track_size: int = 480
-    # A point is lost when tracking it forth and back misses its start by more (pixels of the
-    # shrunk frame).
+    """Frames are shrunk for tracking until their shorter side has this many pixels."""
+
     max_roundtrip: float = 2.0
+    """A point is lost when tracking it forth and back misses its start by more pixels of the shrunk
+    frame."""
 
     # --- the background
-    # The camera's motion, fitted to each frame pair and removed: "none" (it stands still),
-    # "similarity", "affine" or "homography". A pair that cannot be fitted is known of no patch.
+
     camera: str = "homography"
-    # How many patterns of motion that the background shares in different strength are removed.
+    """The camera's motion, fitted to each frame pair and removed: `none` (it stands still),
+    `similarity`, `affine` or `homography`. A pair that cannot be fitted is known of no patch."""
+
     parallax: int = 1
+    """How many patterns of motion that the background shares in different strength are removed."""
 
     # --- signals and mutual information
-    # Patches are twins by "motion", by "colour" (the change of their mean colour), or by "both".
+
     signal: str = "motion"
-    # What enters the estimator: "velocity" (steps), "position" (their sums) or "both".
+    """Patches are twins by `motion`, by `colour` (the change of their mean colour), or by
+    `both`."""
+
     representation: str = "velocity"
-    # A depth-estimation model of transformers, by name or folder, makes trajectories 3-D; empty for
-    # 2-D. "default" is Depth-Anything-V2-Small.
+    """What enters the estimator: `velocity` (steps), `position` (their sums) or `both`."""
+
     depth: str = ""
-    # "3kl", "ksg1" or "ksg2".
+    """A depth-estimation model of transformers, by name or folder, makes trajectories 3-D; empty
+    for 2-D. `default` is Depth-Anything-V2-Small."""
+
     estimator: str = "3kl"
-    # The k of the nearest-neighbour estimators.
+    """The estimator of mutual information: `3kl`, `ksg1` or `ksg2`."""
+
     k: int = 3
+    """The k of the nearest-neighbour estimators."""
+
     # --- the entropy gate: patches that do nothing of their own carry no information
-    # RMS of their own motion, a frame, as a fraction of the frame's shorter side; of the change of
-    # their colour, as a fraction; and either as a multiple of the noise.
+
     min_motion: float = 0.0015
+    """Least RMS of a patch's own motion, a frame, as a fraction of the frame's shorter side."""
+
     min_colour: float = 0.005
-    motion_over_noise: float = 8.0
-    # A patch's own motion must leave at most this share of the error of its pixels that the
-    # background's leaves. 1 does without the test.
+    """Least RMS of the change of its mean colour, as a fraction of the range."""
+
+    motion_over_noise: float = 6.0
+    """Least of either, as a multiple of the noise."""
+
     max_error_ratio: float = 0.5
-    # So many neighbours must move alike.
+    """A patch's own motion must leave at most this share of the error of its pixels that the
+    background's leaves. 1 does without the test."""
+
     min_support: int = 2
+    """So many neighbours must move alike."""
 
     # --- the choice of twins
-    # The steps of twins differ by less than this share of their energy; 4 does without.
-    max_difference: float = 0.3
-    # Twins lie so many patches apart or more; below 1 they overlap.
-    min_distance: float = 1.0
-    # Pairs with less mutual information (nats) are no twins.
-    min_mi: float = 0.05
-    # The share of false pairs that is accepted among twins: pairs are tested against time-shifted
-    # surrogates of themselves, so many a pair. 1 does without the test.
-    fdr: float = 0.05
-    surrogates: int = 24
-    # How many twins of each patch are kept, best first.
-    top_k: int = 5
 
-    # Draws the shifts of the surrogates.
+    max_difference: float = 0.3
+    """The steps of twins differ by less than this share of their energy; 4 does without."""
+
+    min_distance: float = 1.0
+    """Twins lie so many patches apart or more; below 1 they overlap."""
+
+    min_mi: float = 0.05
+    """Pairs with less mutual information (nats) are no twins."""
+
+    fdr: float = 0.05
+    """The share of false pairs that is accepted among twins: pairs are tested against time-shifted
+    surrogates of themselves. 1 does without the test."""
+
+    surrogates: int = 24
+    """How many surrogates a pair has."""
+
+    top_k: int = 5
+    """How many twins of each patch are kept, best first."""
+
     seed: int = 0
+    """Draws the shifts of the surrogates."""
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):

@@ -43,18 +43,20 @@ class Tracks:
 class Tracker(Protocol):
     """Chooses the patches of a window and follows them.
 
-    `name` and `licence` (of the weights, where there are any) go into the dictionary. `colour` says
-    whether it needs frames in colour.
+    `name` and `licence` go into the dictionary.
     """
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """Of the tracker and its weights."""
 
     @property
-    def licence(self) -> str: ...
+    def licence(self) -> str:
+        """Of the weights; empty where there are none."""
 
     @property
-    def colour(self) -> bool: ...
+    def colour(self) -> bool:
+        """Whether it needs frames in colour."""
 
     def follow(self, window: Window, size: int, step: float, model: str) -> Tracks:
         """Track patches of `size` source pixels, `step` patches apart or more.

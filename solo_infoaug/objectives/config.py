@@ -14,22 +14,24 @@ from solo_infoaug.objectives.loss import VISION, FMICLLoss
 class FMICLConfig:
     """`fmicl: js`, or `fmicl: {divergence: js, alpha: 10}`.
 
-    Attributes:
-        divergence: kl, js, pearson, hellinger, tsallis or vlc.
-        similarity: gaussian or cosine.
-        alpha: weight of the negative term; the paper's setting for images where it is not given.
-        sigma: width of the kernel; likewise (1/(2σ²) = 1).
-        order: a of tsallis; no other divergence has one.
-
     Raises:
         ConfigError: if a value cannot be used; the message names the key.
     """
 
     divergence: str = "kl"
+    """`kl`, `js`, `pearson`, `hellinger`, `tsallis` or `vlc`."""
+
     similarity: str = "gaussian"
+    """`gaussian` or `cosine`."""
+
     alpha: float = VISION.alpha
+    """Weight of the negative term; by default the paper's for images."""
+
     sigma: float = VISION.sigma
+    """Width of the kernel; likewise, 1/(2σ²) = 1."""
+
     order: float | None = None
+    """The a of `tsallis`; no other divergence has one."""
 
     def __post_init__(self) -> None:
         for key in ("divergence", "similarity"):

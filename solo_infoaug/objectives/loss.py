@@ -202,6 +202,7 @@ class FMICLLoss(nn.Module):
         return fmicl_view_terms(views, **options)
 
     def extra_repr(self) -> str:
+        """The settings, for `print(model)`."""
         options = {"alpha": self.alpha, **self.options}
         return ", ".join(f"{key}={value!r}" for key, value in options.items())
 

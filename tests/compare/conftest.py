@@ -9,7 +9,9 @@ import pytest
 
 
 @pytest.fixture
-def overrides(image_folder: Path, twins_folder: Path, tmp_path: Path) -> Callable[..., list[str]]:
+def overrides(
+    slim_backbone: None, image_folder: Path, twins_folder: Path, tmp_path: Path
+) -> Callable[..., list[str]]:
     """Overrides of a grid that trains one epoch of three steps a run; more of them may follow."""
 
     def build(*more: str) -> list[str]:

@@ -109,4 +109,4 @@ def test_mined_twins_fit_the_truth(tmp_path: Path) -> None:
 @pytest.mark.parametrize("setting", [{"classes": 1}, {"parts": 5}, {"labelled_stills": 1000}])
 def test_settings_are_checked(setting: dict[str, int]) -> None:
     with pytest.raises(ConfigError, match=rf"scenes\.{next(iter(setting))}: expected"):
-        ScenesConfig(**setting)  # type: ignore[arg-type]
+        ScenesConfig(**setting)

@@ -40,7 +40,8 @@ def test_patches_are_an_image_folder(mined: TwinDictionary, tmp_path: Path) -> N
     folder = torchvision.datasets.ImageFolder(str(tmp_path / "images"))
     assert folder.classes == ["two"]
     assert len(folder) == count > 2 * len(mined)
-    pixels = np.asarray(Image.open(tmp_path / "images" / "two" / "0000003-1.png"))
+    with Image.open(tmp_path / "images" / "two" / "0000003-1.png") as image:
+        pixels = np.asarray(image)
     assert np.array_equal(pixels, mined.pixels[3, 1].permute(1, 2, 0).numpy())
 
 
@@ -55,7 +56,8 @@ def test_patches_are_not_mixed_with_other_files(mined: TwinDictionary, tmp_path:
 )
 def test_drawings(mined: TwinDictionary, tmp_path: Path, draw) -> None:
     draw(mined, 0).savefig(tmp_path / "drawing.png")
-    assert np.asarray(Image.open(tmp_path / "drawing.png")).std() > 5
+    with Image.open(tmp_path / "drawing.png") as image:
+        assert np.asarray(image).std() > 5
     with pytest.raises(ConfigError, match="window must be one of the dictionary's 1"):
         draw(mined, 1)
 
@@ -86,7 +88,8 @@ def test_show(mined: TwinDictionary, tmp_path: Path) -> None:
     assert page.count("data:image/png;base64,") == 6
     assert "http" not in page.replace("data:image", "")
     show(mined, tmp_path / "poster.png")
-    assert Image.open(tmp_path / "poster.png").width > 800
+    with Image.open(tmp_path / "poster.png") as image:
+        assert image.width > 800
     with pytest.raises(ConfigError, match=r"must end in \.html, \.png or \.mp4"):
         show(mined, tmp_path / "page.gif")
 

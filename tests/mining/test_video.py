@@ -75,7 +75,8 @@ def test_find_videos(tmp_path: Path, video: Path) -> None:
     (tmp_path / "deep").mkdir()
     for name in ("b.mp4", "deep/a.MKV", "notes.txt", ".hidden.mp4"):
         (tmp_path / name).write_bytes(b"x")
-    found = find_videos([tmp_path, tmp_path / "b.mp4", video])
+    with pytest.warns(UserWarning, match=r"left out what is not known as video: 1 \.txt, 1 hidden"):
+        found = find_videos([tmp_path, tmp_path / "b.mp4", video])
     assert [path.name for path in found] == ["b.mp4", "a.MKV", "two.mp4"]
 
 

@@ -154,7 +154,7 @@ def test_unknown_name_lists_the_known() -> None:
 @pytest.mark.parametrize("order", [0, -1, 1, 1.0, math.nan, math.inf, "3", True])
 def test_order_out_of_range(order: object) -> None:
     with pytest.raises(ValueError, match=r"order: expected a finite number above 0 and not 1"):
-        tsallis(order)  # type: ignore[arg-type]
+        tsallis(order)
 
 
 def test_order_belongs_to_tsallis() -> None:

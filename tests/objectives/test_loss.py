@@ -103,7 +103,7 @@ def test_scale_of_the_features_does_not_matter(divergence: str, similarity: str)
 
 def near_collapsed(n: int, d: int) -> tuple[Tensor, Tensor]:
     centre = features(1, d, 7, torch.float32)
-    return tuple(centre + 1e-3 * features(n, d, s, torch.float32) for s in (8, 9))  # type: ignore[return-value]
+    return tuple(centre + 1e-3 * features(n, d, s, torch.float32) for s in (8, 9))
 
 
 def random(n: int, d: int) -> tuple[Tensor, Tensor]:

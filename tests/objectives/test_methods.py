@@ -7,6 +7,7 @@ then these tests run on that one, and once more, in a process of their own, on t
 from __future__ import annotations
 
 import copy
+import inspect
 import os
 import subprocess
 import sys
@@ -93,7 +94,10 @@ def build(host: Host, cfg: Any, kind: type | None = None) -> Any:
         if name in model._modules:
             seed_everything(1, verbose=False)
             tiny = nn.Sequential(
-                nn.Conv2d(3, 8, 3, 2, 1), nn.BatchNorm2d(8), nn.Flatten(), nn.Linear(128, 512)
+                nn.Conv2d(3, 8, 3, 2, 1),
+                nn.BatchNorm2d(8),
+                nn.Flatten(),
+                nn.Linear(128, model.features_dim),
             )
             setattr(model, name, tiny.requires_grad_("momentum" not in name))
     return model.train()
@@ -245,12 +249,14 @@ def test_resuming_with_another_objective_is_an_error(
 ) -> None:
     first = build(host, configuration("simclr", fmicl=saved))
     run = trainer(1)
-    loader = DataLoader([batch()], batch_size=None)
+    loader: Any = DataLoader([batch()], batch_size=None)
+    known = "weights_only" in inspect.signature(Trainer.fit).parameters
+    options: Any = {"weights_only": False} if known else {}
     run.fit(first, loader)
     run.save_checkpoint(tmp_path / "last.ckpt")
     second = build(host, configuration("simclr", fmicl=resumed))
     with pytest.raises(ConfigError, match=r"^fmicl: the checkpoint to resume was trained with"):
-        trainer(1).fit(second, loader, ckpt_path=tmp_path / "last.ckpt", weights_only=False)
+        trainer(1).fit(second, loader, ckpt_path=tmp_path / "last.ckpt", **options)
 
 
 # ---- the twin branch ----

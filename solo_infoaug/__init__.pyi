@@ -1,0 +1,22 @@
+"""The public names and where they live: read by type checkers, and by `__init__.py`."""
+
+from .config import InfoAugConfig as InfoAugConfig
+from .dictionary import TwinDictionary as TwinDictionary
+from .errors import InfoAugError as InfoAugError
+from .information import EstimateWarning as EstimateWarning
+from .information import Significance as Significance
+from .information import entropy as entropy
+from .information import mutual_information as mutual_information
+from .information import pairwise_mutual_information as pairwise_mutual_information
+from .information import pairwise_significance as pairwise_significance
+from .information import top_k_partners as top_k_partners
+from .mining import MineConfig as MineConfig
+from .mining import mine as mine
+from .objectives import FMICLConfig as FMICLConfig
+from .objectives import FMICLLoss as FMICLLoss
+from .objectives import fmicl_loss as fmicl_loss
+from .patch import MethodPatch as MethodPatch
+from .patch import add_patch as add_patch
+from .registration import register as register
+
+__version__: str

@@ -1,0 +1,81 @@
+"""What can be set, read from the dataclasses that hold it: names, types, defaults, docstrings."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import inspect
+import textwrap
+from collections.abc import Collection
+from typing import Any
+
+from rich import box
+from rich.markup import escape
+from rich.table import Table
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """One field of a dataclass of settings."""
+
+    name: str
+    type: str
+    default: str
+    """As one writes it in YAML."""
+    text: str
+    """The docstring under the field, on one line."""
+
+
+def settings(config: type, leave_out: Collection[str] = ()) -> list[Setting]:
+    """The fields of the dataclass `config`, in their order.
+
+    Python keeps no docstrings of fields; they are read from the source.
+    """
+    texts = _field_docstrings(config)
+    return [
+        Setting(field.name, str(field.type), _yaml(field.default), texts.get(field.name, ""))
+        for field in dataclasses.fields(config)
+        if field.name not in leave_out
+    ]
+
+
+def _field_docstrings(config: type) -> dict[str, str]:
+    (class_,) = ast.parse(textwrap.dedent(inspect.getsource(config))).body
+    assert isinstance(class_, ast.ClassDef)
+    found = {}
+    for field, below in zip(class_.body, class_.body[1:], strict=False):
+        match field, below:
+            case ast.AnnAssign(target=ast.Name(name)), ast.Expr(ast.Constant(str(text))):
+                found[name] = " ".join(text.split())
+    return found
+
+
+def _yaml(value: Any) -> str:
+    match value:
+        case None:
+            return "null"
+        case bool():
+            return str(value).lower()
+        case "":
+            return '""'
+    return str(value)
+
+
+def markdown_table(config: type, leave_out: Collection[str] = ()) -> str:
+    """The settings as a table in Markdown."""
+    rows = ["| key | type | default | |", "|---|---|---|---|"]
+    for s in settings(config, leave_out):
+        kind = s.type.replace("|", r"\|")
+        rows.append(f"| `{s.name}` | `{kind}` | `{s.default}` | {s.text} |")
+    return "\n".join(rows)
+
+
+def terminal_table(config: type) -> Table:
+    """The settings as a table for a terminal."""
+    table = Table(box=box.SIMPLE_HEAD)
+    for column in ("setting", "type", "default"):
+        table.add_column(column, no_wrap=True)
+    table.add_column("", overflow="fold")
+    for s in settings(config):
+        table.add_row(*map(escape, (s.name, s.type, s.default, s.text)))
+    return table
