@@ -21,9 +21,8 @@ import torch
 from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 from omegaconf import DictConfig, OmegaConf, open_dict
 from torch import Tensor, nn
-from torchvision.transforms import Normalize
 
-from solo_infoaug.augment import Pipeline, build_pipeline, make_views, own_randomness
+from solo_infoaug.augment import Pipeline, make_views, own_randomness, run_pipelines
 from solo_infoaug.batch_norm import exchanged, frozen, norms_of, own_norms
 from solo_infoaug.config import InfoAugConfig, read_infoaug, write_infoaug
 from solo_infoaug.dictionary import MANIFEST, TwinDictionary
@@ -205,14 +204,6 @@ def build_branch(
     return branch
 
 
-def normalization(transform: Any) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation that a host's view pipeline ends with."""
-    while not isinstance(transform, Normalize):
-        steps = getattr(transform, "transforms", None)
-        transform = steps[-1] if steps else transform.transform
-    return list(transform.mean), list(transform.std)
-
-
 def build_views(host: Host, cfg: DictConfig, config: InfoAugConfig) -> list[Pipeline]:
     """The branch's view pipelines: `infoaug.augmentations`, or the run's own.
 
@@ -231,12 +222,7 @@ def build_views(host: Host, cfg: DictConfig, config: InfoAugConfig) -> list[Pipe
                 "infoaug.augmentations: expected the crop sizes and numbers of `augmentations`, "
                 f"{crops(cfg.augmentations)}, got {crops(entries)}"
             )
-    return [
-        build_pipeline(
-            entry, *normalization(host.build_transform_pipeline(cfg.data.dataset, entry))
-        )
-        for entry in entries
-    ]
+    return run_pipelines(host, cfg, entries)
 
 
 def _load_dictionary(config: InfoAugConfig) -> TwinDictionary | DictionaryError:
