@@ -215,7 +215,7 @@ def _frames(
         yield there[place]
 
 
-def tested(sequence: Clip, start: float, config: VideoConfig) -> list[Tiles]:
+def kept_back(sequence: Clip, start: float, config: VideoConfig) -> list[Tiles]:
     """The patches of a video's tested frames: all that lie on objects, some of the background."""
     masks, found = sequence.read_masks(), []
     for number, image in _frames(sequence, start, 1.0, config.test_frames):
@@ -331,7 +331,7 @@ def evaluate(config: VideoConfig, models: dict[str, Features | None]) -> dict[st
     for part, sequences in split(config).items():
         start = config.stop_fraction if part == "seen" else 0.0
         for sequence in sequences:
-            tiles = tested(sequence, start, config)
+            tiles = kept_back(sequence, start, config)
             for name, features in models.items():
                 for metric, value in evaluate_sequence(tiles, features).items():
                     found[name].setdefault(f"{part}_{metric}", {})[sequence.name] = value

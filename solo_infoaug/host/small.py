@@ -30,9 +30,10 @@ class SmallResNet(nn.Sequential):
         """`method` is what solo-learn tells every backbone; it changes nothing here."""
         first = _WIDTHS[0]
         layers: list[nn.Module] = [
-            nn.Conv2d(3, first, 7, stride=4, padding=3, bias=False),
+            nn.Conv2d(3, first, 7, stride=2, padding=3, bias=False),
             nn.BatchNorm2d(first),
             nn.ReLU(inplace=True),
+            nn.MaxPool2d(3, stride=2, padding=1),
             BasicBlock(first, first),
         ]
         for before, width in pairwise(_WIDTHS):
