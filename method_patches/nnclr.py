@@ -6,6 +6,7 @@ PATCH = MethodPatch(
     title="NNCLR",
     paper="https://arxiv.org/abs/2104.14548",
     positive="the patch's nearest neighbour in a queue finds the twin in the batch, both ways",
+    heads_by_default="none",
     heads=("projector", "predictor"),
     state=("queue", "queue_y", "queue_ptr"),
     check=queue_takes_whole_batches,

@@ -181,8 +181,14 @@ def build_branch(
         if OmegaConf.select(own, "momentum") is not None:
             own.momentum.classifier = False
         patch.configure(own)
+    if config.heads == "none":
+        _check_headless(patch)
+        with open_dict(own):
+            own.method_kwargs.proj_output_dim = view_branch.features_dim  # of queues
     with own_randomness(int(OmegaConf.select(cfg, "seed", default=0)) + 1, torch.device("cpu")):
         branch = view_branch.infoaug_branch(own)
+    if config.heads == "none":
+        _leave_out_heads(branch, view_branch.features_dim)
     # a plain attribute: the view branch owns the branch, the branch only refers back to it
     object.__setattr__(branch, "view_branch", view_branch)
     for name in _SHARED[view_branch.infoaug_host.info.kind]:
@@ -202,6 +208,28 @@ def build_branch(
         if hasattr(view_branch, "momentum_backbone"):
             branch.momentum_norms = own_norms(view_branch.momentum_backbone)
     return branch
+
+
+def _check_headless(patch: MethodPatch) -> None:
+    if "projector" not in patch.heads or set(patch.heads) - {"projector", "predictor"}:
+        raise ConfigError(
+            f"infoaug.heads: expected full for {patch.title}, whose loss needs its heads "
+            f"({', '.join(patch.heads)}), got 'none'"
+        )
+
+
+def _leave_out_heads(branch: Any, features: int) -> None:
+    """Compare features of the backbone, each dimension normalised over the batch.
+
+    Heads can carry the link between patch and twin by themselves: then the loss falls and the
+    backbone does not learn it. Without variance left to lose, normalised features cannot collapse
+    to one point; that they keep what tells patches apart is the view branch's work.
+    """
+    for name in ("projector", "momentum_projector"):
+        if hasattr(branch, name):
+            setattr(branch, name, nn.BatchNorm1d(features, affine=False))
+    if hasattr(branch, "predictor"):
+        branch.predictor = nn.Identity()
 
 
 def build_views(host: Host, cfg: DictConfig, config: InfoAugConfig) -> list[Pipeline]:
@@ -346,6 +374,7 @@ class InfoAugMethod:
                 write_infoaug(cfg, None)
             return
         config.batch_size = config.batch_size or int(cfg.optimizer.batch_size)
+        config.heads = config.heads or patch.heads_by_default
         patch.check(self, config.batch_size, 1)
         self.infoaug_patch = patch
         self.twin_dictionary = _load_dictionary(config)
