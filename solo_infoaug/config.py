@@ -94,9 +94,7 @@ class InfoAugConfig:
             "the folder of a twin dictionary",
         )
         require(self.arm in ARMS, "arm", f"one of {', '.join(ARMS)}")
-        require(
-            self.heads is None or self.heads in HEADS, "heads", f"one of {', '.join(HEADS)}"
-        )
+        require(self.heads is None or self.heads in HEADS, "heads", f"one of {', '.join(HEADS)}")
         require(self.batch_norm in BATCH_NORMS, "batch_norm", f"one of {', '.join(BATCH_NORMS)}")
         require(
             _is(float | int, self.weight) and 0 <= self.weight < float("inf"),
