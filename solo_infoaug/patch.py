@@ -115,9 +115,10 @@ def methods_table() -> Table:
         table.add_column(column, overflow="fold")
     for name in patched_methods():
         patch = find_patch(name)
-        full = patch.heads_by_default == "full"
-        own = [", ".join(patch.heads) if full else "no heads (with heads: full projector, …)"]
-        if full and patch.momentum_heads:
+        own = [", ".join(patch.heads)]
+        if patch.heads_by_default == "none":
+            own[0] = f"only with heads: full: {own[0]}"
+        if patch.momentum_heads:
             own.append(f"moving average: {', '.join(patch.momentum_heads)}")
         if patch.state:
             own.append(f"state: {', '.join(patch.state)}")
