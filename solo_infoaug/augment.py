@@ -20,6 +20,7 @@ from kornia.color import rgb_to_grayscale
 from kornia.enhance import adjust_hue
 from omegaconf import OmegaConf
 from torch import Tensor, nn
+from torchvision.transforms import Normalize
 
 from solo_infoaug.errors import ConfigError
 
@@ -302,6 +303,30 @@ def build_pipeline(augmentation: Any, mean: Sequence[float], std: Sequence[float
         operations.append(K.RandomHorizontalFlip(p=p))
     operations.append(K.Normalize(torch.tensor(mean), torch.tensor(std)))
     return Pipeline(nn.Sequential(*operations), size, int(augmentation.num_crops))
+
+
+def normalization(transform: Any) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation that a host's view pipeline ends with."""
+    while not isinstance(transform, Normalize):
+        steps = getattr(transform, "transforms", None)
+        transform = steps[-1] if steps else transform.transform
+    return list(transform.mean), list(transform.std)
+
+
+def run_pipelines(host: Any, cfg: Any, entries: Any) -> list[Pipeline]:
+    """The pipelines of `entries`, normalised as the host normalises the run's own views.
+
+    Args:
+        host: from `load_host`.
+        cfg: of the run.
+        entries: in the format of `augmentations`.
+    """
+    return [
+        build_pipeline(
+            entry, *normalization(host.build_transform_pipeline(cfg.data.dataset, entry))
+        )
+        for entry in entries
+    ]
 
 
 @contextmanager

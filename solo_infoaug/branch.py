@@ -21,9 +21,8 @@ import torch
 from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 from omegaconf import DictConfig, OmegaConf, open_dict
 from torch import Tensor, nn
-from torchvision.transforms import Normalize
 
-from solo_infoaug.augment import Pipeline, build_pipeline, make_views, own_randomness
+from solo_infoaug.augment import Pipeline, make_views, own_randomness, run_pipelines
 from solo_infoaug.batch_norm import exchanged, frozen, norms_of, own_norms
 from solo_infoaug.config import InfoAugConfig, read_infoaug, write_infoaug
 from solo_infoaug.dictionary import MANIFEST, TwinDictionary
@@ -182,8 +181,14 @@ def build_branch(
         if OmegaConf.select(own, "momentum") is not None:
             own.momentum.classifier = False
         patch.configure(own)
+    if config.heads == "none":
+        _check_headless(patch)
+        with open_dict(own):
+            own.method_kwargs.proj_output_dim = view_branch.features_dim  # of queues
     with own_randomness(int(OmegaConf.select(cfg, "seed", default=0)) + 1, torch.device("cpu")):
         branch = view_branch.infoaug_branch(own)
+    if config.heads == "none":
+        _leave_out_heads(branch, view_branch.features_dim)
     # a plain attribute: the view branch owns the branch, the branch only refers back to it
     object.__setattr__(branch, "view_branch", view_branch)
     for name in _SHARED[view_branch.infoaug_host.info.kind]:
@@ -205,12 +210,26 @@ def build_branch(
     return branch
 
 
-def normalization(transform: Any) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation that a host's view pipeline ends with."""
-    while not isinstance(transform, Normalize):
-        steps = getattr(transform, "transforms", None)
-        transform = steps[-1] if steps else transform.transform
-    return list(transform.mean), list(transform.std)
+def _check_headless(patch: MethodPatch) -> None:
+    if "projector" not in patch.heads or set(patch.heads) - {"projector", "predictor"}:
+        raise ConfigError(
+            f"infoaug.heads: expected full for {patch.title}, whose loss needs its heads "
+            f"({', '.join(patch.heads)}), got 'none'"
+        )
+
+
+def _leave_out_heads(branch: Any, features: int) -> None:
+    """Compare features of the backbone, each dimension normalised over the batch.
+
+    Heads can carry the link between patch and twin by themselves: then the loss falls and the
+    backbone does not learn it. Without variance left to lose, normalised features cannot collapse
+    to one point; that they keep what tells patches apart is the view branch's work.
+    """
+    for name in ("projector", "momentum_projector"):
+        if hasattr(branch, name):
+            setattr(branch, name, nn.BatchNorm1d(features, affine=False))
+    if hasattr(branch, "predictor"):
+        branch.predictor = nn.Identity()
 
 
 def build_views(host: Host, cfg: DictConfig, config: InfoAugConfig) -> list[Pipeline]:
@@ -231,12 +250,7 @@ def build_views(host: Host, cfg: DictConfig, config: InfoAugConfig) -> list[Pipe
                 "infoaug.augmentations: expected the crop sizes and numbers of `augmentations`, "
                 f"{crops(cfg.augmentations)}, got {crops(entries)}"
             )
-    return [
-        build_pipeline(
-            entry, *normalization(host.build_transform_pipeline(cfg.data.dataset, entry))
-        )
-        for entry in entries
-    ]
+    return run_pipelines(host, cfg, entries)
 
 
 def _load_dictionary(config: InfoAugConfig) -> TwinDictionary | DictionaryError:
@@ -360,6 +374,7 @@ class InfoAugMethod:
                 write_infoaug(cfg, None)
             return
         config.batch_size = config.batch_size or int(cfg.optimizer.batch_size)
+        config.heads = config.heads or patch.heads_by_default
         patch.check(self, config.batch_size, 1)
         self.infoaug_patch = patch
         self.twin_dictionary = _load_dictionary(config)

@@ -15,6 +15,7 @@ from solo_infoaug.errors import ConfigError
 from solo_infoaug.objectives.config import FMICLConfig
 
 ARMS = ("mi", "random", "random_anchor", "self")
+HEADS = ("full", "none")
 BATCH_NORMS = ("shared", "separate", "frozen")
 FILLED_IN = ("fingerprint", "chosen_by", "written", "videos")
 """Keys that say which dictionary a run used; users do not write them."""
@@ -58,6 +59,10 @@ class InfoAugConfig:
     """How the backbone's batch norms see twins: `shared` with the run's images, `separate` with
     statistics and weights of their own, `frozen` with the running statistics as they are."""
 
+    heads: str | None = None
+    """`full`: the branch has projector and predictor of its own; `none`: batch-normalised features
+    of the backbone are compared as they are. Default: what the method's module says."""
+
     objective: Any = None
     """f-MICL in the twin branch alone, written as `fmicl` is; false: the method's own objective.
 
@@ -91,6 +96,7 @@ class InfoAugConfig:
             "the folder of a twin dictionary",
         )
         require(self.arm in ARMS, "arm", f"one of {', '.join(ARMS)}")
+        require(self.heads is None or self.heads in HEADS, "heads", f"one of {', '.join(HEADS)}")
         require(self.batch_norm in BATCH_NORMS, "batch_norm", f"one of {', '.join(BATCH_NORMS)}")
         require(
             _is(float | int, self.weight) and 0 <= self.weight < float("inf"),

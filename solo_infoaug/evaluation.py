@@ -25,6 +25,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from solo_infoaug.augment import normalization
 from solo_infoaug.errors import ConfigError
 from solo_infoaug.host import load_host
 from solo_infoaug.paths import check_output_folder, new_file
@@ -143,8 +144,6 @@ def load_backbone(checkpoint: str | Path) -> Backbone:
     Raises:
         ConfigError: the checkpoint cannot be read, or does not fit its args.json.
     """
-    from solo_infoaug.branch import normalization
-
     cfg = checkpoint_config(checkpoint)
     weights = backbone_weights(checkpoint)
     host = register()

@@ -48,7 +48,7 @@ class InfoAugPlugin(Plugin):
         write_fmicl(cfg, read_fmicl(cfg, cfg.method))
         config = read_infoaug(cfg)
         if config is not None:
-            find_patch(cfg.method)
+            config.heads = config.heads or find_patch(cfg.method).heads_by_default
             if config.objective:
                 check_method(cfg.method, "infoaug.objective")
             config.batch_size = config.batch_size or int(cfg.optimizer.batch_size)

@@ -59,6 +59,9 @@ class MethodPatch:
     branch: type = object
     """Mixed into the branch, in front of the method."""
 
+    heads_by_default: str = "full"
+    """What `infoaug.heads` is by default; a module that changes it has the measurement."""
+
     both_views: bool = False
     """Make each crop of the patch and of the twin, instead of one or the other by turns."""
 
@@ -130,6 +133,8 @@ def methods_table() -> Table:
     for name in patched_methods():
         patch = find_patch(name)
         own = [", ".join(patch.heads)]
+        if patch.heads_by_default == "none":
+            own[0] = f"only with heads: full: {own[0]}"
         if patch.momentum_heads:
             own.append(f"moving average: {', '.join(patch.momentum_heads)}")
         if patch.state:

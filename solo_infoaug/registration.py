@@ -20,6 +20,7 @@ SHOULD_MATCH = [
     "infoaug.temporal",
     "infoaug.augmentations",
     "infoaug.batch_norm",
+    "infoaug.heads",
     "infoaug.objective",
     "fmicl",
 ]

@@ -36,6 +36,8 @@ from PIL import Image
 from torch.utils.data import Dataset
 from torchvision.datasets.folder import IMG_EXTENSIONS, default_loader
 
+from solo_infoaug.augment import run_pipelines
+from solo_infoaug.batches import whole_batches
 from solo_infoaug.config import read_infoaug
 from solo_infoaug.errors import ConfigError, DataError, InfoAugError
 from solo_infoaug.host import Host
@@ -255,6 +257,9 @@ def _train_loader(host: Host, cfg: DictConfig) -> Any:
             f"optimizer.batch_size: expected at most the {len(dataset)} images of "
             f"data.train_path ({cfg.data.train_path}), got {cfg.optimizer.batch_size}"
         )
+    if OmegaConf.select(cfg, "data.whole_batches"):
+        pipelines = run_pipelines(host, cfg, cfg.augmentations)
+        return whole_batches(dataset, pipelines, int(cfg.optimizer.batch_size))
     return host.prepare_dataloader(
         dataset, batch_size=cfg.optimizer.batch_size, num_workers=cfg.data.num_workers
     )

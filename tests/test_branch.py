@@ -34,7 +34,8 @@ def build(
     """A registered method, InfoAug on, ready to step."""
 
     def make(method: str, infoaug: Any = None, **overrides: Any) -> Any:
-        settings = {"twins": str(twins_folder)} if infoaug is None else infoaug
+        full = {"twins": str(twins_folder), "heads": "full"}
+        settings = full if infoaug is None else infoaug
         cfg = host.parse_cfg(make_cfg(method, settings, **overrides))
         torch.manual_seed(0)
         return steps(host.methods[method](cfg), cfg)
@@ -336,6 +337,35 @@ def test_twin_loss_is_the_methods_own_on_the_branchs_outputs(
     z1, z2 = branch.projector(h1), branch.projector(h2)
     expected = _REFERENCE[method](module, branch, (x1, x2), (z1, z2))
     torch.testing.assert_close(loss, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("method", list(_REFERENCE))
+def test_without_heads_the_loss_is_of_normalised_features(
+    build: Callable[..., Any], twins_folder: Path, method: str
+) -> None:
+    run = build(method, {"twins": str(twins_folder), "heads": "none"})
+    module, branch = run.module, run.module.twin
+    assert not list(branch.parameters())
+    batch = _twin_batch(module)
+    _indices, (x1, x2), _ = batch
+    state = copy.deepcopy(module.state_dict())
+    loss = branch.training_step(batch, 0)
+    loss.backward()
+    assert all(p.grad is not None for p in module.backbone.parameters() if p.requires_grad)
+    module.load_state_dict(state)  # batch-norm statistics and queues as before the step
+    z = [F.batch_norm(module.backbone(x), None, None, training=True) for x in (x1, x2)]
+    expected = _REFERENCE[method](module, branch, (x1, x2), z)
+    torch.testing.assert_close(loss, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_heads_are_the_methods_own_choice_and_dino_needs_its_own(
+    build: Callable[..., Any], twins_folder: Path
+) -> None:
+    default = {"twins": str(twins_folder)}
+    kept = {name: build(name, default).module.infoaug.heads for name in ("byol", "swav")}
+    assert kept == {"byol": "none", "swav": "full"}
+    with pytest.raises(ConfigError, match=r"infoaug\.heads: expected full for DINO"):
+        build("dino", {**default, "heads": "none"})
 
 
 @pytest.mark.parametrize("infoaug", [None, False])

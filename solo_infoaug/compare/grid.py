@@ -18,6 +18,8 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from solo_infoaug.compare import video
+from solo_infoaug.compare.arms import ARMS
 from solo_infoaug.compare.scenes import Benchmark, ScenesConfig, prepare
 from solo_infoaug.config import read_infoaug
 from solo_infoaug.dictionary import TwinDictionary
@@ -28,10 +30,6 @@ from solo_infoaug.overrides import parse_overrides
 from solo_infoaug.paths import config_folder
 from solo_infoaug.training import check_values, load_config
 
-ARMS = ("baseline", "baseline_images", "random", "self", "infoaug", "oracle")
-BASELINES = ("baseline", "baseline_images")
-
-_PARTNERS = {"random": "random", "self": "self", "infoaug": "mi", "oracle": "mi"}
 _LISTS = ("methods", "arms", "data", "seeds")
 _KEYS = (*_LISTS, "out", "report", "jobs", "threads", "keep_checkpoints")
 
@@ -181,7 +179,9 @@ def expand(grid: Grid) -> list[Cell]:
     for seed, data, method, variant, arm in itertools.product(
         grid.seeds, grid.data, grid.methods, itertools.product(*grid.swept), grid.arms
     ):
-        cells[Cell(method, arm, data, seed, reduced(variant, arm))] = None
+        # in a list of arms it is left out where the truth is not known; alone it is an error
+        if arm != "oracle" or data == "scenes" or len(grid.arms) == 1:
+            cells[Cell(method, arm, data, seed, reduced(variant, arm))] = None
     return list(cells)
 
 
@@ -190,7 +190,7 @@ def reduced(variant: Sequence[str], arm: str) -> tuple[str, ...]:
 
     def matters(override: str) -> bool:
         key = override.lstrip("+").split("=")[0]
-        if not key.startswith("infoaug.") or arm not in BASELINES:
+        if not key.startswith("infoaug.") or ARMS[arm].partner is not None:
             return True
         return arm == "baseline_images" and key == "infoaug.batch_size"
 
@@ -204,6 +204,7 @@ class Planner:
         self.grid = grid
         self.workers = workers
         self._benchmarks: dict[str, Benchmark] = {}
+        self._videos: dict[str, tuple[Path, Path]] = {}
         self._fingerprints: dict[str, str] = {}
         self._told: set[str] = set()
 
@@ -246,13 +247,13 @@ class Planner:
         twins = self._data(cell, cfg)
         cost = float(cfg.max_epochs)
         fingerprint = None
-        if cell.arm in BASELINES:
+        if ARMS[cell.arm].partner is None:
             if cell.arm == "baseline_images":
                 cfg.max_epochs = same_images_epochs(cfg)
             cost = float(cfg.max_epochs)
             cfg.pop("infoaug")
         else:
-            cfg.infoaug.arm = _PARTNERS[cell.arm]
+            cfg.infoaug.arm = ARMS[cell.arm].partner
             cfg.infoaug.twins = str(twins)
             cost *= same_images_epochs(cfg) / cfg.max_epochs
             fingerprint = self._fingerprint(str(twins))
@@ -277,13 +278,26 @@ class Planner:
             raise ConfigError(
                 f"arms: oracle needs data whose true twins are known, not {cell.data}"
             )
+        if evaluate.dataset == "video":
+            given = OmegaConf.to_container(cfg.pop("video"))
+            if OmegaConf.is_missing(cfg.data, "videos"):
+                raise ConfigError("data.videos: expected a folder of videos with masks, got none")
+            videos = str(Path(cfg.data.pop("videos")).expanduser().resolve())
+            try:
+                settings = video.VideoConfig(videos, **given)
+            except TypeError as error:
+                raise ConfigError(f"video: {error}") from error
+            evaluate.video = asdict(settings)
+            stills, twins = self._video(settings)
+            cfg.data.train_path = str(stills)
+            return twins
         for name, section in (("data", cfg.data), ("evaluate", evaluate)):
             for key in ("train_path", "val_path"):
                 if OmegaConf.is_missing(section, key):
                     raise ConfigError(f"{name}.{key}: expected the path of {cell.data}, got none")
                 if section[key] is not None:
                     section[key] = str(Path(section[key]).expanduser().resolve())
-        if cell.arm in BASELINES:
+        if ARMS[cell.arm].partner is None:
             return None
         choice = choose_dictionary(cfg.infoaug.twins)
         choice.check(self._fingerprint(str(choice.path.resolve())))
@@ -297,6 +311,12 @@ class Planner:
             folder = self.grid.out / "data" / f"scenes-{config.digest}"
             self._benchmarks[config.digest] = prepare(folder, config, self.workers)
         return self._benchmarks[config.digest]
+
+    def _video(self, config: video.VideoConfig) -> tuple[Path, Path]:
+        if config.digest not in self._videos:
+            folder = self.grid.out / "data" / f"video-{config.digest}"
+            self._videos[config.digest] = video.prepare(folder, config, self.workers)
+        return self._videos[config.digest]
 
     def _fingerprint(self, path: str) -> str:
         if path not in self._fingerprints:

@@ -17,6 +17,7 @@ from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 
 from solo_infoaug.compare import pool
+from solo_infoaug.compare.arms import ARMS
 from solo_infoaug.compare.grid import Run
 from solo_infoaug.compare.tables import (
     METRICS,
@@ -30,15 +31,6 @@ from solo_infoaug.compare.tables import (
 from solo_infoaug.dictionary import TwinDictionary
 from solo_infoaug.mining.export import richest_windows
 from solo_infoaug.mining.pictures import draw_pairs, draw_twins
-
-_COLOURS = {
-    "baseline": "#9aa5b1",
-    "baseline_images": "#5f6c7b",
-    "random": "#d9a441",
-    "self": "#8e6bbf",
-    "infoaug": "#2a7de1",
-    "oracle": "#3a9d5d",
-}
 
 
 def write_results(runs: Sequence[Run], out: Path) -> list[Path]:
@@ -130,14 +122,14 @@ def _swept(column: Column) -> tuple[str, float] | None:
 def _shade(column: Column, columns: Sequence[Column]) -> tuple[float, float, float, float]:
     """The colour of the column's arm, the fuller the later its swept value comes."""
     same = [other for other in columns if other.arm == column.arm]
-    return to_rgba(_COLOURS[column.arm], (1 + same.index(column)) / len(same))
+    return to_rgba(ARMS[column.arm].colour, (1 + same.index(column)) / len(same))
 
 
 def draw_bars(values: Values, metric: str) -> Figure:
     """Mean and standard deviation over the seeds of every column, methods side by side."""
     methods = list(dict.fromkeys(method for method, _ in values))
     columns = list(dict.fromkeys(column for _, column in values))
-    columns.sort(key=lambda column: (list(_COLOURS).index(column.arm), column.variant))
+    columns.sort(key=lambda column: (list(ARMS).index(column.arm), column.variant))
     figure = Figure(figsize=(max(6.0, 1.5 * len(methods) + 1.5), 3.6), layout="constrained")
     axes = figure.subplots()
     width = 0.8 / len(columns)
@@ -181,7 +173,7 @@ def draw_ablation(values: Values, metric: str) -> Figure | None:
                     x,
                     mean,
                     std,
-                    color=_COLOURS[arm],
+                    color=ARMS[arm].colour,
                     marker=styles.get(method, "."),
                     capsize=3,
                     label=f"{method}, {arm}",
@@ -193,7 +185,7 @@ def draw_ablation(values: Values, metric: str) -> Figure | None:
                 axes.plot(
                     ticks,
                     [level] * len(ticks),
-                    color=_COLOURS["baseline"],
+                    color=ARMS["baseline"].colour,
                     linestyle=":",
                     marker=marker,
                     label=f"{method}, baseline",

@@ -15,7 +15,8 @@ import shutil
 import sys
 import time
 import traceback
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -59,6 +60,7 @@ def execute(folder: Path) -> dict[str, Any]:
     * `online`: top-1 accuracy on the validation images at the end of pretraining, of solo-learn's
       linear classifier that learns beside the backbone, without gradient into it.
     * `linear`, `knn`: `solo_infoaug.evaluation`, of the frozen backbone of the last checkpoint.
+    * `seen_…`, `unseen_…` (video): see `evaluate_video`.
     * `linear_across`, `knn_across` (scenes): the same, but labels from all parts but one, tested on
       that one; the mean over the parts.
 
@@ -84,7 +86,12 @@ def execute(folder: Path) -> dict[str, Any]:
     assert trained.checkpoint is not None
     online = trained.metrics.get("val_acc1", trained.metrics.get("train_acc1_epoch"))
     metrics = {} if online is None else {"online": online}
-    metrics |= evaluate_run(trained.checkpoint, plan["evaluate"])
+    more: dict[str, Any] = {}
+    if plan["evaluate"]["dataset"] == "video":
+        found, more = evaluate_video(trained.checkpoint, plan["evaluate"]["video"])
+    else:
+        found = evaluate_run(trained.checkpoint, plan["evaluate"])
+    metrics |= found
     shutil.copyfile(trained.checkpoint.parent / "metrics.csv", folder / "metrics.csv")
     if not plan["keep_checkpoint"]:
         trained.checkpoint.unlink()
@@ -93,6 +100,7 @@ def execute(folder: Path) -> dict[str, Any]:
         **{key: plan[key] for key in ("method", "arm", "data", "seed", "variant", "hash")},
         "fingerprint": plan["fingerprint"],
         "metrics": metrics,
+        **more,
         "epochs": int(cfg.max_epochs),
         "steps": watch.steps,
         "images": watch.images,
@@ -137,6 +145,39 @@ def evaluate_run(checkpoint: Path, how: dict[str, Any]) -> dict[str, float]:
         (extract_features(backbone, images), classes, parts) for images, classes, parts in splits
     )
     return evaluate_features(labelled, test, how["k"])
+
+
+def evaluate_video(
+    checkpoint: Path, how: dict[str, Any]
+) -> tuple[dict[str, float], dict[str, Any]]:
+    """The metrics of `compare.video`, means over the videos; per cent.
+
+    Returns:
+        The metrics, and what goes into the result beside them: `sequences` (metric → video → per
+        cent) and `references` (the untrained network and mean colour → metric → per cent).
+    """
+    import torch
+    from omegaconf import OmegaConf
+
+    from solo_infoaug.compare.video import VideoConfig, evaluate
+    from solo_infoaug.evaluation import build_backbone, extract_features, load_backbone
+
+    backbone = load_backbone(checkpoint)
+    torch.manual_seed(int(OmegaConf.select(backbone.cfg, "seed", default=0)))
+    untrained = replace(backbone, module=build_backbone(backbone.cfg).eval().requires_grad_(False))
+    found = evaluate(
+        VideoConfig(**how),
+        {
+            "ours": partial(extract_features, backbone),
+            "untrained network": partial(extract_features, untrained),
+            "mean colour": None,
+        },
+    )
+    means = {
+        name: {metric: float(np.mean(list(of.values()))) for metric, of in metrics.items()}
+        for name, metrics in found.items()
+    }
+    return means.pop("ours"), {"sequences": found["ours"], "references": means}
 
 
 def evaluate_features(labelled: Labelled, test: Labelled, k: int) -> dict[str, float]:

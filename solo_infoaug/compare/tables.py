@@ -11,26 +11,24 @@ from typing import Any
 
 from scipy import stats
 
+from solo_infoaug.compare.arms import ARMS
+
 METRICS = {
     "linear_across": "linear probe across parts",
     "knn_across": "k-NN across parts",
     "linear": "linear probe",
     "knn": "k-NN",
+    "seen_auc": "videos trained on: same object, AUC",
+    "seen_same_frame": "videos trained on: nearest patch on the same object, same frame",
+    "seen_later_frame": "videos trained on: nearest patch on the same object, later frame",
+    "unseen_auc": "held-out videos: same object, AUC",
+    "unseen_same_frame": "held-out videos: nearest patch on the same object, same frame",
+    "unseen_later_frame": "held-out videos: nearest patch on the same object, later frame",
     "online": "online accuracy",
 }
 """Names for people, in the order of the tables."""
 
-REFERENCES = ("baseline", "baseline_images", "random")
-"""The arms that the others are compared with."""
-
-ARM_NAMES = {
-    "baseline": "baseline, same steps",
-    "baseline_images": "baseline, same images",
-    "random": "random twins",
-    "self": "self twins",
-    "infoaug": "InfoAug",
-    "oracle": "true twins",
-}
+_REFERENCES = [key for key, arm in ARMS.items() if arm.reference]
 
 
 @dataclass(frozen=True)
@@ -62,8 +60,10 @@ def mean_and_std(values: Sequence[float]) -> tuple[float, float]:
     return mean, math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (len(values) - 1))
 
 
-def paired_difference(ours: Mapping[int, float], theirs: Mapping[int, float]) -> Difference | None:
+def paired_difference(ours: Mapping[Any, float], theirs: Mapping[Any, float]) -> Difference | None:
     """Mean of `ours − theirs` over the seeds that both have, with Student's 95 % interval.
+
+    Or over seeds and videos, if these are the keys.
 
     The half-width is t(0.975, n − 1) · s / √n, s the sample standard deviation of the differences.
     None where no seed is in both.
@@ -89,21 +89,45 @@ class Column:
     def label(self) -> str:
         """For people."""
         parts = [variant.lstrip("+").removeprefix("infoaug.") for variant in self.variant]
-        return ", ".join([ARM_NAMES.get(self.arm, self.arm), *parts])
+        return ", ".join([ARMS[self.arm].label, *parts])
 
 
-Values = dict[tuple[str, Column], dict[int, float]]
-"""(method, column) → seed → accuracy, of one data set and metric."""
+Values = dict[tuple[str, Column], dict[Any, float]]
+"""(method, column) → seed, or seed and video → accuracy, of one data set and metric."""
 
 
 def collect(results: Iterable[Mapping[str, Any]], data: str, metric: str) -> Values:
-    """The values of one metric on one data set."""
+    """The values of one metric on one data set, by seed."""
     found: Values = {}
     for result in results:
         if result["data"] == data and metric in result["metrics"]:
             place = str(result["method"]), Column(result["arm"], tuple(result["variant"]))
             found.setdefault(place, {})[int(result["seed"])] = float(result["metrics"][metric])
     return found
+
+
+def collect_pairs(results: Iterable[Mapping[str, Any]], data: str, metric: str) -> Values:
+    """The same by seed and video, where a result has a value for each video."""
+    found: Values = {}
+    for result in results:
+        if result["data"] == data and metric in result["metrics"]:
+            place = str(result["method"]), Column(result["arm"], tuple(result["variant"]))
+            of_videos = result.get("sequences", {}).get(metric, {"": result["metrics"][metric]})
+            for video, value in of_videos.items():
+                found.setdefault(place, {})[int(result["seed"]), video] = float(value)
+    return found
+
+
+def collect_references(
+    results: Iterable[Mapping[str, Any]], data: str, metric: str
+) -> dict[str, list[float]]:
+    """What results say of models that were not trained: name → a value a seed."""
+    found: dict[str, dict[int, float]] = {}
+    for result in results:
+        for name, metrics in result.get("references", {}).items():
+            if result["data"] == data and metric in metrics:
+                found.setdefault(name, {})[int(result["seed"])] = float(metrics[metric])
+    return {name: list(values.values()) for name, values in found.items()}
 
 
 def reference_of(column: Column, arm: str) -> Column:
@@ -116,7 +140,7 @@ def reference_of(column: Column, arm: str) -> Column:
 def differences(values: Values, method: str, column: Column) -> dict[str, Difference]:
     """Paired differences of a column to each reference that there is."""
     found = {}
-    for arm in REFERENCES:
+    for arm in _REFERENCES:
         theirs = values.get((method, reference_of(column, arm)))
         if arm == column.arm or theirs is None:
             continue
@@ -178,19 +202,21 @@ def tables(results: Sequence[Mapping[str, Any]]) -> list[Table]:
         for metric, name in METRICS.items():
             values = collect(results, data, metric)
             if values:
-                made += [_accuracies(values, f"{data}: {name} (per cent)")]
-                made += _differences(values, f"{data}: {name}, paired differences (points)")
+                references = collect_references(results, data, metric)
+                pairs = collect_pairs(results, data, metric)
+                made += [_accuracies(values, f"{data}: {name} (per cent)", references)]
+                made += _differences(pairs, f"{data}: {name}, paired differences (points)")
     return made
 
 
 def _axes(values: Values) -> tuple[list[str], list[Column]]:
     methods = list(dict.fromkeys(method for method, _ in values))
     columns = list(dict.fromkeys(column for _, column in values))
-    order = list(ARM_NAMES)
+    order = list(ARMS)
     return methods, sorted(columns, key=lambda column: order.index(column.arm))
 
 
-def _accuracies(values: Values, title: str) -> Table:
+def _accuracies(values: Values, title: str, references: Mapping[str, list[float]]) -> Table:
     methods, columns = _axes(values)
     rows, best = [], set()
     for i, method in enumerate(methods):
@@ -201,19 +227,26 @@ def _accuracies(values: Values, title: str) -> Table:
             if seeds is None:
                 row.append("")
                 continue
-            mean, std = mean_and_std(list(seeds.values()))
-            means[j] = mean
-            row.append(f"{mean:.1f}" if math.isnan(std) else f"{mean:.1f} ± {std:.1f}")
+            means[j] = mean_and_std(list(seeds.values()))[0]
+            row.append(_mean_std(list(seeds.values())))
         rows.append(row)
         best |= {(i, j) for j, mean in means.items() if mean == max(means.values())}
+    # what was not trained has no arm: its value stands in the first column
+    for name, known in references.items():
+        rows.append([name, _mean_std(known), *[""] * (len(columns) - 1)])
     return Table(title, ["method", *(column.label for column in columns)], rows, best)
+
+
+def _mean_std(values: Sequence[float]) -> str:
+    mean, std = mean_and_std(values)
+    return f"{mean:.1f}" if math.isnan(std) else f"{mean:.1f} ± {std:.1f}"
 
 
 def _differences(values: Values, title: str) -> list[Table]:
     """None where nothing is compared with anything."""
     methods, columns = _axes(values)
-    ours = [column for column in columns if column.arm not in REFERENCES]
-    pairs = [(column, arm) for column in ours for arm in REFERENCES]
+    ours = [column for column in columns if not ARMS[column.arm].reference]
+    pairs = [(column, arm) for column in ours for arm in _REFERENCES]
     pairs = [
         (column, arm)
         for column, arm in pairs
@@ -229,8 +262,10 @@ def _differences(values: Values, title: str) -> list[Table]:
             found = differences(values, method, column).get(arm) if known else None
             row.append("" if found is None else str(found) + ("*" if found.significant else ""))
         rows.append(row)
-    header = [f"{column.label} − {ARM_NAMES[arm]}" for column, arm in pairs]
-    note = "; 95 % t-interval over seeds, * where it leaves 0 out"
+    header = [f"{column.label} − {ARMS[arm].label}" for column, arm in pairs]
+    videos = any(key[1] for keys in values.values() for key in keys)
+    over = "seeds and videos" if videos else "seeds"
+    note = f"; 95 % t-interval over {over}, * where it leaves 0 out"
     return [Table(title + note, ["method", *header], rows, set())]
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from solo_infoaug.host import Host, HostInfo
+from solo_infoaug.host.small import SMALL, SmallResNet
 
 
 def load(info: HostInfo) -> Host:
@@ -26,6 +27,7 @@ def load(info: HostInfo) -> Host:
         )
         return resumer.find_checkpoint(cfg)
 
+    BaseMethod._BACKBONES.setdefault(SMALL, SmallResNet)
     return Host(
         info=info,
         methods=METHODS,

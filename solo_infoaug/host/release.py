@@ -31,6 +31,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from solo_infoaug.errors import ConfigError
 from solo_infoaug.host import Host, HostInfo
+from solo_infoaug.host.small import SMALL, SmallResNet
 
 _NUM_CLASSES = {"cifar10": 10, "cifar100": 100, "stl10": 10, "imagenet": 1000, "imagenet100": 100}
 
@@ -200,13 +201,13 @@ def method_arguments(method: type, cfg: DictConfig) -> dict[str, Any]:
 
     kwargs = _mapping(cfg, "backbone.kwargs")
     kwargs["cifar"] = cfg.data.dataset in ("cifar10", "cifar100")
-    if not backbone.startswith("resnet"):
+    if not backbone.startswith("resnet") and backbone != SMALL:
         kwargs.setdefault("img_size", cfg.augmentations[0].crop_size)
 
     arguments = {
         **_default_arguments(method),
         **_mapping(cfg, "method_kwargs"),
-        "encoder": backbone,
+        "encoder": _STANDS_FOR_SMALL if backbone == SMALL else backbone,
         "backbone_args": kwargs,
         "num_classes": cfg.data.num_classes,
         "max_epochs": cfg.max_epochs,
@@ -236,6 +237,25 @@ def method_arguments(method: type, cfg: DictConfig) -> dict[str, Any]:
 
 # --- the methods -----------------------------------------------------------------------------
 
+# The release builds backbones from a table inside its constructor, of names that it imports there.
+_STANDS_FOR_SMALL = "vit_tiny"
+
+
+@contextmanager
+def _small_backbone(cfg: DictConfig | None) -> Iterator[None]:
+    """While a method is built with `small_resnet`, it is what the release's `vit_tiny` makes."""
+    if cfg is None or cfg.backbone.name != SMALL:
+        yield
+        return
+    from solo.utils import backbones
+
+    before = getattr(backbones, _STANDS_FOR_SMALL)
+    setattr(backbones, _STANDS_FOR_SMALL, SmallResNet)
+    try:
+        yield
+    finally:
+        setattr(backbones, _STANDS_FOR_SMALL, before)
+
 
 def adapt(method: type) -> type:
     """A subclass of a release method with the current constructor and names.
@@ -249,7 +269,10 @@ def adapt(method: type) -> type:
         warmup_epochs: float
 
         def __init__(self, cfg: DictConfig | None = None, **kwargs: Any) -> None:
-            super().__init__(**(kwargs if cfg is None else method_arguments(method, cfg)))
+            with _small_backbone(cfg):
+                super().__init__(**(kwargs if cfg is None else method_arguments(method, cfg)))
+            if cfg is not None:
+                self.encoder_name = str(cfg.backbone.name)
             self.cfg = cfg
             self.scheduler_interval = (
                 "epoch" if cfg is None else OmegaConf.select(cfg, "scheduler.interval") or "step"
@@ -527,7 +550,13 @@ def load(info: HostInfo) -> Host:
         if name not in ("base", "linear"):
             METHODS[name] = adapt(method)
 
+    if SMALL not in base.BaseMethod._SUPPORTED_ENCODERS:
+        base.BaseMethod._SUPPORTED_ENCODERS.append(SMALL)
+
     def backbone(name: str) -> Callable[..., nn.Module]:
+        if name == SMALL:
+            return SmallResNet
+
         def build(method: str, **kwargs: Any) -> nn.Module:
             from solo.utils import backbones
             from torchvision import models

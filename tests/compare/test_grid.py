@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from omegaconf import DictConfig, OmegaConf
 
+from solo_infoaug.compare.arms import ARMS
 from solo_infoaug.compare.grid import Cell, Planner, Run, expand, parse_grid
 from solo_infoaug.errors import ConfigError
 from solo_infoaug.paths import config_folder
@@ -37,11 +38,24 @@ def test_default_grid() -> None:
         "vicreg",
         "nnclr",
     )
-    assert grid.arms == ("baseline", "baseline_images", "random", "infoaug")
+    assert grid.arms == (
+        "baseline",
+        "baseline_images",
+        "random",
+        "random_anchor",
+        "infoaug",
+        "oracle",
+    )
     cells = expand(grid)
-    assert len(cells) == 7 * 4 * 3
+    assert len(cells) == 7 * 6 * 5
     # every method and arm has a first seed before any has a second
-    assert {cell.seed for cell in cells[:28]} == {0}
+    assert {cell.seed for cell in cells[:42]} == {0}
+
+
+def test_oracle_is_left_out_of_a_list_where_the_truth_is_not_known() -> None:
+    cells = expand(parse_grid(["data=scenes,custom", "methods=byol", "seeds=0"]))
+    assert {cell.arm for cell in cells if cell.data == "scenes"} == set(ARMS) - {"self"}
+    assert {cell.arm for cell in cells if cell.data == "custom"} == set(ARMS) - {"self", "oracle"}
 
 
 def test_lists_are_written_either_way() -> None:
@@ -168,3 +182,8 @@ def test_bad_runs_are_named_before_any_starts(
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         _plan(overrides(override))
+
+
+def test_video_needs_videos(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"data\.videos: expected a folder of videos with masks"):
+        _plan([f"out='{tmp_path}'", "data=video", "methods=byol", "arms=baseline"])

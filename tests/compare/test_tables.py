@@ -87,7 +87,7 @@ def test_only_common_seeds_are_paired() -> None:
 
 def test_best_of_each_row_is_bold_and_differences_are_starred() -> None:
     accuracies, paired = tables(RESULTS)
-    assert accuracies.header == ["method", "baseline, same steps", "random twins", "InfoAug"]
+    assert accuracies.header == ["method", "baseline, same steps", "random patch", "InfoAug"]
     text = accuracies.markdown()
     assert "| simclr | 52.0 ± 2.0 | 50.0 ± 0.0 | **57.0 ± 1.7** |" in text
     # a tie is shown as one
@@ -98,6 +98,34 @@ def test_best_of_each_row_is_bold_and_differences_are_starred() -> None:
     assert paired.rows[0] == ["simclr", "+5.0 [+2.5, +7.5]*", "+7.0 [+2.7, +11.3]*"]
     # differences 0, −1, 1
     assert paired.rows[1] == ["byol", "+0.0 [-2.5, +2.5]", ""]
+
+
+def test_videos_are_paired_by_seed_and_video_and_untrained_models_are_rows() -> None:
+    def result(arm: str, seed: int, one: float, two: float) -> dict[str, Any]:
+        of = {"seen_auc": {"one": one, "two": two}}
+        return {
+            **_result("byol", arm, seed, 0.0),
+            "metrics": {"seen_auc": (one + two) / 2},
+            "sequences": of,
+            "references": {"mean colour": {"seen_auc": 40.0}},
+        }
+
+    accuracies, paired = tables(
+        [
+            result("baseline", 0, 50.0, 90.0),
+            result("baseline", 1, 60.0, 80.0),
+            result("infoaug", 0, 51.0, 92.0),
+            result("infoaug", 1, 63.0, 84.0),
+        ]
+    )
+    assert accuracies.rows == [
+        ["byol", "70.0 ± 0.0", "72.5 ± 1.4"],
+        ["mean colour", "40.0 ± 0.0", ""],
+    ]
+    # differences 1, 2, 3, 4: mean 2.5, s = 1.290994, t(0.975, 3) = 3.182446
+    half = 3.182446 * 1.290994 / 2
+    assert paired.rows == [["byol", f"+2.5 [+{2.5 - half:.1f}, +{2.5 + half:.1f}]*"]]
+    assert "seeds and videos" in paired.title
 
 
 def test_latex_escapes_names() -> None:

@@ -1,0 +1,338 @@
+"""`video`: a benchmark on real video. Does the backbone know what belongs to one object?
+
+Some videos are trained on, others are held out whole. Of the former the last part is kept back:
+neither the twins, nor the patches that are pretrained on, nor anything else comes from there. Masks
+of objects are for the evaluation alone. It asks, of patches that do not overlap:
+
+* AUC: is the similarity of two patches of one object higher than that of one of them and a patch
+  of the background, in the same frame? Chance is 50 per cent.
+* Retrieval: is the nearest patch on the same object, in the same frame, and in a later one, where
+  patches at the place of the asking one are left out?
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from filelock import FileLock
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
+
+from solo_infoaug.errors import ConfigError
+from solo_infoaug.mining import MineConfig, mine
+from solo_infoaug.mining.video import open_video, search, video_stem
+from solo_infoaug.mining.window import crops, patch_size
+
+VERSION = 1
+"""Part of the digest: changes with what is made of the same settings."""
+
+SPLITS = ("seen", "unseen")
+"""Videos that were trained on, of which the last part is tested; and those that were held out."""
+
+Features = Callable[[Tensor], Tensor]
+"""uint8 [N, 3, S, S] → float32 [N, D]."""
+
+
+@dataclass(frozen=True)
+class VideoConfig:
+    """What the benchmark holds.
+
+    Raises:
+        ConfigError: a value cannot be used.
+    """
+
+    videos: str
+    """NAME.mp4 (or a folder of frames NAME) beside NAME.npz, whose `mask` is packed bits and
+    `shape` frames, height, width; or DAVIS's JPEGImages and Annotations."""
+    held_out: int = 3
+    """Every so-manieth video is held out whole, in the order of their names."""
+    stop_fraction: float = 0.75
+    """The part of the other videos that is trained on."""
+    train_frames: int = 12
+    """Frames of each that patches to pretrain on are cut from."""
+    train_patches: int = 40
+    """Of each of these frames."""
+    test_frames: int = 5
+    """Of each video's tested part."""
+    background: int = 200
+    """Patches of the background of each tested frame, at most."""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, least in (
+            ("held_out", 2),
+            ("train_frames", 1),
+            ("train_patches", 1),
+            ("test_frames", 2),
+            ("background", 1),
+        ):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < least:
+                raise ConfigError(f"video.{name}: expected a whole number ≥ {least}, got {value!r}")
+        if not 0 < self.stop_fraction < 1:
+            raise ConfigError(
+                f"video.stop_fraction: expected a number in (0, 1), got {self.stop_fraction!r}"
+            )
+
+    @property
+    def digest(self) -> str:
+        """A short hash of the settings and of the generator's version."""
+        text = json.dumps([VERSION, asdict(self)], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+    @property
+    def mining(self) -> MineConfig:
+        """The miner's defaults, but for where it stops."""
+        return MineConfig(stop_fraction=self.stop_fraction)
+
+
+# --- sequences and their masks -------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Clip:
+    """A video and its masks."""
+
+    name: str
+    source: Path
+    masks: Path
+
+    def read_masks(self) -> np.ndarray:
+        """uint8 [T, H, W]: the number of the object that a pixel shows, 0 for none.
+
+        Raises:
+            ConfigError: they cannot be read.
+        """
+        try:
+            if self.masks.is_dir():
+                files = sorted(self.masks.glob("*.png"))
+                return np.stack([np.asarray(Image.open(file)) for file in files])
+            stored = np.load(self.masks)
+            shape = tuple(int(n) for n in stored["shape"])
+            bits = np.unpackbits(stored["mask"], count=int(np.prod(shape)))
+            return bits.reshape(shape)
+        except (OSError, ValueError, KeyError) as error:
+            raise ConfigError(
+                f"data.videos: the masks {self.masks} cannot be read ({error}); expected `mask` "
+                "and `shape`, or a folder of .png of one size"
+            ) from error
+
+
+def find_clips(folder: Path) -> list[Clip]:
+    """The videos in `folder` that have masks, by name.
+
+    Raises:
+        ConfigError: there are fewer than two.
+    """
+    images = folder / "JPEGImages"
+    found = []
+    for source in search([images if images.is_dir() else folder])[0] if folder.is_dir() else []:
+        if images.is_dir():
+            masks = folder / "Annotations" / source.relative_to(images)
+        else:
+            masks = source.with_name(f"{source.stem}.npz")
+        if masks.exists():
+            found.append(Clip(video_stem(source), source, masks))
+    if len(found) < 2:
+        raise ConfigError(
+            f"data.videos: expected a folder with two videos or more that have masks (NAME.mp4 and "
+            f"NAME.npz, or JPEGImages and Annotations), got {folder}, which has {len(found)}"
+        )
+    return sorted(found, key=lambda sequence: sequence.name)
+
+
+def split(config: VideoConfig) -> dict[str, list[Clip]]:
+    """The sequences of each of `SPLITS`."""
+    found = find_clips(Path(config.videos))
+    unseen = found[config.held_out - 1 :: config.held_out]
+    return {"seen": [s for s in found if s not in unseen], "unseen": unseen}
+
+
+# --- patches -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """Patches of one frame that do not overlap: images, places and objects."""
+
+    pixels: Tensor
+    """uint8 [N, 3, S, S]."""
+    corners: np.ndarray
+    """int64 [N, 2]: x, y."""
+    objects: np.ndarray
+    """int64 [N]: the object that three quarters of the patch show, 0: none, −1: mixed."""
+    side: int
+    """Pixels of the frame."""
+
+
+def cut(image: np.ndarray, mask: np.ndarray | None, config: MineConfig) -> Tiles:
+    """A frame's grid of patches, without overlap, of the miner's size.
+
+    Args:
+        image: uint8 [H, W, 3].
+        mask: [H, W], if the objects are asked for.
+        config: of the miner.
+    """
+    height, width = image.shape[:2]
+    side = patch_size(height, width, config)
+    height, width = height // side, width // side
+    y, x = (n.ravel() * side for n in np.mgrid[:height, :width])
+    corners = np.stack([x, y], axis=1)
+    pixels = crops(
+        {0: image},
+        np.zeros((len(corners), 1), np.int64),
+        (corners + side / 2)[None].astype(np.float64),
+        side,
+        config.crop_size,
+    )[:, 0]
+    objects = np.zeros(len(corners), np.int64)
+    if mask is not None:
+        whole = mask[: height * side, : width * side].reshape(height, side, width, side)
+        blocks = whole.transpose(0, 2, 1, 3).reshape(len(corners), -1)
+        objects[(blocks > 0).any(axis=1)] = -1
+        for number in np.unique(mask[mask > 0]):
+            objects[(blocks == number).mean(axis=1) >= 0.75] = number
+    return Tiles(torch.from_numpy(pixels), corners, objects, side)
+
+
+def _frames(
+    sequence: Clip, start: float, stop: float, count: int
+) -> Iterator[tuple[int, np.ndarray]]:
+    """`count` frames spread over a part of the video: their numbers, uint8 [H, W, 3]."""
+    with open_video(sequence.source) as video:
+        there = [(frame.number, frame.image()) for frame in video.frames(start, stop)]
+    for place in np.unique(np.linspace(0, len(there) - 1, count).round().astype(int)):
+        yield there[place]
+
+
+def kept_back(sequence: Clip, start: float, config: VideoConfig) -> list[Tiles]:
+    """The patches of a video's tested frames: all that lie on objects, some of the background."""
+    masks, found = sequence.read_masks(), []
+    for number, image in _frames(sequence, start, 1.0, config.test_frames):
+        tiles = cut(image, masks[min(number, len(masks) - 1)], config.mining)
+        rng = np.random.default_rng([config.seed, number])
+        nothing = rng.permutation(np.flatnonzero(tiles.objects == 0))[: config.background]
+        rows = np.sort(np.concatenate([np.flatnonzero(tiles.objects > 0), nothing]))
+        chosen = tiles.pixels[rows], tiles.corners[rows], tiles.objects[rows]
+        found.append(Tiles(*chosen, tiles.side))
+    return found
+
+
+# --- the benchmark on disk -----------------------------------------------------------------------
+
+
+def prepare(folder: Path, config: VideoConfig, workers: int = 1) -> tuple[Path, Path]:
+    """Make the benchmark in `folder`, or take it from there.
+
+    Returns:
+        The image folder to pretrain on, and the twin dictionary.
+    """
+    stills, twins, marker = folder / "stills", folder / "twins", folder / "video.json"
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{folder}.lock"):
+        if not marker.is_file():
+            seen = split(config)["seen"]
+            shutil.rmtree(stills, ignore_errors=True)
+            for sequence in seen:
+                _write_stills(stills / sequence.name, sequence, config)
+            mine([sequence.source for sequence in seen], twins, config.mining, workers=workers)
+            unfinished = marker.with_suffix(".tmp")
+            unfinished.write_text(json.dumps(asdict(config), indent=2), encoding="utf-8")
+            os.replace(unfinished, marker)
+    return stills, twins
+
+
+def _write_stills(folder: Path, sequence: Clip, config: VideoConfig) -> None:
+    folder.mkdir(parents=True)
+    for number, image in _frames(sequence, 0.0, config.stop_fraction, config.train_frames):
+        tiles = cut(image, None, config.mining)
+        rng = np.random.default_rng([config.seed, number])
+        for row in rng.permutation(len(tiles.pixels))[: config.train_patches]:
+            pixels = tiles.pixels[row].permute(1, 2, 0).numpy()
+            Image.fromarray(pixels).save(folder / f"{number:05d}-{row:05d}.png")
+
+
+# --- the evaluation ------------------------------------------------------------------------------
+
+
+def scores(similarity: np.ndarray, asking: Tiles, asked: Tiles) -> tuple[float, float] | None:
+    """AUC and retrieval (per cent) from one frame to itself or to a later one.
+
+    Args:
+        similarity: [N, M], the higher the more alike.
+        asking: the N patches.
+        asked: the M patches; the same object for the same frame.
+
+    Returns:
+        None where no object shows in two patches, or no background.
+    """
+    from sklearn.metrics import roc_auc_score
+
+    apart = np.abs(asking.corners[:, None] - asked.corners[None]).max(axis=2) >= asking.side
+    on = asking.objects[:, None] > 0
+    same = on & (asking.objects[:, None] == asked.objects[None]) & apart
+    nothing = on & (asked.objects[None] == 0) & apart
+    rows = np.flatnonzero(same.any(axis=1) & nothing.any(axis=1))
+    if len(rows) == 0:
+        return None
+    pairs = same | nothing
+    auc = roc_auc_score(same[rows][pairs[rows]], similarity[rows][pairs[rows]])
+    nearest = np.where(apart, similarity, -np.inf)[rows].argmax(axis=1)
+    return 100 * float(auc), 100 * float(same[rows, nearest].mean())
+
+
+def evaluate_sequence(tiles: Sequence[Tiles], features: Features | None) -> dict[str, float]:
+    """`auc`, `same_frame` and `later_frame` of one video, the means over its tested frames.
+
+    Args:
+        tiles: of each tested frame, in order.
+        features: None compares mean colours by their distance; else the cosine similarity.
+    """
+
+    def similarity(ours: Tensor, theirs: Tensor) -> np.ndarray:
+        if features is None:
+            return -torch.cdist(ours, theirs).numpy()
+        return (F.normalize(ours, dim=1) @ F.normalize(theirs, dim=1).T).numpy()
+
+    known = [
+        frame.pixels.float().mean((2, 3)) if features is None else features(frame.pixels)
+        for frame in tiles
+    ]
+    found: dict[str, list[float]] = {"auc": [], "same_frame": [], "later_frame": []}
+    for place, frame in enumerate(tiles):
+        here = scores(similarity(known[place], known[place]), frame, frame)
+        if here is not None:
+            found["auc"].append(here[0])
+            found["same_frame"].append(here[1])
+        if place + 1 < len(tiles):
+            later = scores(similarity(known[place], known[place + 1]), frame, tiles[place + 1])
+            if later is not None:
+                found["later_frame"].append(later[1])
+    return {name: float(np.mean(values)) for name, values in found.items() if values}
+
+
+def evaluate(config: VideoConfig, models: dict[str, Features | None]) -> dict[str, Any]:
+    """What each model is worth on each video.
+
+    Returns:
+        model → `SPLIT_METRIC` → video → per cent.
+    """
+    found: dict[str, Any] = {name: {} for name in models}
+    for part, sequences in split(config).items():
+        start = config.stop_fraction if part == "seen" else 0.0
+        for sequence in sequences:
+            tiles = kept_back(sequence, start, config)
+            for name, features in models.items():
+                for metric, value in evaluate_sequence(tiles, features).items():
+                    found[name].setdefault(f"{part}_{metric}", {})[sequence.name] = value
+    return found
