@@ -100,7 +100,7 @@ class MineConfig:
     device: str = "auto"
     """`auto`, `cpu` or `cuda`: for neural trackers and depth."""
 
-    track_size: int = 480
+    track_size: int = 320
     """Frames are shrunk for tracking until their shorter side has this many pixels."""
 
     max_roundtrip: float = 2.0
@@ -143,7 +143,7 @@ class MineConfig:
     min_colour: float = 0.005
     """Least RMS of the change of its mean colour, as a fraction of the range."""
 
-    motion_over_noise: float = 6.0
+    motion_over_noise: float = 8.0
     """Least of either, as a multiple of the noise."""
 
     max_error_ratio: float = 0.5

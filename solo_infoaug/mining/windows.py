@@ -64,8 +64,8 @@ def windows(
     cut_threshold: float = 3.0,
     min_frames: int = 16,
     length: int = 24,
-    stride: int = 12,
-    track_size: int = 480,
+    stride: int = 24,
+    track_size: int = 320,
     colour: bool = False,
 ) -> Iterator[Window]:
     """Cut `frames` into shots and these into windows, holding little more than one window.
