@@ -126,4 +126,4 @@ def test_only_the_kept_part_is_tested_and_colour_tells_red_from_green(davis: Pat
 )
 def test_bad_settings_are_named(setting: dict[str, float], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        VideoConfig("videos", **setting)  # type: ignore[arg-type]
+        VideoConfig("videos", **setting)

@@ -13,7 +13,7 @@ from solo_infoaug.mining.config import MineConfig
 from solo_infoaug.mining.flow import PRESETS, Flow, flow_maker, follow_patches
 from solo_infoaug.mining.trackers import make_tracker
 from solo_infoaug.mining.tracking import grid
-from solo_infoaug.mining.window import mine_window
+from solo_infoaug.mining.window import follow, mine_window
 from solo_infoaug.mining.windows import Window
 
 from .conftest import texture
@@ -34,13 +34,15 @@ def _warped(matrix: np.ndarray, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
 def _constant(dx: float, dy: float) -> Flow:
     forth = np.empty((HEIGHT, WIDTH, 2), np.float32)
     forth[:] = dx, dy
-    return Flow(forth, -forth)
+    return Flow(forth, -forth, (HEIGHT, WIDTH))
 
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_flow_of_a_translation(preset: str) -> None:
     flow = flow_maker(preset)(*_warped(np.array([[1, 0, 3.4], [0, 1, -1.7]])))
-    inner = slice(12, -12), slice(12, -12)
+    assert flow.size == (HEIGHT, WIDTH)
+    assert flow.forth.shape == flow.back.shape == (HEIGHT // 2, WIDTH // 2, 2)
+    inner = slice(6, -6), slice(6, -6)
     assert np.abs(flow.forth[inner] - [3.4, -1.7]).mean() < 0.2
     assert np.abs(flow.back[inner] - [-3.4, 1.7]).mean() < 0.2
 
@@ -108,7 +110,7 @@ def test_patches_follow_like_the_reference() -> None:
         forth = cv2.resize(coarse, (WIDTH, HEIGHT), interpolation=cv2.INTER_CUBIC)
         # Not quite the inverse: many points disagree, some patches are lost
         noise = cv2.resize(rng.normal(0, 0.9, (8, 9, 2)).astype(np.float32), (WIDTH, HEIGHT))
-        flows.append(Flow(forth, -forth + noise))
+        flows.append(Flow(forth, -forth + noise, (HEIGHT, WIDTH)))
     centres = grid(HEIGHT, WIDTH, 16)
     seed, side, max_error = 2, 16.0, 1.0
     path, visible = follow_patches(flows, centres, side, seed, max_error)
@@ -126,6 +128,18 @@ def test_patches_follow_like_the_reference() -> None:
                 place = place if step is None else place + step
                 assert visible[after, patch] == there
                 assert np.allclose(path[after, patch], place, atol=1e-3)
+
+
+def test_vectors_on_a_coarser_grid_lie_between_the_pixels() -> None:
+    """The vector i of a grid of half the size belongs to the place 2i + 0.5 of the frame."""
+    x = 2.0 * np.arange(WIDTH // 2, dtype=np.float32) + 0.5
+    slope = np.zeros((HEIGHT // 2, WIDTH // 2, 2), np.float32)
+    slope[..., 0] = x / 10
+    flow = Flow(slope, np.zeros_like(slope), (HEIGHT, WIDTH))
+    centre = np.array([[40.0, 60.0]], np.float32)
+    path, visible = follow_patches([flow], centre, 16, 0, 100.0)
+    assert visible.all()
+    assert path[1, 0].tolist() == pytest.approx([44.0, 60.0], abs=1e-3)
 
 
 def test_both_directions_from_the_seed() -> None:
@@ -148,7 +162,7 @@ def test_a_patch_is_lost_where_three_columns_of_its_points_have_left() -> None:
 
 def test_lost_stays_lost() -> None:
     good = _constant(1.0, 0.0)
-    bad = Flow(good.forth, good.forth)  # the way back goes on
+    bad = Flow(good.forth, good.forth, good.size)  # the way back goes on
     path, visible = follow_patches(
         [good, bad, good, good], np.array([[50.0, 50.0]], np.float32), 16, 0, 1.0
     )
@@ -161,7 +175,7 @@ def test_long_vectors_may_miss_by_more() -> None:
     centre = np.array([[40.0, 60.0]], np.float32)
     for length, seen in ((5.0, False), (16.0, True)):
         forth = _constant(length, 0.0).forth
-        flow = Flow(forth, -forth + np.array([0, 2], np.float32))
+        flow = Flow(forth, -forth + np.array([0, 2], np.float32), (HEIGHT, WIDTH))
         # 2² against 1 + 0.01 · (2 length² + 2²)
         assert (1 + 0.01 * (2 * length**2 + 4) > 4) == seen
         assert follow_patches([flow], centre, 16, 0, 1.0)[1][1, 0] == seen
@@ -195,7 +209,8 @@ def test_a_dense_grid_on_a_wide_frame() -> None:
         fdr=1.0,
         flow="ultrafast",
     )
-    mined = mine_window(window, make_tracker("flow", Path("x.mp4"), flow="ultrafast"), config)
+    tracker = make_tracker("flow", Path("x.mp4"), flow="ultrafast")
+    mined = mine_window(window, follow(window, tracker, config), config)
     assert sum(mined.reasons.values()) == len(grid(height, width, 24, 0.25)) > 10_000
     assert mined.stored is not None
     twins = mined.stored.twins[:, 0] >= 0

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -137,18 +137,17 @@ def test_shares_of_six_cores(
 def test_one_ahead() -> None:
     made: list[int] = []
 
-    def items() -> Iterator[int]:
+    def items() -> Generator[int]:
         for number in range(4):
             made.append(number)
             yield number
         raise ConfigError("no more")
 
-    ahead = pipeline._one_ahead(items())
-    assert [next(ahead), next(ahead)] == [0, 1]
-    ahead.close()
+    with pipeline._one_ahead(items()) as ahead:
+        assert [next(ahead), next(ahead)] == [0, 1]
     assert made == [0, 1, 2]
-    with pytest.raises(ConfigError, match="no more"):
-        list(pipeline._one_ahead(items()))
+    with pipeline._one_ahead(items()) as ahead, pytest.raises(ConfigError, match="no more"):
+        list(ahead)
 
 
 def _running(pid: int) -> bool:
