@@ -236,7 +236,7 @@ def test_background_has_no_twin_by_damage(tmp_path: Path, frames: Images) -> Non
         begin = boxes[:, rows["frame"]]
         centre = np.stack([rows["x"], rows["y"]], axis=-1)
         inside = ((centre >= begin) & (centre < begin + 80)).all(-1).any(0)
-        assert len(rows) > 50
+        assert len(rows) > 30
         assert inside.all()
         damaged = path != whole
         (source,) = describe(found)["sources"]

@@ -138,7 +138,7 @@ def test_commands(video: Path, tmp_path: Path) -> None:
     run = CliRunner().invoke
     mined = run(app, ["mine", str(video), "-o", str(tmp_path / "d"), "-s", "moments=2", *STILL])
     assert mined.exit_code == 0, mined.output
-    assert "5 windows" in mined.output
+    assert "3 windows" in mined.output
     assert TwinDictionary.load(tmp_path / "d").pixels.shape[1] == 2
     (tmp_path / "bad.mp4").write_text("no video")
     partly = run(

@@ -198,7 +198,7 @@ def test_errors(changes: dict, message: str) -> None:
 # --- the score
 
 SMALL = SceneConfig(frames=36, height=160, width=240, objects=2, articulated=0, camera="pan")
-SETTINGS = MineConfig(patch_fraction=0.125)  # patches of 20 pixels
+SETTINGS = MineConfig(patch_fraction=0.125, stride=12)  # patches of 20 pixels
 
 
 def test_windows_begin_every_stride_and_the_last_ends_with_the_scene() -> None:
@@ -325,7 +325,7 @@ def test_score_counts_what_one_counts_patch_by_patch(tmp_path: Path) -> None:
     windows = {0: twin, 12: np.full(len(centres), -1)}
     counts = set()
     for frames in (16, 17, 18, 19, 23):
-        found = score(scene, made, MineConfig(patch_fraction=0.125, min_frames=frames))
+        found = score(scene, made, MineConfig(patch_fraction=0.125, min_frames=frames, stride=12))
         expected = counted(scene, centres, 20, windows, frames)
         assert vars(found) == {**vars(expected), "chance": pytest.approx(expected.chance)}
         counts.add(found.objects)
@@ -408,10 +408,10 @@ def mined(folder: Path, settings: dict | None = None, **scene: object) -> Score:
 @pytest.mark.parametrize("camera", ["still", "all"])
 def test_twins_of_a_scene_lie_on_their_own_object(tmp_path: Path, camera: str) -> None:
     found = mined(tmp_path, camera=camera)
-    assert found.objects >= 400
+    assert found.objects >= 300
     assert found.background >= 1000
     assert found.purity >= 0.95
-    assert found.recall >= 0.5
+    assert found.recall >= 0.8
     assert found.false_alarms <= 0.02
     assert found.chance < 0.5
 
@@ -422,7 +422,7 @@ def test_a_camera_that_travels_through_what_rests_finds_no_twins(
     tmp_path: Path, camera: str
 ) -> None:
     found = mined(tmp_path, camera=camera, depth=4.0, boxes=6, objects=0, articulated=0)
-    assert found.background >= 4000
+    assert found.background >= 2500
     assert found.false_alarms <= 0.02
 
 
