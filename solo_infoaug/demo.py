@@ -96,8 +96,8 @@ def run_demo(
         found = twins_text(twins)
         table = video_table(twins)
         pictures = draw_twin_pictures(twins, folder / "pictures")
-        _print_table(console, table[0], table[1:])
         console.print(found, soft_wrap=True)
+        _print_table(console, table[0], table[1:])
         console.print(f"Pictures: {folder / 'pictures' / 'pairs.png'}", soft_wrap=True)
 
     with stage("What do they do?", "scenes"):

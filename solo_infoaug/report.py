@@ -8,13 +8,21 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import matplotlib
+import numpy as np
 from jinja2 import Environment, PackageLoader, select_autoescape
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 
 from solo_infoaug.compare.arms import ARMS
 from solo_infoaug.dictionary import TwinDictionary
 from solo_infoaug.mining.export import richest_windows
-from solo_infoaug.mining.pictures import draw_mi_matrix, draw_pairs, draw_tracks, draw_twins
+from solo_infoaug.mining.pictures import (
+    draw_mi_matrix,
+    draw_pairs,
+    draw_tracks,
+    draw_twins,
+    strongest_pairs,
+)
 
 matplotlib.use("Agg")
 
@@ -185,9 +193,75 @@ def draw_losses(metrics: Path) -> Figure:
     return figure
 
 
+def draw_pairs_in_place(twins: TwinDictionary, count: int = 12) -> Figure:
+    """Pairs in what surrounds them: each patch (solid) and its twin (dashed), MI and video above.
+
+    The strongest pair of each window comes first, then the next of each that lies elsewhere in it.
+    """
+    chosen = _scattered_pairs(twins)[:count]
+    columns = max(1, min(4, len(chosen)))
+    rows = max(1, -(-len(chosen) // columns))
+    figure = Figure(figsize=(2.5 * columns, 2.75 * rows), layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axes in grid:
+        axes.set_axis_off()
+    images = {number: twins.windows[number].image for number in {pair[0] for pair in chosen}}
+    for axes, (number, patch, twin) in zip(grid, chosen, strict=False):
+        image = images[number]
+        height, width = image.shape[:2]
+        places = np.array([[twins.patches[name][row] for name in "xy"] for row in (patch, twin)])
+        size = float(twins.patches["size"][patch])
+        side = min(max(6 * size, float(np.ptp(places, axis=0).max()) + 2 * size), height, width)
+        middle = places.mean(axis=0)
+        left, top = np.clip(middle - side / 2, 0, np.array([width, height]) - side)
+        axes.imshow(image)
+        axes.set(xlim=(left, left + side), ylim=(top + side, top))
+        for (x, y), style in zip(places, ("-", (0, (2, 1))), strict=True):
+            corner = (x - size / 2, y - size / 2)
+            for colour, line, thick in (("black", "-", 3.2), ("#ffe14d", style, 1.8)):
+                square = Rectangle(
+                    corner,
+                    size,
+                    size,
+                    fill=False,
+                    edgecolor=colour,
+                    linestyle=line,
+                    linewidth=thick,
+                )
+                axes.add_patch(square)
+        name = Path(twins.windows[number].video).name.replace("$", r"\$")
+        axes.set_title(f"{name}: {float(twins.mi[patch, 0]):.2f} nats", fontsize=8)
+    return figure
+
+
+def _scattered_pairs(twins: TwinDictionary) -> list[tuple[int, int, int]]:
+    """(window, patch, twin): the strongest of each window, then the next of each, and so on.
+
+    Within a window pairs are three patches apart or more: neighbours show the same thing again.
+    """
+    ranked = []
+    for number, window in enumerate(twins.windows):
+        taken: list[np.ndarray] = []
+        for i, j in strongest_pairs(twins, window):
+            patch, twin = (window.patches.start + row for row in (i, j))
+            both = twins.patches[[patch, twin]]
+            middle = np.array([both["x"].mean(), both["y"].mean()])
+            if all(np.linalg.norm(middle - other) >= 3 * both["size"][0] for other in taken):
+                ranked.append((len(taken), -float(twins.mi[patch, 0]), number, patch, twin))
+                taken.append(middle)
+    return [(number, patch, twin) for _, _, number, patch, twin in sorted(ranked)]
+
+
 def draw_twin_pictures(twins: TwinDictionary, folder: Path) -> list[Path]:
-    """`pairs.png`, then twins, tracks and MI of the richest window of some videos, as PNG files."""
-    pictures = [_save(draw_pairs(twins), folder / "pairs.png")]
+    """Pairs in place, pairs as crops, and the richest window of some videos.
+
+    Returns:
+        `pairs.png`, `crops.png`, and three PNG files a window: twins, tracks and MI.
+    """
+    pictures = [
+        _save(draw_pairs_in_place(twins), folder / "pairs.png"),
+        _save(draw_pairs(twins), folder / "crops.png"),
+    ]
     for number in _windows(twins):
         for name, draw in (("twins", draw_twins), ("tracks", draw_tracks), ("mi", draw_mi_matrix)):
             pictures.append(_save(draw(twins, number), folder / f"window-{number}-{name}.png"))
@@ -235,10 +309,11 @@ def write_report(
     environment = Environment(
         loader=PackageLoader("solo_infoaug", "."), autoescape=select_autoescape(["html", "j2"])
     )
-    pairs, *windows = [_data_uri(file) for file in twin_pictures]
+    pairs, crops, *windows = [_data_uri(file) for file in twin_pictures]
     page = environment.get_template("report.html.j2").render(
         demo=demo,
         pairs=pairs,
+        crops=crops,
         windows=[windows[i : i + 3] for i in range(0, len(windows), 3)],
         header=header,
         rows=rows,

@@ -95,7 +95,7 @@ def test_page_holds_its_pictures_and_begins_with_pairs(tmp_path: Path, twins_fol
         seconds={"mining": 3.25},
     )
     pictures = draw_twin_pictures(twins, tmp_path / "pictures")
-    assert [file.name for file in pictures][:2] == ["pairs.png", "window-0-twins.png"]
+    assert [file.name for file in pictures][:2] == ["pairs.png", "crops.png"]
     page = write_report(demo, pictures, twins, tmp_path).read_text(encoding="utf-8")
     assert "&lt;two&gt;.mp4" in page
     sources = re.findall(r'(?:src|href)="([^"]+)"', page)
