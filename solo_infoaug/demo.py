@@ -181,6 +181,7 @@ def pretrain_backbone(
             f"checkpoint.dir={json.dumps(str(folder / 'runs'), ensure_ascii=False)}",
             f"++infoaug.twins={json.dumps(str(twins.path), ensure_ascii=False)}",
             f"seed={seed}",
+            "++enable_model_summary=false",
             *([] if epochs is None else [f"max_epochs={epochs}"]),
             *overrides,
         ],

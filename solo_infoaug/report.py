@@ -17,7 +17,6 @@ from solo_infoaug.compare.arms import ARMS
 from solo_infoaug.dictionary import TwinDictionary
 from solo_infoaug.mining.export import richest_windows
 from solo_infoaug.mining.pictures import (
-    draw_mi_matrix,
     draw_pairs,
     draw_tracks,
     draw_twins,
@@ -92,7 +91,7 @@ def twins_text(twins: TwinDictionary) -> str:
 
 def arms_table(scenes: ScenesResult) -> tuple[list[str], list[list[str]], str]:
     """Heading, rows and title of the table of arms."""
-    rows = [["guessing", f"{scenes.chance:.1f}", f"{scenes.chance:.1f}"]]
+    rows = [["chance", f"{scenes.chance:.1f}", f"{scenes.chance:.1f}"]]
     rows += [[ARMS[row.arm].label, f"{row.across:.1f}", f"{row.usual:.1f}"] for row in scenes.arms]
     return (
         ["arm", "across parts", "as usual"],
@@ -106,12 +105,12 @@ def scenes_text(scenes: ScenesResult) -> list[str]:
     across = {row.arm: row.across for row in scenes.arms}
     ours = across.pop("infoaug")
     others = ", ".join(f"{ARMS[arm].label} {value:.1f}" for arm, value in across.items())
-    others += f", guessing {scenes.chance:.1f}"
+    others += f", chance {scenes.chance:.1f}"
     if ours - max(scenes.chance, *across.values()) > _PLAINLY:
         shows = (
             f"It shows that InfoAug (across parts {ours:.1f}; {others}) brings parts that move "
             "together near each other in the features, and that this takes the right twins: the "
-            "same training with random patches does not do it."
+            "same training with random patches does not come near it."
         )
     else:
         shows = (
@@ -122,7 +121,7 @@ def scenes_text(scenes: ScenesResult) -> list[str]:
         "The scenes are generated: each object has a class, and parts of different texture; "
         "nothing but motion tells which parts belong together. Across parts: the probe learns the "
         "classes from all parts but one and is tested on that one. Features that know textures "
-        "alone may be below guessing, since an unseen part may look like another class's. "
+        "alone may be below chance, since an unseen part may look like another class's. "
         "As usual: the probe learns from all parts.",
         shows,
         "It does not show what twins are worth on real video or in other methods: this is SimCLR, "
@@ -141,7 +140,7 @@ def backbone_text(backbone: BackboneResult) -> str:
 
 
 def draw_arms(scenes: ScenesResult) -> Figure:
-    """The table as bars, in the arms' colours; dashed: guessing."""
+    """The table as bars, in the arms' colours; dashed: chance."""
     figure = Figure(figsize=(7, 3.4), layout="constrained")
     axes = figure.subplots()
     width = 0.8 / len(scenes.arms)
@@ -157,7 +156,7 @@ def draw_arms(scenes: ScenesResult) -> Figure:
         axes.bar_label(bars, fmt="%.1f", fontsize=9, padding=2)
     axes.axhline(scenes.chance, color="#444", linestyle="--", linewidth=1)
     axes.annotate(
-        "guessing",
+        "chance",
         (1.0, scenes.chance),
         xycoords=("axes fraction", "data"),
         fontsize=9,
@@ -256,14 +255,14 @@ def draw_twin_pictures(twins: TwinDictionary, folder: Path) -> list[Path]:
     """Pairs in place, pairs as crops, and the richest window of some videos.
 
     Returns:
-        `pairs.png`, `crops.png`, and three PNG files a window: twins, tracks and MI.
+        `pairs.png`, `crops.png`, and two PNG files a window: twins and tracks.
     """
     pictures = [
         _save(draw_pairs_in_place(twins), folder / "pairs.png"),
         _save(draw_pairs(twins), folder / "crops.png"),
     ]
     for number in _windows(twins):
-        for name, draw in (("twins", draw_twins), ("tracks", draw_tracks), ("mi", draw_mi_matrix)):
+        for name, draw in (("twins", draw_twins), ("tracks", draw_tracks)):
             pictures.append(_save(draw(twins, number), folder / f"window-{number}-{name}.png"))
     return pictures
 
@@ -314,7 +313,7 @@ def write_report(
         demo=demo,
         pairs=pairs,
         crops=crops,
-        windows=[windows[i : i + 3] for i in range(0, len(windows), 3)],
+        windows=[windows[i : i + 2] for i in range(0, len(windows), 2)],
         header=header,
         rows=rows,
         title=title,
