@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import torch
@@ -39,6 +40,7 @@ from solo_infoaug.report import (
     arms_table,
     backbone_text,
     draw_twin_pictures,
+    read_losses,
     scenes_text,
     twins_text,
     write_report,
@@ -191,12 +193,17 @@ def pretrain_backbone(
     assert result.folder is not None
     file = folder / "backbone.safetensors"
     backbone = export(result.checkpoint, file)
+    metrics = result.folder / "metrics.csv"
     return BackboneResult(
         name=backbone.name,
         file=file.name,
         images=count,
         steps=int(result.model._trainer.global_step),
-        metrics_csv=str((result.folder / "metrics.csv").relative_to(folder)),
+        metrics_csv=str(metrics.relative_to(folder)),
+        losses={
+            branch: (mean(values[:10]), mean(values[-10:]))
+            for branch, (_, values) in read_losses(metrics).items()
+        },
     )
 
 

@@ -62,6 +62,8 @@ class BackboneResult:
     images: int
     steps: int
     metrics_csv: str
+    losses: dict[str, tuple[float, float]]
+    """Branch → mean loss of the first and of the last ten steps, nats."""
 
 
 @dataclass(frozen=True)
@@ -132,10 +134,14 @@ def scenes_text(scenes: ScenesResult) -> list[str]:
 
 def backbone_text(backbone: BackboneResult) -> str:
     """Where the backbone is, and how little it was trained."""
+    losses = ", ".join(
+        f"{branch} {first:.2f} → {last:.2f}" for branch, (first, last) in backbone.losses.items()
+    )
     return (
         f"{backbone.file}: {backbone.name}, SimCLR with InfoAug, {backbone.steps} steps on "
-        f"{backbone.images} images of the patches. So few steps show the way and make no useful "
-        "backbone yet; that takes more video, and --epochs."
+        f"{backbone.images} images of the patches. Losses, mean of the first and of the last ten "
+        f"steps (nats): {losses}. So few steps show the way and make no useful backbone yet; that "
+        "takes more video, and --epochs."
     )
 
 
@@ -173,19 +179,28 @@ def draw_arms(scenes: ScenesResult) -> Figure:
     return figure
 
 
-def draw_losses(metrics: Path) -> Figure:
-    """Both losses of a run of SimCLR with InfoAug, from Lightning's metrics.csv."""
+def read_losses(metrics: Path) -> dict[str, tuple[list[int], list[float]]]:
+    """Branch → steps and losses (nats) of a run of SimCLR, from Lightning's metrics.csv."""
     with metrics.open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
-    figure = Figure(figsize=(7, 3), layout="constrained")
-    axes = figure.subplots()
-    for column, name, style in (
-        ("train_nce_loss_step", "view branch", "-"),
-        ("twin_loss_step", "twin branch", "--"),
+    found = {}
+    for branch, column in (
+        ("view branch", "train_nce_loss_step"),
+        ("twin branch", "twin_loss_step"),
     ):
         points = [(int(row["step"]), float(row[column])) for row in rows if row.get(column)]
-        steps, values = [step for step, _ in points], [value for _, value in points]
-        axes.plot(steps, values, style, color=ARMS["infoaug"].colour, label=name, linewidth=1.5)
+        found[branch] = [step for step, _ in points], [value for _, value in points]
+    return found
+
+
+def draw_losses(metrics: Path) -> Figure:
+    """Both losses of a run of SimCLR with InfoAug, from Lightning's metrics.csv."""
+    figure = Figure(figsize=(7, 3), layout="constrained")
+    axes = figure.subplots()
+    for (branch, (steps, values)), style in zip(
+        read_losses(metrics).items(), ("-", "--"), strict=True
+    ):
+        axes.plot(steps, values, style, color=ARMS["infoaug"].colour, label=branch, linewidth=1.5)
     axes.set(xlabel="step", ylabel="InfoNCE loss (nats)")
     axes.grid(alpha=0.3)
     axes.legend()

@@ -24,8 +24,10 @@ from solo_infoaug.report import (
     DemoResult,
     ScenesResult,
     arms_table,
+    backbone_text,
     draw_arms,
     draw_twin_pictures,
+    read_losses,
     scenes_text,
     twins_text,
     write_report,
@@ -87,17 +89,20 @@ def test_page_holds_its_pictures_and_begins_with_pairs(tmp_path: Path, twins_fol
     (tmp_path / "metrics.csv").write_text(
         "step,train_nce_loss_step,twin_loss_step\n0,3.5,3.9\n1,,\n2,3.1,3.6\n"
     )
+    assert read_losses(tmp_path / "metrics.csv")["twin branch"] == ([0, 2], [3.9, 3.6])
+    losses = {"view branch": (3.5, 3.1), "twin branch": (3.9, 4.25)}
     demo = DemoResult(
         twins=twins_text(twins),
         videos=[("video", "twins"), ("<two>.mp4", "3")],
         scenes=_scenes(),
-        backbone=BackboneResult("resnet18", "backbone.safetensors", 48, 60, "metrics.csv"),
+        backbone=BackboneResult("resnet18", "backbone.safetensors", 48, 60, "metrics.csv", losses),
         seconds={"mining": 3.25},
     )
     pictures = draw_twin_pictures(twins, tmp_path / "pictures")
     assert [file.name for file in pictures][:2] == ["pairs.png", "crops.png"]
     page = write_report(demo, pictures, twins, tmp_path).read_text(encoding="utf-8")
     assert "&lt;two&gt;.mp4" in page
+    assert "twin branch 3.90 → 4.25" in page
     sources = re.findall(r'(?:src|href)="([^"]+)"', page)
     assert all(source.startswith("data:image/png;base64,") for source in sources)
     assert len(sources) == len(pictures) + 3 == len(list((tmp_path / "pictures").glob("*.png")))
@@ -130,7 +135,7 @@ def test_terminal_and_page_say_the_same(
         assert re.search(r"\s*".join(rf"<t[dh]>{re.escape(cell)}</t[dh]>" for cell in row), page), (
             row
         )
-    for text in (demo.twins, *scenes_text(demo.scenes), demo.backbone.file):
+    for text in (demo.twins, *scenes_text(demo.scenes), backbone_text(demo.backbone)):
         assert text in printed
         assert text in page
 
