@@ -102,16 +102,20 @@ def upstream(
 
 @app.command()
 def demo(
+    videos: Annotated[
+        list[Path] | None,
+        typer.Argument(help="Your own videos or folders of them; default sample clips."),
+    ] = None,
     out: Annotated[Path, typer.Option(help="Folder for everything that it makes.")] = Path(
         "infoaug-demo"
     ),
-    epochs: Annotated[int | None, typer.Option(min=1, help="Epochs of each pretraining.")] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of mining, weights, data order and twins.")] = 5,
+    epochs: Annotated[int | None, typer.Option(min=1, help="Of the backbone's training.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of weights, data order and twins.")] = 0,
 ) -> None:
-    """Mine twins from sample clips, pretrain three times, evaluate, write a report."""
+    """Show what twins are and what they do, and make a backbone; with a report."""
     from solo_infoaug.demo import run_demo
 
-    run_demo(out, epochs, seed)
+    run_demo(out, videos or [], epochs, seed)
 
 
 @app.command(context_settings={"ignore_unknown_options": True})

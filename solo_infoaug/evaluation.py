@@ -5,8 +5,6 @@ was trained with), normalised as in training, and passed once through the backbo
 mode; nothing is trained but the probe.
 * k-NN: neighbours by cosine similarity s, weighted by exp(s / 0.07) (scikit-learn).
 * Linear probe: multinomial logistic regression (scikit-learn, L-BFGS) on standardised features.
-* Re-identification: the nearest feature by cosine similarity among the same patches at a later
-  moment; recall@1 is the share of patches that find themselves.
 """
 
 from __future__ import annotations
@@ -233,17 +231,6 @@ def linear_accuracy(train: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor]) -
     probe = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=500))
     probe.fit(train[0].numpy(), train[1].numpy())
     return 100 * float(probe.score(test[0].numpy(), test[1].numpy()))
-
-
-def reidentification_recall(query: Tensor, gallery: Tensor) -> float:
-    """Recall@1 (per cent): row i of `query` is nearest (cosine) to row i of `gallery`.
-
-    Args:
-        query: features of N patches at one moment, [N, D].
-        gallery: features of the same patches at a later moment, [N, D]. Chance is 100/N.
-    """
-    similarity = F.normalize(query, dim=1) @ F.normalize(gallery, dim=1).T
-    return 100 * float((similarity.argmax(1) == torch.arange(len(query))).float().mean())
 
 
 def digits() -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:

@@ -187,6 +187,13 @@ def test_outputs_that_cannot_be_written_are_named(
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
+def test_demo_takes_videos_of_ones_own(tmp_path: Path) -> None:
+    code, message = _command("demo", tmp_path / "mine.mp4", "--out", tmp_path / "demo")
+    assert code == 1
+    assert str(tmp_path / "mine.mp4") in message
+    assert not (tmp_path / "demo" / "scenes").exists()
+
+
 def test_file_that_is_a_folder(twins_folder: Path, tmp_path: Path) -> None:
     (tmp_path / "x.png").mkdir()
     code, message = _command("show", twins_folder, "-o", tmp_path / "x.png")

@@ -154,14 +154,6 @@ def test_checkpoint_evaluates_and_exports(
         torch.testing.assert_close(model.eval()(image), backbone.cpu()(image))
 
 
-def test_recall_counts_patches_that_find_themselves() -> None:
-    features = torch.eye(4)
-    assert evaluation.reidentification_recall(features, features) == 100
-    assert evaluation.reidentification_recall(features, features.roll(1, 0)) == 0
-    half = torch.cat([features[:2], features[2:].flip(0)])
-    assert evaluation.reidentification_recall(features, half) == 50
-
-
 def test_knn_and_probe_on_separable_and_random_features() -> None:
     random = torch.Generator().manual_seed(0)
     labels = torch.arange(200) % 4
