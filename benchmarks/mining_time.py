@@ -48,7 +48,8 @@ def stages(video: Path, folder: Path) -> None:
     deciding = sum(watch.seconds[stage] for stage in DECIDING)
     print(f"| rest | {rest:.2f} | {rest / total:.1%} |")
     print(f"\nMutual information and the choice of twins: {deciding / total:.1%}.")
-    wall = min(_timed(video, folder, ahead=True) for _ in range(3))
+    with thread_limit(max(1, usable_cores() - 2)):
+        wall = min(_timed(video, folder, ahead=True) for _ in range(3))
     print(
         f"One process on {usable_cores()} cores, best of 3: {wall:.2f} s, {length / wall:.1f} "
         "times faster than the video plays.\n"

@@ -225,9 +225,12 @@ def _shares(
 
 def _mine_job(out: Path, config: MineConfig, threads: int | None, job: Job) -> str | None:
     """What a worker does: mine one video; returns why it failed, or None."""
+    ahead = threads != 1
+    # Two threads decode and track; those of OpenCV and NumPy beside them would only wait for a core
+    inside = max(1, (threads or usable_cores()) - 2) if ahead else threads
     try:
-        with thread_limit(threads):
-            mine_video(job.path, out, job.key, job.digest, config, ahead=threads != 1)
+        with thread_limit(inside):
+            mine_video(job.path, out, job.key, job.digest, config, ahead=ahead)
     except VideoError as error:
         return str(error)
     except (cv2.error, MemoryError) as error:

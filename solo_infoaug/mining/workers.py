@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from threadpoolctl import threadpool_limits
+
 from solo_infoaug.errors import ConfigError
 
 # A video during whose mining the worker died is tried so many times, the last ones alone.
@@ -45,20 +47,25 @@ def usable_cores() -> int:
 
 @contextlib.contextmanager
 def thread_limit(threads: int | None) -> Iterator[None]:
-    """Let OpenCV, torch and what is compiled here use so many threads; None changes nothing."""
+    """Let OpenCV, torch, NumPy and what is compiled here use so many threads.
+
+    None changes nothing.
+    """
     import cv2
     import torch
 
-    before = cv2.getNumThreads(), torch.get_num_threads()
-    if threads is not None:
-        cv2.setNumThreads(threads)
-        torch.set_num_threads(threads)
-    try:
+    if threads is None:
         yield
+        return
+    before = cv2.getNumThreads(), torch.get_num_threads()
+    cv2.setNumThreads(threads)
+    torch.set_num_threads(threads)
+    try:
+        with threadpool_limits(threads, user_api="blas"):
+            yield
     finally:
-        if threads is not None:
-            cv2.setNumThreads(before[0])
-            torch.set_num_threads(before[1])
+        cv2.setNumThreads(before[0])
+        torch.set_num_threads(before[1])
 
 
 def run_jobs(

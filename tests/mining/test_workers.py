@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator
 from functools import partial
 from pathlib import Path
 
@@ -251,7 +251,9 @@ def test_ray_reports_what_dies_and_raises_what_is_raised(
 
 
 @needs_ray
-def test_no_ray_cluster(work: Work) -> None:
+def test_no_ray_cluster(work: Work, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Another process of the tests may have one, and Ray looks for it there
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
     with pytest.raises(ConfigError, match="no Ray cluster at 'auto'"):
         list(run_jobs(_jobs("a"), work, ray="auto"))
 
