@@ -1,0 +1,105 @@
+"""What `test_triton.py` runs under Triton's interpreter; not a test by itself.
+
+Prints a line of JSON: for each case the largest difference between the kernel's sums and those of
+the plain backend, and between the MI by the kernel and by the engine for CPUs.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import warnings
+from typing import Any
+
+os.environ["TRITON_INTERPRET"] = "1"  # read when the kernel is defined
+
+import torch
+
+from solo_infoaug.information import (
+    EstimateWarning,
+    _plain,
+    _triton,
+    estimators,
+    mutual_information,
+    pairwise_mutual_information,
+)
+
+
+def scene(seed: int, tracks: int, samples: int, d: int, tied: bool) -> torch.Tensor:
+    """Coupled tracks, float32 `[tracks, samples, d]`; tied ones are on a lattice, one constant."""
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(tracks, samples, d, generator=generator)
+    x[1:] += x[:1]
+    if tied:
+        x = x.round()
+        x[0] = 3.5
+    return x
+
+
+def by_the_kernel(*args: Any) -> torch.Tensor:
+    """In the place of `_backend.neighbour_sums`."""
+    *arguments, _ = args
+    assert _triton.fits(arguments[0], arguments[2], arguments[4])
+    return _triton.neighbour_sums(*arguments)
+
+
+def sums(x: Any, valid_x: Any, y: Any, valid_y: Any, k: int, kind: str, layout: str) -> float:
+    got = _triton.neighbour_sums(x, valid_x, y, valid_y, k, kind, layout)
+    expected = _plain.neighbour_sums(x, valid_x, y, valid_y, k, kind, layout, 2**22)
+    assert got.shape == expected.shape
+    assert got.dtype == expected.dtype
+    columns = [0, 1, 2] if kind == "3kl" else [2]
+    if kind == "3kl" and y.shape[2] == 0 and k > 1:
+        columns.append(3)
+    difference = (got - expected).abs()[..., columns] / x.shape[1]
+    if layout == "upper":
+        difference = difference[torch.triu(torch.ones(difference.shape[:2], dtype=torch.bool))]
+    return float(difference.max())
+
+
+def main() -> None:
+    found = {}
+    for kind in estimators.ESTIMATORS:
+        for layout in ("all", "upper", "paired"):
+            for masked in (False, True):
+                tied = layout != "all"
+                x, y = scene(0, 5, 37, 3, tied), scene(1, 5, 37, 2, tied)
+                masks = torch.rand(2, 5, 37, generator=torch.Generator().manual_seed(2)) < 0.7
+                valid = list(masks) if masked else [None, None]
+                name = f"sums {kind} {layout}{' masked' * masked}"
+                found[name] = sums(x, valid[0], y, valid[1], 3, kind, layout)
+    x = scene(3, 3, 40, 3, True)
+    mask = torch.rand(2, 40, generator=torch.Generator().manual_seed(4)) < 0.7
+    nothing = x.new_empty(2, 40, 0)
+    found["sums alone masked"] = sums(x, None, nothing, mask, 3, "3kl", "all")
+    for k in (1, 2, 4, 5, 6, 7, 8):
+        x = scene(k, 3, 40, 1, False)
+        found[f"sums k={k}"] = sums(x, None, x, None, k, "3kl", "all")
+
+    warnings.simplefilter("ignore", EstimateWarning)
+    for estimator in estimators.ESTIMATORS:
+        for tied in (False, True):
+            x = scene(5, 6, 70, 3, tied)
+            mask = torch.rand(6, 70, generator=torch.Generator().manual_seed(6)) < 0.8
+            ways = {
+                "": lambda x=x, e=estimator: pairwise_mutual_information(x, e),
+                " masked": lambda x=x, m=mask, e=estimator: pairwise_mutual_information(
+                    x, e, mask=m
+                ),
+                " batch": lambda x=x, e=estimator: mutual_information(x[:3], x[3:, :, :2], e),
+            }
+            for name, way in ways.items():
+                expected = way()
+                plain = estimators.neighbour_sums
+                estimators.neighbour_sums = by_the_kernel
+                try:
+                    got = way()
+                finally:
+                    estimators.neighbour_sums = plain
+                key = f"MI {estimator}{' tied' * tied}{name}"
+                found[key] = float((got - expected).abs().max())
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()
