@@ -20,7 +20,6 @@ from solo_infoaug.information import (
     _plain,
     _triton,
     estimators,
-    mutual_information,
     pairwise_mutual_information,
 )
 
@@ -59,45 +58,53 @@ def sums(x: Any, valid_x: Any, y: Any, valid_y: Any, k: int, kind: str, layout: 
 
 def main() -> None:
     found = {}
-    for kind in estimators.ESTIMATORS:
-        for layout in ("all", "upper", "paired"):
-            for masked in (False, True):
-                tied = layout != "all"
-                x, y = scene(0, 5, 37, 3, tied), scene(1, 5, 37, 2, tied)
-                masks = torch.rand(2, 5, 37, generator=torch.Generator().manual_seed(2)) < 0.7
-                valid = list(masks) if masked else [None, None]
-                name = f"sums {kind} {layout}{' masked' * masked}"
-                found[name] = sums(x, valid[0], y, valid[1], 3, kind, layout)
-    x = scene(3, 3, 40, 3, True)
-    mask = torch.rand(2, 40, generator=torch.Generator().manual_seed(4)) < 0.7
-    nothing = x.new_empty(2, 40, 0)
+    for kind, layout, masked in (
+        ("3kl", "all", True),
+        ("3kl", "upper", False),
+        ("ksg1", "all", False),
+        ("ksg1", "paired", True),
+        ("ksg2", "upper", True),
+        ("ksg2", "all", False),
+    ):
+        tied = layout != "all"
+        x, y = scene(0, 5, 30, 3, tied), scene(1, 5, 30, 2, tied)
+        masks = torch.rand(2, 5, 30, generator=torch.Generator().manual_seed(2)) < 0.7
+        valid = list(masks) if masked else [None, None]
+        name = f"sums {kind} {layout}{' masked' * masked}"
+        found[name] = sums(x, valid[0], y, valid[1], 3, kind, layout)
+    x = scene(3, 3, 30, 3, True)
+    mask = torch.rand(2, 30, generator=torch.Generator().manual_seed(4)) < 0.7
+    nothing = x.new_empty(2, 30, 0)
     found["sums alone masked"] = sums(x, None, nothing, mask, 3, "3kl", "all")
     for k in (1, 2, 4, 5, 6, 7, 8):
-        x = scene(k, 3, 40, 1, False)
+        x = scene(k, 2, 20, 1, False)
         found[f"sums k={k}"] = sums(x, None, x, None, k, "3kl", "all")
+    x = scene(3, 2, 80, 1, False)  # blocks of samples, one after another
+    _triton.PARTIAL_SUMS = 16
+    found["sums of blocks"] = sums(x, None, x, None, 3, "3kl", "all")
 
     warnings.simplefilter("ignore", EstimateWarning)
-    for estimator in estimators.ESTIMATORS:
-        for tied in (False, True):
-            x = scene(5, 6, 70, 3, tied)
-            mask = torch.rand(6, 70, generator=torch.Generator().manual_seed(6)) < 0.8
-            ways = {
-                "": lambda x=x, e=estimator: pairwise_mutual_information(x, e),
-                " masked": lambda x=x, m=mask, e=estimator: pairwise_mutual_information(
-                    x, e, mask=m
-                ),
-                " batch": lambda x=x, e=estimator: mutual_information(x[:3], x[3:, :, :2], e),
-            }
-            for name, way in ways.items():
-                expected = way()
-                plain = estimators.neighbour_sums
-                estimators.neighbour_sums = by_the_kernel
-                try:
-                    got = way()
-                finally:
-                    estimators.neighbour_sums = plain
-                key = f"MI {estimator}{' tied' * tied}{name}"
-                found[key] = float((got - expected).abs().max())
+    for estimator, tied, masked in (
+        ("3kl", False, False),
+        ("3kl", True, True),
+        ("ksg1", False, True),
+        ("ksg2", True, False),
+    ):
+        x = scene(5, 5, 40, 3, tied)
+        mask = torch.rand(5, 40, generator=torch.Generator().manual_seed(6)) < 0.8
+
+        def way(x: Any = x, mask: Any = mask if masked else None, name: str = estimator) -> Any:
+            return pairwise_mutual_information(x, name, mask=mask)
+
+        expected = way()
+        plain = estimators.neighbour_sums
+        estimators.neighbour_sums = by_the_kernel
+        try:
+            got = way()
+        finally:
+            estimators.neighbour_sums = plain
+        name = f"MI {estimator}{' tied' * tied}{' masked' * masked}"
+        found[name] = float((got - expected).abs().max())
     print(json.dumps(found))
 
 
