@@ -99,7 +99,7 @@ TINY = Sizes(
     sides=(16,),
     view_batches=(4, 8),
     view_images=16,
-    step_sides=(32,),
+    step_sides=(16,),
     step_batches=(4,),
     fmicl_batches=(8,),
     turns=1,
@@ -414,7 +414,6 @@ def views(report: Report, device: Any, sizes: Sizes, clock: Clock) -> None:
                 transform = host.build_transform_pipeline("custom", entry)
                 theirs = torchvision_rate(transform, side, sizes.view_images, workers)
             pipeline = build_pipeline(entry, [0.5] * 3, [0.25] * 3)
-            pipeline.operations.to(device)
             generator = torch.Generator().manual_seed(0)
             images = torch.randint(0, 256, (batch, 3, side, side), generator=generator)
             images = images.byte().to(device)

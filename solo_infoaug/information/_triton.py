@@ -26,6 +26,7 @@ K_LIMIT = 8  # neighbours that a thread's registers hold for all pairs of a tile
 WIDTH_LIMIT = 8  # columns of a track, whose coordinates a thread holds as well
 KINDS = ("3kl", "ksg1", "ksg2")
 PARTIAL_SUMS = 2**24  # float64 numbers of blocks of samples, at most: 128 MiB
+GRID = 65535  # blocks of samples that a launch can number
 
 
 def fits(x: Tensor, y: Tensor, k: int) -> bool:
@@ -79,7 +80,7 @@ def neighbour_sums(
     total = torch.zeros(many, others, 4, dtype=torch.float64, device=x.device)
     if total.numel() == 0:
         return total[:, 0] if paired else total
-    at_once = min(blocks, max(1, PARTIAL_SUMS // total.numel()))
+    at_once = min(blocks, GRID, max(1, PARTIAL_SUMS // total.numel()))
     parts = total.new_empty(at_once, *total.shape)
     psi = torch.digamma(torch.arange(samples + 2, dtype=torch.float64))
     psi[0] = 0.0
