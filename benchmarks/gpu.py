@@ -654,9 +654,9 @@ def main() -> None:
         "waits: cudaStreamSynchronize, cudaDeviceSynchronize and cudaEventSynchronize; "
         "copies: from the host to the device"
         if device.type == "cuda"
-        else "waits: `.item()`, `nonzero` and `masked_select`, on what is drawn on the CPU too, for "
-        "which no card is waited for; copies: calls of `.to(device)`, `.cpu()` and `.cuda()`, which "
-        "move nothing here and need not be waited for on a card. That views and steps wait for "
+        else "waits: `.item()`, `nonzero` and `masked_select`, also on what is drawn on the CPU, "
+        "for which no card is waited for; copies: calls of `.to(device)`, `.cpu()` and `.cuda()`, "
+        "which move nothing here and are not waited for on a card. That views and steps wait for "
         "nothing of the device is tested on torch's device `meta`"
     )
     report.say(f"\n{waits}. All of it took {time.perf_counter() - started:.0f} s.")
