@@ -89,7 +89,8 @@ class _Watch(Callback):
     """Notes the pairs that are drawn, and stops before an epoch."""
 
     def __init__(self, stop_before: int | None = None) -> None:
-        self.stop_before, self.drawn = stop_before, []
+        self.stop_before = stop_before
+        self.drawn: list[list[torch.Tensor]] = []
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         sample = pl_module._twin_batch
