@@ -53,6 +53,16 @@ class Pipeline:
     num_crops: int
 
 
+def sent(values: Tensor, device: torch.device) -> Tensor:
+    """A copy on the device, or the values themselves where they are there; nobody waits for it.
+
+    A copy from memory that is not pinned may wait for all that the device has been asked for.
+    """
+    if device.type == "cuda" and values.device.type == "cpu":
+        values = values.pin_memory()
+    return values.to(device, non_blocking=True)
+
+
 def draw_boxes(
     count: int,
     height: int,
@@ -102,7 +112,7 @@ def resized_crop(image: Tensor, boxes: Tensor, size: int) -> Tensor:
         float [B, C, size, size] in [0, 1], in steps of 1/255.
     """
     count, channels, height, width = image.shape
-    top, left, tall, wide = boxes.to(image.device, image.dtype).unbind(1)
+    top, left, tall, wide = sent(boxes.to(image.dtype), image.device).unbind(1)
     across, down = _bicubic(left, wide, width, size), _bicubic(top, tall, height, size)
     rows = torch.bmm(image.reshape(count, channels * height, width), across.mul_(255).mT)
     rows = rows.round_().clamp_(0, 255).view(count, channels, height, size)
@@ -143,18 +153,25 @@ def jitter(image: Tensor, factors: Tensor, order: Tensor) -> Tensor:
     Returns:
         float [B, 3, H, W] in [0, 1].
     """
-    for part in order.T:
-        now = factors.gather(1, part[:, None])[:, 0]
-        blend = torch.stack([now.where(part != _HUE, 1.0), part == 1, part == 2])
-        factor, to_mean, to_grey = blend.to(image.device, image.dtype)[..., None, None, None]
+    now = factors.gather(1, order)
+    blends = torch.stack([now.where(order != _HUE, 1.0), order == 1, order == 2]).transpose(0, 2)
+    # rows of the images whose hue is turned, by turns
+    turn, turned = ((order == _HUE) & (now != 0)).T.nonzero().unbind(1)
+    counts = torch.bincount(turn, minlength=order.shape[1]).tolist()
+    angles = sent((2 * math.pi * now[turned, turn]).to(image.dtype), image.device)
+    places = zip(
+        sent(blends.to(image.dtype).contiguous(), image.device)[..., None, None, None].unbind(0),
+        sent(turned, image.device).split(counts),
+        angles.split(counts),
+        strict=True,
+    )
+    for blend, rows, angle in places:
+        factor, to_mean, to_grey = blend.unbind(1)
         grey = rgb_to_grayscale(image)
         other = to_mean * grey.mean((-2, -1), keepdim=True) + to_grey * grey
         image = torch.lerp(other, image, factor).clamp_(0, 1)
-        turned = ((part == _HUE) & (now != 0)).nonzero()[:, 0]
-        if len(turned):
-            angles = (2 * math.pi * now[turned]).to(image.device, image.dtype)
-            turned = turned.to(image.device)
-            image[turned] = adjust_hue(image[turned], angles)
+        if len(rows):
+            image[rows] = adjust_hue(image[rows], angle)
     return image
 
 
@@ -171,7 +188,7 @@ def blur(image: Tensor, sigma: Tensor) -> Tensor:
         float [B, C, H, W] in [0, 1].
     """
     count, channels, height, width = image.shape
-    sigma = sigma.to(image.device, image.dtype)
+    sigma = sent(sigma.to(image.dtype), image.device)
     across, down = _three_boxes(sigma, width), _three_boxes(sigma, height)
     rows = torch.bmm(image.reshape(count, channels * height, width), across.mT)
     rows = rows.view(count, channels, height, width)
@@ -233,7 +250,7 @@ class ColorJitter(nn.Module):
         ranges = [(max(0.0, 1 - strength), 1 + strength) for strength in blends] + [(-hue, hue)]
         factors = torch.stack([_uniform((len(some),), *limits) for limits in ranges], dim=1)
         order = torch.rand(len(some), len(ranges)).argsort(1)
-        there = some.to(image.device)
+        there = sent(some, image.device)
         return image.index_copy(0, there, jitter(image[there], factors, order))
 
 
@@ -247,7 +264,7 @@ class GaussianBlur(nn.Module):
     def forward(self, image: Tensor) -> Tensor:
         """Float [B, 3, H, W] in [0, 1] → the same, each image by its own draw."""
         some = _some(len(image), self.p)
-        there = some.to(image.device)
+        there = sent(some, image.device)
         return image.index_copy(0, there, blur(image[there], _uniform((len(some),), *_BLUR_SIGMA)))
 
 

@@ -22,7 +22,7 @@ from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 from omegaconf import DictConfig, OmegaConf, open_dict
 from torch import Tensor, nn
 
-from solo_infoaug.augment import Pipeline, make_views, own_randomness, run_pipelines
+from solo_infoaug.augment import Pipeline, make_views, own_randomness, run_pipelines, sent
 from solo_infoaug.batch_norm import exchanged, frozen, norms_of, own_norms
 from solo_infoaug.config import InfoAugConfig, read_infoaug, write_infoaug
 from solo_infoaug.dictionary import MANIFEST, TwinDictionary
@@ -464,9 +464,7 @@ class InfoAugMethod:
             temporal=self.infoaug.temporal,
         )
         device = self.device  # type: ignore[attr-defined]
-        patch, twin, index = (
-            tensor.to(device, non_blocking=True) for tensor in (patch, twin, index)
-        )
+        patch, twin, index = (sent(tensor, device) for tensor in (patch, twin, index))
         views = make_views(self.twin_views, patch, twin, both=self.infoaug_patch.both_views)
         # as the loader's batches are, for precisions in which the weights are not float32
         plugin = getattr(self._trainer, "precision_plugin", None)  # type: ignore[attr-defined]

@@ -111,6 +111,14 @@ def host() -> Any:
 
 
 @pytest.fixture(scope="session")
+def cuda() -> torch.device:
+    """The first card; the test is skipped where there is none."""
+    if not torch.cuda.is_available():
+        pytest.skip("torch finds no CUDA device: run the tests marked gpu on a machine with a card")
+    return torch.device("cuda", 0)
+
+
+@pytest.fixture(scope="session")
 def solo_learn_home() -> Path:
     """A clone of the current solo-learn; the test is skipped where there is none."""
     home = os.environ.get("SOLO_LEARN_HOME")

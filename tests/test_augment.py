@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -10,8 +11,10 @@ import torch
 from omegaconf import OmegaConf
 from PIL import Image, ImageFilter, ImageOps
 from scipy.stats import ks_2samp, kstwo
+from torch.overrides import TorchFunctionMode
 from torchvision.transforms import RandomResizedCrop, functional
 
+from solo_infoaug import augment
 from solo_infoaug.augment import (
     blur,
     build_pipeline,
@@ -277,6 +280,47 @@ def test_where_no_image_is_drawn_nothing_happens(images: torch.Tensor) -> None:
     }
     (view,) = _views(_plain(**changes), images[:1])
     torch.testing.assert_close(_raw(view), images[:1] / 255, atol=1e-4, rtol=0)
+
+
+def test_views_never_wait_for_the_device() -> None:
+    """On the device `meta` there are no values: whoever waits for one there fails.
+
+    What is drawn is drawn on the CPU, and sent; Kornia sends its own.
+    """
+    sent = []
+
+    class Watch(TorchFunctionMode):
+        def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None):
+            kwargs = kwargs or {}
+            caller = sys._getframe(1).f_code.co_filename
+            if function is torch.Tensor.to and caller == augment.__file__:
+                moved = any(isinstance(one, torch.device) for one in args[1:])
+                sent.extend([kwargs.get("non_blocking", False)] * moved)
+            return function(*args, **kwargs)
+
+    pipeline = build_pipeline(
+        _plain(
+            rrc={"enabled": True, "crop_min_scale": 0.2, "crop_max_scale": 1.0},
+            color_jitter={
+                "prob": 0.8,
+                "brightness": 0.4,
+                "contrast": 0.4,
+                "saturation": 0.2,
+                "hue": 0.1,
+            },
+            grayscale={"prob": 0.2},
+            gaussian_blur={"prob": 0.5},
+            solarization={"prob": 0.2},
+            horizontal_flip={"prob": 0.5},
+        ),
+        MEAN,
+        STD,
+    )
+    with torch.no_grad(), own_randomness(0, torch.device("cpu")), Watch():
+        view = pipeline.operations(torch.rand(32, 3, 24, 24, device="meta"))
+    assert view.device.type == "meta"
+    # boxes; which images, their blends, whose hue, angles; which images, their sigma
+    assert sent == [True] * 7
 
 
 def test_unknown_keys_are_named() -> None:

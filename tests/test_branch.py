@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import pickle
 import warnings
@@ -735,3 +736,21 @@ def test_compiled_models_train(host: Any, make_cfg: Any, twins_folder: Path, ste
         loss.backward()
         losses.append(float(loss.detach()))
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+@pytest.mark.parametrize("method", ["simclr", "byol"])
+def test_a_step_never_waits_for_the_device(
+    build: Callable[..., Any], method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On the device `meta` there are no values: whoever asks for one there fails."""
+    monkeypatch.setattr(torch, "autocast", lambda *args, **kwargs: contextlib.nullcontext())
+    run = build(method)
+    run.start()
+    module = run.module.to("meta")
+    module.log = module.log_dict = lambda *args, **kwargs: None  # the tests' own, which read
+    index, views, labels = run.batch()
+    batch = [index.to("meta"), [view.to("meta") for view in views], labels.to("meta")]
+    loss = module.training_step(batch, 0)
+    loss.backward()
+    assert loss.device.type == "meta"
+    assert all(p.grad is not None for p in _trained(module.twin.named_parameters()).values())

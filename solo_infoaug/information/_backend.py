@@ -24,6 +24,9 @@ def neighbour_sums(
     max_memory: int,
 ) -> Tensor:
     """As `_plain.neighbour_sums`, by the fastest backend that can."""
+    kernel = _triton() if x.is_cuda else None
+    if kernel is not None and kernel.fits(x, y, k) and kernel.works(x.device):
+        return kernel.neighbour_sums(x, valid_x, y, valid_y, k, kind, layout)
     compiled = _compiled() if x.device.type == "cpu" else None
     if compiled is None or k > compiled.K_LIMIT:
         return _plain.neighbour_sums(x, valid_x, y, valid_y, k, kind, layout, max_memory)
@@ -70,3 +73,13 @@ def _compiled() -> ModuleType | None:
     except ImportError:
         return None
     return compiled
+
+
+@functools.cache
+def _triton() -> ModuleType | None:
+    """The backend for CUDA, if Triton is here: it comes with PyTorch's wheels for CUDA on Linux."""
+    try:
+        from solo_infoaug.information import _triton as kernel
+    except ImportError:
+        return None
+    return kernel

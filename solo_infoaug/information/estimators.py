@@ -1,7 +1,8 @@
 """k-nearest-neighbour entropy and mutual information (MI) under the L∞ distance.
 
 The public edge checks its arguments, once; `information` has the formulas; `_backend` chooses who
-sums over the nearest neighbours: `_compiled` (numba, CPU) or `_plain` (torch, any device).
+sums over the nearest neighbours: `_compiled` (numba, CPU), `_triton` (CUDA) or `_plain` (torch, any
+device).
 
 With ψ the digamma function, T samples, ρ the L∞ distance of a sample to its k-th neighbour:
 

@@ -1,0 +1,212 @@
+"""Training with InfoAug on a card; the kernel for MI is in information/test_triton.py."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch.callbacks import Callback
+from omegaconf import DictConfig, OmegaConf
+
+from solo_infoaug.augment import build_pipeline, make_views, own_randomness
+from solo_infoaug.host import find_host
+from solo_infoaug.patch import find_patch, patched_methods
+from solo_infoaug.training import TrainingResult, pretrain
+
+pytestmark = pytest.mark.gpu
+
+_KIND = find_host().kind
+METHODS = [name for name in patched_methods() if _KIND in find_patch(name).hosts]
+_GPU = {"accelerator": "gpu", "devices": "1"}
+
+
+@pytest.fixture
+def train(
+    cuda: torch.device, make_cfg: Callable[..., DictConfig], twins_folder: Path
+) -> Callable[..., TrainingResult]:
+    """Pretrain two short epochs with InfoAug on the card."""
+
+    def run(method: str, *, callbacks: tuple[Callback, ...] = (), **overrides: Any) -> Any:
+        cfg = make_cfg(method, {"twins": str(twins_folder)}, **_GPU, **overrides)
+        return pretrain(cfg, callbacks)
+
+    return run
+
+
+def _moved(batch: list[Any], device: torch.device) -> list[Any]:
+    index, views, labels = batch
+    return [index.to(device), [view.to(device) for view in views], labels.to(device)]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_steps(
+    cuda: torch.device, host: Any, make_cfg: Any, twins_folder: Path, steps: Any, method: str
+) -> None:
+    cfg = host.parse_cfg(make_cfg(method, {"twins": str(twins_folder)}))
+    here = host.methods[method](cfg.copy())
+    module = host.methods[method](cfg).to(cuda)
+    run = steps(module, cfg)
+    on_cpu = run.batch
+    run.batch = lambda *args: _moved(on_cpu(*args), cuda)
+    losses = run.run(3)
+    # DeepCluster V2 learns nothing before it has clusters, which it makes after an epoch
+    before = {name: p.clone() for name, p in module.backbone.named_parameters()}
+    losses = [*losses[method == "deepclusterv2" and 3 :], *run.run(3)]
+    assert torch.tensor(losses).isfinite().all()
+    assert np.isfinite(run.logged["twin_loss"])
+    assert {p.device for p in module.parameters()} == {cuda}
+    assert any(not torch.equal(p, before[name]) for name, p in module.backbone.named_parameters())
+    # which patches are drawn does not depend on the device
+    here._trainer = run.trainer
+    drawn = []
+    for one in (here, module):
+        with one._twin_randomness(1) as generator:
+            drawn.append(one._twin_batch(generator)[0].cpu())
+    assert torch.equal(*drawn)
+
+
+@pytest.mark.parametrize("method", ["simclr", "byol", "mocov2plus"])
+def test_half_precision(train: Callable[..., TrainingResult], method: str) -> None:
+    result = train(method, precision="16-mixed", max_epochs=1)
+    assert np.isfinite(result.metrics["twin_loss_epoch"])
+    weights = [p for p in result.model.parameters() if p.requires_grad]
+    assert all(p.dtype == torch.float32 and p.isfinite().all() for p in weights)
+
+
+class _Stopped(Exception):
+    pass
+
+
+class _Watch(Callback):
+    """Notes the pairs that are drawn, and stops before an epoch."""
+
+    def __init__(self, stop_before: int | None = None) -> None:
+        self.stop_before = stop_before
+        self.drawn: list[list[torch.Tensor]] = []
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        sample = pl_module._twin_batch
+
+        def watched(generator: torch.Generator) -> Any:
+            batch = sample(generator)
+            self.drawn.append([batch[0].cpu(), *(view.cpu() for view in batch[1])])
+            return batch
+
+        pl_module._twin_batch = watched
+
+    def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
+        if trainer.current_epoch == self.stop_before:
+            raise _Stopped
+
+
+@pytest.mark.parametrize("method", ["simclr", "byol", "mocov2plus"])
+def test_resumed_run_goes_on(
+    train: Callable[..., TrainingResult], tmp_path: Path, method: str
+) -> None:
+    """The same pairs and views; weights up to the order in which a card adds."""
+    watches = [_Watch(), _Watch(1), _Watch()]
+    whole = train(method, callbacks=(watches[0],)).model.state_dict()
+    folder = tmp_path / "stopped"
+    with pytest.raises(_Stopped):
+        train(method, callbacks=(watches[1],), **{"checkpoint.dir": str(folder)})
+    (checkpoint,) = folder.rglob("*.ckpt")
+    torch.manual_seed(99)
+    resumed = train(method, callbacks=(watches[2],), resume_from_checkpoint=str(checkpoint))
+    expected, got = watches[0].drawn, watches[1].drawn + watches[2].drawn
+    assert len(expected) == len(got) == 6
+    for one, other in zip(expected, got, strict=True):
+        assert torch.equal(one[0], other[0])
+        for a, b in zip(one[1:], other[1:], strict=True):
+            torch.testing.assert_close(a, b)
+    after = resumed.model.state_dict()
+    assert whole.keys() == after.keys()
+    for name, value in whole.items():
+        torch.testing.assert_close(after[name], value, rtol=1e-2, atol=1e-2, msg=name)
+
+
+@pytest.mark.slow
+def test_two_cards(
+    cuda: torch.device, make_cfg: Callable[..., DictConfig], twins_folder: Path, tmp_path: Path
+) -> None:
+    if torch.cuda.device_count() < 2:
+        pytest.skip("there is one CUDA device; this needs two")
+    cfg = make_cfg("mocov2plus", {"twins": str(twins_folder), "batch_size": 4})
+    cfg.merge_with({"accelerator": "gpu", "devices": 2, "strategy": "ddp", "max_epochs": 1})
+    cfg.optimizer.batch_size = 4
+    (tmp_path / "cfg.json").write_text(json.dumps(OmegaConf.to_container(cfg)))
+    script = Path(__file__).with_name("two_processes.py")
+    done = subprocess.run(
+        [sys.executable, str(script), "train", str(tmp_path)],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    first, second = (torch.load(tmp_path / f"{rank}.pt", map_location="cpu") for rank in range(2))
+    assert not torch.equal(first["index"][0], second["index"][0])
+    for name, weight in first["weights"].items():
+        if "running_" not in name:
+            torch.testing.assert_close(weight, second["weights"][name], rtol=0, atol=0)
+
+
+_ALL = {
+    "rrc": {"enabled": True, "crop_min_scale": 0.08, "crop_max_scale": 1.0},
+    "color_jitter": {
+        "prob": 0.8,
+        "brightness": 0.4,
+        "contrast": 0.4,
+        "saturation": 0.2,
+        "hue": 0.1,
+    },
+    "grayscale": {"prob": 0.2},
+    "gaussian_blur": {"prob": 0.5},
+    "solarization": {"prob": 0.0},
+    "equalization": {"prob": 0.0},
+    "horizontal_flip": {"prob": 0.5},
+    "crop_size": 32,
+    "num_crops": 2,
+}
+
+
+@pytest.mark.parametrize("left_out", ["solarization", "color_jitter", "gaussian_blur"])
+def test_views_are_the_same_on_both_devices(cuda: torch.device, left_out: str) -> None:
+    random = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (64, 3, 48, 48), dtype=torch.uint8, generator=random)
+    entry = OmegaConf.create({**_ALL, left_out: {"prob": 0.0}})
+    made = []
+    for device in (torch.device("cpu"), cuda):
+        pipeline = build_pipeline(entry, [0.0] * 3, [1.0] * 3)
+        with own_randomness(1, device):
+            made.append([v.cpu() for v in make_views([pipeline], *2 * [images.to(device)])])
+    for here, there in zip(*made, strict=True):
+        difference = (here - there).abs()
+        assert float(difference.mean()) < 1e-4
+        # where a level lies on the edge between two, rounding may fall to either
+        assert float((difference > 1e-3).float().mean()) < 1e-3
+
+
+@pytest.mark.parametrize("indexed", [True, False])
+def test_randomness_forks_on_the_card(cuda: torch.device, indexed: bool) -> None:
+    device = cuda if indexed else torch.device(cuda.type)
+    torch.manual_seed(5)
+    expected = torch.rand(4), torch.rand(4, device=device)
+    torch.manual_seed(5)
+    inside = []
+    for seed in (1, 1, 2):
+        with own_randomness(seed, device):
+            inside.append((torch.rand(4), torch.rand(4, device=device).cpu()))
+    assert torch.equal(torch.rand(4), expected[0])
+    assert torch.equal(torch.rand(4, device=device), expected[1])
+    for part in (0, 1):
+        assert torch.equal(inside[0][part], inside[1][part])
+        assert not torch.equal(inside[0][part], inside[2][part])
