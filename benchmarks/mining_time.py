@@ -22,7 +22,7 @@ import cv2
 import torch
 
 from solo_infoaug.mining import MineConfig, mine
-from solo_infoaug.mining.pipeline import mine_video
+from solo_infoaug.mining.pipeline import mine_video, threads_inside
 from solo_infoaug.mining.synthetic import Scene, SceneConfig
 from solo_infoaug.mining.video import Video
 from solo_infoaug.mining.window import Stopwatch
@@ -48,7 +48,7 @@ def stages(video: Path, folder: Path) -> None:
     deciding = sum(watch.seconds[stage] for stage in DECIDING)
     print(f"| rest | {rest:.2f} | {rest / total:.1%} |")
     print(f"\nMutual information and the choice of twins: {deciding / total:.1%}.")
-    with thread_limit(max(1, usable_cores() - 2)):
+    with thread_limit(threads_inside(None)):
         wall = min(_timed(video, folder, ahead=True) for _ in range(3))
     print(
         f"One process on {usable_cores()} cores, best of 3: {wall:.2f} s, {length / wall:.1f} "

@@ -312,12 +312,19 @@ def _anew(
     for some in range(0, len(rows), step):
         i, j = rows[some : some + step], columns[some : some + step]
         a, b = x.part(i), y.part(j)
-        if a.valid is not None and b.valid is not None:
-            common = a.valid & b.valid
-            a, b = (s._replace(x=s.x * common[..., None], valid=common) for s in (a, b))
+        a, b = over_shared(a, b)
         if framed:
             a, b = _position.over_common(a), _position.over_common(b)
         value[i, j] = information(a, b, estimator, k, least, "paired", max_memory, seen)
+
+
+def over_shared(a: Tracks, b: Tracks) -> tuple[Tracks, Tracks]:
+    """Pairs of tracks cut to the samples that both have."""
+    if a.valid is None or b.valid is None:
+        return a, b
+    common = a.valid & b.valid
+    one, two = (side._replace(x=side.x * common[..., None], valid=common) for side in (a, b))
+    return one, two
 
 
 def _as_they_are(

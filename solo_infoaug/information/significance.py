@@ -18,6 +18,7 @@ from solo_infoaug.information.estimators import (
     all_pairs,
     check_scenes,
     information,
+    over_shared,
     upper_rows,
     warn_of,
 )
@@ -146,10 +147,7 @@ def shifted_information(
     first = tracks.part(one)
     columns = []
     for shift in shifts:
-        a, b = first, tracks.roll(shift).part(two)
-        if a.valid is not None and b.valid is not None:
-            common = a.valid & b.valid
-            a, b = (side._replace(x=side.x * common[..., None], valid=common) for side in (a, b))
+        a, b = over_shared(first, tracks.roll(shift).part(two))
         columns.append(information(a, b, estimator, k, least, "paired", max_memory))
     return torch.stack(columns, dim=1)
 

@@ -223,13 +223,19 @@ def _shares(
     return workers, threads
 
 
+def threads_inside(threads: int | None) -> int:
+    """How many threads OpenCV and NumPy have beside the two that decode and track ahead.
+
+    With more of them than cores are left, they only wait.
+    """
+    return max(1, (threads or usable_cores()) - 2)
+
+
 def _mine_job(out: Path, config: MineConfig, threads: int | None, job: Job) -> str | None:
     """What a worker does: mine one video; returns why it failed, or None."""
     ahead = threads != 1
-    # Two threads decode and track; those of OpenCV and NumPy beside them would only wait for a core
-    inside = max(1, (threads or usable_cores()) - 2) if ahead else threads
     try:
-        with thread_limit(inside):
+        with thread_limit(threads_inside(threads) if ahead else threads):
             mine_video(job.path, out, job.key, job.digest, config, ahead=ahead)
     except VideoError as error:
         return str(error)

@@ -24,9 +24,9 @@ def information(
     x = torch.from_numpy(paths).float()
     mask = None if known.all() else torch.from_numpy(known)
     mi = pairwise_mutual_information(x, estimator=estimator, k=k, mask=mask)
-    pairs = mi.float().numpy().copy()
+    pairs = mi.numpy().copy()
     np.fill_diagonal(pairs, np.nan)
-    return pairs, entropy(x, k=k, mask=mask).float().numpy()
+    return pairs, entropy(x, k=k, mask=mask).numpy()
 
 
 def best_partners(

@@ -11,6 +11,7 @@ from solo_infoaug.information import (
     pairwise_mutual_information,
     pairwise_significance,
 )
+from solo_infoaug.information.significance import shifted_information
 
 
 def autoregressive(tracks: int, samples: int, coefficient: float, seed: int) -> torch.Tensor:
@@ -22,6 +23,22 @@ def autoregressive(tracks: int, samples: int, coefficient: float, seed: int) -> 
     for t in range(1, samples):
         out[:, t] = coefficient * out[:, t - 1] + noise[:, t]
     return out[..., None]
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_shifted_information_is_that_of_each_shifted_pair(masked: bool) -> None:
+    generator = torch.Generator().manual_seed(0)
+    tracks = torch.randn(5, 40, 2, generator=generator, dtype=torch.float64)
+    mask = torch.rand(5, 40, generator=generator) < 0.9 if masked else None
+    pairs, shifts = torch.tensor([[0, 1], [3, 2], [4, 0]]), [3, 11]
+    found = shifted_information(tracks, pairs, shifts, "3kl", 3, mask=mask)
+    assert found.shape == (3, 2)
+    for row, (one, two) in enumerate(pairs.tolist()):
+        for column, shift in enumerate(shifts):
+            both = None if mask is None else mask[one] & mask[two].roll(shift)
+            moved = tracks[two].roll(shift, 0)
+            expected = mutual_information(tracks[one], moved, "3kl", 3, mask=both)
+            torch.testing.assert_close(found[row, column], expected)
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from solo_infoaug.mining.gate import (
     grid_points,
     motion_threshold,
     sample,
+    smoothed,
     support,
 )
 
@@ -29,6 +30,18 @@ def test_motion_threshold() -> None:
     assert motion_threshold(speed, np.inf, 0.0, 6.0) == pytest.approx(6 * 0.2)
     assert motion_threshold(np.zeros(0), 0.3, 1.0, 6.0) == pytest.approx(1.8)
     assert motion_threshold(speed, 0.3, 0.0, 0.0) == 0.0
+
+
+def test_smoothed_is_the_mean_of_the_known_frames_around() -> None:
+    rng = np.random.default_rng(0)
+    known = rng.random((4, 9)) < 0.7
+    motion = rng.normal(size=(4, 9, 2)) * known[..., None]
+    found = smoothed(motion, known)
+    for patch in range(4):
+        for t in range(9):
+            near = [s for s in range(max(t - 2, 0), min(t + 3, 9)) if known[patch, s]]
+            expected = motion[patch, near].mean(axis=0) if known[patch, t] else np.zeros(2)
+            assert found[patch, t] == pytest.approx(expected)
 
 
 # --- does a patch's own motion explain its pixels?

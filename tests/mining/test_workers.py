@@ -8,13 +8,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 from functools import partial
 from pathlib import Path
 
 import cv2
 import pytest
 import torch
+from filelock import FileLock
 
 from solo_infoaug.dictionary import VideoWriter
 from solo_infoaug.errors import ConfigError
@@ -24,6 +25,15 @@ from solo_infoaug.mining.workers import Job, Work, run_jobs
 SMALL = MineConfig(min_frames=24, window=64, stride=64, moments=2, camera="none", parallax=0)
 
 needs_ray = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="needs ray")
+
+
+@pytest.fixture
+def only_ray(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Processes of the tests take turns: Ray's "auto" finds any cluster of the machine."""
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    with FileLock(shared / "ray.lock"):
+        yield
 
 
 def _jobs(*names: str) -> list[Job]:
@@ -204,6 +214,7 @@ def test_kill_and_resume(tmp_path: Path, videos: list[Path], serial: Path) -> No
 
 @pytest.mark.slow
 @needs_ray
+@pytest.mark.usefixtures("only_ray")
 def test_ray_makes_the_same_dictionary_and_loses_nothing_with_a_worker(
     tmp_path: Path, videos: list[Path], serial: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -225,6 +236,7 @@ def test_ray_makes_the_same_dictionary_and_loses_nothing_with_a_worker(
 
 @pytest.mark.slow
 @needs_ray
+@pytest.mark.usefixtures("only_ray")
 def test_ray_reports_what_dies_and_raises_what_is_raised(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -251,14 +263,14 @@ def test_ray_reports_what_dies_and_raises_what_is_raised(
 
 
 @needs_ray
-def test_no_ray_cluster(work: Work, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # Another process of the tests may have one, and Ray looks for it there
-    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+@pytest.mark.usefixtures("only_ray")
+def test_no_ray_cluster(work: Work) -> None:
     with pytest.raises(ConfigError, match="no Ray cluster at 'auto'"):
         list(run_jobs(_jobs("a"), work, ray="auto"))
 
 
 @needs_ray
+@pytest.mark.usefixtures("only_ray")
 @pytest.mark.parametrize("address", ["127.0.0.1:9", "127.0.0.1:99999", "no.such.host.invalid:1"])
 def test_an_address_where_nobody_answers(work: Work, address: str) -> None:
     """Ray itself would try for minutes, and end the process."""
