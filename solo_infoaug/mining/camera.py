@@ -32,6 +32,8 @@ _LEFT_SHARE, _LEFT_NOISE = 0.3, 1.5
 # share of those that move, or of all: what explains fewer are things that happen to move alike.
 _MIN_EXPLAINED, _MIN_COVERAGE = 12, 0.3
 _MIN_OF_MOVING, _MIN_OF_ALL = 0.27, 0.1
+# The camera's own steps, and a constant, must explain so large a share of the pattern's energy.
+_MIN_OF_CAMERA = 0.6
 _REFINEMENTS = 5
 # Patches within this of the border, in frame heights, tell how strong parallax is at most.
 _RING = 0.2
@@ -135,19 +137,32 @@ def own_motion(
     return motion * known[..., None], known
 
 
+def camera_steps(camera: Sequence[CameraStep | None], size: tuple[int, int]) -> np.ndarray:
+    """float64 [T, 4, 2]: where each step takes points in the middle of the frame's quarters, less
+    where they were, pixels; NaN where it is not known. `size` is (height, width) in pixels."""
+    points = np.array([[x, y] for x in (0.25, 0.75) for y in (0.25, 0.75)]) * size[::-1]
+    steps = np.full((len(camera), *points.shape), np.nan)
+    for t, step in enumerate(camera):
+        if step is not None:
+            steps[t] = step.apply(points) - points
+    return steps
+
+
 def remove_parallax(
     motion: np.ndarray,
     known: np.ndarray,
     centres: np.ndarray,
     size: tuple[int, int],
     noise: float,
+    camera: np.ndarray,
     modes: int = 1,
 ) -> tuple[np.ndarray, int]:
     """Remove the motion that the background shares in different strength.
 
     No single model of the camera fits a scene of several depths: what is left of a patch at rest is
     a pattern over time that all share, times a strength that depends on its depth. The pattern is
-    looked for among those of the patches, by consensus, and must reach around the frame's border.
+    looked for among those of the patches, by consensus, must reach around the frame's border, and
+    must follow the camera: what a steady hand or a swaying one leaves is constant or sways with it.
     Its strength is bounded by that of the patches near the border: what moves faster than any part
     of the scene does, or the other way, keeps the rest of its motion.
 
@@ -157,13 +172,14 @@ def remove_parallax(
         centres: [P, 2], (x, y) in pixels.
         size: (height, width) of the frame in pixels.
         noise: RMS of what resting patches seem to move, pixels a frame.
+        camera: [T, 2], the camera's own steps, pixels, NaN where they are not known.
         modes: how many patterns at most.
 
     Returns:
         float64 [P, T, 2], and how many patterns were removed.
     """
     for mode in range(modes):
-        left = _without_mode(motion, known, centres, size, noise)
+        left = _without_mode(motion, known, centres, size, noise, camera)
         if left is None:
             return motion, mode
         motion = left
@@ -176,6 +192,7 @@ def _without_mode(
     centres: np.ndarray,
     size: tuple[int, int],
     noise: float,
+    camera: np.ndarray,
 ) -> np.ndarray | None:
     speed = rms(motion, known)
     moving = np.flatnonzero(speed > _LEFT_NOISE * noise)
@@ -214,6 +231,8 @@ def _without_mode(
         factor = _strength(flat[followers], mask[followers], mode)[:, None]
         mode = (flat[followers] * factor).sum(axis=0)
         mode /= np.maximum((mask[followers] * factor**2).sum(axis=0), 1e-9)
+    if _explained(mode.reshape(-1, 2), camera) < _MIN_OF_CAMERA:
+        return None
     factor = _strength(flat, mask, mode)
 
     # No stronger than near the border
@@ -230,6 +249,15 @@ def _without_mode(
 def rms(motion: np.ndarray, known: np.ndarray) -> np.ndarray:
     """float64 [P]: the RMS length of `motion` [P, T, D] where it is `known`, bool [P, T]."""
     return np.sqrt((motion**2).sum(axis=(1, 2)) / np.maximum(known.sum(axis=1), 1))
+
+
+def _explained(mode: np.ndarray, camera: np.ndarray) -> float:
+    """The share of the energy of `mode` [T, 2] that is an affine function of `camera` [T, 2]."""
+    there = np.isfinite(camera).all(axis=1)
+    steps = np.concatenate([camera[there], np.ones((there.sum(), 1))], axis=1)
+    mode = mode[there]
+    left = mode - steps @ np.linalg.lstsq(steps, mode, rcond=None)[0]
+    return 1 - float((left**2).sum() / max(float((mode**2).sum()), 1e-12))
 
 
 def _strength(motion: np.ndarray, mask: np.ndarray, mode: np.ndarray) -> np.ndarray:

@@ -113,7 +113,7 @@ class MineConfig:
     """The camera's motion, fitted to each frame pair and removed: `none` (it stands still),
     `similarity`, `affine` or `homography`. A pair that cannot be fitted is known of no patch."""
 
-    parallax: int = 1
+    parallax: int = 2
     """How many patterns of motion that the background shares in different strength are removed."""
 
     # --- signals and mutual information
@@ -143,7 +143,7 @@ class MineConfig:
     min_colour: float = 0.005
     """Least RMS of the change of its mean colour, as a fraction of the range."""
 
-    motion_over_noise: float = 8.0
+    motion_over_noise: float = 5.5
     """Least of either, as a multiple of the noise."""
 
     max_error_ratio: float = 0.5
@@ -161,7 +161,7 @@ class MineConfig:
     min_distance: float = 1.0
     """Twins lie so many patches apart or more; below 1 they overlap."""
 
-    min_mi: float = 0.05
+    min_mi: float = 0.35
     """Pairs with less mutual information (nats) are no twins."""
 
     fdr: float = 0.05

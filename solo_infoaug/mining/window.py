@@ -12,7 +12,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from solo_infoaug.mining.camera import CameraStep, own_motion, remove_parallax, rms
+from solo_infoaug.mining.camera import CameraStep, camera_steps, own_motion, remove_parallax, rms
 from solo_infoaug.mining.config import MineConfig
 from solo_infoaug.mining.depth import DEFAULT_MODEL, depth_along
 from solo_infoaug.mining.gate import (
@@ -150,12 +150,21 @@ def _without_background(
     motion, known = own_motion(tracks.path, tracks.visible, tracks.camera)
     tracked = known.sum(axis=1) >= config.min_frames - 1
     modes = 0
-    if config.parallax and tracked.any():
+    steps = camera_steps(tracks.camera, window.size)
+    # A camera that moves less than what counts as motion leaves no parallax that would
+    moves = float(np.sqrt(np.nanmean((steps**2).sum(axis=2)))) if np.isfinite(steps).any() else 0.0
+    if config.parallax and tracked.any() and moves >= config.min_motion * min(window.size):
         # Half of what moves at all: slower than that, parallax does no harm
         noise = max(_fit_noise(tracks.camera), 0.5 * config.min_motion * min(window.size))
         centres = tracks.path[window.seed]
         motion[tracked], modes = remove_parallax(
-            motion[tracked], known[tracked], centres[tracked], window.size, noise, config.parallax
+            motion[tracked],
+            known[tracked],
+            centres[tracked],
+            window.size,
+            noise,
+            steps.mean(axis=1),
+            config.parallax,
         )
     fitted = [step for step in tracks.camera if step is not None]
     camera = {

@@ -7,6 +7,7 @@ import pytest
 
 from solo_infoaug.mining.camera import (
     CameraStep,
+    camera_steps,
     fit_camera,
     own_motion,
     remove_parallax,
@@ -201,10 +202,14 @@ def _layers(seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarr
     return motion, np.ones((_PATCHES, _STEPS), bool), centres, pattern
 
 
+# The camera turns against its way, so that the most of the scene stays in the frame
+_CAMERA = -0.4 * _layers()[3] + [0.2, 0.0]
+
+
 def test_layers_of_any_depth_come_to_rest() -> None:
     motion, known, centres, _ = _layers()
     assert np.median(rms(motion, known)) > 5 * _NOISE
-    left, modes = remove_parallax(motion, known, centres, SIZE, _NOISE)
+    left, modes = remove_parallax(motion, known, centres, SIZE, _NOISE, _CAMERA)
     assert modes == 1
     speed = rms(left, known)
     # One of 46 numbers a patch is fitted; at the ends of the range a little is left
@@ -223,7 +228,7 @@ def test_what_moves_otherwise_keeps_its_motion() -> None:
     motion[against] = -3.0 * pattern
     motion[faster] = 5.0 * pattern
     motion[other] = own
-    left, modes = remove_parallax(motion, known, centres, SIZE, _NOISE)
+    left, modes = remove_parallax(motion, known, centres, SIZE, _NOISE, _CAMERA)
     assert modes == 1
     # What is left is their motion less that of the nearest layer
     length = rms(pattern[None], known[:1])[0]
@@ -247,7 +252,7 @@ def test_a_scene_on_one_side_of_the_model_is_not_turned_around() -> None:
     ] * pattern
     middle = (np.abs(centres - [160, 120]) < [40, 30]).all(axis=1)
     motion[middle] = -0.8 * pattern
-    left, modes = remove_parallax(motion, known, centres, SIZE, _NOISE)
+    left, modes = remove_parallax(motion, known, centres, SIZE, _NOISE, _CAMERA)
     assert modes == 1
     assert np.allclose(left[middle], -0.8 * pattern, atol=1e-4)
 
@@ -260,15 +265,59 @@ def test_nothing_is_removed_where_it_does_not_reach_round_the_border() -> None:
     motion = rng.normal(0, _SIGMA, motion.shape)
     motion[middle] += rng.uniform(0.8, 1.2, (middle.sum(), 1, 1)) * pattern
     assert middle.sum() > 60
-    left, modes = remove_parallax(motion, known, centres, SIZE, _NOISE)
+    left, modes = remove_parallax(motion, known, centres, SIZE, _NOISE, _CAMERA)
     assert modes == 0
     assert np.array_equal(left, motion)
+
+
+def test_a_pattern_that_does_not_follow_the_camera_stays() -> None:
+    motion, known, centres, _ = _layers()
+    motion -= motion.mean(axis=1, keepdims=True)
+    other = np.random.default_rng(7).normal(0, 1.0, (_STEPS, 2))
+    left, modes = remove_parallax(motion, known, centres, SIZE, _NOISE, other)
+    assert modes == 0
+    assert np.array_equal(left, motion)
+    # In part unknown, the rest tells
+    part = _CAMERA.copy()
+    part[::3] = np.nan
+    assert remove_parallax(motion, known, centres, SIZE, _NOISE, part)[1] == 1
+
+
+def test_a_steady_drift_needs_no_unsteady_camera() -> None:
+    """Along a straight way, what the camera does from frame to frame is its hand's."""
+    motion, known, centres, pattern = _layers()
+    strength = (motion * pattern).sum(axis=(1, 2), keepdims=True) / (pattern**2).sum()
+    motion += strength * (pattern.mean(axis=0) - pattern)
+    shake = np.random.default_rng(7).normal(0, 1.0, (_STEPS, 2))
+    assert remove_parallax(motion, known, centres, SIZE, _NOISE, shake)[1] == 1
+
+
+@pytest.mark.parametrize(("alike", "removed"), [(0.2, 0), (0.4, 1)])
+def test_a_few_things_that_move_alike_are_no_background(alike: float, removed: int) -> None:
+    """Where much moves, each in its own way, a pattern must explain a good part of it."""
+    motion, known, centres, pattern = _layers()
+    rng = np.random.default_rng(2)
+    motion[:] = np.cumsum(rng.normal(0, 1.0, motion.shape), axis=1)
+    motion[rng.random(_PATCHES) < 0.7] = 0.0
+    moving = np.flatnonzero(motion.any(axis=(1, 2)))
+    group = rng.permutation(moving)[: round(alike * len(moving))]
+    motion[group] = rng.uniform(0.5, 1.4, (len(group), 1, 1)) * pattern
+    motion += rng.normal(0, _SIGMA, motion.shape)
+    assert remove_parallax(motion, known, centres, SIZE, _NOISE, _CAMERA)[1] == removed
+
+
+def test_camera_steps() -> None:
+    turn = np.array([[1.0, 0.1, 0.0], [-0.1, 1.0, 0.0], [0.0, 0.0, 1.0]])
+    steps = camera_steps([CameraStep(turn, 0.0, 1.0), None], (40, 80))
+    # In (20, 10), (20, 30), (60, 10), (60, 30)
+    assert np.allclose(steps[0], [[1, -2], [3, -2], [1, -6], [3, -6]])
+    assert np.isnan(steps[1]).all()
 
 
 def test_nothing_is_removed_of_noise() -> None:
     _, known, centres, _ = _layers()
     motion = np.random.default_rng(1).normal(0, _SIGMA, (_PATCHES, _STEPS, 2))
-    left, modes = remove_parallax(motion, known, centres, SIZE, _NOISE)
+    left, modes = remove_parallax(motion, known, centres, SIZE, _NOISE, _CAMERA)
     assert modes == 0
     assert np.array_equal(left, motion)
 
@@ -276,7 +325,7 @@ def test_nothing_is_removed_of_noise() -> None:
 @pytest.mark.parametrize("count", [0, 1, 5])
 def test_a_few_patches_are_left_alone(count: int) -> None:
     motion, known, centres, _ = (array[:count] for array in _layers())
-    left, modes = remove_parallax(motion, known, centres, SIZE, _NOISE)
+    left, modes = remove_parallax(motion, known, centres, SIZE, _NOISE, _CAMERA)
     assert modes == 0
     assert np.array_equal(left, motion)
 
@@ -286,7 +335,7 @@ def test_unknown_steps_stay_zero_and_do_not_matter() -> None:
     rng = np.random.default_rng(3)
     known &= rng.random(known.shape) < 0.9
     motion *= known[..., None]
-    left, modes = remove_parallax(motion, known, centres, SIZE, _NOISE)
+    left, modes = remove_parallax(motion, known, centres, SIZE, _NOISE, _CAMERA)
     assert modes == 1
     assert (left[~known] == 0).all()
     assert np.median(rms(left, known)) == pytest.approx(_NOISE, rel=0.05)
@@ -295,8 +344,8 @@ def test_unknown_steps_stay_zero_and_do_not_matter() -> None:
 
 def test_modes_are_removed_as_long_as_there_are_any() -> None:
     motion, known, centres, _ = _layers()
-    once, _ = remove_parallax(motion, known, centres, SIZE, _NOISE, modes=1)
-    left, modes = remove_parallax(motion, known, centres, SIZE, _NOISE, modes=3)
+    once, _ = remove_parallax(motion, known, centres, SIZE, _NOISE, _CAMERA, modes=1)
+    left, modes = remove_parallax(motion, known, centres, SIZE, _NOISE, _CAMERA, modes=3)
     assert modes == 1
     assert np.array_equal(left, once)
 
@@ -304,6 +353,6 @@ def test_modes_are_removed_as_long_as_there_are_any() -> None:
 def test_parallax_is_deterministic_and_the_input_stays() -> None:
     motion, known, centres, _ = _layers()
     kept = motion.copy()
-    one, two = (remove_parallax(motion, known, centres, SIZE, _NOISE)[0] for _ in range(2))
+    one, two = (remove_parallax(motion, known, centres, SIZE, _NOISE, _CAMERA)[0] for _ in range(2))
     assert np.array_equal(one, two)
     assert np.array_equal(motion, kept)
