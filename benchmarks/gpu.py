@@ -393,8 +393,8 @@ def views(report: Report, device: Any, sizes: Sizes, clock: Clock) -> None:
     from omegaconf import OmegaConf
     from step import VIEW
 
-    from solo_infoaug.augment import build_pipeline, make_views, own_randomness
     from solo_infoaug.host import load_host
+    from solo_infoaug.twin.views import build_pipeline, make_views, own_randomness
 
     host = load_host()
     report.head(

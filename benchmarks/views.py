@@ -31,7 +31,11 @@ from scipy.stats import ks_2samp, kstwo
 from torch import Tensor, nn
 from torchvision.transforms import RandomResizedCrop, functional
 
-from solo_infoaug.augment import (
+from solo_infoaug.errors import ConfigError
+from solo_infoaug.host import load_host
+from solo_infoaug.mining.samples import sample_clips
+from solo_infoaug.mining.video import Video
+from solo_infoaug.twin.views import (
     Pipeline,
     blur,
     build_pipeline,
@@ -41,10 +45,6 @@ from solo_infoaug.augment import (
     own_randomness,
     resized_crop,
 )
-from solo_infoaug.errors import ConfigError
-from solo_infoaug.host import load_host
-from solo_infoaug.mining.samples import sample_clips
-from solo_infoaug.mining.video import Video
 
 ZERO, ONE = [0.0] * 3, [1.0] * 3
 CROP = {"enabled": True, "crop_min_scale": 0.08, "crop_max_scale": 1.0}

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from solo_infoaug import MethodPatch, add_patch, register
 from solo_infoaug.host import load_host
-from solo_infoaug.paths import config_folder
+from solo_infoaug.resources import config_folder
 from solo_infoaug.training import TrainingResult, load_config, pretrain
 
 SimCLR: Any = load_host().methods["simclr"]  # for its projector

@@ -1,6 +1,6 @@
 """All4One: nearest neighbours, their attention and feature decorrelation in one loss."""
 
-from solo_infoaug.patch import MethodPatch, queue_takes_whole_batches
+from solo_infoaug.twin.method import MethodPatch, queue_takes_whole_batches
 
 PATCH = MethodPatch(
     title="All4One",

@@ -4,7 +4,7 @@ Without heads in the twin branch: on `scenes` 85 per cent across parts in 140 st
 66 in 168.
 """
 
-from solo_infoaug.patch import MethodPatch
+from solo_infoaug.twin.method import MethodPatch
 
 PATCH = MethodPatch(
     title="Barlow Twins",

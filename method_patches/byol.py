@@ -5,7 +5,7 @@ carry the link: on `scenes` (docs/results.md, seed 100) 23 per cent across parts
 their place 67.
 """
 
-from solo_infoaug.patch import MethodPatch
+from solo_infoaug.twin.method import MethodPatch
 
 PATCH = MethodPatch(
     title="BYOL",

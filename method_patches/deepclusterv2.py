@@ -9,7 +9,7 @@ in its first epoch; a patch that was not drawn in one epoch has no cluster in th
 from typing import Any
 
 from solo_infoaug.errors import ConfigError
-from solo_infoaug.patch import MethodPatch
+from solo_infoaug.twin.method import MethodPatch
 
 
 class DictionaryMemory:

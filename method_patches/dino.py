@@ -2,7 +2,7 @@
 
 from omegaconf import DictConfig
 
-from solo_infoaug.patch import MethodPatch
+from solo_infoaug.twin.method import MethodPatch
 
 
 def clip_once(cfg: DictConfig) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from solo_infoaug.patch import MethodPatch
+from solo_infoaug.twin.method import MethodPatch
 
 
 class TwinReconstruction:

@@ -1,6 +1,6 @@
 """MoCo v2+: InfoNCE against a queue of momentum keys."""
 
-from solo_infoaug.patch import MethodPatch, queue_takes_whole_batches
+from solo_infoaug.twin.method import MethodPatch, queue_takes_whole_batches
 
 PATCH = MethodPatch(
     title="MoCo v2+",

@@ -1,6 +1,6 @@
 """MoCo v3: InfoNCE against the momentum keys of the batch."""
 
-from solo_infoaug.patch import MethodPatch
+from solo_infoaug.twin.method import MethodPatch
 
 PATCH = MethodPatch(
     title="MoCo v3",

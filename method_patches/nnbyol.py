@@ -1,6 +1,6 @@
 """NNBYOL: BYOL whose targets are nearest neighbours in a queue."""
 
-from solo_infoaug.patch import MethodPatch, queue_takes_whole_batches
+from solo_infoaug.twin.method import MethodPatch, queue_takes_whole_batches
 
 PATCH = MethodPatch(
     title="NNBYOL",

@@ -1,6 +1,6 @@
 """ReSSL: the relations of one view to a queue are those of the other."""
 
-from solo_infoaug.patch import MethodPatch, queue_takes_whole_batches
+from solo_infoaug.twin.method import MethodPatch, queue_takes_whole_batches
 
 PATCH = MethodPatch(
     title="ReSSL",

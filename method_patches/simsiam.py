@@ -3,7 +3,7 @@
 Without heads in the twin branch: projector and predictor would carry the link (see byol.py).
 """
 
-from solo_infoaug.patch import MethodPatch
+from solo_infoaug.twin.method import MethodPatch
 
 PATCH = MethodPatch(
     title="SimSiam",

@@ -1,6 +1,6 @@
 """SupCon: InfoNCE whose positives share a label. A patch is a label of its own."""
 
-from solo_infoaug.patch import MethodPatch
+from solo_infoaug.twin.method import MethodPatch
 
 PATCH = MethodPatch(
     title="SupCon",

@@ -1,6 +1,6 @@
 """SwAV: one view's prototypes predict the balanced assignment of the other."""
 
-from solo_infoaug.patch import MethodPatch
+from solo_infoaug.twin.method import MethodPatch
 
 PATCH = MethodPatch(
     title="SwAV",

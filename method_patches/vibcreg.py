@@ -1,6 +1,6 @@
 """VIbCReg: VICReg with a normalised covariance."""
 
-from solo_infoaug.patch import MethodPatch
+from solo_infoaug.twin.method import MethodPatch
 
 PATCH = MethodPatch(
     title="VIbCReg",

@@ -14,8 +14,9 @@ from scipy.stats import ks_2samp, kstwo
 from torch.overrides import TorchFunctionMode
 from torchvision.transforms import RandomResizedCrop, functional
 
-from solo_infoaug import augment
-from solo_infoaug.augment import (
+from solo_infoaug.errors import ConfigError
+from solo_infoaug.twin import views as augment
+from solo_infoaug.twin.views import (
     blur,
     build_pipeline,
     draw_boxes,
@@ -24,7 +25,6 @@ from solo_infoaug.augment import (
     own_randomness,
     resized_crop,
 )
-from solo_infoaug.errors import ConfigError
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
 

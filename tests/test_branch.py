@@ -16,12 +16,12 @@ import torch
 from omegaconf import OmegaConf
 from torch.nn import functional as F
 
-from solo_infoaug.batch_norm import norms_of
-from solo_infoaug.config import InfoAugConfig
 from solo_infoaug.dictionary import TwinDictionary
 from solo_infoaug.errors import ConfigError, DictionaryError
 from solo_infoaug.host import find_host
-from solo_infoaug.patch import HOOKS, find_patch, patched_methods
+from solo_infoaug.twin.batch_norm import norms_of
+from solo_infoaug.twin.config import InfoAugConfig
+from solo_infoaug.twin.method import HOOKS, find_patch, patched_methods
 
 _KIND = find_host().kind
 METHODS = [name for name in patched_methods() if _KIND in find_patch(name).hosts]
@@ -596,7 +596,7 @@ def test_copies_are_whole_and_their_own(
 def test_method_without_patch_is_refused_only_when_on(
     host: Any, make_cfg: Callable[..., Any], twins_folder: Path
 ) -> None:
-    from solo_infoaug.branch import extend
+    from solo_infoaug.twin.branch import extend
 
     own = extend("my_method", host.methods["simclr"].infoaug_plain, host)
     with pytest.raises(ConfigError, match=r"my_method.*no twin branch.*simclr.*add_patch"):

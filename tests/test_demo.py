@@ -16,9 +16,7 @@ from safetensors.torch import load_file
 from solo_infoaug import MineConfig
 from solo_infoaug.compare.arms import ARMS
 from solo_infoaug.demo import run_demo
-from solo_infoaug.dictionary import TwinDictionary
-from solo_infoaug.mining import sample_clips
-from solo_infoaug.report import (
+from solo_infoaug.demo.report import (
     ArmResult,
     BackboneResult,
     DemoResult,
@@ -32,6 +30,8 @@ from solo_infoaug.report import (
     twins_text,
     write_report,
 )
+from solo_infoaug.dictionary import TwinDictionary
+from solo_infoaug.mining import sample_clips
 
 TINY_SCENES = (
     "scenes.videos=1",

@@ -16,10 +16,10 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from omegaconf import DictConfig, OmegaConf
 
-from solo_infoaug.augment import build_pipeline, make_views, own_randomness
 from solo_infoaug.host import find_host
-from solo_infoaug.patch import find_patch, patched_methods
 from solo_infoaug.training import TrainingResult, pretrain
+from solo_infoaug.twin.method import find_patch, patched_methods
+from solo_infoaug.twin.views import build_pipeline, make_views, own_randomness
 
 pytestmark = pytest.mark.gpu
 

@@ -11,8 +11,8 @@ import pytest
 
 from solo_infoaug.cache import cache_dir, last_dictionary, remember_dictionary
 from solo_infoaug.dictionary import TwinDictionary
+from solo_infoaug.dictionary.locate import choose_dictionary
 from solo_infoaug.errors import DictionaryError
-from solo_infoaug.locate import choose_dictionary
 
 
 @pytest.fixture

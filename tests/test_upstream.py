@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 from omegaconf import DictConfig, OmegaConf
 
-from solo_infoaug.contribute import apply_series, base_commit, new_tests, patch_files
 from solo_infoaug.errors import UpstreamError
-from solo_infoaug.patch import patched_methods
-from solo_infoaug.paths import upstream_folder
+from solo_infoaug.host.upstream import apply_series, base_commit, new_tests, patch_files
+from solo_infoaug.resources import upstream_folder
+from solo_infoaug.twin.method import patched_methods
 
 SEVEN = ["simclr", "mocov2plus", "byol", "simsiam", "barlow_twins", "vicreg", "nnclr"]
 
@@ -244,7 +244,7 @@ def series(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     _git(made, "commit", "-qm", "second")
     _git(made, "format-patch", "-q", f"--base={base}", "-o", str(tmp_path / "series"), base)
     (patch,) = (tmp_path / "series").glob("*.patch")
-    monkeypatch.setattr("solo_infoaug.contribute.patch_files", lambda: [patch])
+    monkeypatch.setattr("solo_infoaug.host.upstream.patch_files", lambda: [patch])
     return patch
 
 

@@ -45,10 +45,10 @@ def compare(
         KeyboardInterrupt: after Ctrl-C; results of what is finished have been written.
         SystemExit: after SIGTERM, as a scheduler sends it; likewise, and nothing runs on.
     """
+    from solo_infoaug._files import check_output_folder, writing
     from solo_infoaug.compare.grid import Planner, parse_grid
     from solo_infoaug.compare.pool import describe, reason, run_grid, state
-    from solo_infoaug.compare.report import write_results
-    from solo_infoaug.paths import check_output_folder, writing
+    from solo_infoaug.compare.results import write_results
 
     grid = parse_grid(overrides)
     for name, folder in (("out", grid.out), ("report", grid.report)):

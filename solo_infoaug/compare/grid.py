@@ -20,15 +20,15 @@ from omegaconf import DictConfig, OmegaConf
 
 from solo_infoaug.compare import video
 from solo_infoaug.compare.arms import ARMS
-from solo_infoaug.compare.scenes import Benchmark, ScenesConfig, prepare
-from solo_infoaug.config import read_infoaug
 from solo_infoaug.dictionary import TwinDictionary
+from solo_infoaug.dictionary.locate import choose_dictionary
 from solo_infoaug.errors import ConfigError
-from solo_infoaug.locate import choose_dictionary
 from solo_infoaug.objectives.config import FMICLConfig
-from solo_infoaug.overrides import parse_overrides
-from solo_infoaug.paths import config_folder
-from solo_infoaug.training import check_values, load_config
+from solo_infoaug.resources import config_folder
+from solo_infoaug.scenes.benchmark import Benchmark, ScenesConfig, prepare
+from solo_infoaug.training.overrides import parse_overrides
+from solo_infoaug.training.pretraining import check_values, load_config
+from solo_infoaug.twin.config import read_infoaug
 
 _LISTS = ("methods", "arms", "data", "seeds")
 _KEYS = (*_LISTS, "out", "report", "jobs", "threads", "keep_checkpoints")

@@ -133,8 +133,8 @@ def evaluate_run(checkpoint: Path, how: dict[str, Any]) -> dict[str, float]:
         how: `dataset` and the further arguments of `evaluation.evaluate`, or "scenes" and its
             settings.
     """
-    from solo_infoaug.compare.scenes import ScenesConfig, stills
     from solo_infoaug.evaluation import evaluate, extract_features, load_backbone
+    from solo_infoaug.scenes.benchmark import ScenesConfig, stills
 
     if how["dataset"] != "scenes":
         found = evaluate(checkpoint, **how)

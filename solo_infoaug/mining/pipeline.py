@@ -27,7 +27,7 @@ from rich.progress import (
 )
 
 from solo_infoaug import __version__
-from solo_infoaug.dictionary import (
+from solo_infoaug.dictionary.store import (
     MANIFEST,
     PARTS,
     TwinDictionary,

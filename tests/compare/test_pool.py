@@ -16,7 +16,8 @@ import pytest
 from filelock import FileLock
 from rich.console import Console
 
-from solo_infoaug.compare import Outcome, compare, pool, report
+from solo_infoaug.compare import Outcome, compare, pool
+from solo_infoaug.compare import results as report
 from solo_infoaug.compare.grid import Planner, parse_grid
 from solo_infoaug.errors import ConfigError
 

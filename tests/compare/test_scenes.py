@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from solo_infoaug.compare.run import evaluate_features
-from solo_infoaug.compare.scenes import Scene, ScenesConfig, prepare, stills
 from solo_infoaug.dictionary import TwinDictionary
 from solo_infoaug.errors import ConfigError
+from solo_infoaug.scenes.benchmark import Scene, ScenesConfig, prepare, stills
 
 CONFIG = ScenesConfig(videos=2, frames=48, train_stills=40, labelled_stills=40, test_stills=20)
 

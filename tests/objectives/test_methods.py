@@ -26,7 +26,7 @@ from solo_infoaug.dictionary import TwinDictionary
 from solo_infoaug.errors import ConfigError
 from solo_infoaug.host import Host
 from solo_infoaug.objectives import DIVERGENCES, fmicl_loss
-from solo_infoaug.objectives.methods import FMICL_METHODS, FMICLMethod
+from solo_infoaug.twin.fmicl import FMICL_METHODS, FMICLMethod
 
 BATCH, SIDE, QUEUE = 8, 8, 32
 

@@ -29,8 +29,8 @@ from solo_infoaug.compare.tables import (
     tables,
 )
 from solo_infoaug.dictionary import TwinDictionary
-from solo_infoaug.mining.export import richest_windows
-from solo_infoaug.mining.pictures import draw_pairs, draw_twins
+from solo_infoaug.viewer.page import richest_windows
+from solo_infoaug.viewer.pictures import draw_pairs, draw_twins
 
 
 def write_results(runs: Sequence[Run], out: Path) -> list[Path]:
@@ -80,7 +80,7 @@ def _page(runs: Sequence[Run], results: Sequence[Mapping[str, Any]]) -> str:
         loader=PackageLoader("solo_infoaug.compare", "."),
         autoescape=select_autoescape(["html", "j2"]),
     )
-    return environment.get_template("report.html.j2").render(
+    return environment.get_template("results.html.j2").render(
         sets=sets,
         runs=len(runs),
         results=results,

@@ -1,4 +1,4 @@
-"""Where the files that come with the package are, and what is written."""
+"""What is written: whole, or not at all; and what is said where it cannot be."""
 
 from __future__ import annotations
 
@@ -8,21 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import solo_infoaug
 from solo_infoaug.errors import OutputError
-
-
-def upstream_folder() -> Path:
-    """The folder `upstream/` with the patches for solo-learn, found as `configs/` is."""
-    places = (Path(place) / "upstream" for place in solo_infoaug.__path__)
-    return next(folder for folder in places if folder.is_dir())
-
-
-def config_folder() -> Path:
-    """The folder `configs/`: beside the package in a checkout, inside it once installed."""
-    return next(
-        folder for place in solo_infoaug.__path__ if (folder := Path(place) / "configs").is_dir()
-    )
 
 
 def check_output_folder(

@@ -23,16 +23,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from solo_infoaug._files import check_output_folder, writing
 from solo_infoaug.compare import compare
-from solo_infoaug.dictionary import TwinDictionary
-from solo_infoaug.dictionary_tools import video_table
-from solo_infoaug.errors import InfoAugError
-from solo_infoaug.evaluation import export
-from solo_infoaug.mining import MineConfig, mine
-from solo_infoaug.mining.export import export_patches
-from solo_infoaug.mining.samples import sample_clips
-from solo_infoaug.paths import check_output_folder, config_folder, writing
-from solo_infoaug.report import (
+from solo_infoaug.demo.report import (
     ArmResult,
     BackboneResult,
     DemoResult,
@@ -45,7 +38,15 @@ from solo_infoaug.report import (
     twins_text,
     write_report,
 )
+from solo_infoaug.dictionary import TwinDictionary
+from solo_infoaug.dictionary.tools import video_table
+from solo_infoaug.errors import InfoAugError
+from solo_infoaug.evaluation import export
+from solo_infoaug.mining import MineConfig, mine
+from solo_infoaug.mining.samples import sample_clips
+from solo_infoaug.resources import config_folder
 from solo_infoaug.training import load_config, pretrain
+from solo_infoaug.viewer.page import export_patches
 
 SCENES = ("scenes.videos=24",)
 """The benchmark's settings that the demo changes: fewer videos than the 80 of a comparison."""

@@ -27,7 +27,7 @@ class InfoAugPlugin(Plugin):
     @property
     def resume_keys(self) -> Sequence[str]:
         """The keys that auto-resume compares as well."""
-        from solo_infoaug.registration import SHOULD_MATCH
+        from solo_infoaug.twin.registration import SHOULD_MATCH
 
         return SHOULD_MATCH
 
@@ -40,10 +40,10 @@ class InfoAugPlugin(Plugin):
         """
         if "infoaug" not in cfg and "fmicl" not in cfg:
             return cfg
-        from solo_infoaug.branch import _load_dictionary
-        from solo_infoaug.config import read_infoaug, write_infoaug
-        from solo_infoaug.objectives.methods import check_method, read_fmicl, write_fmicl
-        from solo_infoaug.patch import find_patch
+        from solo_infoaug.twin.branch import _load_dictionary
+        from solo_infoaug.twin.config import read_infoaug, write_infoaug
+        from solo_infoaug.twin.fmicl import check_method, read_fmicl, write_fmicl
+        from solo_infoaug.twin.method import find_patch
 
         write_fmicl(cfg, read_fmicl(cfg, cfg.method))
         config = read_infoaug(cfg)
@@ -69,7 +69,7 @@ class TwinLoss(ExtraLoss):
 
     def __init__(self, method: Any) -> None:
         super().__init__(method)
-        from solo_infoaug.objectives.methods import read_fmicl, with_fmicl
+        from solo_infoaug.twin.fmicl import read_fmicl, with_fmicl
 
         name, cfg = method.cfg.method, method.cfg
         plain = with_fmicl(name, type(method))
@@ -126,7 +126,7 @@ class TwinLoss(ExtraLoss):
 
         Lightning shows a callback the checkpoint when it is too late for that.
         """
-        from solo_infoaug.branch import _CHECKPOINT_KEY
+        from solo_infoaug.twin.branch import _CHECKPOINT_KEY
 
         checkpoint: dict[str, Any] = {"state_dict": weights}
         if any(name.startswith("twin.") for name in weights):
@@ -139,7 +139,7 @@ class TwinLoss(ExtraLoss):
         Raises:
             ConfigError: the checkpoint was trained with f-MICL, and this run has none.
         """
-        from solo_infoaug.objectives.methods import check_checkpoint
+        from solo_infoaug.twin.fmicl import check_checkpoint
 
         if not trainer.training:
             return
@@ -167,8 +167,8 @@ class TwinLoss(ExtraLoss):
 
 def _around(name: str, plain: type) -> type:
     """`extend` for a method that is there already: what it adds, without the method."""
-    from solo_infoaug.branch import InfoAugMethod
     from solo_infoaug.host import load_host
+    from solo_infoaug.twin.branch import InfoAugMethod
 
     members = {"infoaug_name": name, "infoaug_plain": plain, "infoaug_host": load_host()}
     return type(f"Twins{plain.__name__}", (InfoAugMethod, _Nothing), members)

@@ -73,7 +73,7 @@ class InfoAugConfig:
     """Of the dictionary; this and the rest are filled in when the run starts."""
 
     chosen_by: str | None = None
-    """The rule by which it is this dictionary; see `locate.choose_dictionary`."""
+    """The rule by which it is this dictionary; see `dictionary.locate.choose_dictionary`."""
 
     written: str | None = None
     """When it was."""

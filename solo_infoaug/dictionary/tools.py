@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from solo_infoaug.dictionary import (
+from solo_infoaug.dictionary.store import (
     COUNTS,
     MANIFEST,
     PARTS,

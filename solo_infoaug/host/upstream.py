@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from solo_infoaug.errors import UpstreamError
-from solo_infoaug.paths import upstream_folder
+from solo_infoaug.resources import upstream_folder
 
 DEFAULT_BRANCH = "solo-infoaug"
 

@@ -35,8 +35,8 @@ from PIL import Image
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_safetensors
 
+from solo_infoaug._files import check_output_folder
 from solo_infoaug.errors import ConfigError, DictionaryError
-from solo_infoaug.paths import check_output_folder
 
 FORMAT = "solo-infoaug twin dictionary"
 VERSION = 2

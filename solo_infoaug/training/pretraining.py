@@ -36,15 +36,15 @@ from PIL import Image
 from torch.utils.data import Dataset
 from torchvision.datasets.folder import IMG_EXTENSIONS, default_loader
 
-from solo_infoaug.augment import run_pipelines
-from solo_infoaug.batches import whole_batches
-from solo_infoaug.config import read_infoaug
+from solo_infoaug._files import check_output_folder
 from solo_infoaug.errors import ConfigError, DataError, InfoAugError
 from solo_infoaug.host import Host
 from solo_infoaug.objectives.config import FMICLConfig
-from solo_infoaug.overrides import parse_overrides
-from solo_infoaug.paths import check_output_folder
-from solo_infoaug.registration import register
+from solo_infoaug.training.batches import whole_batches
+from solo_infoaug.training.overrides import parse_overrides
+from solo_infoaug.twin.config import read_infoaug
+from solo_infoaug.twin.registration import register
+from solo_infoaug.twin.views import run_pipelines
 
 LOGGERS = ("csv", "tensorboard", "none")
 DATASETS = ("cifar10", "cifar100", "stl10", "imagenet", "imagenet100", "custom")

@@ -22,22 +22,22 @@ from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 from omegaconf import DictConfig, OmegaConf, open_dict
 from torch import Tensor, nn
 
-from solo_infoaug.augment import Pipeline, make_views, own_randomness, run_pipelines, sent
-from solo_infoaug.batch_norm import exchanged, frozen, norms_of, own_norms
-from solo_infoaug.config import InfoAugConfig, read_infoaug, write_infoaug
-from solo_infoaug.dictionary import MANIFEST, TwinDictionary
+from solo_infoaug.dictionary.locate import choose_dictionary
+from solo_infoaug.dictionary.store import MANIFEST, TwinDictionary
 from solo_infoaug.errors import ConfigError, DictionaryError
 from solo_infoaug.host import Host
-from solo_infoaug.locate import choose_dictionary
-from solo_infoaug.objectives.methods import check_method
-from solo_infoaug.patch import MethodPatch, find_patch
-from solo_infoaug.resume import (
+from solo_infoaug.twin.batch_norm import exchanged, frozen, norms_of, own_norms
+from solo_infoaug.twin.config import InfoAugConfig, read_infoaug, write_infoaug
+from solo_infoaug.twin.fmicl import check_method
+from solo_infoaug.twin.method import MethodPatch, find_patch
+from solo_infoaug.twin.resume import (
     put_late_buffers,
     random_state,
     set_momentum,
     set_random_state,
     take_late_buffers,
 )
+from solo_infoaug.twin.views import Pipeline, make_views, own_randomness, run_pipelines, sent
 
 # The view branch's modules that the twin branch uses, under the name of either host.
 _SHARED = {"current": ("backbone", "momentum_backbone"), "release": ("encoder", "momentum_encoder")}

@@ -21,7 +21,7 @@ import av
 import cv2
 import numpy as np
 
-from solo_infoaug.dictionary import TwinDictionary, Window
+from solo_infoaug.dictionary.store import TwinDictionary, Window
 from solo_infoaug.errors import ConfigError
 from solo_infoaug.mining.config import MineConfig
 from solo_infoaug.mining.tracking import grid

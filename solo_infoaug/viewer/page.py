@@ -13,12 +13,12 @@ import torch
 from matplotlib.figure import Figure
 from PIL import Image
 
+from solo_infoaug._files import check_output_folder, new_file
 from solo_infoaug.dictionary import TwinDictionary
-from solo_infoaug.dictionary_tools import video_table
+from solo_infoaug.dictionary.tools import video_table
 from solo_infoaug.errors import ConfigError, DictionaryError
-from solo_infoaug.mining import pictures
-from solo_infoaug.mining.movie import write_movie
-from solo_infoaug.paths import check_output_folder, new_file
+from solo_infoaug.viewer import pictures
+from solo_infoaug.viewer.movie import write_movie
 
 # Windows with the most twins are shown; a page of hundreds helps nobody.
 _WINDOWS = 12

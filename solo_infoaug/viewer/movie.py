@@ -11,10 +11,10 @@ import cv2
 import matplotlib
 import numpy as np
 
-from solo_infoaug.dictionary import PARTS, TwinDictionary, Window, read_json
+from solo_infoaug.dictionary.store import PARTS, TwinDictionary, Window, read_json
 from solo_infoaug.errors import VideoError
-from solo_infoaug.mining.pictures import strongest_pairs
 from solo_infoaug.mining.video import find_videos, open_video, video_digest
+from solo_infoaug.viewer.pictures import strongest_pairs
 
 _WIDEST, _LEAST = 1280, 320
 _FPS = 25

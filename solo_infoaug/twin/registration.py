@@ -5,9 +5,9 @@ A solo-learn with the hook for plugins (`upstream/`) needs no replacing: see `ho
 
 from __future__ import annotations
 
-from solo_infoaug.branch import InfoAugMethod, extend
 from solo_infoaug.host import Host, load_host
-from solo_infoaug.objectives.methods import with_fmicl
+from solo_infoaug.twin.branch import InfoAugMethod, extend
+from solo_infoaug.twin.fmicl import with_fmicl
 
 # What auto-resume compares as well: a run only goes on from one with the same twins
 # and the same objective.
@@ -37,7 +37,7 @@ def register() -> Host:
     """
     host = load_host()
     if host.plugins is not None:
-        from solo_infoaug.hook import NAME, InfoAugPlugin
+        from solo_infoaug.twin.hook import NAME, InfoAugPlugin
 
         # as a rule solo-learn has loaded it already, by its entry point
         host.plugins.setdefault(NAME, InfoAugPlugin())

@@ -15,8 +15,8 @@ from matplotlib.patches import Rectangle
 
 from solo_infoaug.compare.arms import ARMS
 from solo_infoaug.dictionary import TwinDictionary
-from solo_infoaug.mining.export import richest_windows
-from solo_infoaug.mining.pictures import (
+from solo_infoaug.viewer.page import richest_windows
+from solo_infoaug.viewer.pictures import (
     draw_pairs,
     draw_tracks,
     draw_twins,
@@ -321,7 +321,7 @@ def write_report(
     }
     header, rows, title = arms_table(demo.scenes)
     environment = Environment(
-        loader=PackageLoader("solo_infoaug", "."), autoescape=select_autoescape(["html", "j2"])
+        loader=PackageLoader("solo_infoaug.demo", "."), autoescape=select_autoescape(["html", "j2"])
     )
     pairs, crops, *windows = [_data_uri(file) for file in twin_pictures]
     page = environment.get_template("report.html.j2").render(

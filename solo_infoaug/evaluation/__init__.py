@@ -23,12 +23,12 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from solo_infoaug.augment import normalization
+from solo_infoaug._files import check_output_folder, new_file
 from solo_infoaug.errors import ConfigError
 from solo_infoaug.host import load_host
-from solo_infoaug.paths import check_output_folder, new_file
-from solo_infoaug.registration import register
-from solo_infoaug.training import image_classes, read_image
+from solo_infoaug.training.pretraining import image_classes, read_image
+from solo_infoaug.twin.registration import register
+from solo_infoaug.twin.views import normalization
 
 _TEMPERATURE = 0.07
 DATASETS = ("digits", "cifar10", "cifar100", "stl10", "folder")

@@ -10,7 +10,7 @@ import torch
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from solo_infoaug.dictionary import TwinDictionary, Window
+from solo_infoaug.dictionary.store import TwinDictionary, Window
 from solo_infoaug.errors import ConfigError
 from solo_infoaug.mining.window import REASONS
 

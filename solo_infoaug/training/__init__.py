@@ -1,0 +1,5 @@
+"""Pretraining from solo-learn's YAML files, on either host."""
+
+from solo_infoaug.training.pretraining import TrainingResult, choose_device, load_config, pretrain
+
+__all__ = ["TrainingResult", "choose_device", "load_config", "pretrain"]
