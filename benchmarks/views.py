@@ -35,6 +35,7 @@ from solo_infoaug.errors import ConfigError
 from solo_infoaug.host import load_host
 from solo_infoaug.mining.samples import sample_clips
 from solo_infoaug.mining.video import Video
+from solo_infoaug.twin.randomness import fork_rng
 from solo_infoaug.twin.views import (
     Pipeline,
     blur,
@@ -42,7 +43,6 @@ from solo_infoaug.twin.views import (
     draw_boxes,
     jitter,
     make_views,
-    own_randomness,
     resized_crop,
 )
 
@@ -361,7 +361,7 @@ def main() -> None:
     options = parser.parse_args()
     warnings.filterwarnings("ignore")
     random.seed(0)  # solo-learn's blur draws from it
-    with torch.no_grad(), own_randomness(0, torch.device("cpu")):
+    with torch.no_grad(), fork_rng(0, torch.device("cpu")):
         if options.what == "parity":
             parity(options.views)
         elif options.what == "pixels":

@@ -160,11 +160,13 @@ def evaluate_video(
     from omegaconf import OmegaConf
 
     from solo_infoaug.compare.video import VideoConfig, evaluate
-    from solo_infoaug.evaluation import build_backbone, extract_features, load_backbone
+    from solo_infoaug.evaluation import extract_features, load_backbone
+    from solo_infoaug.host import load_host
 
     backbone = load_backbone(checkpoint)
     torch.manual_seed(int(OmegaConf.select(backbone.cfg, "seed", default=0)))
-    untrained = replace(backbone, module=build_backbone(backbone.cfg).eval().requires_grad_(False))
+    module = load_host().build_backbone(backbone.cfg).eval().requires_grad_(False)
+    untrained = replace(backbone, module=module)
     found = evaluate(
         VideoConfig(**how),
         {

@@ -25,10 +25,9 @@ from torch.nn import functional as F
 
 from solo_infoaug._files import check_output_folder, new_file
 from solo_infoaug.errors import ConfigError
-from solo_infoaug.host import load_host
+from solo_infoaug.host import backbone_entries
 from solo_infoaug.training.pretraining import image_classes, read_image
 from solo_infoaug.twin.registration import register
-from solo_infoaug.twin.views import normalization
 
 _TEMPERATURE = 0.07
 DATASETS = ("digits", "cifar10", "cifar100", "stl10", "folder")
@@ -71,19 +70,6 @@ def checkpoint_config(checkpoint: str | Path) -> DictConfig:
             raise ConfigError(f"checkpoint: {args} has no {key!r}, as solo-learn's have")
     assert isinstance(cfg, DictConfig)
     return cfg
-
-
-def build_backbone(cfg: DictConfig) -> nn.Module:
-    """An untrained backbone as solo-learn builds it for this configuration."""
-    host = load_host()
-    kwargs = OmegaConf.select(cfg, "backbone.kwargs") or {}
-    module = host.backbones[cfg.backbone.name](cfg.method, **kwargs)
-    if cfg.backbone.name.startswith("resnet"):
-        module.fc = nn.Identity()
-        if cfg.data.dataset in ("cifar10", "cifar100"):
-            module.conv1 = nn.Conv2d(3, 64, kernel_size=3, stride=1, padding=2, bias=False)
-            module.maxpool = nn.Identity()
-    return module
 
 
 class _Inert:
@@ -129,11 +115,10 @@ def backbone_weights(checkpoint: str | Path) -> dict[str, Tensor]:
         state = loaded["state_dict"]
     except Exception as error:
         raise ConfigError(f"checkpoint: {checkpoint} cannot be read as one ({error})") from error
-    for prefix in ("backbone.", "encoder."):  # the current solo-learn, the PyPI release
-        weights = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
-        if weights:
-            return weights
-    raise ConfigError(f"checkpoint: {checkpoint} has no backbone in its state dict")
+    weights = backbone_entries(state)
+    if not weights:
+        raise ConfigError(f"checkpoint: {checkpoint} has no backbone in its state dict")
+    return weights
 
 
 def load_backbone(checkpoint: str | Path) -> Backbone:
@@ -145,7 +130,7 @@ def load_backbone(checkpoint: str | Path) -> Backbone:
     cfg = checkpoint_config(checkpoint)
     weights = backbone_weights(checkpoint)
     host = register()
-    module = build_backbone(cfg)
+    module = host.build_backbone(cfg)
     try:
         module.load_state_dict(weights)
     except RuntimeError as error:
@@ -153,7 +138,7 @@ def load_backbone(checkpoint: str | Path) -> Backbone:
             f"checkpoint: its backbone is not the {cfg.backbone.name} of its args.json ({error})"
         ) from error
     entry = cfg.augmentations[0]
-    mean, std = normalization(host.build_transform_pipeline(cfg.data.dataset, entry))
+    mean, std = host.normalization(cfg.data.dataset, entry)
     return Backbone(
         module=module.eval().requires_grad_(False),
         name=str(cfg.backbone.name),

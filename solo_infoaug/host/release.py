@@ -333,6 +333,21 @@ def adapt(method: type) -> type:
     return Adapted
 
 
+def project(method: Any, outputs: dict[str, Any]) -> dict[str, Any]:
+    """The base class's outputs with what the current solo-learn's methods add: projected features.
+
+    Keys are normalised, as MoCo's are there.
+    """
+    projected = {"z": [method.projector(features) for features in outputs["feats"]]}
+    if "momentum_feats" in outputs:
+        with torch.no_grad():
+            projected["momentum_z"] = [
+                nn.functional.normalize(method.momentum_projector(features), dim=-1)
+                for features in outputs["momentum_feats"]
+            ]
+    return {**outputs, **projected}
+
+
 def _lars_that_runs_its_closure(wrapper: type) -> type:
     """Lightning computes gradients in the optimizer's closure: run it before LARS scales them."""
     base: Any = wrapper
@@ -582,4 +597,6 @@ def load(info: HostInfo) -> Host:
         prepare_data=prepare_data,
         checkpointer=checkpointer,
         find_checkpoint=find_checkpoint,
+        project=project,
+        adapted=True,
     )

@@ -9,41 +9,31 @@ is the host's; its batches are patches and their twins, and its loss is added wi
 from __future__ import annotations
 
 import copy
-import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
-from datetime import datetime
 from functools import cache
 from typing import Any, cast
 
-import numpy as np
 import torch
 from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 from omegaconf import DictConfig, OmegaConf, open_dict
 from torch import Tensor, nn
 
-from solo_infoaug.dictionary.locate import choose_dictionary
-from solo_infoaug.dictionary.store import MANIFEST, TwinDictionary
-from solo_infoaug.errors import ConfigError, DictionaryError
-from solo_infoaug.host import Host
+from solo_infoaug.dictionary import TwinDictionary
+from solo_infoaug.errors import ConfigError
+from solo_infoaug.host import BACKBONE_NAMES, Host
+from solo_infoaug.host.method import Method
 from solo_infoaug.twin.batch_norm import exchanged, frozen, norms_of, own_norms
 from solo_infoaug.twin.config import InfoAugConfig, read_infoaug, write_infoaug
 from solo_infoaug.twin.fmicl import check_method
-from solo_infoaug.twin.method import MethodPatch, find_patch
-from solo_infoaug.twin.resume import (
-    put_late_buffers,
-    random_state,
-    set_momentum,
-    set_random_state,
-    take_late_buffers,
-)
-from solo_infoaug.twin.views import Pipeline, make_views, own_randomness, run_pipelines, sent
-
-# The view branch's modules that the twin branch uses, under the name of either host.
-_SHARED = {"current": ("backbone", "momentum_backbone"), "release": ("encoder", "momentum_encoder")}
+from solo_infoaug.twin.method import MethodSpec, find_method
+from solo_infoaug.twin.randomness import draw_seeds, fork_rng
+from solo_infoaug.twin.resume import Resumption, take_late_buffers
+from solo_infoaug.twin.twins import check_dictionary, open_dictionary, open_if_there, risks
+from solo_infoaug.twin.views import Pipeline, make_views, run_pipelines, sent
 
 # Parameter groups that the view branch already has, or that a branch without labels has no use for.
-_NOT_THE_BRANCHS = {"backbone", "encoder", "classifier", "momentum_classifier"}
+_NOT_THE_BRANCHS = {*BACKBONE_NAMES.values(), "classifier", "momentum_classifier"}
 
 # What a method logs about labels means nothing for images without them.
 _NOT_LOGGED = {
@@ -58,12 +48,6 @@ _CHECKPOINT_KEY = "solo_infoaug"
 
 # The module through which pickle finds the classes made here.
 _REGISTERED = "solo_infoaug.registered"
-
-# A run's configuration names so many videos of its dictionary.
-_VIDEOS_NAMED = 20
-
-# A crop this many times the side of a patch shows little but interpolation.
-_ENLARGED = 2.0
 
 # In the place of a step's number, for what the branch draws before an epoch's first one.
 _BEFORE_STEPS = 2**31
@@ -93,7 +77,7 @@ def _renamed_module(name: str, to: str) -> property:
     return property(get)
 
 
-class _TwinBranch:
+class _TwinBranch(Method):
     """Mixed into a method: reaches the backbone through the view branch, and logs through it."""
 
     view_branch: Any
@@ -104,7 +88,7 @@ class _TwinBranch:
     @property
     def learnable_params(self) -> list[dict[str, Any]]:
         """The parameters of the branch's own heads."""
-        groups = super().learnable_params  # type: ignore[misc]
+        groups = super().learnable_params
         own = [group for group in groups if group.get("name") not in _NOT_THE_BRANCHS]
         if self.norms is not None:
             own.append({"name": "norms", "params": self.norms.parameters()})
@@ -114,13 +98,13 @@ class _TwinBranch:
     @property
     def momentum_pairs(self) -> list[tuple[Any, Any]]:
         """The branch's own momentum heads; the view branch updates the backbone."""
-        pairs = super().momentum_pairs  # type: ignore[misc]
+        pairs = super().momentum_pairs
         own = [pair for pair in pairs if pair[0] is not self.view_branch.backbone]
         return own if self.momentum_norms is None else [*own, (self.norms, self.momentum_norms)]
 
     def _base_shared_step(self, X: Tensor, targets: Tensor) -> Any:  # noqa: N803
         """Labels are for methods that pair by them: the class loss sees one class, and is zero."""
-        return super()._base_shared_step(X, torch.zeros_like(targets))  # type: ignore[misc]
+        return super()._base_shared_step(X, torch.zeros_like(targets))
 
     @contextmanager
     def backbone_for_twins(self) -> Iterator[None]:
@@ -149,19 +133,17 @@ class _TwinBranch:
 
 
 @cache
-def _branch_class(name: str, plain: type, kind: str) -> type:
+def _branch_class(name: str, plain: type, shared: tuple[str, ...]) -> type:
     """The class of the twin branches of a method: one for all, so that pickle can name it."""
-    patch = find_patch(name)
-    members: dict[str, Any] = {shared: _shared_module(shared) for shared in _SHARED[kind]}
-    members |= {old: _renamed_module(old, new) for old, new in patch.renamed.items()}
+    spec = find_method(name)
+    members: dict[str, Any] = {module: _shared_module(module) for module in shared}
+    members |= {old: _renamed_module(old, new) for old, new in spec.renamed.items()}
     members |= {"__module__": _REGISTERED, "__qualname__": f"{name}.infoaug_branch"}
-    bases = tuple(base for base in (_TwinBranch, patch.branch, plain) if base is not object)
+    bases = tuple(base for base in (_TwinBranch, spec.branch, plain) if base is not object)
     return type(f"Twin{plain.__name__}", bases, members)
 
 
-def build_branch(
-    patch: MethodPatch, cfg: DictConfig, config: InfoAugConfig, view_branch: Any
-) -> Any:
+def build_branch(spec: MethodSpec, cfg: DictConfig, config: InfoAugConfig, view_branch: Any) -> Any:
     """A second instance of the method of `view_branch`, over its backbone.
 
     Its heads are initialised from the run's seed without touching torch's random state, so that
@@ -180,41 +162,47 @@ def build_branch(
         own.optimizer.batch_size = config.batch_size
         if OmegaConf.select(own, "momentum") is not None:
             own.momentum.classifier = False
-        patch.configure(own)
+        spec.configure(own)
     if config.heads == "none":
-        _check_headless(patch)
+        _check_headless(spec)
         with open_dict(own):
             own.method_kwargs.proj_output_dim = view_branch.features_dim  # of queues
-    with own_randomness(int(OmegaConf.select(cfg, "seed", default=0)) + 1, torch.device("cpu")):
+    with fork_rng(int(OmegaConf.select(cfg, "seed", default=0)) + 1, torch.device("cpu")):
         branch = view_branch.infoaug_branch(own)
     if config.heads == "none":
         _leave_out_heads(branch, view_branch.features_dim)
     # a plain attribute: the view branch owns the branch, the branch only refers back to it
     object.__setattr__(branch, "view_branch", view_branch)
-    for name in _SHARED[view_branch.infoaug_host.info.kind]:
+    for name in view_branch.infoaug_host.shared_modules:
         branch._modules.pop(name, None)
-    for name, to in patch.renamed.items():
+    for name, to in spec.renamed.items():
         branch._modules[to] = branch._modules.pop(name)
     branch.classifier = _NoClassifier()
-    branch.batch_norm = config.batch_norm
-    branch.norms = branch.momentum_norms = None
-    if config.batch_norm != "shared" and not norms_of(view_branch.backbone):
-        raise ConfigError(
-            f"infoaug.batch_norm: {config.batch_norm!r} needs a backbone with batch norm, and "
-            f"{cfg.backbone.name} has none; use shared"
-        )
-    if config.batch_norm == "separate":
-        branch.norms = own_norms(view_branch.backbone)
-        if hasattr(view_branch, "momentum_backbone"):
-            branch.momentum_norms = own_norms(view_branch.momentum_backbone)
+    _give_norms(branch, config.batch_norm, str(cfg.backbone.name))
     return branch
 
 
-def _check_headless(patch: MethodPatch) -> None:
-    if "projector" not in patch.heads or set(patch.heads) - {"projector", "predictor"}:
+def _give_norms(branch: Any, batch_norm: str, backbone: str) -> None:
+    """The batch norms that the branch has of its own, if any."""
+    view_branch = branch.view_branch
+    branch.batch_norm = batch_norm
+    branch.norms = branch.momentum_norms = None
+    if batch_norm != "shared" and not norms_of(view_branch.backbone):
         raise ConfigError(
-            f"infoaug.heads: expected full for {patch.title}, whose loss needs its heads "
-            f"({', '.join(patch.heads)}), got 'none'"
+            f"infoaug.batch_norm: {batch_norm!r} needs a backbone with batch norm, and "
+            f"{backbone} has none; use shared"
+        )
+    if batch_norm == "separate":
+        branch.norms = own_norms(view_branch.backbone)
+        if hasattr(view_branch, "momentum_backbone"):
+            branch.momentum_norms = own_norms(view_branch.momentum_backbone)
+
+
+def _check_headless(spec: MethodSpec) -> None:
+    if "projector" not in spec.heads or set(spec.heads) - {"projector", "predictor"}:
+        raise ConfigError(
+            f"infoaug.heads: expected full for {spec.title}, whose loss needs its heads "
+            f"({', '.join(spec.heads)}), got 'none'"
         )
 
 
@@ -253,104 +241,16 @@ def build_views(host: Host, cfg: DictConfig, config: InfoAugConfig) -> list[Pipe
     return run_pipelines(host, cfg, entries)
 
 
-def _load_dictionary(config: InfoAugConfig) -> TwinDictionary | DictionaryError:
-    """The dictionary; or the error, kept until training starts, where a finished run is read."""
-    try:
-        choice = choose_dictionary(config.twins)
-        dictionary = TwinDictionary.load(choice.path)
-        choice.check(dictionary.fingerprint)
-    except DictionaryError as error:
-        if config.fingerprint is None:
-            raise
-        return error
-    path = choice.path.resolve()
-    if config.fingerprint not in (None, dictionary.fingerprint):
-        warnings.warn(
-            f"infoaug.twins: {path} holds another dictionary than the one that this configuration "
-            "was saved with",
-            stacklevel=2,
-        )
-    if config.chosen_by is None or config.twins != str(path):
-        config.chosen_by = choice.rule
-    config.twins = str(path)
-    config.fingerprint = dictionary.fingerprint
-    config.written = datetime.fromtimestamp((path / MANIFEST).stat().st_mtime).isoformat(
-        " ", "seconds"
-    )
-    videos = dictionary.videos
-    more = [f"and {len(videos) - _VIDEOS_NAMED} more"] if len(videos) > _VIDEOS_NAMED else []
-    config.videos = videos[:_VIDEOS_NAMED] + more
-    return dictionary
-
-
-def _check_dictionary(dictionary: TwinDictionary, config: InfoAugConfig) -> None:
-    """Refuse what the dictionary cannot give, before anything is trained.
-
-    Raises:
-        DictionaryError: no patch has a twin.
-        ConfigError: more twins or moments are asked for than it keeps.
-    """
-    if len(dictionary.anchors) == 0:
-        raise DictionaryError(
-            f"infoaug.twins: no patch in {dictionary.path} has a twin; mine more or other video"
-        )
-    kept, moments = dictionary.twins.shape[1], dictionary.pixels_shape[1]
-    if config.top_k > kept:
-        raise ConfigError(
-            f"infoaug.top_k: expected at most {kept}, the twins of a patch that "
-            f"{dictionary.path} keeps, got {config.top_k}"
-        )
-    if config.temporal and moments < 2:
-        raise ConfigError(
-            f"infoaug.temporal: {dictionary.path} keeps one moment of each patch; "
-            "mine it with -s moments=4, or leave it out"
-        )
-
-
-def _risks(
-    dictionary: TwinDictionary, cfg: DictConfig, state: Sequence[str], pairs: int
-) -> list[str]:
-    """What a run may well survive, and its user ought to know.
-
-    Args:
-        dictionary: of the twins.
-        cfg: of the run.
-        state: the method's buffers.
-        pairs: drawn a step, by all processes.
-    """
-    risks = []
-    anchors = len(dictionary.anchors)
-    if pairs > anchors:
-        risks.append(
-            f"infoaug.batch_size: {pairs} pairs a step (of all processes) are drawn from {anchors} "
-            "patches with a twin: a patch comes more than once in a step, and is its own negative"
-        )
-    queue = OmegaConf.select(cfg, "method_kwargs.queue_size")
-    if "queue" in state and queue is not None and int(queue) + pairs > anchors:
-        risks.append(
-            f"method_kwargs.queue_size: a queue of {queue} and {pairs} pairs a step, but "
-            f"{anchors} patches with a twin: a patch meets itself in the queue, as its own "
-            "negative or neighbour; mine more video, or use a shorter queue"
-        )
-    crop = max(int(entry.crop_size) for entry in cfg.augmentations)
-    source = float(np.median(dictionary.patches["size"][dictionary.anchors.numpy()]))
-    side = min(float(dictionary.pixels_shape[-1]), source)
-    if crop > _ENLARGED * side:
-        risks.append(
-            f"infoaug.twins: patches of {side:.0f} pixels are enlarged to crops of {crop}: "
-            "mine with a larger -s crop_size and -s patch_fraction, or video of a higher resolution"
-        )
-    return risks
-
-
 class _BranchClass:
     """`METHODS[…].infoaug_branch`, made when it is first asked for."""
 
     def __get__(self, method: Any, owner: type[InfoAugMethod]) -> type:
-        return _branch_class(owner.infoaug_name, owner.infoaug_plain, owner.infoaug_host.info.kind)
+        return _branch_class(
+            owner.infoaug_name, owner.infoaug_plain, owner.infoaug_host.shared_modules
+        )
 
 
-class InfoAugMethod:
+class InfoAugMethod(Method):
     """Mixed into every supported method of solo-learn by `extend`."""
 
     infoaug_plain: type
@@ -358,31 +258,38 @@ class InfoAugMethod:
     infoaug_name: str
     infoaug_branch = _BranchClass()
 
+    infoaug: InfoAugConfig | None
+    twin_dictionary: TwinDictionary | None
+    """None where a finished run is read whose dictionary is gone."""
+    twin_views: list[Pipeline]
+    twin: Any
+    resumption: Resumption | None = None
+    """What is to be put back, from a checkpoint's loading until the first epoch has begun."""
+
     def __init__(self, cfg: DictConfig | None = None, *args: Any, **kwargs: Any) -> None:
         config = None if cfg is None else read_infoaug(cfg)
         if cfg is None:  # the PyPI release's own keyword arguments
             super().__init__(*args, **kwargs)
         else:
             if config is not None:
-                patch = find_patch(self.infoaug_name)
+                spec = find_method(self.infoaug_name)
                 if config.objective:
                     check_method(self.infoaug_name, "infoaug.objective")
-            super().__init__(cfg, *args, **kwargs)  # type: ignore[call-arg]
+            super().__init__(cfg, *args, **kwargs)
         self.infoaug = config
         if cfg is None or config is None:
             if cfg is not None:
                 write_infoaug(cfg, None)
             return
         config.batch_size = config.batch_size or int(cfg.optimizer.batch_size)
-        config.heads = config.heads or patch.heads_by_default
-        patch.check(self, config.batch_size, 1)
-        self.infoaug_patch = patch
-        self.twin_dictionary = _load_dictionary(config)
-        if isinstance(self.twin_dictionary, TwinDictionary):
-            _check_dictionary(self.twin_dictionary, config)
+        config.heads = config.heads or spec.heads_by_default
+        spec.check(self, config.batch_size, 1)
+        self.infoaug_spec = spec
+        self.twin_dictionary = open_if_there(config)
+        if self.twin_dictionary is not None:
+            check_dictionary(self.twin_dictionary, config)
         self.twin_views = build_views(self.infoaug_host, cfg, config)
-        self.twin = build_branch(patch, cfg, config, self)
-        self._resumed: dict[str, Any] | None = None
+        self.twin = build_branch(spec, cfg, config, self)
         write_infoaug(cfg, config)
 
     # --- copies, whole models on disk, other processes ---------------------------------------
@@ -393,36 +300,35 @@ class InfoAugMethod:
         So it can be loaded where this package is not. The release's plain methods are adapters of
         ours, and have no other name.
         """
-        module = cast(Any, self)
-        off = self.infoaug is None and module.fmicl is None
+        off = self.infoaug is None and self.fmicl is None
         # a user's subclass is left as it is
         ours = type(self).__module__ == _REGISTERED
-        if off and ours and self.infoaug_host.info.kind == "current":
-            return object.__new__, (module.fmicl_plain,), self.__getstate__()
+        if off and ours and not self.infoaug_host.adapted:
+            return object.__new__, (self.fmicl_plain,), self.__getstate__()
         return super().__reduce_ex__(protocol)
 
     def __getstate__(self) -> dict[str, Any]:
         """All but the dictionary, which is opened again where it lies."""
-        state: dict[str, Any] = super().__getstate__()  # type: ignore[assignment]
+        state: dict[str, Any] = super().__getstate__()
         return {name: value for name, value in state.items() if name != "twin_dictionary"}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)  # type: ignore[misc]
+        super().__setstate__(state)
         if self.infoaug is not None:
-            self.twin_dictionary = _load_dictionary(self.infoaug)
+            self.twin_dictionary = open_if_there(self.infoaug)
 
     # --- training ----------------------------------------------------------------------------
 
     def training_step(self, batch: Any, batch_idx: int) -> Any:
         """The method's own loss; with InfoAug plus λ times that of the twin branch."""
-        loss = super().training_step(batch, batch_idx)  # type: ignore[misc]
+        loss = super().training_step(batch, batch_idx)
         if self.infoaug is None:
             return loss
         with self._twin_randomness(batch_idx) as draw:
             twin_batch = self._twin_batch(draw)
             with self.twin.backbone_for_twins():
                 twin_loss = self.twin.training_step(twin_batch, batch_idx)
-        self.log("twin_loss", twin_loss, on_epoch=True, sync_dist=True)  # type: ignore[attr-defined]
+        self.log("twin_loss", twin_loss, on_epoch=True, sync_dist=True)
         return loss + self.infoaug.weight * twin_loss
 
     @contextmanager
@@ -435,17 +341,9 @@ class InfoAugMethod:
         Yields:
             the generator of the choice of pairs.
         """
-        module: Any = self
-        sequence = np.random.SeedSequence(
-            [
-                int(OmegaConf.select(module.cfg, "seed", default=0)),
-                module.global_rank,
-                module.current_epoch,
-                moment,
-            ]
-        )
-        draw, rest = (int(n) for n in sequence.generate_state(2, np.uint64) >> 1)
-        with own_randomness(rest, module.device):
+        seed = int(OmegaConf.select(self.cfg, "seed", default=0))
+        draw, rest = draw_seeds(seed, self.global_rank, self.current_epoch, moment)
+        with fork_rng(rest, self.device):
             yield torch.Generator().manual_seed(draw)
 
     def _twin_batch(self, generator: torch.Generator) -> list[Any]:
@@ -455,7 +353,7 @@ class InfoAugMethod:
         """
         assert self.infoaug is not None
         assert self.infoaug.batch_size is not None
-        assert isinstance(self.twin_dictionary, TwinDictionary)
+        assert self.twin_dictionary is not None
         patch, twin, index = self.twin_dictionary.sample(
             self.infoaug.batch_size,
             generator,
@@ -463,11 +361,11 @@ class InfoAugMethod:
             top_k=self.infoaug.top_k,
             temporal=self.infoaug.temporal,
         )
-        device = self.device  # type: ignore[attr-defined]
+        device = self.device
         patch, twin, index = (sent(tensor, device) for tensor in (patch, twin, index))
-        views = make_views(self.twin_views, patch, twin, both=self.infoaug_patch.both_views)
+        views = make_views(self.twin_views, patch, twin, both=self.infoaug_spec.both_views)
         # as the loader's batches are, for precisions in which the weights are not float32
-        plugin = getattr(self._trainer, "precision_plugin", None)  # type: ignore[attr-defined]
+        plugin = getattr(self._trainer, "precision_plugin", None)
         return [index, views if plugin is None else plugin.convert_input(views), index]
 
     # --- optimisation ------------------------------------------------------------------------
@@ -475,83 +373,74 @@ class InfoAugMethod:
     @property
     def learnable_params(self) -> list[dict[str, Any]]:
         """The method's parameter groups and those of the twin branch's heads."""
-        groups = super().learnable_params  # type: ignore[misc]
+        groups = super().learnable_params
         return groups if self.infoaug is None else groups + self.twin.learnable_params
 
     # --- hooks that a method may live by -----------------------------------------------------
 
     def on_train_start(self) -> None:
-        """Forwarded to the branch; a dictionary that could not be loaded is an error here."""
-        module: Any = self
+        """Forwarded to the branch; a dictionary that is gone is an error here.
+
+        Raises:
+            DictionaryError: it cannot be opened.
+        """
         if self.infoaug is None:
-            super().on_train_start()  # type: ignore[misc]
+            super().on_train_start()
             return
-        if isinstance(self.twin_dictionary, DictionaryError):
-            raise self.twin_dictionary
-        self.infoaug_patch.check(self, self.infoaug.batch_size or 0, module.trainer.world_size)
+        if self.twin_dictionary is None:
+            self.twin_dictionary = open_dictionary(self.infoaug)
+            check_dictionary(self.twin_dictionary, self.infoaug)
+        processes = self.trainer.world_size
+        self.infoaug_spec.check(self, self.infoaug.batch_size or 0, processes)
+        self._announce(self.twin_dictionary, processes)
+        with self._twin_randomness(_BEFORE_STEPS):
+            self.twin.on_train_start()
+        with self.resumption.training_start() if self.resumption else nullcontext():
+            super().on_train_start()
+
+    def _announce(self, dictionary: TwinDictionary, processes: int) -> None:
+        """What the branch trains on, and what is risky about it."""
+        assert self.infoaug is not None
         # solo-learn's configurations silence logging
         rank_zero_only(print)(
             f"InfoAug: {self.infoaug.arm} twins, weight {self.infoaug.weight:g}, "
-            f"{self.infoaug.batch_size} pairs a step of {len(self.twin_dictionary.anchors)} "
+            f"{self.infoaug.batch_size} pairs a step of {len(dictionary.anchors)} "
             f"patches with a twin in {self.infoaug.twins} ({self.infoaug.chosen_by}; written "
             f"{self.infoaug.written}, of {', '.join(self.infoaug.videos or [])}); "
-            f"views on {module.device}"
+            f"views on {self.device}"
         )
-        pairs = (self.infoaug.batch_size or 0) * module.trainer.world_size
-        for risk in _risks(self.twin_dictionary, module.cfg, self.infoaug_patch.state, pairs):
+        pairs = (self.infoaug.batch_size or 0) * processes
+        for risk in risks(dictionary, self.cfg, self.infoaug_spec.state, pairs):
             rank_zero_warn(risk)
-        with self._twin_randomness(_BEFORE_STEPS):
-            self.twin.on_train_start()
-        # what a run draws here it drew when it first started
-        with own_randomness(0, module.device) if self._resumed else nullcontext():
-            super().on_train_start()  # type: ignore[misc]
-        if self._resumed:
-            put_late_buffers(module, self._resumed["buffers"])
-            if self._resumed["tau"] is not None:
-                set_momentum(module, self._resumed["tau"])
 
     def on_train_epoch_start(self) -> None:
         """Forwarded to the branch."""
-        if self.infoaug is not None:
-            with self._twin_randomness(_BEFORE_STEPS):
-                self.twin.on_train_epoch_start()
-        if not getattr(self, "_resumed", None):
-            super().on_train_epoch_start()  # type: ignore[misc]
+        if self.infoaug is None:
+            super().on_train_epoch_start()
             return
-        # A run that was not stopped comes here before it asks its data loader for the epoch, and
-        # a resumed one afterwards: draw again in the order of the former.
-        self._set_random_state()
-        super().on_train_epoch_start()  # type: ignore[misc]
-        torch.empty((), dtype=torch.int64).random_()
-        self._resumed = None
-
-    def _set_random_state(self) -> None:
-        trainer = self.trainer  # type: ignore[attr-defined]
-        # a checkpoint is the first process's
-        if self._resumed is not None and trainer.world_size == 1:
-            set_random_state(self._resumed["random"], trainer.strategy.root_device)
+        with self._twin_randomness(_BEFORE_STEPS):
+            self.twin.on_train_epoch_start()
+        with self.resumption.first_epoch_start() if self.resumption else nullcontext():
+            super().on_train_epoch_start()
+        self.resumption = None
 
     def on_after_backward(self) -> None:
         """Forwarded to the branch."""
         if self.infoaug is not None:
             self.twin.on_after_backward()
-        super().on_after_backward()  # type: ignore[misc]
+        super().on_after_backward()
 
     # --- checkpoints -------------------------------------------------------------------------
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Note which twins the run was trained with."""
-        super().on_save_checkpoint(checkpoint)  # type: ignore[misc]
+        super().on_save_checkpoint(checkpoint)
         if self.infoaug is not None:
-            module: Any = self
             checkpoint[_CHECKPOINT_KEY] = {
                 "fingerprint": self.infoaug.fingerprint,
                 "arm": self.infoaug.arm,
                 "weight": self.infoaug.weight,
-                "random": random_state(module.device),
-                "tau": module.momentum_updater.cur_tau
-                if hasattr(module, "momentum_updater")
-                else None,
+                **Resumption.note(self),
             }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -560,12 +449,11 @@ class InfoAugMethod:
         Raises:
             ConfigError: a baseline's checkpoint for a run with InfoAug, or the other way.
         """
-        super().on_load_checkpoint(checkpoint)  # type: ignore[misc]
+        super().on_load_checkpoint(checkpoint)
         note = checkpoint.get(_CHECKPOINT_KEY)
         if self.infoaug is not None:
-            module: Any = self
-            names = tuple(name.rpartition(".")[2] for name in self.infoaug_patch.state)
-            buffers = take_late_buffers(module, names, checkpoint["state_dict"])
+            names = tuple(name.rpartition(".")[2] for name in self.infoaug_spec.state)
+            buffers = take_late_buffers(cast(nn.Module, self), names, checkpoint["state_dict"])
         trainer = getattr(self, "_trainer", None)
         if trainer is None or not trainer.training:
             return
@@ -576,10 +464,9 @@ class InfoAugMethod:
                 f"resume_from_checkpoint: the checkpoint is that of {theirs}, and this is {ours}; "
                 "resume with the configuration that it was trained with"
             )
-        if self.infoaug is not None:
-            if note is not None and "random" in note:
-                self._resumed = {"buffers": buffers, "random": note["random"], "tau": note["tau"]}
-            self._set_random_state()
+        if self.infoaug is not None and note is not None and "random" in note:
+            self.resumption = Resumption.read(self, note, buffers)
+            self.resumption.restore_random_state()
 
 
 def _momentum_pairs(method: Any) -> property:

@@ -5,80 +5,23 @@
 (forward passes, online classifier, momentum), followed by the f-MICL loss of the same features that
 the method's own step would have fed to InfoNCE. Nothing of solo-learn is patched, and the method's
 own InfoNCE is not computed. `method_kwargs.temperature` has no effect then: σ has its place.
-
-Works on both hosts: the current solo-learn's base step returns projected features, the PyPI
-release's returns the backbone's, and the heads are applied here.
+What the loss of each of them is made of stands in its module of `method_patches/`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
-import torch
 from omegaconf import DictConfig, OmegaConf, open_dict
-from torch import Tensor
 
 from solo_infoaug.errors import ConfigError
+from solo_infoaug.host import load_host
+from solo_infoaug.host.method import Method
 from solo_infoaug.objectives.config import FMICLConfig
-from solo_infoaug.objectives.loss import FMICLLoss, FMICLTerms, gather_across_ranks
 from solo_infoaug.objectives.metrics import alignment, uniformity
+from solo_infoaug.twin.method import find_method, fmicl_methods
 
 _CHECKPOINT_KEY = "solo_infoaug_fmicl"
-
-Outputs = dict[str, Any]
-"""What the base class's training step returns: for each name a list with an entry a view."""
-
-
-# --- what is special about each method -------------------------------------------------------
-
-
-def simclr_terms(method: Any, outputs: Outputs, loss: FMICLLoss) -> tuple[FMICLTerms, list[Tensor]]:
-    """All views are alike: positives are pairs of views, negatives the samples of each view."""
-    z = outputs.get("z") or [method.projector(features) for features in outputs["feats"]]
-    return loss.view_terms(z), z
-
-
-def mocov2plus_terms(
-    method: Any, outputs: Outputs, loss: FMICLLoss
-) -> tuple[FMICLTerms, list[Tensor]]:
-    """Queries against the other view's keys and its queue, which then takes the keys in."""
-    queries = outputs.get("z") or [method.projector(features) for features in outputs["feats"]]
-    with torch.no_grad():
-        keys = outputs.get("momentum_z") or [
-            torch.nn.functional.normalize(method.momentum_projector(features), dim=-1)
-            for features in outputs["momentum_feats"]
-        ]
-    queue = method.queue.clone()
-    terms = _mean(
-        loss.terms(queries[0], keys[1], queue[1].T), loss.terms(queries[1], keys[0], queue[0].T)
-    )
-    with torch.no_grad():
-        method._dequeue_and_enqueue(torch.stack([gather_across_ranks(key) for key in keys]))
-    return terms, queries
-
-
-def mocov3_terms(method: Any, outputs: Outputs, loss: FMICLLoss) -> tuple[FMICLTerms, list[Tensor]]:
-    """Queries against the momentum keys of the other view."""
-    queries, keys = outputs["q"], outputs["momentum_k"]
-    return _mean(loss.terms(queries[0], keys[1]), loss.terms(queries[1], keys[0])), queries
-
-
-def _mean(a: FMICLTerms, b: FMICLTerms) -> FMICLTerms:
-    return FMICLTerms((a.positive + b.positive) / 2, (a.negative + b.negative) / 2)
-
-
-_Terms = Callable[[Any, Outputs, FMICLLoss], tuple[FMICLTerms, list[Tensor]]]
-
-# The terms of each method, and the options of its loss.
-_METHODS: dict[str, tuple[_Terms, dict[str, Any]]] = {
-    "simclr": (simclr_terms, {"gather": True}),
-    "mocov2plus": (mocov2plus_terms, {}),
-    "mocov3": (mocov3_terms, {"gather": True, "negatives": "keys"}),
-}
-
-FMICL_METHODS = tuple(_METHODS)
-"""The methods whose InfoNCE f-MICL can replace."""
 
 
 # --- configuration ---------------------------------------------------------------------------
@@ -120,17 +63,18 @@ def check_checkpoint(checkpoint: dict[str, Any], config: FMICLConfig | None) -> 
 
 def check_method(method: str, key: str) -> None:
     """Raise a ConfigError that names `key` unless f-MICL can replace the method's objective."""
-    if method not in FMICL_METHODS:
+    known = fmicl_methods()
+    if method not in known:
         raise ConfigError(
             f"{key}: the method {method!r} has no InfoNCE that f-MICL could replace; "
-            f"expected one of {', '.join(FMICL_METHODS)}"
+            f"expected one of {', '.join(known)}"
         )
 
 
 # --- the subclass ----------------------------------------------------------------------------
 
 
-class FMICLMethod:
+class FMICLMethod(Method):
     """Mixed into every method of solo-learn by `with_fmicl`."""
 
     fmicl_name: str
@@ -142,7 +86,7 @@ class FMICLMethod:
         if cfg is None:  # the PyPI release's own keyword arguments
             super().__init__(*args, **kwargs)
         else:
-            super().__init__(cfg, *args, **kwargs)  # type: ignore[call-arg]
+            super().__init__(cfg, *args, **kwargs)
         self.fmicl: FMICLConfig | None = None
         if cfg is not None:
             write_fmicl(cfg, config)
@@ -158,16 +102,18 @@ class FMICLMethod:
         if getattr(self, "supervised", False):
             raise ConfigError("method_kwargs.supervised: expected False with fmicl, got True")
         self.fmicl = config
-        self._fmicl_terms, options = _METHODS[self.fmicl_name]
-        self.fmicl_loss = config.loss(**options)
+        self.fmicl_loss = config.loss(**find_method(self.fmicl_name).fmicl_options)
 
     def training_step(self, batch: Any, batch_idx: int) -> Any:
         """The method's own step; with `fmicl` the base class's, and f-MICL."""
         if self.fmicl is None:
-            return super().training_step(batch, batch_idx)  # type: ignore[misc]
+            return super().training_step(batch, batch_idx)
         owner: Any = self.fmicl_owner
-        outputs = super(owner, self).training_step(batch, batch_idx)  # type: ignore[misc]
-        terms, features = self._fmicl_terms(self, outputs, self.fmicl_loss)
+        outputs = super(owner, self).training_step(batch, batch_idx)
+        terms_of = find_method(self.fmicl_name).fmicl_terms
+        assert terms_of is not None
+        outputs = load_host().project(self, outputs)
+        terms, features = terms_of(self, outputs, self.fmicl_loss)
         loss = terms.loss(self.fmicl.alpha)
         metrics = {
             "train_fmicl_loss": loss,
@@ -176,12 +122,12 @@ class FMICLMethod:
             "train_alignment": alignment(features[0], features[1]),
             "train_uniformity": uniformity(features[0]),
         }
-        self.log_dict(metrics, on_epoch=True, sync_dist=True)  # type: ignore[attr-defined]
+        self.log_dict(metrics, on_epoch=True, sync_dist=True)
         return loss + outputs["loss"]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Note the objective that the run was trained with."""
-        super().on_save_checkpoint(checkpoint)  # type: ignore[misc]
+        super().on_save_checkpoint(checkpoint)
         if self.fmicl is not None:
             checkpoint[_CHECKPOINT_KEY] = self.fmicl.asdict()
 
@@ -191,7 +137,7 @@ class FMICLMethod:
         Raises:
             ConfigError: the checkpoint's `fmicl` is not that of this run.
         """
-        super().on_load_checkpoint(checkpoint)  # type: ignore[misc]
+        super().on_load_checkpoint(checkpoint)
         trainer = getattr(self, "_trainer", None)
         if trainer is None or not trainer.training:
             return

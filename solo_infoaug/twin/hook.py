@@ -40,19 +40,19 @@ class InfoAugPlugin(Plugin):
         """
         if "infoaug" not in cfg and "fmicl" not in cfg:
             return cfg
-        from solo_infoaug.twin.branch import _load_dictionary
         from solo_infoaug.twin.config import read_infoaug, write_infoaug
         from solo_infoaug.twin.fmicl import check_method, read_fmicl, write_fmicl
-        from solo_infoaug.twin.method import find_patch
+        from solo_infoaug.twin.method import find_method
+        from solo_infoaug.twin.twins import open_if_there
 
         write_fmicl(cfg, read_fmicl(cfg, cfg.method))
         config = read_infoaug(cfg)
         if config is not None:
-            config.heads = config.heads or find_patch(cfg.method).heads_by_default
+            config.heads = config.heads or find_method(cfg.method).heads_by_default
             if config.objective:
                 check_method(cfg.method, "infoaug.objective")
             config.batch_size = config.batch_size or int(cfg.optimizer.batch_size)
-            _load_dictionary(config)
+            open_if_there(config)
         write_infoaug(cfg, config)
         return cfg
 
@@ -146,7 +146,7 @@ class TwinLoss(ExtraLoss):
         if OmegaConf.select(self.method.cfg, "fmicl") is None:
             check_checkpoint(checkpoint, None)
         self.twins.on_load_checkpoint(checkpoint)
-        if getattr(self.twins, "_resumed", None):
+        if self.twins.resumption is not None:
             for name in ("on_train_start", "on_train_epoch_start"):
                 self._once_inside(name)
 

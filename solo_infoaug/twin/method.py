@@ -2,7 +2,7 @@
 
 The branch in `branch.py` is generic: a second instance of the method over the same backbone.
 `method_patches/` holds one small module for each method, named as in solo-learn's `METHODS`, with
-a `PATCH` that says what is doubled, what a twin positive means there, and what is not generic.
+a `SPEC` that says what is doubled, what a twin positive means there, and what is not generic.
 """
 
 from __future__ import annotations
@@ -10,13 +10,20 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib import import_module, util
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
 from rich import box
 from rich.table import Table
 
 from solo_infoaug.errors import ConfigError, HostError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from solo_infoaug.objectives.loss import FMICLLoss, FMICLTerms
+
+    FMICLTermsOf = Callable[[Any, dict[str, Any], FMICLLoss], tuple[FMICLTerms, list[Tensor]]]
 
 HOOKS = ("on_train_start", "on_train_epoch_start", "on_after_backward")
 """Lightning's hooks that reach the branch."""
@@ -28,9 +35,9 @@ def _nothing(*args: Any) -> None:
     return None
 
 
-@dataclass(frozen=True)
-class MethodPatch:
-    """How one method's twin branch differs from the generic one."""
+@dataclass(frozen=True, kw_only=True)
+class MethodFacts:
+    """What is told of a method and of its twin branch; nothing at run time reads it."""
 
     title: str
     """The method's name in its paper."""
@@ -41,20 +48,27 @@ class MethodPatch:
     positive: str
     """What a patch and its twin are to each other in this method's loss."""
 
-    heads: tuple[str, ...]
-    """Trained modules that the branch has of its own."""
-
     hosts: tuple[str, ...] = ("current", "release")
     """Which solo-learn has the method: the current one, the PyPI release, or both."""
 
     momentum_heads: tuple[str, ...] = ()
     """Modules that follow `heads` by the method's moving average."""
 
-    state: tuple[str, ...] = ()
-    """Buffers that the branch has of its own: queues, prototypes' memory, centres."""
-
     hooks: tuple[str, ...] = ()
     """Those of `HOOKS` that the method itself defines, and lives by."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MethodSpec(MethodFacts):
+    """How one method's twin branch, and f-MICL in it, differ from the generic ones."""
+
+    heads: tuple[str, ...]
+    """Trained modules that the branch has of its own. `infoaug.heads: none` needs that there is no
+    other than projector and predictor."""
+
+    state: tuple[str, ...] = ()
+    """Buffers that the branch has of its own: queues, prototypes' memory, centres. A resumed run
+    waits for those that are only made when training starts."""
 
     branch: type = object
     """Mixed into the branch, in front of the method."""
@@ -75,23 +89,37 @@ class MethodPatch:
     """`check(method, batch_size, processes)` raises a ConfigError where the method's state cannot
     take twin batches of that size."""
 
+    fmicl_terms: FMICLTermsOf | None = None
+    """`fmicl_terms(method, outputs, loss)` makes of the base class's training step the two terms of
+    f-MICL, and the features of two views; None where there is no InfoNCE that f-MICL replaces."""
 
-_added: dict[str, MethodPatch] = {}
+    fmicl_options: Mapping[str, Any] = field(default_factory=dict)
+    """Of f-MICL's loss for this method: `FMICLConfig.loss`."""
 
 
-def add_patch(name: str, patch: MethodPatch) -> None:
+MethodPatch = MethodSpec
+"""What 0.1 called it."""
+
+_added: dict[str, MethodSpec] = {}
+
+
+def add_method(name: str, spec: MethodSpec) -> None:
     """Give a method of your own a twin branch, or one of solo-learn's another one.
 
     Args:
         name: what solo-learn's `METHODS` calls the method. Put it there before `register()`, or
             register again.
-        patch: what its twin branch doubles, and what is not generic about it.
+        spec: what its twin branch doubles, and what is not generic about it.
     """
-    _added[name] = patch
+    _added[name] = spec
 
 
-def patched_methods() -> list[str]:
-    """The names of all methods that have a patch, sorted."""
+add_patch = add_method
+"""What 0.1 called it."""
+
+
+def supported_methods() -> list[str]:
+    """The names of all methods with a twin branch, sorted."""
     from pkgutil import iter_modules
 
     package = import_module(_PACKAGE)
@@ -99,8 +127,8 @@ def patched_methods() -> list[str]:
     return sorted({*ours, *_added})
 
 
-def find_patch(name: str) -> MethodPatch:
-    """The patch of the method that `METHODS` calls `name`.
+def find_method(name: str) -> MethodSpec:
+    """The spec of the method that `METHODS` calls `name`.
 
     Raises:
         ConfigError: there is none.
@@ -110,11 +138,16 @@ def find_patch(name: str) -> MethodPatch:
     if not name.isidentifier() or util.find_spec(f"{_PACKAGE}.{name}") is None:
         raise ConfigError(
             f"infoaug: the method {name!r} has no twin branch; expected one of "
-            f"{', '.join(patched_methods())} (give yours one with solo_infoaug.add_patch)"
+            f"{', '.join(supported_methods())} (give yours one with solo_infoaug.add_method)"
         )
-    patch = import_module(f"{_PACKAGE}.{name}").PATCH
-    assert isinstance(patch, MethodPatch)
-    return patch
+    spec = import_module(f"{_PACKAGE}.{name}").SPEC
+    assert isinstance(spec, MethodSpec)
+    return spec
+
+
+def fmicl_methods() -> list[str]:
+    """The names of the methods whose InfoNCE f-MICL can replace, sorted."""
+    return [name for name in supported_methods() if find_method(name).fmicl_terms is not None]
 
 
 def methods_table() -> Table:
@@ -130,22 +163,22 @@ def methods_table() -> Table:
     table = Table(caption=caption, box=box.SIMPLE_HEAD, show_lines=True)
     for column in ("method", "here", "in", "the branch's own", "a patch and its twin", "paper"):
         table.add_column(column, overflow="fold")
-    for name in patched_methods():
-        patch = find_patch(name)
-        own = [", ".join(patch.heads)]
-        if patch.heads_by_default == "none":
+    for name in supported_methods():
+        spec = find_method(name)
+        own = [", ".join(spec.heads)]
+        if spec.heads_by_default == "none":
             own[0] = f"only with heads: full: {own[0]}"
-        if patch.momentum_heads:
-            own.append(f"moving average: {', '.join(patch.momentum_heads)}")
-        if patch.state:
-            own.append(f"state: {', '.join(patch.state)}")
+        if spec.momentum_heads:
+            own.append(f"moving average: {', '.join(spec.momentum_heads)}")
+        if spec.state:
+            own.append(f"state: {', '.join(spec.state)}")
         table.add_row(
-            f"{name}\n{patch.title}",
+            f"{name}\n{spec.title}",
             "yes" if name in here else "no",
-            "\n".join(patch.hosts),
+            "\n".join(spec.hosts),
             "\n".join(own),
-            patch.positive,
-            patch.paper.removeprefix("https://"),
+            spec.positive,
+            spec.paper.removeprefix("https://"),
         )
     return table
 

@@ -8,11 +8,71 @@ when training starts (queue, memory) find their way back.
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+
+from solo_infoaug.twin.randomness import fork_rng
+
+
+@dataclass(frozen=True)
+class Resumption:
+    """A run that goes on from a checkpoint: what to put back, and when.
+
+    In this order: `restore_random_state`, once the checkpoint is loaded; `training_start` around
+    the method's hook of that name, and `first_epoch_start` around that one.
+    """
+
+    method: Any
+    late_buffers: dict[str, Tensor]
+    random: dict[str, Any]
+    momentum: float | None
+
+    @classmethod
+    def read(
+        cls, method: Any, note: Mapping[str, Any], late_buffers: dict[str, Tensor]
+    ) -> Resumption:
+        """What `note` left in a checkpoint, and the buffers that were taken out of its weights."""
+        return cls(method, late_buffers, note["random"], note["tau"])
+
+    @staticmethod
+    def note(method: Any) -> dict[str, Any]:
+        """What a checkpoint holds for `read`."""
+        updater = getattr(method, "momentum_updater", None)
+        return {
+            "random": random_state(method.device),
+            "tau": None if updater is None else updater.cur_tau,
+        }
+
+    def restore_random_state(self) -> None:
+        """Draw on as the run that was stopped; a checkpoint is the first process's."""
+        trainer = self.method.trainer
+        if trainer.world_size == 1:
+            set_random_state(self.random, trainer.strategy.root_device)
+
+    @contextmanager
+    def training_start(self) -> Iterator[None]:
+        """What a run draws inside it drew when it first started; then buffers and momentum."""
+        with fork_rng(0, self.method.device):
+            yield
+        put_late_buffers(self.method, self.late_buffers)
+        if self.momentum is not None:
+            set_momentum(self.method, self.momentum)
+
+    @contextmanager
+    def first_epoch_start(self) -> Iterator[None]:
+        """Draw in the order of a run that was not stopped.
+
+        It comes here before it asks its data loader for the epoch, and a resumed one afterwards.
+        """
+        self.restore_random_state()
+        yield
+        torch.empty((), dtype=torch.int64).random_()
 
 
 def random_state(device: torch.device) -> dict[str, Any]:

@@ -20,9 +20,9 @@ from kornia.color import rgb_to_grayscale
 from kornia.enhance import adjust_hue
 from omegaconf import OmegaConf
 from torch import Tensor, nn
-from torchvision.transforms import Normalize
 
 from solo_infoaug.errors import ConfigError
+from solo_infoaug.host import Host
 
 _KEYS = {
     "rrc",
@@ -322,15 +322,7 @@ def build_pipeline(augmentation: Any, mean: Sequence[float], std: Sequence[float
     return Pipeline(nn.Sequential(*operations), size, int(augmentation.num_crops))
 
 
-def normalization(transform: Any) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation that a host's view pipeline ends with."""
-    while not isinstance(transform, Normalize):
-        steps = getattr(transform, "transforms", None)
-        transform = steps[-1] if steps else transform.transform
-    return list(transform.mean), list(transform.std)
-
-
-def run_pipelines(host: Any, cfg: Any, entries: Any) -> list[Pipeline]:
+def run_pipelines(host: Host, cfg: Any, entries: Any) -> list[Pipeline]:
     """The pipelines of `entries`, normalised as the host normalises the run's own views.
 
     Args:
@@ -339,30 +331,8 @@ def run_pipelines(host: Any, cfg: Any, entries: Any) -> list[Pipeline]:
         entries: in the format of `augmentations`.
     """
     return [
-        build_pipeline(
-            entry, *normalization(host.build_transform_pipeline(cfg.data.dataset, entry))
-        )
-        for entry in entries
+        build_pipeline(entry, *host.normalization(cfg.data.dataset, entry)) for entry in entries
     ]
-
-
-@contextmanager
-def own_randomness(seed: int, device: torch.device) -> Iterator[None]:
-    """Inside, torch draws from `seed`, on the CPU and on `device`; outside nothing has happened.
-
-    Kornia and solo-learn's methods draw from torch's global generators.
-    """
-    generators = [torch.default_generator]
-    if device.type == "cuda":
-        generators.append(torch.cuda.default_generators[device.index or 0])
-    before = [generator.get_state() for generator in generators]
-    for generator in generators:
-        generator.manual_seed(seed)
-    try:
-        yield
-    finally:
-        for generator, state in zip(generators, before, strict=True):
-            generator.set_state(state)
 
 
 @contextmanager
@@ -385,7 +355,7 @@ def make_views(
 
     The order is that of solo-learn's crops, so that the two views that a method pulls together
     are one of the patch and one of the twin. Draws from torch's global generator: see
-    `own_randomness`.
+    `randomness.fork_rng`.
 
     Args:
         pipelines: one for each entry of `augmentations`.

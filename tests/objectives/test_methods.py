@@ -26,7 +26,8 @@ from solo_infoaug.dictionary import TwinDictionary
 from solo_infoaug.errors import ConfigError
 from solo_infoaug.host import Host
 from solo_infoaug.objectives import DIVERGENCES, fmicl_loss
-from solo_infoaug.twin.fmicl import FMICL_METHODS, FMICLMethod
+from solo_infoaug.twin.fmicl import FMICLMethod
+from solo_infoaug.twin.method import fmicl_methods
 
 BATCH, SIDE, QUEUE = 8, 8, 32
 
@@ -132,7 +133,7 @@ def fit(model: Any, steps: int = 3) -> dict[str, float]:
 
 
 @pytest.mark.parametrize("divergence", DIVERGENCES)
-@pytest.mark.parametrize("method", FMICL_METHODS)
+@pytest.mark.parametrize("method", fmicl_methods())
 def test_trains(host: Host, method: str, divergence: str) -> None:
     model = build(host, configuration(method, fmicl=divergence))
     before = copy.deepcopy(model.state_dict())
@@ -162,7 +163,7 @@ def features_by_hand(
     return feats, [model.predictor(p) for p in z] if hasattr(model, "predictor") else z, keys
 
 
-@pytest.mark.parametrize("method", FMICL_METHODS)
+@pytest.mark.parametrize("method", fmicl_methods())
 def test_loss_is_that_of_the_methods_own_features(host: Host, method: str) -> None:
     settings = {"divergence": "js", "alpha": 3.0, "sigma": 0.6}
     model = build(host, configuration(method, fmicl=settings))
@@ -198,7 +199,7 @@ def test_queue_takes_the_keys_in(host: Host) -> None:
     assert int(model.queue_ptr) == BATCH
 
 
-@pytest.mark.parametrize("method", FMICL_METHODS)
+@pytest.mark.parametrize("method", fmicl_methods())
 @pytest.mark.parametrize("off", [{}, {"fmicl": None}, {"fmicl": False}], ids=str)
 def test_off_is_plain_solo_learn_bit_for_bit(host: Host, method: str, off: dict[str, Any]) -> None:
     model = build(host, configuration(method, **off))

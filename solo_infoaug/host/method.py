@@ -1,0 +1,46 @@
+"""What every method of either solo-learn has: for type checkers, of classes mixed into a method."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    class Method:
+        """The part of solo-learn's `BaseMethod`, and of Lightning, that mixed-in classes extend."""
+
+        def __init__(self, *args: Any, **kwargs: Any) -> None: ...
+
+        def __getattr__(self, name: str) -> Any: ...
+
+        @property
+        def learnable_params(self) -> list[dict[str, Any]]: ...
+
+        @property
+        def momentum_pairs(self) -> list[tuple[Any, Any]]: ...
+
+        def training_step(self, batch: Any, batch_idx: int) -> Any: ...
+
+        def _base_shared_step(self, X: Tensor, targets: Tensor) -> Any: ...  # noqa: N803
+
+        def log(self, name: str, value: Any, *args: Any, **kwargs: Any) -> None: ...
+
+        def log_dict(self, dictionary: Any, *args: Any, **kwargs: Any) -> None: ...
+
+        def on_train_start(self) -> None: ...
+
+        def on_train_epoch_start(self) -> None: ...
+
+        def on_after_backward(self) -> None: ...
+
+        def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None: ...
+
+        def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None: ...
+
+        def __setstate__(self, state: dict[str, Any]) -> None: ...
+
+        def __getstate__(self) -> dict[str, Any]: ...
+
+else:
+    Method = object
