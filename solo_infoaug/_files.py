@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from solo_infoaug.errors import OutputError
 
@@ -83,3 +86,20 @@ def output_error(name: str, path: Path, error: OSError, there: Path | None = Non
     if there is not None and os.path.lexists(there) and not there.is_dir():
         why = f"{there} is not a folder" if there != path.absolute() else "it is not a folder"
     return OutputError(f"{name}: {path} cannot be written ({why}); choose another place")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write at once or not at all: a reader never sees half a file."""
+    fresh = path.with_name(f".{path.name}.{os.getpid()}")
+    fresh.write_text(text, encoding="utf-8")
+    fresh.replace(path)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """`write_text` of JSON, for people to read as well."""
+    write_text(path, json.dumps(content, indent=2))
+
+
+def digest(content: Any) -> str:
+    """Twelve hexadecimal digits of a hash of what JSON can hold; the order of keys is none."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]

@@ -267,7 +267,7 @@ def mine(
     typer.echo(dictionary.summary)
     _print_videos(dictionary)
     try:
-        remember_dictionary(dictionary.path)
+        remember_dictionary(dictionary.path, dictionary.fingerprint)
     except OSError as error:
         typer.secho(
             f"It could not be noted in {cache_dir()} ({error.strerror or error}): name it with "
@@ -312,7 +312,7 @@ def show(
 ) -> None:
     """Draw a dictionary's twins, tracks and mutual information."""
     from solo_infoaug.dictionary import TwinDictionary
-    from solo_infoaug.viewer.page import show as draw
+    from solo_infoaug.viewer import show as draw
 
     draw(TwinDictionary.load(dictionary), out, videos or [])
     typer.echo(f"wrote {out}")
@@ -325,7 +325,7 @@ def patches(
 ) -> None:
     """Write a dictionary's patches as an image folder, for solo-learn's `data.dataset: custom`."""
     from solo_infoaug.dictionary import TwinDictionary
-    from solo_infoaug.viewer.page import export_patches
+    from solo_infoaug.dictionary.tools import export_patches
 
     count = export_patches(TwinDictionary.load(dictionary), out)
     typer.echo(f"wrote {count} images to {out}")

@@ -47,7 +47,7 @@ def compare(
     """
     from solo_infoaug._files import check_output_folder, writing
     from solo_infoaug.compare.grid import Planner, parse_grid
-    from solo_infoaug.compare.pool import describe, reason, run_grid, state
+    from solo_infoaug.compare.pool import run_grid
     from solo_infoaug.compare.results import write_results
 
     grid = parse_grid(overrides)
@@ -74,11 +74,11 @@ def compare(
         raise ConfigError(
             f"out: another process runs the grid in {grid.out}; wait for it, or choose another out"
         ) from error
-    states = [state(run) for run in runs]
+    states = [run.state for run in runs]
     return Outcome(
         files,
         states.count("done"),
-        [(describe(run), reason(run)) for run in runs if state(run) == "failed"],
+        [(run.title, run.files.reason()) for run in runs if run.state == "failed"],
         len(runs) - states.count("done") - states.count("failed"),
     )
 

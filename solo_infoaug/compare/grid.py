@@ -20,12 +20,13 @@ from omegaconf import DictConfig, OmegaConf
 
 from solo_infoaug.compare import video
 from solo_infoaug.compare.arms import ARMS
+from solo_infoaug.compare.folder import RunFolder, State
 from solo_infoaug.dictionary import TwinDictionary
 from solo_infoaug.dictionary.locate import choose_dictionary
 from solo_infoaug.errors import ConfigError
 from solo_infoaug.objectives.config import FMICLConfig
 from solo_infoaug.resources import config_folder
-from solo_infoaug.scenes.benchmark import Benchmark, ScenesConfig, prepare
+from solo_infoaug.scenes.benchmark import Benchmark, ScenesConfig, prepare_scenes
 from solo_infoaug.training.overrides import parse_overrides
 from solo_infoaug.training.pretraining import check_values, load_config
 from solo_infoaug.twin.config import read_infoaug
@@ -83,10 +84,33 @@ class Run:
     cost: float
     """Epochs × views, to guess the time left."""
 
+    @property
+    def files(self) -> RunFolder:
+        """What lies in its folder."""
+        return RunFolder(self.folder)
+
+    @property
+    def title(self) -> str:
+        """One line for people."""
+        cell = self.cell
+        return " ".join([cell.method, cell.arm, cell.data, f"seed {cell.seed}", *cell.variant])
+
+    @property
+    def state(self) -> State:
+        """What became of it."""
+        return self.files.state(self.hash)
+
+    @property
+    def result(self) -> dict[str, Any] | None:
+        """What it found, under the names of this grid; None unless it is done.
+
+        Another grid may have made the run and called it otherwise: its swept value is fixed there.
+        """
+        found = self.files.result(self.hash)
+        return None if found is None else {**found, **asdict(self.cell)}
+
     def write(self, keep_checkpoint: bool) -> None:
-        """Write `config.yaml` and `run.json` into the run's folder."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        OmegaConf.save(self.config, self.folder / "config.yaml")
+        """Make its folder ready for the program of a run."""
         plan = {
             **asdict(self.cell),
             "hash": self.hash,
@@ -94,7 +118,7 @@ class Run:
             "evaluate": self.evaluate,
             "keep_checkpoint": keep_checkpoint,
         }
-        (self.folder / "run.json").write_text(json.dumps(plan, indent=2), encoding="utf-8")
+        self.files.write_plan(self.config, plan)
 
 
 def parse_grid(overrides: Sequence[str] = ()) -> Grid:
@@ -309,13 +333,13 @@ class Planner:
     def _benchmark(self, config: ScenesConfig) -> Benchmark:
         if config.digest not in self._benchmarks:
             folder = self.grid.out / "data" / f"scenes-{config.digest}"
-            self._benchmarks[config.digest] = prepare(folder, config, self.workers)
+            self._benchmarks[config.digest] = prepare_scenes(folder, config, self.workers)
         return self._benchmarks[config.digest]
 
     def _video(self, config: video.VideoConfig) -> tuple[Path, Path]:
         if config.digest not in self._videos:
             folder = self.grid.out / "data" / f"video-{config.digest}"
-            self._videos[config.digest] = video.prepare(folder, config, self.workers)
+            self._videos[config.digest] = video.prepare_video(folder, config, self.workers)
         return self._videos[config.digest]
 
     def _fingerprint(self, path: str) -> str:
@@ -342,7 +366,7 @@ class Planner:
             self.grid.out / "runs" / "".join(c if c.isalnum() or c in "-_" else "-" for c in name)
         )
         cfg.name = f"{cell.method}-{cell.arm}"
-        cfg.checkpoint.dir = str(folder / "training")
+        cfg.checkpoint.dir = str(RunFolder(folder).training)
         return Run(cell, folder, digest, cfg, evaluate, fingerprint, cost)
 
 

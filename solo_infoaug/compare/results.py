@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import base64
 import csv
-import io
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -12,11 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, PackageLoader, select_autoescape
 from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 
-from solo_infoaug.compare import pool
 from solo_infoaug.compare.arms import ARMS
 from solo_infoaug.compare.grid import Run
 from solo_infoaug.compare.tables import (
@@ -29,8 +25,8 @@ from solo_infoaug.compare.tables import (
     tables,
 )
 from solo_infoaug.dictionary import TwinDictionary
-from solo_infoaug.viewer.page import richest_windows
-from solo_infoaug.viewer.pictures import draw_pairs, draw_twins
+from solo_infoaug.viewer.html import data_uri, png, render
+from solo_infoaug.viewer.pictures import draw_pairs, draw_twins, richest_windows
 
 
 def write_results(runs: Sequence[Run], out: Path) -> list[Path]:
@@ -40,7 +36,7 @@ def write_results(runs: Sequence[Run], out: Path) -> list[Path]:
         runs: of the grid, finished or not.
         out: the folder.
     """
-    results = [found for run in runs if (found := pool.result(run)) is not None]
+    results = [found for run in runs if (found := run.result) is not None]
     files = {"results.csv": results_csv(results)}
     out.mkdir(parents=True, exist_ok=True)
     if results:
@@ -63,7 +59,7 @@ def _page(runs: Sequence[Run], results: Sequence[Mapping[str, Any]]) -> str:
                 figures.append({"title": name, "bars": _embed(draw_bars(values, name))})
                 ablation = draw_ablation(values, name)
                 figures[-1]["ablation"] = None if ablation is None else _embed(ablation)
-        of_set = [run for run in runs if run.cell.data == data and pool.result(run) is not None]
+        of_set = [run for run in runs if run.cell.data == data and run.result is not None]
         sets.append(
             {
                 "name": data,
@@ -76,15 +72,13 @@ def _page(runs: Sequence[Run], results: Sequence[Mapping[str, Any]]) -> str:
                 "twins": [_embed(figure) for figure in _gallery(of_set)],
             }
         )
-    environment = Environment(
-        loader=PackageLoader("solo_infoaug.compare", "."),
-        autoescape=select_autoescape(["html", "j2"]),
-    )
-    return environment.get_template("results.html.j2").render(
+    return render(
+        "solo_infoaug.compare",
+        "results.html.j2",
         sets=sets,
         runs=len(runs),
         results=results,
-        failed=[(pool.describe(r), pool.reason(r)) for r in runs if pool.state(r) == "failed"],
+        failed=[(r.title, r.files.reason()) for r in runs if r.state == "failed"],
         seeds=sorted({result["seed"] for result in results}),
         devices=sorted({f"{r['device']}, {r['threads']} threads" for r in results}),
         versions=sorted({json.dumps(result["versions"]) for result in results}),
@@ -102,10 +96,7 @@ def _truth(runs: Sequence[Run]) -> dict[str, float] | None:
 
 
 def _embed(figure: Figure) -> str:
-    """A figure as a data URI."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110)
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+    return data_uri(png(figure))
 
 
 def _swept(column: Column) -> tuple[str, float] | None:
@@ -214,7 +205,7 @@ def draw_curves(runs: Sequence[Run]) -> Figure:
                     for run in runs
                     if (run.cell.method, run.cell.arm, run.cell.variant)
                     == (method, column.arm, column.variant)
-                    and (found := _curve(run.folder / "metrics.csv", kind)) is not None
+                    and (found := _curve(run.files.metrics, kind)) is not None
                 ]
                 if curves:
                     length = min(len(curve[0]) for curve in curves)

@@ -12,9 +12,6 @@ of objects are for the evaluation alone. It asks, of patches that do not overlap
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -28,6 +25,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
+from solo_infoaug._files import digest, write_json
 from solo_infoaug.errors import ConfigError
 from solo_infoaug.mining import MineConfig, mine
 from solo_infoaug.mining.video import open_video, search, video_stem
@@ -87,8 +85,7 @@ class VideoConfig:
     @property
     def digest(self) -> str:
         """A short hash of the settings and of the generator's version."""
-        text = json.dumps([VERSION, asdict(self)], sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()[:12]
+        return digest([VERSION, asdict(self)])
 
     @property
     def mining(self) -> MineConfig:
@@ -151,7 +148,7 @@ def find_clips(folder: Path) -> list[Clip]:
     return sorted(found, key=lambda sequence: sequence.name)
 
 
-def split(config: VideoConfig) -> dict[str, list[Clip]]:
+def split_clips(config: VideoConfig) -> dict[str, list[Clip]]:
     """The sequences of each of `SPLITS`."""
     found = find_clips(Path(config.videos))
     unseen = found[config.held_out - 1 :: config.held_out]
@@ -231,7 +228,7 @@ def kept_back(sequence: Clip, start: float, config: VideoConfig) -> list[Tiles]:
 # --- the benchmark on disk -----------------------------------------------------------------------
 
 
-def prepare(folder: Path, config: VideoConfig, workers: int = 1) -> tuple[Path, Path]:
+def prepare_video(folder: Path, config: VideoConfig, workers: int = 1) -> tuple[Path, Path]:
     """Make the benchmark in `folder`, or take it from there.
 
     Returns:
@@ -241,14 +238,12 @@ def prepare(folder: Path, config: VideoConfig, workers: int = 1) -> tuple[Path, 
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):
         if not marker.is_file():
-            seen = split(config)["seen"]
+            seen = split_clips(config)["seen"]
             shutil.rmtree(stills, ignore_errors=True)
             for sequence in seen:
                 _write_stills(stills / sequence.name, sequence, config)
             mine([sequence.source for sequence in seen], twins, config.mining, workers=workers)
-            unfinished = marker.with_suffix(".tmp")
-            unfinished.write_text(json.dumps(asdict(config), indent=2), encoding="utf-8")
-            os.replace(unfinished, marker)
+            write_json(marker, asdict(config))
     return stills, twins
 
 
@@ -321,14 +316,14 @@ def evaluate_sequence(tiles: Sequence[Tiles], features: Features | None) -> dict
     return {name: float(np.mean(values)) for name, values in found.items() if values}
 
 
-def evaluate(config: VideoConfig, models: dict[str, Features | None]) -> dict[str, Any]:
+def evaluate_clips(config: VideoConfig, models: dict[str, Features | None]) -> dict[str, Any]:
     """What each model is worth on each video.
 
     Returns:
         model → `SPLIT_METRIC` → video → per cent.
     """
     found: dict[str, Any] = {name: {} for name in models}
-    for part, sequences in split(config).items():
+    for part, sequences in split_clips(config).items():
         start = config.stop_fraction if part == "seen" else 0.0
         for sequence in sequences:
             tiles = kept_back(sequence, start, config)

@@ -39,14 +39,13 @@ from solo_infoaug.demo.report import (
     write_report,
 )
 from solo_infoaug.dictionary import TwinDictionary
-from solo_infoaug.dictionary.tools import video_table
+from solo_infoaug.dictionary.tools import export_patches, video_table
 from solo_infoaug.errors import InfoAugError
 from solo_infoaug.evaluation import export
 from solo_infoaug.mining import MineConfig, mine
 from solo_infoaug.mining.samples import sample_clips
 from solo_infoaug.resources import config_folder
 from solo_infoaug.training import load_config, pretrain
-from solo_infoaug.viewer.page import export_patches
 
 SCENES = ("scenes.videos=24",)
 """The benchmark's settings that the demo changes: fewer videos than the 80 of a comparison."""

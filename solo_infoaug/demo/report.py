@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-import base64
 import csv
 from dataclasses import dataclass
 from pathlib import Path
 
 import matplotlib
 import numpy as np
-from jinja2 import Environment, PackageLoader, select_autoescape
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from solo_infoaug.compare.arms import ARMS
 from solo_infoaug.dictionary import TwinDictionary
-from solo_infoaug.viewer.page import richest_windows
+from solo_infoaug.viewer.html import data_uri, render
 from solo_infoaug.viewer.pictures import (
     draw_pairs,
     draw_tracks,
     draw_twins,
+    richest_windows,
     strongest_pairs,
 )
 
@@ -320,11 +319,10 @@ def write_report(
         "losses": draw_losses(folder / demo.backbone.metrics_csv),
     }
     header, rows, title = arms_table(demo.scenes)
-    environment = Environment(
-        loader=PackageLoader("solo_infoaug.demo", "."), autoescape=select_autoescape(["html", "j2"])
-    )
-    pairs, crops, *windows = [_data_uri(file) for file in twin_pictures]
-    page = environment.get_template("report.html.j2").render(
+    pairs, crops, *windows = [data_uri(file.read_bytes()) for file in twin_pictures]
+    page = render(
+        "solo_infoaug.demo",
+        "report.html.j2",
         demo=demo,
         pairs=pairs,
         crops=crops,
@@ -335,7 +333,7 @@ def write_report(
         scenes_text=scenes_text(demo.scenes),
         backbone_text=backbone_text(demo.backbone),
         images={
-            name: _data_uri(_save(figure, pictures / f"{name}.png"))
+            name: data_uri(_save(figure, pictures / f"{name}.png").read_bytes())
             for name, figure in images.items()
         },
     )
@@ -343,7 +341,3 @@ def write_report(
     # a file name need not be text in any encoding
     file.write_text(page, encoding="utf-8", errors="backslashreplace")
     return file
-
-
-def _data_uri(file: Path) -> str:
-    return "data:image/png;base64," + base64.b64encode(file.read_bytes()).decode("ascii")

@@ -13,19 +13,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 
-from solo_infoaug.dictionary.store import (
-    COUNTS,
-    MANIFEST,
-    PARTS,
-    Part,
-    TwinDictionary,
-    VideoWriter,
-    Window,
-    check_target,
-    only_writer,
-    write_manifest,
-)
+from solo_infoaug._files import check_output_folder
+from solo_infoaug.dictionary import TwinDictionary
+from solo_infoaug.dictionary.format import COUNTS, MANIFEST, PARTS
+from solo_infoaug.dictionary.store import Part, WindowRecord
+from solo_infoaug.dictionary.writing import VideoWriter, check_target, only_writer, write_manifest
 from solo_infoaug.errors import ConfigError, DictionaryError
 
 PathLike = str | os.PathLike[str]
@@ -241,6 +235,47 @@ def video_table(dictionary: TwinDictionary) -> list[tuple[str, ...]]:
     return rows
 
 
+def export_patches(dictionary: TwinDictionary, folder: str | os.PathLike[str]) -> int:
+    """Write every patch at each of its moments as PNG, one sub-folder a video.
+
+    This is the layout of torchvision's `ImageFolder`, so that solo-learn's `data.dataset: custom`
+    trains on it. Returns the number of images.
+
+    Raises:
+        DictionaryError: `folder` has something in it already, or the dictionary is damaged.
+        OutputError: `folder` cannot be written.
+    """
+    out = check_output_folder(folder, "out")
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise DictionaryError(f"{out} is not an empty folder; choose another")
+    names = _unique([Path(name).stem for name in dictionary.videos])
+    written = 0
+    for row in range(len(dictionary)):
+        target = out / names[dictionary.patches["video"][row]]
+        target.mkdir(parents=True, exist_ok=True)
+        frames = dictionary.moment_frames[row].tolist()
+        for moment, frame in enumerate(frames):
+            if frame in frames[:moment]:
+                continue
+            pixels = dictionary.crops(torch.tensor([row]), moment)[0]
+            image = Image.fromarray(pixels.permute(1, 2, 0).numpy())
+            image.save(target / f"{row:07d}-{moment}.png")
+            written += 1
+    return written
+
+
+def _unique(names: list[str]) -> list[str]:
+    """Names that differ: a number is put behind those that come again."""
+    taken: set[str] = set()
+    for place, name in enumerate(names):
+        candidate, number = name, 2
+        while candidate in taken:
+            candidate, number = f"{name}-{number}", number + 1
+        taken.add(candidate)
+        names[place] = candidate
+    return names
+
+
 def _summary(part: Part, info: Mapping[str, Any]) -> dict[str, Any]:
     """What came of one video: minutes, windows, patches, twins, and why the others have none."""
     record = part.record
@@ -382,7 +417,7 @@ def _pixels(part: Part, rows: slice) -> np.ndarray:
     return torch.cat(found).numpy()
 
 
-def _video_of(dictionary: TwinDictionary, window: Window) -> int:
+def _video_of(dictionary: TwinDictionary, window: WindowRecord) -> int:
     return int(dictionary.patches["video"][window.patches.start])
 
 

@@ -14,9 +14,7 @@ the videos, and probed on further stills.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
-import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -30,6 +28,7 @@ from filelock import FileLock
 from PIL import Image
 from torch import Tensor
 
+from solo_infoaug._files import digest, write_json
 from solo_infoaug.dictionary import TwinDictionary
 from solo_infoaug.errors import ConfigError
 from solo_infoaug.mining import MineConfig, mine
@@ -97,8 +96,7 @@ class ScenesConfig:
     @property
     def digest(self) -> str:
         """A short hash of the settings and of the generator's version."""
-        text = json.dumps([VERSION, dataclasses.asdict(self)], sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()[:12]
+        return digest([VERSION, dataclasses.asdict(self)])
 
 
 # --- textures ----------------------------------------------------------------------------------
@@ -201,7 +199,7 @@ def _still(family: Family, config: ScenesConfig, rng: np.random.Generator) -> np
     """A patch that lies on a part."""
     canvas = _background(_PART + PATCH, _PART + PATCH, rng)
     middle = (_PART + PATCH) / 2
-    sprite = _Sprite.make(family, config, rng)
+    sprite = _PartImage.make(family, config, rng)
     sprite.draw(canvas, np.array([middle, middle]), rng.uniform(-0.15, 0.15))
     left, top = np.round(middle - PATCH / 2 + rng.uniform(-_OFF, _OFF, 2)).astype(int)
     return _finish(canvas[top : top + PATCH, left : left + PATCH], config, rng)
@@ -211,14 +209,14 @@ def _still(family: Family, config: ScenesConfig, rng: np.random.Generator) -> np
 
 
 @dataclass(frozen=True)
-class _Sprite:
+class _PartImage:
     """A part: its texture float32 [S, S, 3] and where it is, float32 [S, S] in [0, 1]."""
 
     image: np.ndarray
     alpha: np.ndarray
 
     @classmethod
-    def make(cls, family: Family, config: ScenesConfig, rng: np.random.Generator) -> _Sprite:
+    def make(cls, family: Family, config: ScenesConfig, rng: np.random.Generator) -> _PartImage:
         side = _PART + 4
         distance = (np.abs(np.arange(side) - (side - 1) / 2) - _PART / 2 + 8).clip(0)
         corner = np.hypot(distance[:, None], distance[None])
@@ -246,7 +244,7 @@ class _Sprite:
 
 
 @dataclass(frozen=True)
-class Scene:
+class SceneVideo:
     """One video and its truth.
 
     Attributes:
@@ -266,8 +264,8 @@ class Scene:
     angles: np.ndarray
 
     @classmethod
-    def make(cls, config: ScenesConfig, number: int) -> Scene:
-        """Scene `number` of the benchmark."""
+    def make(cls, config: ScenesConfig, number: int) -> SceneVideo:
+        """SceneVideo `number` of the benchmark."""
         rng = np.random.default_rng([config.seed, 3, number])
         columns = int(np.ceil(np.sqrt(config.objects)))
         objects, classes, parts, centres, angles = [], [], [], [], []
@@ -312,7 +310,7 @@ class Scene:
         background = _background(height, width, rng)
         known = families(self.config)
         sprites = [
-            _Sprite.make(known[kind][part], self.config, rng)
+            _PartImage.make(known[kind][part], self.config, rng)
             for kind, part in zip(self.classes, self.parts, strict=True)
         ]
         for centres, angles in zip(self.centres, self.angles, strict=True):
@@ -381,7 +379,7 @@ class Benchmark:
 
 def mine_config(config: ScenesConfig) -> MineConfig:
     """How the videos are mined: patches of the size of the stills."""
-    height = Scene.make(config, 0).size[1]
+    height = SceneVideo.make(config, 0).size[1]
     return MineConfig(
         patch_fraction=PATCH / height,
         crop_size=PATCH,
@@ -400,7 +398,7 @@ def mine_config(config: ScenesConfig) -> MineConfig:
     )
 
 
-def prepare(folder: Path, config: ScenesConfig, workers: int = 1) -> Benchmark:
+def prepare_scenes(folder: Path, config: ScenesConfig, workers: int = 1) -> Benchmark:
     """Make the benchmark in `folder`, or take it from there if it is finished.
 
     Args:
@@ -415,7 +413,7 @@ def prepare(folder: Path, config: ScenesConfig, workers: int = 1) -> Benchmark:
     marker = folder / "scenes.json"
     with FileLock(f"{folder}.lock"):
         if not marker.is_file():
-            scenes = [Scene.make(config, number) for number in range(config.videos)]
+            scenes = [SceneVideo.make(config, number) for number in range(config.videos)]
             _write_stills(folder / "stills", config)
             (folder / "videos").mkdir(exist_ok=True)
             for number, scene in enumerate(scenes):
@@ -434,9 +432,7 @@ def prepare(folder: Path, config: ScenesConfig, workers: int = 1) -> Benchmark:
                 "config": dataclasses.asdict(config),
                 "truth": compare_with_truth(mined, scenes),
             }
-            unfinished = marker.with_suffix(".tmp")
-            unfinished.write_text(json.dumps(found, indent=2), encoding="utf-8")
-            os.replace(unfinished, marker)
+            write_json(marker, found)
     known = json.loads(marker.read_text(encoding="utf-8"))
     if known["digest"] != config.digest:
         raise ConfigError(
@@ -456,7 +452,7 @@ def _write_stills(folder: Path, config: ScenesConfig) -> None:
             Image.fromarray(image).save(target / f"part-{int(parts[number])}-{number:05d}.png")
 
 
-def _truth(mined: TwinDictionary, scenes: list[Scene]) -> tuple[np.ndarray, np.ndarray]:
+def _truth(mined: TwinDictionary, scenes: list[SceneVideo]) -> tuple[np.ndarray, np.ndarray]:
     """For each patch the object (over all scenes) and the part that it lies on, −1 for neither."""
     objects, parts = np.full((2, len(mined)), -1)
     for number, name in enumerate(mined.videos):
@@ -473,7 +469,7 @@ def _truth(mined: TwinDictionary, scenes: list[Scene]) -> tuple[np.ndarray, np.n
     return objects, parts
 
 
-def compare_with_truth(mined: TwinDictionary, scenes: list[Scene]) -> dict[str, float]:
+def compare_with_truth(mined: TwinDictionary, scenes: list[SceneVideo]) -> dict[str, float]:
     """How good mined twins are.
 
     Returns:
@@ -495,7 +491,7 @@ def compare_with_truth(mined: TwinDictionary, scenes: list[Scene]) -> dict[str, 
     }
 
 
-def write_oracle(mined: TwinDictionary, scenes: list[Scene], folder: Path) -> TwinDictionary:
+def write_oracle(mined: TwinDictionary, scenes: list[SceneVideo], folder: Path) -> TwinDictionary:
     """The patches of `mined` that lie on a part; their twins lie on other parts of the object."""
     objects, parts = _truth(mined, scenes)
     rows = np.flatnonzero(objects >= 0)

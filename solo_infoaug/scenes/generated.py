@@ -21,7 +21,8 @@ import av
 import cv2
 import numpy as np
 
-from solo_infoaug.dictionary.store import TwinDictionary, Window
+from solo_infoaug.dictionary import TwinDictionary
+from solo_infoaug.dictionary.store import WindowRecord
 from solo_infoaug.errors import ConfigError
 from solo_infoaug.mining.config import MineConfig
 from solo_infoaug.mining.tracking import grid
@@ -333,7 +334,9 @@ def _windows(frames: int, config: MineConfig) -> list[range]:
     return windows
 
 
-def _twins_in_grid(dictionary: TwinDictionary, window: Window, centres: np.ndarray) -> np.ndarray:
+def _twins_in_grid(
+    dictionary: TwinDictionary, window: WindowRecord, centres: np.ndarray
+) -> np.ndarray:
     """int [G]: of each patch of a window's grid the best twin, by its place in it; −1 for none."""
     rows = np.arange(window.patches.start, window.patches.stop)
     found = dictionary.twins[rows, 0].numpy()

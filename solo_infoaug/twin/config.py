@@ -11,14 +11,30 @@ from typing import Any
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
+from solo_infoaug.dictionary.store import PARTNERS
 from solo_infoaug.errors import ConfigError
 from solo_infoaug.objectives.config import FMICLConfig
 
-ARMS = ("mi", "random", "random_anchor", "self")
 HEADS = ("full", "none")
 BATCH_NORMS = ("shared", "separate", "frozen")
 FILLED_IN = ("fingerprint", "chosen_by", "written", "videos")
 """Keys that say which dictionary a run used; users do not write them."""
+
+# What auto-resume compares as well: a run only goes on from one with the same twins
+# and the same objective.
+SHOULD_MATCH = [
+    "infoaug.fingerprint",
+    "infoaug.arm",
+    "infoaug.weight",
+    "infoaug.batch_size",
+    "infoaug.top_k",
+    "infoaug.temporal",
+    "infoaug.augmentations",
+    "infoaug.batch_norm",
+    "infoaug.heads",
+    "infoaug.objective",
+    "fmicl",
+]
 
 
 @dataclass
@@ -95,7 +111,7 @@ class InfoAugConfig:
             "twins",
             "the folder of a twin dictionary",
         )
-        require(self.arm in ARMS, "arm", f"one of {', '.join(ARMS)}")
+        require(self.arm in PARTNERS, "arm", f"one of {', '.join(PARTNERS)}")
         require(self.heads is None or self.heads in HEADS, "heads", f"one of {', '.join(HEADS)}")
         require(self.batch_norm in BATCH_NORMS, "batch_norm", f"one of {', '.join(BATCH_NORMS)}")
         require(

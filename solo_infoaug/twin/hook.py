@@ -27,7 +27,7 @@ class InfoAugPlugin(Plugin):
     @property
     def resume_keys(self) -> Sequence[str]:
         """The keys that auto-resume compares as well."""
-        from solo_infoaug.twin.registration import SHOULD_MATCH
+        from solo_infoaug.twin.config import SHOULD_MATCH
 
         return SHOULD_MATCH
 

@@ -7,23 +7,8 @@ from __future__ import annotations
 
 from solo_infoaug.host import Host, load_host
 from solo_infoaug.twin.branch import InfoAugMethod, extend
+from solo_infoaug.twin.config import SHOULD_MATCH
 from solo_infoaug.twin.fmicl import with_fmicl
-
-# What auto-resume compares as well: a run only goes on from one with the same twins
-# and the same objective.
-SHOULD_MATCH = [
-    "infoaug.fingerprint",
-    "infoaug.arm",
-    "infoaug.weight",
-    "infoaug.batch_size",
-    "infoaug.top_k",
-    "infoaug.temporal",
-    "infoaug.augmentations",
-    "infoaug.batch_norm",
-    "infoaug.heads",
-    "infoaug.objective",
-    "fmicl",
-]
 
 
 def register() -> Host:

@@ -10,8 +10,8 @@ import numpy as np
 from omegaconf import DictConfig, OmegaConf
 
 from solo_infoaug.dictionary import TwinDictionary
+from solo_infoaug.dictionary.format import MANIFEST
 from solo_infoaug.dictionary.locate import choose_dictionary
-from solo_infoaug.dictionary.store import MANIFEST
 from solo_infoaug.errors import ConfigError, DictionaryError
 from solo_infoaug.twin.config import InfoAugConfig
 

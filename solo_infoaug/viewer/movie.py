@@ -11,7 +11,9 @@ import cv2
 import matplotlib
 import numpy as np
 
-from solo_infoaug.dictionary.store import PARTS, TwinDictionary, Window, read_json
+from solo_infoaug.dictionary import TwinDictionary
+from solo_infoaug.dictionary.format import PARTS, read_json
+from solo_infoaug.dictionary.store import WindowRecord
 from solo_infoaug.errors import VideoError
 from solo_infoaug.mining.video import find_videos, open_video, video_digest
 from solo_infoaug.viewer.pictures import strongest_pairs
@@ -57,7 +59,7 @@ def write_movie(
         raise VideoError(f"{file}: cannot be written: {error}") from error
 
 
-def _canvas(windows: list[Window]) -> tuple[int, int]:
+def _canvas(windows: list[WindowRecord]) -> tuple[int, int]:
     """Height and width that suit the largest frame; even, as H.264 wants them."""
     sizes = [window.image.shape[:2] for window in windows]
     height, width = max(size[0] for size in sizes), max(size[1] for size in sizes)
@@ -67,7 +69,10 @@ def _canvas(windows: list[Window]) -> tuple[int, int]:
 
 
 def _annotated(
-    dictionary: TwinDictionary, window: Window, paths: dict[str, Path], canvas: tuple[int, int]
+    dictionary: TwinDictionary,
+    window: WindowRecord,
+    paths: dict[str, Path],
+    canvas: tuple[int, int],
 ) -> Iterator[np.ndarray]:
     """uint8 [H, W, 3]: the frames of a window with what was found in them."""
     arrays = window.arrays
@@ -109,7 +114,7 @@ def _annotated(
 
 
 def _source(
-    dictionary: TwinDictionary, window: Window, paths: dict[str, Path]
+    dictionary: TwinDictionary, window: WindowRecord, paths: dict[str, Path]
 ) -> Iterator[np.ndarray]:
     """The frames of a window: of its video where that is known, else a still again and again."""
     count = int(window.record["frames"])

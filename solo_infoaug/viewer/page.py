@@ -1,57 +1,27 @@
-"""A dictionary's patches as an image folder, and a dictionary to look at."""
+"""A dictionary to look at: one page, one picture, or a movie."""
 
 from __future__ import annotations
 
-import base64
 import io
 import os
 from collections.abc import Sequence
 from pathlib import Path
 
-import jinja2
-import torch
 from matplotlib.figure import Figure
 from PIL import Image
 
-from solo_infoaug._files import check_output_folder, new_file
+from solo_infoaug._files import new_file
 from solo_infoaug.dictionary import TwinDictionary
 from solo_infoaug.dictionary.tools import video_table
-from solo_infoaug.errors import ConfigError, DictionaryError
+from solo_infoaug.errors import ConfigError
 from solo_infoaug.viewer import pictures
+from solo_infoaug.viewer.html import data_uri, png, render
 from solo_infoaug.viewer.movie import write_movie
 
 # Windows with the most twins are shown; a page of hundreds helps nobody.
 _WINDOWS = 12
 _PNG_WINDOWS = 4
-
-
-def export_patches(dictionary: TwinDictionary, folder: str | os.PathLike[str]) -> int:
-    """Write every patch at each of its moments as PNG, one sub-folder a video.
-
-    This is the layout of torchvision's `ImageFolder`, so that solo-learn's `data.dataset: custom`
-    trains on it. Returns the number of images.
-
-    Raises:
-        DictionaryError: `folder` has something in it already, or the dictionary is damaged.
-        OutputError: `folder` cannot be written.
-    """
-    out = check_output_folder(folder, "out")
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise DictionaryError(f"{out} is not an empty folder; choose another")
-    names = _unique([Path(name).stem for name in dictionary.videos])
-    written = 0
-    for row in range(len(dictionary)):
-        target = out / names[dictionary.patches["video"][row]]
-        target.mkdir(parents=True, exist_ok=True)
-        frames = dictionary.moment_frames[row].tolist()
-        for moment, frame in enumerate(frames):
-            if frame in frames[:moment]:
-                continue
-            pixels = dictionary.crops(torch.tensor([row]), moment)[0]
-            image = Image.fromarray(pixels.permute(1, 2, 0).numpy())
-            image.save(target / f"{row:07d}-{moment}.png")
-            written += 1
-    return written
+_DPI = 100
 
 
 def show(
@@ -86,17 +56,9 @@ def show(
             fresh.write_text(_page(dictionary), encoding="utf-8", errors="backslashreplace")
         elif kind == ".mp4":
             sources = [Path(video) for video in videos]
-            write_movie(dictionary, richest_windows(dictionary, _WINDOWS), fresh, sources)
+            write_movie(dictionary, pictures.richest_windows(dictionary, _WINDOWS), fresh, sources)
         else:
             _poster(dictionary).save(fresh)
-
-
-def richest_windows(dictionary: TwinDictionary, count: int) -> list[int]:
-    """The `count` windows with the most patches that have a twin, in order of the dictionary."""
-    of_anchor = torch.from_numpy(dictionary.patches["window"])[dictionary.anchors].long()
-    twins = torch.bincount(of_anchor, minlength=len(dictionary.windows))
-    order = sorted(range(len(twins)), key=lambda window: (-int(twins[window]), window))
-    return sorted(order[:count])
 
 
 def _page(dictionary: TwinDictionary) -> str:
@@ -113,20 +75,21 @@ def _page(dictionary: TwinDictionary) -> str:
             "images": [_embedded(draw(dictionary, index)) for draw in drawn],
         }
 
-    template = jinja2.Template(_TEMPLATE, autoescape=True)
-    return template.render(
+    return render(
+        "solo_infoaug.viewer",
+        "page.html.j2",
         dictionary=dictionary,
         videos=video_table(dictionary),
         failed=dictionary.info.get("failed", {}),
         config=dictionary.info.get("config", {}),
         gallery=_embedded(pictures.draw_pairs(dictionary)) if len(dictionary.anchors) else None,
-        windows=[window(index) for index in richest_windows(dictionary, _WINDOWS)],
+        windows=[window(index) for index in pictures.richest_windows(dictionary, _WINDOWS)],
     )
 
 
 def _poster(dictionary: TwinDictionary) -> Image.Image:
     rows = []
-    for index in richest_windows(dictionary, _PNG_WINDOWS):
+    for index in pictures.richest_windows(dictionary, _PNG_WINDOWS):
         rows.append(
             [
                 _image(draw(dictionary, index)).convert("RGB")
@@ -148,65 +111,9 @@ def _poster(dictionary: TwinDictionary) -> Image.Image:
     return poster
 
 
-def _png(figure: Figure) -> bytes:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=100)
-    return buffer.getvalue()
-
-
 def _image(figure: Figure) -> Image.Image:
-    return Image.open(io.BytesIO(_png(figure)))
+    return Image.open(io.BytesIO(png(figure, _DPI)))
 
 
 def _embedded(figure: Figure) -> str:
-    return "data:image/png;base64," + base64.b64encode(_png(figure)).decode()
-
-
-def _unique(names: list[str]) -> list[str]:
-    """Names that differ: a number is put behind those that come again."""
-    taken: set[str] = set()
-    for place, name in enumerate(names):
-        candidate, number = name, 2
-        while candidate in taken:
-            candidate, number = f"{name}-{number}", number + 1
-        taken.add(candidate)
-        names[place] = candidate
-    return names
-
-
-_TEMPLATE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>Twin dictionary</title>
-<style>
-body { font: 15px/1.5 system-ui, sans-serif; margin: 2em auto; max-width: 1100px; padding: 0 1em;
-       color: #222; }
-h1 { font-size: 1.5em; } h2 { font-size: 1.15em; margin-top: 2em; }
-img { max-width: 100%; } .matrix { max-width: 480px; }
-table { border-collapse: collapse; } td, th { padding: 2px 12px 2px 0; text-align: left; }
-code { background: #f3f3f3; padding: 0 .25em; } .failed { color: #a00; }
-</style></head><body>
-<h1>Twin dictionary</h1>
-<p>{{ dictionary|length }} patches, {{ dictionary.anchors|length }} of them with a twin, in
-{{ dictionary.windows|length }} windows of {{ dictionary.videos|length }} videos.
-Fingerprint <code>{{ dictionary.fingerprint }}</code>.</p>
-<table>{% for row in videos %}<tr>{% for cell in row %}<td>{{ cell }}</td>{% endfor %}</tr>
-{% endfor %}</table>
-{% if failed %}<h2>Failed</h2><ul class="failed">
-{% for name, why in failed.items() %}<li>{{ why }}</li>{% endfor %}</ul>{% endif %}
-{% if gallery %}<h2>Pairs</h2>
-<img src="{{ gallery }}" alt="the strongest pairs of twins">{% endif %}
-{% for window in windows %}
-<h2>{{ window.record.video }}, window {{ window.record.index }}</h2>
-<p>Frame {{ window.record.record.frame }}, tracked through {{ window.record.record.frames }} frames,
-{{ window.record.record.width }}×{{ window.record.record.height }}
-pixels, patches of {{ window.record.record.patch }} pixels.
-Camera: {% for name, value in (window.record.record.camera or {}).items() %}{{ name }} {{ value }}{{
-", " if not loop.last }}{% endfor %}.</p>
-<img src="{{ window.images[0] }}" alt="twins"><img src="{{ window.images[1] }}" alt="reasons">
-<img src="{{ window.images[2] }}" alt="tracks">
-<img class="matrix" src="{{ window.images[3] }}" alt="mutual information">
-<img class="matrix" src="{{ window.images[4] }}" alt="histogram of mutual information">
-{% endfor %}
-<h2>Settings</h2><table>
-{% for name, value in config.items() %}<tr><td>{{ name }}</td><td>{{ value }}</td></tr>{% endfor %}
-</table></body></html>
-"""
+    return data_uri(png(figure, _DPI))

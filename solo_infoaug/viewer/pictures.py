@@ -10,7 +10,8 @@ import torch
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from solo_infoaug.dictionary.store import TwinDictionary, Window
+from solo_infoaug.dictionary import TwinDictionary
+from solo_infoaug.dictionary.store import WindowRecord
 from solo_infoaug.errors import ConfigError
 from solo_infoaug.mining.window import REASONS
 
@@ -74,7 +75,7 @@ def draw_twins(dictionary: TwinDictionary, window: int, pairs: int = _PAIRS) -> 
 
 
 def strongest_pairs(
-    dictionary: TwinDictionary, window: Window, count: int = _PAIRS
+    dictionary: TwinDictionary, window: WindowRecord, count: int = _PAIRS
 ) -> list[tuple[int, int]]:
     """Up to `count` pairs of a patch and its twin, of highest MI; no patch comes twice.
 
@@ -90,6 +91,14 @@ def strongest_pairs(
             chosen.append((int(i), j))
             used |= {int(i), j}
     return chosen
+
+
+def richest_windows(dictionary: TwinDictionary, count: int) -> list[int]:
+    """The `count` windows with the most patches that have a twin, in order of the dictionary."""
+    of_anchor = torch.from_numpy(dictionary.patches["window"])[dictionary.anchors].long()
+    twins = torch.bincount(of_anchor, minlength=len(dictionary.windows))
+    order = sorted(range(len(twins)), key=lambda window: (-int(twins[window]), window))
+    return sorted(order[:count])
 
 
 def draw_tracks(dictionary: TwinDictionary, window: int) -> Figure:
@@ -248,7 +257,7 @@ def draw_pairs(dictionary: TwinDictionary, count: int = 24) -> Figure:
     return figure
 
 
-def _window(dictionary: TwinDictionary, window: int) -> Window:
+def _window(dictionary: TwinDictionary, window: int) -> WindowRecord:
     if not 0 <= window < len(dictionary.windows):
         raise ConfigError(
             f"window must be one of the dictionary's {len(dictionary.windows)} "
@@ -257,13 +266,13 @@ def _window(dictionary: TwinDictionary, window: int) -> Window:
     return dictionary.windows[window]
 
 
-def _places(dictionary: TwinDictionary, record: Window) -> np.ndarray:
+def _places(dictionary: TwinDictionary, record: WindowRecord) -> np.ndarray:
     """[P, 2]: where the patches of a window are, (x, y)."""
     rows = dictionary.patches[record.patches.start : record.patches.stop]
     return np.stack([rows["x"], rows["y"]], axis=1)
 
 
-def _name(record: Window) -> str:
+def _name(record: WindowRecord) -> str:
     # a dollar sign would begin a formula
     return f"{record.video}, window {record.index}".replace("$", r"\$")
 

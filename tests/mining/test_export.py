@@ -12,10 +12,11 @@ from typer.testing import CliRunner
 
 from solo_infoaug.cli import app
 from solo_infoaug.dictionary import TwinDictionary
+from solo_infoaug.dictionary.tools import export_patches
 from solo_infoaug.errors import ConfigError, DictionaryError, OutputError, VideoError
 from solo_infoaug.mining import MineConfig, mine
 from solo_infoaug.mining.video import Video
-from solo_infoaug.viewer.page import export_patches, show
+from solo_infoaug.viewer import show
 from solo_infoaug.viewer.pictures import (
     draw_mi_histogram,
     draw_mi_matrix,

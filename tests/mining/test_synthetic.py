@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from solo_infoaug.dictionary.store import TwinDictionary, VideoWriter, write_manifest
+from solo_infoaug.dictionary import TwinDictionary
+from solo_infoaug.dictionary.writing import VideoWriter, write_manifest
 from solo_infoaug.errors import ConfigError, VideoError
 from solo_infoaug.mining import MineConfig, mine
 from solo_infoaug.mining.tracking import grid
