@@ -15,7 +15,7 @@ from torchvision.datasets import ImageFolder
 from solo_infoaug.errors import ConfigError
 from solo_infoaug.host.small import SMALL
 from solo_infoaug.training.batches import whole_batches
-from solo_infoaug.training.pretraining import read_image
+from solo_infoaug.training.data import read_image
 from solo_infoaug.twin.views import run_pipelines
 
 

@@ -27,8 +27,8 @@ from solo_infoaug.errors import ConfigError
 from solo_infoaug.objectives.config import FMICLConfig
 from solo_infoaug.resources import config_folder
 from solo_infoaug.scenes.benchmark import Benchmark, ScenesConfig, prepare_scenes
+from solo_infoaug.training.config import check_values, load_config
 from solo_infoaug.training.overrides import parse_overrides
-from solo_infoaug.training.pretraining import check_values, load_config
 from solo_infoaug.twin.config import read_infoaug
 
 _LISTS = ("methods", "arms", "data", "seeds")
