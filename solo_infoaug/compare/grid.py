@@ -168,9 +168,9 @@ def parse_grid(overrides: Sequence[str] = ()) -> Grid:
     return Grid(**known, fixed=tuple(fixed), swept=tuple(swept), launcher=tuple(launcher))
 
 
-def _whole(value: object, least: int) -> bool:
+def _whole(value: object, minimum: int) -> bool:
     """True and false are no numbers."""
-    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+    return isinstance(value, int) and not isinstance(value, bool) and value >= minimum
 
 
 def _plain(text: str) -> Any:

@@ -67,7 +67,7 @@ class VideoConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, least in (
+        for name, minimum in (
             ("held_out", 2),
             ("train_frames", 1),
             ("train_patches", 1),
@@ -75,8 +75,10 @@ class VideoConfig:
             ("background", 1),
         ):
             value = getattr(self, name)
-            if not isinstance(value, int) or value < least:
-                raise ConfigError(f"video.{name}: expected a whole number ≥ {least}, got {value!r}")
+            if not isinstance(value, int) or value < minimum:
+                raise ConfigError(
+                    f"video.{name}: expected a whole number ≥ {minimum}, got {value!r}"
+                )
         if not 0 < self.stop_fraction < 1:
             raise ConfigError(
                 f"video.stop_fraction: expected a number in (0, 1), got {self.stop_fraction!r}"
@@ -218,8 +220,8 @@ def kept_back(sequence: Clip, start: float, config: VideoConfig) -> list[Tiles]:
     for number, image in _frames(sequence, start, 1.0, config.test_frames):
         tiles = cut(image, masks[min(number, len(masks) - 1)], config.mining)
         rng = np.random.default_rng([config.seed, number])
-        nothing = rng.permutation(np.flatnonzero(tiles.objects == 0))[: config.background]
-        rows = np.sort(np.concatenate([np.flatnonzero(tiles.objects > 0), nothing]))
+        background = rng.permutation(np.flatnonzero(tiles.objects == 0))[: config.background]
+        rows = np.sort(np.concatenate([np.flatnonzero(tiles.objects > 0), background]))
         chosen = tiles.pixels[rows], tiles.corners[rows], tiles.objects[rows]
         found.append(Tiles(*chosen, tiles.side))
     return found
@@ -273,16 +275,18 @@ def scores(similarity: np.ndarray, asking: Tiles, asked: Tiles) -> tuple[float, 
     """
     from sklearn.metrics import roc_auc_score
 
-    apart = np.abs(asking.corners[:, None] - asked.corners[None]).max(axis=2) >= asking.side
+    non_overlapping = (
+        np.abs(asking.corners[:, None] - asked.corners[None]).max(axis=2) >= asking.side
+    )
     on = asking.objects[:, None] > 0
-    same = on & (asking.objects[:, None] == asked.objects[None]) & apart
-    nothing = on & (asked.objects[None] == 0) & apart
-    rows = np.flatnonzero(same.any(axis=1) & nothing.any(axis=1))
+    same = on & (asking.objects[:, None] == asked.objects[None]) & non_overlapping
+    background = on & (asked.objects[None] == 0) & non_overlapping
+    rows = np.flatnonzero(same.any(axis=1) & background.any(axis=1))
     if len(rows) == 0:
         return None
-    pairs = same | nothing
+    pairs = same | background
     auc = roc_auc_score(same[rows][pairs[rows]], similarity[rows][pairs[rows]])
-    nearest = np.where(apart, similarity, -np.inf)[rows].argmax(axis=1)
+    nearest = np.where(non_overlapping, similarity, -np.inf)[rows].argmax(axis=1)
     return 100 * float(auc), 100 * float(same[rows, nearest].mean())
 
 

@@ -54,9 +54,9 @@ def evaluate(
         ConfigError: the checkpoint or the data cannot be used.
         DataError: an image cannot be read.
     """
-    for option, value, least in (("--k", k, 1), ("--size", size, 1), ("--limit", limit, 2)):
-        if value is not None and value < least:
-            raise ConfigError(f"{option}: expected a whole number ≥ {least}, got {value!r}")
+    for option, value, minimum in (("--k", k, 1), ("--size", size, 1), ("--limit", limit, 2)):
+        if value is not None and value < minimum:
+            raise ConfigError(f"{option}: expected a whole number ≥ {minimum}, got {value!r}")
     backbone = load_backbone(checkpoint)
     train, test = load_images(dataset, size or backbone.crop_size, train_path, val_path, limit)
     if len(train[1].unique()) < 2:

@@ -189,7 +189,7 @@ class Scene:
         part = self._parts(at)[_pixel(points, self.config)]
         start = np.concatenate([points, np.ones((len(points), 1))], axis=1)
         paths = np.empty((len(frames), len(points), 2))
-        seen = np.empty((len(frames), len(points)), bool)
+        visible = np.empty((len(frames), len(points)), bool)
         for row, t in enumerate(frames):
             moved = np.empty_like(start)
             for index in np.unique(part):
@@ -200,8 +200,8 @@ class Scene:
             x, y = paths[row].T
             inside = (x >= 0) & (y >= 0) & (x < self.config.width) & (y < self.config.height)
             top = self._parts(t)[_pixel(paths[row], self.config)]
-            seen[row] = inside & (top == part)
-        return paths, seen
+            visible[row] = inside & (top == part)
+        return paths, visible
 
     def write(self, path: str | os.PathLike[str]) -> Path:
         """Encode the scene as H.264, 25 frames a second."""
@@ -381,18 +381,18 @@ def _compare(
         min_frames: a patch is trackable if its middle is seen in so many frames around the seed.
     """
     owner, share = _ownership(scene.owners(seed), centres, size)
-    _, seen = scene.paths(centres, seed, frames)
+    _, visible = scene.paths(centres, seed, frames)
     middle = seed - frames.start
-    before = np.logical_and.accumulate(seen[middle::-1]).sum(axis=0)
-    after = np.logical_and.accumulate(seen[middle:]).sum(axis=0)
+    before = np.logical_and.accumulate(visible[middle::-1]).sum(axis=0)
+    after = np.logical_and.accumulate(visible[middle:]).sum(axis=0)
     has = twin >= 0
     objects = (owner > 0) & (share >= 0.75) & (before + after - 1 >= min_frames)
     background = (owner == 0) & (share == 1.0)
     anchors = np.flatnonzero(objects & has)
     others = np.flatnonzero(has)
-    apart = np.abs(centres[anchors][:, None] - centres[others]).max(axis=2) >= size - 0.5
-    same = apart & (owner[anchors][:, None] == owner[others])
-    chance = same.sum(axis=1) / np.maximum(apart.sum(axis=1), 1)
+    non_overlapping = np.abs(centres[anchors][:, None] - centres[others]).max(axis=2) >= size - 0.5
+    same = non_overlapping & (owner[anchors][:, None] == owner[others])
+    chance = same.sum(axis=1) / np.maximum(non_overlapping.sum(axis=1), 1)
     return Score(
         objects=int(objects.sum()),
         with_twin=len(anchors),

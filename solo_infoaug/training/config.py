@@ -105,13 +105,13 @@ def check_values(cfg: DictConfig) -> None:
         ConfigError: the message names the key.
     """
 
-    def require(key: str, least: float, whole: bool, *allowed: object) -> None:
+    def require(key: str, minimum: float, whole: bool, *allowed: object) -> None:
         value = OmegaConf.select(cfg, key, throw_on_missing=False)
         kinds = int if whole else (int, float)
-        good = isinstance(value, kinds) and not isinstance(value, bool) and value >= least
+        good = isinstance(value, kinds) and not isinstance(value, bool) and value >= minimum
         if value is not None and not good and value not in allowed:
             kind = "whole number" if whole else "number"
-            raise ConfigError(f"{key}: expected a {kind} ≥ {least:g}, got {value!r}")
+            raise ConfigError(f"{key}: expected a {kind} ≥ {minimum:g}, got {value!r}")
 
     for key in ("optimizer.lr", "optimizer.classifier_lr", "optimizer.weight_decay"):
         require(key, 0, False)

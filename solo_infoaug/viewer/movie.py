@@ -77,7 +77,7 @@ def _annotated(
     """uint8 [H, W, 3]: the frames of a window with what was found in them."""
     arrays = window.arrays
     tracks = arrays["tracks"]
-    seen = arrays.get("visible", arrays.get("seen", np.ones(tracks.shape[:2], bool)))
+    visible = arrays.get("visible", arrays.get("seen", np.ones(tracks.shape[:2], bool)))
     size = dictionary.patches["size"][window.patches.start : window.patches.stop]
     pairs = strongest_pairs(dictionary, window)
     colours = matplotlib.colormaps["hsv"](np.linspace(0, 1, len(pairs), endpoint=False))
@@ -86,21 +86,21 @@ def _annotated(
     inner = max(1, round(width * scale)), max(1, round(height * scale))
     for t, image in enumerate(_source(dictionary, window, paths)):
         drawn = cv2.resize(image, inner, interpolation=cv2.INTER_AREA)
-        for point in tracks[t, seen[t]]:
+        for point in tracks[t, visible[t]]:
             cv2.circle(drawn, _pixel(point * scale), 2, _FAINT, -1, cv2.LINE_AA)
         for (i, j), rgb in zip(pairs, colours, strict=True):
             colour = tuple(int(255 * channel) for channel in rgb[:3])
             for patch in (i, j):
                 trail = tracks[max(0, t - _TRAIL) : t + 1, patch][
-                    seen[max(0, t - _TRAIL) : t + 1, patch]
+                    visible[max(0, t - _TRAIL) : t + 1, patch]
                 ]
                 line = np.round(trail * scale).astype(np.int32)[:, None]
                 cv2.polylines(drawn, [line], False, colour, 1, cv2.LINE_AA)
-                if seen[t, patch]:
+                if visible[t, patch]:
                     corner = tracks[t, patch] - size[patch] / 2
                     first, last = _pixel(corner * scale), _pixel((corner + size[patch]) * scale)
                     cv2.rectangle(drawn, first, last, colour, 2, cv2.LINE_AA)
-            if seen[t, i] and seen[t, j]:
+            if visible[t, i] and visible[t, j]:
                 ends = _pixel(tracks[t, i] * scale), _pixel(tracks[t, j] * scale)
                 cv2.line(drawn, *ends, colour, 2, cv2.LINE_AA)
         text = f"{window.video}, window {window.index}, frame {t + 1} of {len(tracks)}"

@@ -119,11 +119,11 @@ def draw_tracks(dictionary: TwinDictionary, window: int) -> Figure:
         own = np.concatenate([np.zeros_like(own[:1]), own])
         shown.append(("without the background's motion", rest + own - own[len(own) // 2]))
     figure, panels = _frame_axes(record.image, len(shown))
-    seen = arrays.get("visible", arrays.get("seen"))
+    visible = arrays.get("visible", arrays.get("seen"))
     has_twin = dictionary.twins[record.patches.start : record.patches.stop, 0].numpy() >= 0
     for axes, (title, tracks) in zip(panels, shown, strict=True):
         for p in range(tracks.shape[1]):
-            path = tracks[:, p] if seen is None else tracks[seen[:, p], p]
+            path = tracks[:, p] if visible is None else tracks[visible[:, p], p]
             if len(path):
                 colour = _WITH if has_twin[p] else _WITHOUT
                 axes.plot(path[:, 0], path[:, 1], color=colour, linewidth=1.0, alpha=0.8)
@@ -183,10 +183,10 @@ def draw_mi_histogram(dictionary: TwinDictionary, window: int) -> Figure:
     }
     figure = Figure(figsize=(5.4, 3.4), layout="constrained")
     axes = figure.subplots()
-    known = np.concatenate([values.ravel() for values, _ in shown.values()])
+    finite = np.concatenate([values.ravel() for values, _ in shown.values()])
     edges = (
-        np.linspace(min(float(known.min()), 0.0), max(float(known.max()), 0.1), 40)
-        if len(known)
+        np.linspace(min(float(finite.min()), 0.0), max(float(finite.max()), 0.1), 40)
+        if len(finite)
         else np.linspace(0, 1, 40)
     )
     for name, (values, colour) in shown.items():
@@ -214,8 +214,8 @@ def draw_mi_matrix(dictionary: TwinDictionary, window: int) -> Figure:
     figure = Figure(figsize=(5.4, 4.6), layout="constrained")
     axes = figure.subplots()
     colours = matplotlib.colormaps["viridis"].with_extremes(bad="#dddddd")
-    known = mi[np.isfinite(mi)]
-    top = max(float(np.percentile(known, 99.5)), 1e-6) if len(known) else 1.0
+    finite = mi[np.isfinite(mi)]
+    top = max(float(np.percentile(finite, 99.5)), 1e-6) if len(finite) else 1.0
     shown = axes.imshow(np.ma.masked_invalid(mi), cmap=colours, vmin=0.0, vmax=top)
     figure.colorbar(shown, ax=axes, label="mutual information (nats)")
     axes.set_xlabel("patch")
