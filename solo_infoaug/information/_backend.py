@@ -24,19 +24,18 @@ def neighbour_sums(
     max_memory: int,
 ) -> Tensor:
     """As `_plain.neighbour_sums`, by the fastest backend that can."""
+    if kind == "3kl" and x.shape[1] >= LONG and x.device.type == "cpu":
+        return _long_series(x, valid_x, y, valid_y, k, layout)
     kernel = _triton() if x.is_cuda else None
     if kernel is not None and kernel.fits(x, y, k) and kernel.works(x.device):
         return kernel.neighbour_sums(x, valid_x, y, valid_y, k, kind, layout)
     compiled = _compiled() if x.device.type == "cpu" else None
     if compiled is None or k > compiled.K_LIMIT:
         return _plain.neighbour_sums(x, valid_x, y, valid_y, k, kind, layout, max_memory)
-    if kind == "3kl" and x.shape[1] >= LONG:
-        return _long_series(compiled, x, valid_x, y, valid_y, k, layout)
     return compiled.neighbour_sums(x, valid_x, y, valid_y, k, kind, layout)
 
 
 def _long_series(
-    compiled: ModuleType,
     x: Tensor,
     valid_x: Tensor | None,
     y: Tensor,
@@ -57,8 +56,25 @@ def _long_series(
             if masks:
                 series = series[torch.stack(masks).all(0)]
             if len(series) > k:
-                out[i, 0 if paired else j] = compiled.long_sums(series, k)
+                out[i, 0 if paired else j] = _tree_sums(series, k)
     return out[:, 0] if paired else out
+
+
+def _tree_sums(series: Tensor, k: int) -> Tensor:
+    """The sums `[4]` of kind `3kl` for one series `[T, d]`, by SciPy's KD-tree."""
+    from scipy.spatial import KDTree  # a quarter of a second, for those who need it
+
+    tree = KDTree(series.double().numpy(), balanced_tree=False)
+    threads = torch.get_num_threads()
+    # in the tree's order successive samples have the same neighbours in the cache
+    samples = tree.data[tree.indices]
+    columns, _ = tree.query(samples, [2, k + 1], p=float("inf"), workers=threads)
+    first, rho = torch.from_numpy(columns).unbind(1)
+    tied = samples[(rho == 0).numpy()]
+    ties = tree.query_ball_point(tied, 0, return_length=True) if len(tied) else torch.zeros(0)
+    psi = torch.digamma(torch.as_tensor(ties).double()).sum()  # a sample is one of its own ties
+    logarithms = [values[values > 0].log().sum() for values in (rho, first)]
+    return torch.stack([logarithms[0], torch.tensor(float(len(tied))), psi, logarithms[1]])
 
 
 def _row(valid: Tensor | None, track: int) -> Tensor | None:

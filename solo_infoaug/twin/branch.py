@@ -14,6 +14,7 @@ from contextlib import ExitStack, contextmanager, nullcontext
 from functools import cache
 from typing import Any, cast
 
+import numpy as np
 import torch
 from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 from omegaconf import DictConfig, OmegaConf, open_dict
@@ -27,7 +28,7 @@ from solo_infoaug.twin.batch_norm import exchanged, frozen, norms_of, own_norms
 from solo_infoaug.twin.config import InfoAugConfig, read_infoaug, write_infoaug
 from solo_infoaug.twin.fmicl import check_method
 from solo_infoaug.twin.method import MethodSpec, find_method
-from solo_infoaug.twin.randomness import draw_seeds, fork_rng
+from solo_infoaug.twin.randomness import fork_rng
 from solo_infoaug.twin.resume import Resumption, take_late_buffers
 from solo_infoaug.twin.twins import check_dictionary, open_dictionary, open_if_there, risks
 from solo_infoaug.twin.views import Pipeline, make_views, run_pipelines, sent
@@ -342,7 +343,8 @@ class InfoAugMethod(Method):
             the generator of the choice of pairs.
         """
         seed = int(OmegaConf.select(self.cfg, "seed", default=0))
-        draw, rest = draw_seeds(seed, self.global_rank, self.current_epoch, moment)
+        sequence = np.random.SeedSequence([seed, self.global_rank, self.current_epoch, moment])
+        draw, rest = (int(n) for n in sequence.generate_state(2, np.uint64) >> 1)
         with fork_rng(rest, self.device):
             yield torch.Generator().manual_seed(draw)
 
