@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 
 from solo_infoaug import MineConfig
 from solo_infoaug.compare.arms import ARMS
+from solo_infoaug.compare.results import read_losses
 from solo_infoaug.demo import run_demo
 from solo_infoaug.demo.report import (
     ArmResult,
@@ -25,7 +26,6 @@ from solo_infoaug.demo.report import (
     backbone_text,
     draw_arms,
     draw_twin_pictures,
-    read_losses,
     scenes_text,
     twins_text,
     write_report,

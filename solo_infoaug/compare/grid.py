@@ -18,6 +18,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from solo_infoaug._checks import is_whole, require
 from solo_infoaug.compare import video
 from solo_infoaug.compare.arms import ARMS
 from solo_infoaug.compare.folder import RunFolder, State
@@ -27,8 +28,7 @@ from solo_infoaug.errors import ConfigError
 from solo_infoaug.objectives.config import FMICLConfig
 from solo_infoaug.resources import config_folder
 from solo_infoaug.scenes.benchmark import Benchmark, ScenesConfig, prepare_scenes
-from solo_infoaug.training.config import check_values, load_config
-from solo_infoaug.training.overrides import parse_overrides
+from solo_infoaug.training.config import check_values, load_config, parse_overrides
 from solo_infoaug.twin.config import read_infoaug
 
 _LISTS = ("methods", "arms", "data", "seeds")
@@ -147,30 +147,21 @@ def parse_grid(overrides: Sequence[str] = ()) -> Grid:
     for key in _LISTS:
         values = known[key] if isinstance(known[key], list) else [known[key]]
         known[key] = tuple(values)
-        if not values or len(set(values)) < len(values):
-            raise ConfigError(f"{key}: expected a list of different values, got {values}")
+        different = values and len(set(values)) == len(values)
+        require(different, key, "a list of different values", values)
     _known("methods", [_method(name)[0] for name in known["methods"]], "methods")
     _known("data", known["data"], "datasets")
-    if unknown := [arm for arm in known["arms"] if arm not in ARMS]:
-        raise ConfigError(f"arms: expected some of {', '.join(ARMS)}, got {unknown[0]!r}")
-    if not all(_whole(seed, 0) for seed in known["seeds"]):
-        raise ConfigError(f"seeds: expected whole numbers ≥ 0, got {list(known['seeds'])}")
+    for arm in known["arms"]:
+        require(arm in ARMS, "arms", f"some of {', '.join(ARMS)}", arm)
+    seeds, keep = list(known["seeds"]), known["keep_checkpoints"]
+    require(all(is_whole(seed, 0) for seed in seeds), "seeds", "whole numbers ≥ 0", seeds)
     for key in ("jobs", "threads"):
-        value = known[key]
-        if not (_whole(value, 1) or (key == "threads" and value is None)):
-            raise ConfigError(f"{key}: expected a whole number ≥ 1, got {value!r}")
-    if not isinstance(known["keep_checkpoints"], bool):
-        raise ConfigError(
-            f"keep_checkpoints: expected true or false, got {known['keep_checkpoints']!r}"
-        )
+        good = is_whole(known[key], 1) or (key == "threads" and known[key] is None)
+        require(good, key, "a whole number ≥ 1", known[key])
+    require(isinstance(keep, bool), "keep_checkpoints", "true or false", keep)
     known["out"] = Path(str(known["out"])).expanduser().resolve()
     known["report"] = known["out"] / str(known["report"])
     return Grid(**known, fixed=tuple(fixed), swept=tuple(swept), launcher=tuple(launcher))
-
-
-def _whole(value: object, minimum: int) -> bool:
-    """True and false are no numbers."""
-    return isinstance(value, int) and not isinstance(value, bool) and value >= minimum
 
 
 def _plain(text: str) -> Any:
@@ -181,16 +172,14 @@ def _plain(text: str) -> Any:
 def _known(key: str, names: Sequence[str], folder: str) -> None:
     there = sorted(path.stem for path in (config_folder() / "compare" / folder).glob("*.yaml"))
     for name in names:
-        if name not in there:
-            raise ConfigError(f"{key}: expected some of {', '.join(there)}, got {name!r}")
+        require(name in there, key, f"some of {', '.join(there)}", name)
 
 
 def _method(name: str) -> tuple[str, list[str]]:
     """`simclr+fmicl=js` → simclr, and the overrides behind it."""
     base, *extras = str(name).split("+")
     for extra in extras:
-        if "=" not in extra:
-            raise ConfigError(f"methods: expected NAME+key=value, got {name!r}")
+        require("=" in extra, "methods", "NAME+key=value", name)
     return base, [f"++{extra}" for extra in extras]
 
 

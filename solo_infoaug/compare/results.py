@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -219,19 +220,21 @@ def draw_curves(runs: Sequence[Run]) -> Figure:
 
 def _curve(file: Path, kind: str) -> tuple[list[int], np.ndarray] | None:
     """Steps and values of a branch's loss in Lightning's metrics.csv; None where it has none."""
-    with file.open(encoding="utf-8", newline="") as rows:
-        found = list(csv.DictReader(rows))
-    names = list(found[0]) if found else []
-    if kind == "twin":
-        names = [name for name in names if name == "twin_loss_step"]
-    else:
-        names = [n for n in names if n.startswith("train_") and n.endswith("_loss_step")]
-        # the method's own loss; solo-learn logs that of the online classifier beside it
-        names = [name for name in names if "class" not in name][:1]
-    points = [(int(row["step"]), float(row[name])) for row in found for name in names if row[name]]
-    if not points:
-        return None
-    return [step for step, _ in points], np.array([value for _, value in points])
+    steps, values = read_losses(file)[f"{kind} branch"]
+    return (steps, np.array(values)) if steps else None
+
+
+def read_losses(metrics: Path) -> dict[str, tuple[list[int], list[float]]]:
+    """`view branch` and `twin branch` → steps and losses, from Lightning's metrics.csv."""
+    with metrics.open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    # the method's own loss; solo-learn logs that of the online classifier beside it
+    names = [n for n in rows[0] if re.fullmatch("train_(?!.*class).*_loss_step", n)] if rows else []
+    found = {}
+    for branch, columns in (("view branch", names[:1]), ("twin branch", ["twin_loss_step"])):
+        points = [(int(r["step"]), float(r[n])) for r in rows for n in columns if r.get(n)]
+        found[branch] = [step for step, _ in points], [value for _, value in points]
+    return found
 
 
 def _gallery(runs: Sequence[Run]) -> list[Figure]:

@@ -25,6 +25,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
+from solo_infoaug._checks import is_whole, require
 from solo_infoaug._files import digest, write_json
 from solo_infoaug.errors import ConfigError
 from solo_infoaug.mining import MineConfig, mine
@@ -75,14 +76,10 @@ class VideoConfig:
             ("background", 1),
         ):
             value = getattr(self, name)
-            if not isinstance(value, int) or value < minimum:
-                raise ConfigError(
-                    f"video.{name}: expected a whole number ≥ {minimum}, got {value!r}"
-                )
-        if not 0 < self.stop_fraction < 1:
-            raise ConfigError(
-                f"video.stop_fraction: expected a number in (0, 1), got {self.stop_fraction!r}"
-            )
+            expected = f"a whole number ≥ {minimum}"
+            require(is_whole(value, minimum), f"video.{name}", expected, value)
+        good = 0 < self.stop_fraction < 1
+        require(good, "video.stop_fraction", "a number in (0, 1)", self.stop_fraction)
 
     @property
     def digest(self) -> str:

@@ -25,6 +25,7 @@ from rich.text import Text
 
 from solo_infoaug._files import check_output_folder, writing
 from solo_infoaug.compare import compare
+from solo_infoaug.compare.results import read_losses
 from solo_infoaug.demo.report import (
     ArmResult,
     BackboneResult,
@@ -33,7 +34,6 @@ from solo_infoaug.demo.report import (
     arms_table,
     backbone_text,
     draw_twin_pictures,
-    read_losses,
     scenes_text,
     twins_text,
     write_report,

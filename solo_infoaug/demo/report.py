@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from solo_infoaug.compare.arms import ARMS
+from solo_infoaug.compare.results import read_losses
 from solo_infoaug.dictionary import TwinDictionary
 from solo_infoaug.viewer.html import data_uri, render
 from solo_infoaug.viewer.pictures import (
@@ -176,20 +176,6 @@ def draw_arms(scenes: ScenesResult) -> Figure:
     axes.set_axisbelow(True)
     figure.legend(loc="outside upper center", ncols=3, frameon=False)
     return figure
-
-
-def read_losses(metrics: Path) -> dict[str, tuple[list[int], list[float]]]:
-    """Branch → steps and losses (nats) of a run of SimCLR, from Lightning's metrics.csv."""
-    with metrics.open(encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))
-    found = {}
-    for branch, column in (
-        ("view branch", "train_nce_loss_step"),
-        ("twin branch", "twin_loss_step"),
-    ):
-        points = [(int(row["step"]), float(row[column])) for row in rows if row.get(column)]
-        found[branch] = [step for step, _ in points], [value for _, value in points]
-    return found
 
 
 def draw_losses(metrics: Path) -> Figure:

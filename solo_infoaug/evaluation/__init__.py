@@ -12,6 +12,7 @@ from __future__ import annotations
 import warnings
 from pathlib import Path
 
+from solo_infoaug._checks import require
 from solo_infoaug.errors import ConfigError
 from solo_infoaug.evaluation.backbone import Backbone, export, extract_features, load_backbone
 from solo_infoaug.evaluation.images import digits, load_images
@@ -55,8 +56,8 @@ def evaluate(
         DataError: an image cannot be read.
     """
     for option, value, minimum in (("--k", k, 1), ("--size", size, 1), ("--limit", limit, 2)):
-        if value is not None and value < minimum:
-            raise ConfigError(f"{option}: expected a whole number ≥ {minimum}, got {value!r}")
+        good = value is None or value >= minimum
+        require(good, option, f"a whole number ≥ {minimum}", value)
     backbone = load_backbone(checkpoint)
     train, test = load_images(dataset, size or backbone.crop_size, train_path, val_path, limit)
     if len(train[1].unique()) < 2:

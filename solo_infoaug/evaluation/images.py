@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from solo_infoaug._checks import require
 from solo_infoaug.errors import ConfigError
 from solo_infoaug.training.data import image_classes, read_image
 
@@ -76,8 +77,7 @@ def load_images(
     """
     from torchvision import datasets
 
-    if dataset not in DATASETS:
-        raise ConfigError(f"--data: expected one of {', '.join(DATASETS)}, got {dataset!r}")
+    require(dataset in DATASETS, "--data", f"one of {', '.join(DATASETS)}", dataset)
     paths = {"--train-path": train_path, "--val-path": val_path}
     taken = {"digits": (), "folder": tuple(paths)}.get(dataset, ("--train-path",))
     for option, path in paths.items():

@@ -369,32 +369,7 @@ def _lars_that_runs_its_closure(wrapper: type) -> type:
 
 def parse_cfg(cfg: DictConfig) -> DictConfig:
     """Defaults and derived values, as the current solo-learn's `parse_cfg` adds them."""
-    defaults = OmegaConf.create(
-        {
-            "checkpoint": {
-                "enabled": False,
-                "dir": "trained_models",
-                "frequency": 1,
-                "keep_prev": False,
-            },
-            "auto_resume": {"enabled": False, "max_hours": 36},
-            "data": {
-                "val_path": None,
-                "format": "image_folder",
-                "no_labels": False,
-                "fraction": -1,
-            },
-            "wandb": {"enabled": False, "entity": None, "project": "solo-learn", "offline": False},
-            "debug_augmentations": False,
-            "seed": 5,
-            "resume_from_checkpoint": None,
-            "strategy": None,
-            "num_nodes": 1,
-            "accumulate_grad_batches": 1,
-            "performance": {"disable_channel_last": False},
-            "optimizer": {"kwargs": {}},
-        }
-    )
+    defaults = OmegaConf.load(Path(__file__).with_name("release.yaml"))
     given = OmegaConf.create(OmegaConf.to_container(cfg, resolve=True))
     merged = OmegaConf.merge(defaults, given)
     for key in map(str, merged):

@@ -28,6 +28,7 @@ from filelock import FileLock
 from PIL import Image
 from torch import Tensor
 
+from solo_infoaug._checks import require
 from solo_infoaug._files import digest, write_json
 from solo_infoaug.dictionary import TwinDictionary
 from solo_infoaug.errors import ConfigError
@@ -90,8 +91,7 @@ class ScenesConfig:
             ("test_stills", 1, 100_000),
         ):
             value = getattr(self, name)
-            if not low <= value <= high:
-                raise ConfigError(f"scenes.{name}: expected {low} to {high}, got {value!r}")
+            require(low <= value <= high, f"scenes.{name}", f"{low} to {high}", value)
 
     @property
     def digest(self) -> str:

@@ -10,13 +10,15 @@ import torch
 import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from solo_infoaug._checks import is_number, is_whole, require
 from solo_infoaug.errors import ConfigError
-from solo_infoaug.training.overrides import parse_overrides
 
 say = rank_zero_only(print)
 """Lightning hides what is logged at the level of information."""
@@ -64,6 +66,37 @@ def load_config(
     return cfg
 
 
+def parse_overrides(overrides: Sequence[str]) -> list[Override]:
+    """Read overrides one by one.
+
+    Raises:
+        ConfigError: one that Hydra cannot read; the message names it, and says how it is quoted.
+    """
+    parser = OverridesParser.create()
+    parsed = []
+    for override in overrides:
+        try:
+            parsed.append(parser.parse_override(override))
+        except HydraException as error:
+            key, equals, value = override.partition("=")
+            quoted = f'{key}="{value}"'
+            why = str(error).splitlines()[0]
+            if equals and _reads(parser, quoted):
+                hint = f"quote the value, and all of it for the shell: '{quoted}'"
+            else:
+                hint = "expected key=value, +key=value or ~key"
+            raise ConfigError(f"override {override!r}: {hint} (Hydra says: {why})") from error
+    return parsed
+
+
+def _reads(parser: OverridesParser, override: str) -> bool:
+    try:
+        parser.parse_override(override)
+    except HydraException:
+        return False
+    return True
+
+
 def choose_device(cfg: DictConfig) -> None:
     """Fit the Trainer's keys in `cfg` to the machine: without a GPU, train on the CPU."""
     accelerator = str(OmegaConf.select(cfg, "accelerator", default="auto"))
@@ -105,29 +138,30 @@ def check_values(cfg: DictConfig) -> None:
         ConfigError: the message names the key.
     """
 
-    def require(key: str, minimum: float, whole: bool, *allowed: object) -> None:
+    def whole(key: str, minimum: int, *allowed: object) -> None:
         value = OmegaConf.select(cfg, key, throw_on_missing=False)
-        kinds = int if whole else (int, float)
-        good = isinstance(value, kinds) and not isinstance(value, bool) and value >= minimum
-        if value is not None and not good and value not in allowed:
-            kind = "whole number" if whole else "number"
-            raise ConfigError(f"{key}: expected a {kind} ≥ {minimum:g}, got {value!r}")
+        good = value in (None, *allowed) or is_whole(value, minimum)
+        require(good, key, f"a whole number ≥ {minimum}", value)
 
     for key in ("optimizer.lr", "optimizer.classifier_lr", "optimizer.weight_decay"):
-        require(key, 0, False)
-    require("optimizer.batch_size", 1, True)
-    require("data.num_workers", 0, True)
-    require("seed", 0, True)
+        rate = OmegaConf.select(cfg, key, throw_on_missing=False)
+        require(rate is None or is_number(rate, 0), key, "a number ≥ 0", rate)
     # without an end to epochs there must be one to steps
     endless = (-1,) if OmegaConf.select(cfg, "max_steps", default=-1) not in (None, -1) else ()
-    require("max_epochs", 1, True, *endless)
-    require("checkpoint.frequency", 1, True)
+    whole("max_epochs", 1, *endless)
+    for key, minimum in (
+        ("optimizer.batch_size", 1),
+        ("data.num_workers", 0),
+        ("seed", 0),
+        ("checkpoint.frequency", 1),
+    ):
+        whole(key, minimum)
     entries = OmegaConf.select(cfg, "augmentations", throw_on_missing=False)
     if entries is not None:
-        if not isinstance(entries, ListConfig) or len(entries) == 0:
-            raise ConfigError(f"augmentations: expected a list of pipelines, got {entries!r}")
+        good = isinstance(entries, ListConfig) and len(entries) > 0
+        require(good, "augmentations", "a list of pipelines", entries)
         for number in range(len(entries)):
             for key in ("crop_size", "num_crops"):
                 if OmegaConf.select(cfg, f"augmentations.{number}.{key}") is None:
                     raise ConfigError(f"augmentations.{number}.{key}: expected a value, got none")
-                require(f"augmentations.{number}.{key}", 1, True)
+                whole(f"augmentations.{number}.{key}", 1)

@@ -27,6 +27,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from solo_infoaug._checks import require
 from solo_infoaug._files import check_output_folder
 from solo_infoaug.errors import ConfigError, DataError, InfoAugError
 from solo_infoaug.host import Host
@@ -56,8 +57,7 @@ class TrainingResult:
 
 def _logger_kind(cfg: DictConfig) -> str:
     kind = OmegaConf.select(cfg, "logger", default="csv")
-    if kind not in LOGGERS:
-        raise ConfigError(f"logger: expected one of {', '.join(LOGGERS)}, got {kind!r}")
+    require(kind in LOGGERS, "logger", f"one of {', '.join(LOGGERS)}", kind)
     return str(kind)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
+from solo_infoaug._checks import is_number, is_whole, require
 from solo_infoaug.dictionary.store import PARTNERS
 from solo_infoaug.errors import ConfigError
 from solo_infoaug.objectives.config import FMICLConfig
@@ -98,47 +99,31 @@ class InfoAugConfig:
     """Of which it was mined."""
 
     def __post_init__(self) -> None:
-        def require(good: bool, key: str, expected: str) -> None:
-            if not good:
-                value = getattr(self, key)
-                raise ConfigError(f"infoaug.{key}: expected {expected}, got {value!r}")
-
-        for key in ("enabled", "temporal"):
-            require(isinstance(getattr(self, key), bool), key, "true or false")
-        require(
-            # an empty one is a variable of the shell that is not set, and no wish for the default
-            self.twins is None or (isinstance(self.twins, (str, os.PathLike)) and self.twins != ""),
-            "twins",
-            "the folder of a twin dictionary",
-        )
-        require(self.arm in PARTNERS, "arm", f"one of {', '.join(PARTNERS)}")
-        require(self.heads is None or self.heads in HEADS, "heads", f"one of {', '.join(HEADS)}")
-        require(self.batch_norm in BATCH_NORMS, "batch_norm", f"one of {', '.join(BATCH_NORMS)}")
-        require(
-            _is(float | int, self.weight) and 0 <= self.weight < float("inf"),
-            "weight",
-            "a finite number ≥ 0",
-        )
-        require(_is(int, self.top_k) and self.top_k >= 1, "top_k", "a whole number ≥ 1")
-        require(
-            self.batch_size is None or (_is(int, self.batch_size) and self.batch_size >= 1),
-            "batch_size",
-            "a whole number ≥ 1",
-        )
-        require(
-            self.augmentations is None
-            or (isinstance(self.augmentations, (list, ListConfig)) and len(self.augmentations) > 0),
-            "augmentations",
-            "a list of pipelines as in solo-learn's `augmentations`",
-        )
+        # an empty path is a variable of the shell that is not set, and no wish for the default
+        path = isinstance(self.twins, (str, os.PathLike)) and self.twins != ""
+        pipelines = isinstance(self.augmentations, (list, ListConfig)) and len(self.augmentations)
+        batch = self.batch_size is None or is_whole(self.batch_size, 1)
+        finite = is_number(self.weight, 0) and self.weight < float("inf")
+        for key, good, expected in (
+            ("enabled", isinstance(self.enabled, bool), "true or false"),
+            ("temporal", isinstance(self.temporal, bool), "true or false"),
+            ("twins", self.twins is None or path, "the folder of a twin dictionary"),
+            ("arm", self.arm in PARTNERS, f"one of {', '.join(PARTNERS)}"),
+            ("heads", self.heads in (None, *HEADS), f"one of {', '.join(HEADS)}"),
+            ("batch_norm", self.batch_norm in BATCH_NORMS, f"one of {', '.join(BATCH_NORMS)}"),
+            ("weight", finite, "a finite number ≥ 0"),
+            ("top_k", is_whole(self.top_k, 1), "a whole number ≥ 1"),
+            ("batch_size", batch, "a whole number ≥ 1"),
+            (
+                "augmentations",
+                self.augmentations is None or pipelines,
+                "a list of pipelines as in solo-learn's `augmentations`",
+            ),
+        ):
+            require(good, f"infoaug.{key}", expected, getattr(self, key))
         objective = FMICLConfig.parse(self.objective, key="infoaug.objective")
         if objective is not None:
             self.objective = objective.asdict()
-
-
-def _is(kind: Any, value: object) -> bool:
-    """Of the kind; true and false are no numbers."""
-    return isinstance(value, kind) and not isinstance(value, bool)
 
 
 def read_infoaug(cfg: DictConfig) -> InfoAugConfig | None:

@@ -1,4 +1,8 @@
-"""Pictures of what was mined, as matplotlib figures."""
+"""Pictures of what was mined, as matplotlib figures.
+
+Those of a window raise ConfigError if there is no such window, and all DictionaryError if the files
+that they show are damaged.
+"""
 
 from __future__ import annotations
 
@@ -37,10 +41,6 @@ def draw_twins(dictionary: TwinDictionary, window: int, pairs: int = _PAIRS) -> 
     """The strongest twins on the frame of a window, joined by lines in the colour of their MI.
 
     Each patch is drawn once: with `pairs` pairs at most, strongest first.
-
-    Raises:
-        ConfigError: there is no such window.
-        DictionaryError: the window's files are damaged.
     """
     record = _window(dictionary, window)
     image = record.image
@@ -105,10 +105,6 @@ def draw_tracks(dictionary: TwinDictionary, window: int) -> Figure:
     """The patches' tracks over the frame of a window, a dot where they end.
 
     A second picture shows what is left of them without the background's motion.
-
-    Raises:
-        ConfigError: there is no such window.
-        DictionaryError: the window's files are damaged.
     """
     record = _window(dictionary, window)
     arrays = record.arrays
@@ -139,12 +135,7 @@ def draw_tracks(dictionary: TwinDictionary, window: int) -> Figure:
 
 
 def draw_reasons(dictionary: TwinDictionary, window: int) -> Figure:
-    """What became of each patch of a window: a twin, or why there is none.
-
-    Raises:
-        ConfigError: there is no such window.
-        DictionaryError: the window's files are damaged.
-    """
+    """What became of each patch of a window: a twin, or why there is none."""
     record = _window(dictionary, window)
     arrays = record.arrays
     figure, (axes,) = _frame_axes(record.image)
@@ -166,12 +157,7 @@ def draw_reasons(dictionary: TwinDictionary, window: int) -> Figure:
 
 
 def draw_mi_histogram(dictionary: TwinDictionary, window: int) -> Figure:
-    """The MI of all pairs and of the twins of a window, beside that of time-shifted surrogates.
-
-    Raises:
-        ConfigError: there is no such window.
-        DictionaryError: the window's files are damaged.
-    """
+    """The MI of all pairs and of the twins of a window, beside that of time-shifted surrogates."""
     record = _window(dictionary, window)
     arrays = record.arrays
     rows = slice(record.patches.start, record.patches.stop)
@@ -203,12 +189,7 @@ def draw_mi_histogram(dictionary: TwinDictionary, window: int) -> Figure:
 
 
 def draw_mi_matrix(dictionary: TwinDictionary, window: int) -> Figure:
-    """The mutual information of all pairs of a window's patches; grey where it was not estimated.
-
-    Raises:
-        ConfigError: there is no such window.
-        DictionaryError: the window's files are damaged.
-    """
+    """The MI of all pairs of a window's patches; grey where it was not estimated."""
     record = _window(dictionary, window)
     mi = record.arrays["mi"]
     figure = Figure(figsize=(5.4, 4.6), layout="constrained")
@@ -228,9 +209,6 @@ def draw_pairs(dictionary: TwinDictionary, count: int = 24) -> Figure:
     """A contact sheet of strong pairs: each patch above its twin, their MI above both.
 
     The strongest pair of each window comes first, then the second of each; no patch comes twice.
-
-    Raises:
-        DictionaryError: the pixels are damaged.
     """
     ranked = [
         (place, -float(dictionary.mi[row, 0]), row)
