@@ -416,46 +416,11 @@ class Part:
             dtype = torch.int32 if column in ("window", "frame") else torch.float32
             stored = unit if column == "window" else column
             patches[column] = expect(path, found, stored, dtype, (count,)).numpy()
-
-        windows, first = [], 0
-        for index, entry in enumerate(record[f"{unit}s"]):
-            size = int(entry["patches"])
-            rows = slice(first, first + size)
-            window = WindowRecord(
-                name, index, range(first, rows.stop), dict(entry), folder / f"{unit}s"
-            )
-            if size < 0 or not (patches["window"][rows] == index).all():
-                raise DictionaryError(f"{path}: damaged: patches and {unit}s do not fit")
-            patches["shot"][rows] = window.shot
-            windows.append(window)
-            first = rows.stop
-        inside = twins[twins >= 0]
-        if first != count or count == 0 or top_k == 0 or frames.shape[1] == 0:
+        if count == 0 or top_k == 0 or frames.shape[1] == 0:
             raise DictionaryError(f"{path}: damaged: patches and {unit}s do not fit")
-        if (len(inside) and int(inside.max()) >= count) or bool((twins < -1).any()):
-            raise DictionaryError(f"{path}: damaged: a twin's index is out of range")
-        own = torch.from_numpy(patches["window"].astype(np.int64))
-        if bool(((own[twins.clamp(min=0)] != own[:, None]) & (twins >= 0)).any()):
-            raise DictionaryError(f"{path}: damaged: a twin lies in another {unit}")
-        if bool(((twins[:, 1:] >= 0) & (twins[:, :-1] < 0)).any()):
-            raise DictionaryError(f"{path}: damaged: a twin follows on a missing one")
-
-        shards, sides = [], set()
-        for entry in record["pixels"]:
-            if not is_name(entry["file"]):
-                raise DictionaryError(f"{folder}: damaged: {entry['file']!r} is no file name")
-            shard_path = folder / entry["file"]
-            shape = shape_of(shard_path, "pixels")
-            if len(shape) != 5 or shape[:3] != (int(entry["patches"]), frames.shape[1], 3):
-                raise DictionaryError(f"{shard_path}: damaged: unexpected shape {shape}")
-            sides.add(shape[3:])
-            shards.append(_Shard(shard_path, shape[0], shape[1:]))
-        if sum(shard.patches for shard in shards) != count or len(sides) != 1:
-            raise DictionaryError(f"{folder}: damaged: pixels and patches do not fit")
-        height, width = sides.pop()
-        if height != width or height < 1:
-            raise DictionaryError(f"{folder}: damaged: crops of {height}×{width} pixels")
-        digests = [digest, *(str(entry["sha256"]) for entry in record["pixels"])]
+        windows = _windows(folder, name, record, patches, unit)
+        _check_twins(path, twins, patches["window"], unit)
+        shards = _shards(folder, record, count, frames.shape[1])
         return cls(
             name=name,
             record=record,
@@ -466,11 +431,61 @@ class Part:
             moment_frames=frames,
             windows=windows,
             shards=shards,
-            digests=digests,
+            digests=[digest, *(str(entry["sha256"]) for entry in record["pixels"])],
             moments=frames.shape[1],
-            crop_size=height,
+            crop_size=shards[0].shape[-1],
             top_k=top_k,
         )
+
+
+def _windows(
+    folder: Path, name: str, record: Mapping[str, Any], patches: np.ndarray, unit: str
+) -> list[WindowRecord]:
+    """The windows of a video; the shots of its patches are filled in."""
+    windows, first = [], 0
+    for index, entry in enumerate(record[f"{unit}s"]):
+        size = int(entry["patches"])
+        rows = slice(first, first + size)
+        place, stored = range(first, rows.stop), folder / f"{unit}s"
+        window = WindowRecord(name, index, place, dict(entry), stored)
+        if size < 0 or not (patches["window"][rows] == index).all():
+            raise DictionaryError(f"{folder}: damaged: patches and {unit}s do not fit")
+        patches["shot"][rows] = window.shot
+        windows.append(window)
+        first = rows.stop
+    if first != len(patches):
+        raise DictionaryError(f"{folder}: damaged: patches and {unit}s do not fit")
+    return windows
+
+
+def _check_twins(path: Path, twins: torch.Tensor, windows: np.ndarray, unit: str) -> None:
+    there = twins >= 0
+    if int(twins.max()) >= len(twins) or int(twins.min()) < -1:
+        raise DictionaryError(f"{path}: damaged: a twin's index is out of range")
+    own = torch.from_numpy(windows.astype(np.int64))
+    if bool(((own[twins.clamp(min=0)] != own[:, None]) & there).any()):
+        raise DictionaryError(f"{path}: damaged: a twin lies in another {unit}")
+    if bool((there[:, 1:] & ~there[:, :-1]).any()):
+        raise DictionaryError(f"{path}: damaged: a twin follows on a missing one")
+
+
+def _shards(folder: Path, record: Mapping[str, Any], count: int, moments: int) -> list[_Shard]:
+    shards = []
+    for entry in record["pixels"]:
+        if not is_name(entry["file"]):
+            raise DictionaryError(f"{folder}: damaged: {entry['file']!r} is no file name")
+        path = folder / entry["file"]
+        shape = shape_of(path, "pixels")
+        if len(shape) != 5 or shape[:3] != (int(entry["patches"]), moments, 3):
+            raise DictionaryError(f"{path}: damaged: unexpected shape {shape}")
+        shards.append(_Shard(path, shape[0], shape[1:]))
+    sides = {shard.shape[2:] for shard in shards}
+    if sum(shard.patches for shard in shards) != count or len(sides) != 1:
+        raise DictionaryError(f"{folder}: damaged: pixels and patches do not fit")
+    ((height, width),) = sides
+    if height != width or height < 1:
+        raise DictionaryError(f"{folder}: damaged: crops of {height}×{width} pixels")
+    return shards
 
 
 def _check_counts(record: Mapping[str, Any]) -> None:

@@ -98,7 +98,7 @@ class MethodSpec(MethodFacts):
 
 
 MethodPatch = MethodSpec
-"""What 0.1 called it."""
+"""The former name, which goes on working."""
 
 _added: dict[str, MethodSpec] = {}
 
@@ -115,7 +115,7 @@ def add_method(name: str, spec: MethodSpec) -> None:
 
 
 add_patch = add_method
-"""What 0.1 called it."""
+"""The former name, which goes on working."""
 
 
 def supported_methods() -> list[str]:
