@@ -5,11 +5,13 @@ from __future__ import annotations
 import functools
 from types import ModuleType
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from solo_infoaug.information import _plain
 
+_CHUNK = 8192  # samples that a tree is asked about at once: Ctrl-C waits for no more
 LONG = 8192  # samples from which a tree of its own pays for each pair
 
 
@@ -67,14 +69,18 @@ def _tree_sums(series: Tensor, k: int) -> Tensor:
     tree = KDTree(series.double().numpy(), balanced_tree=False)
     threads = torch.get_num_threads()
     # in the tree's order successive samples have the same neighbours in the cache
-    samples = tree.data[tree.indices]
-    columns, _ = tree.query(samples, [2, k + 1], p=float("inf"), workers=threads)
-    first, rho = torch.from_numpy(columns).unbind(1)
-    tied = samples[(rho == 0).numpy()]
-    ties = tree.query_ball_point(tied, 0, return_length=True) if len(tied) else torch.zeros(0)
-    psi = torch.digamma(torch.as_tensor(ties).double()).sum()  # a sample is one of its own ties
-    logarithms = [values[values > 0].log().sum() for values in (rho, first)]
-    return torch.stack([logarithms[0], torch.tensor(float(len(tied))), psi, logarithms[1]])
+    samples = tree.data[tree.indices] + 0.0  # no -0
+    first, rho = np.concatenate(
+        [
+            tree.query(rows, [2, k + 1], p=np.inf, workers=threads)[0]
+            for rows in np.split(samples, range(_CHUNK, len(samples), _CHUNK))
+        ]
+    ).T
+    # whatever is tied with a sample is tied itself
+    ties = np.unique(samples[rho == 0], axis=0, return_counts=True)[1]
+    psi = (ties * torch.digamma(torch.from_numpy(ties).double()).numpy()).sum()
+    logs = [np.log(distances[distances > 0]).sum() for distances in (rho, first)]
+    return torch.tensor([logs[0], ties.sum(), psi, logs[1]], dtype=torch.float64)
 
 
 def _row(valid: Tensor | None, track: int) -> Tensor | None:
