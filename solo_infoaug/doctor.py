@@ -15,19 +15,8 @@ from solo_infoaug._files import check_output_folder
 from solo_infoaug.cache import cache_dir, last_dictionary
 from solo_infoaug.errors import DictionaryError, HostError, InfoAugError
 
-_PACKAGES = (
-    "torch",
-    "torchvision",
-    "lightning",
-    "kornia",
-    "timm",
-    "hydra-core",
-    "av",
-)
-_OPTIONAL = {
-    "tensorboard": 'pip install "solo-infoaug[tensorboard]"',
-    "wandb": "pip install wandb",
-}
+_PACKAGES = ("torch", "torchvision", "lightning", "kornia", "timm", "hydra-core", "av")
+_OPTIONAL = {"tensorboard": 'pip install "solo-infoaug[tensorboard]"', "wandb": "pip install wandb"}
 _MODULES = {"hydra-core": "hydra"}
 _CODECS = ("h264", "hevc", "vp9", "av1", "mpeg4")
 

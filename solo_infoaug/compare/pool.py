@@ -112,15 +112,21 @@ def _pool(
 
 
 def _start(run: Run, environment: dict[str, str]) -> subprocess.Popen[bytes]:
+    return _program([f"folder='{run.folder}'", *_QUIET], run.files.log, environment, run.folder)
+
+
+def _program(
+    arguments: Sequence[str], log: Path, environment: dict[str, str], cwd: Path | None = None
+) -> subprocess.Popen[bytes]:
     # a session of its own: Ctrl-C is for us, and we decide what becomes of the runs
-    with run.files.log.open("wb") as log:
+    with log.open("wb") as output:
         return subprocess.Popen(
-            [*_PROGRAM, f"folder='{run.folder}'", *_QUIET],
+            [*_PROGRAM, *arguments],
             stdin=subprocess.DEVNULL,
-            stdout=log,
+            stdout=output,
             stderr=subprocess.STDOUT,
             env=environment,
-            cwd=run.folder,
+            cwd=cwd,
             start_new_session=True,
         )
 
@@ -149,22 +155,8 @@ def _launch(
     sweep_folder.mkdir(parents=True, exist_ok=True)
     folders = ",".join(f"'{run.folder}'" for run in todo)
     log = sweep_folder / "log.txt"
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            [
-                *_PROGRAM,
-                "--multirun",
-                f"folder={folders}",
-                f"hydra.sweep.dir='{sweep_folder}'",
-                *_QUIET[1:],
-                *launcher,
-            ],
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            env=environment,
-            start_new_session=True,
-        )
+    sweep = ["--multirun", f"folder={folders}", f"hydra.sweep.dir='{sweep_folder}'"]
+    process = _program([*sweep, *_QUIET[1:], *launcher], log, environment)
     try:
         while process.poll() is None:
             time.sleep(_POLL)

@@ -164,12 +164,7 @@ def _mapping(cfg: DictConfig, key: str) -> dict[str, Any]:
     return dict(container)
 
 
-def method_arguments(method: type, cfg: DictConfig) -> dict[str, Any]:
-    """Translate a current solo-learn configuration to the keyword arguments of a release method.
-
-    Raises:
-        ConfigError: the configuration asks for something that the release does not have.
-    """
+def _refuse_what_is_missing(method: type, cfg: DictConfig) -> None:
     backbone = str(cfg.backbone.name)
     if backbone not in method._SUPPORTED_ENCODERS:  # type: ignore[attr-defined]
         raise ConfigError(
@@ -177,18 +172,27 @@ def method_arguments(method: type, cfg: DictConfig) -> dict[str, Any]:
             f"{', '.join(method._SUPPORTED_ENCODERS)}; "  # type: ignore[attr-defined]
             "set SOLO_LEARN_HOME to a clone of the current solo-learn"
         )
-    select = OmegaConf.select
-    if select(cfg, "optimizer.exclude_bias_n_norm_wd", default=False):
+    if OmegaConf.select(cfg, "optimizer.exclude_bias_n_norm_wd", default=False):
         raise ConfigError(
             "optimizer.exclude_bias_n_norm_wd: the embedded solo-learn 1.0.2 does not have it; "
             "set it to False, or set SOLO_LEARN_HOME to a clone of the current solo-learn"
         )
-    if select(cfg, "knn_eval.enabled", default=False):
+    if OmegaConf.select(cfg, "knn_eval.enabled", default=False):
         raise ConfigError(
             "knn_eval.enabled: the embedded solo-learn 1.0.2's online k-NN does not run on today's "
             "torchmetrics; set it to False (solo-infoaug evaluate has k-NN), or set "
             "SOLO_LEARN_HOME to a clone of the current solo-learn"
         )
+
+
+def method_arguments(method: type, cfg: DictConfig) -> dict[str, Any]:
+    """Translate a current solo-learn configuration to the keyword arguments of a release method.
+
+    Raises:
+        ConfigError: the configuration asks for something that the release does not have.
+    """
+    _refuse_what_is_missing(method, cfg)
+    select, backbone = OmegaConf.select, str(cfg.backbone.name)
     optimizer = str(cfg.optimizer.name)
     options = _mapping(cfg, "optimizer.kwargs")
     lars = {

@@ -38,12 +38,7 @@ def neighbour_sums(
 
 
 def _long_series(
-    x: Tensor,
-    valid_x: Tensor | None,
-    y: Tensor,
-    valid_y: Tensor | None,
-    k: int,
-    layout: str,
+    x: Tensor, valid_x: Tensor | None, y: Tensor, valid_y: Tensor | None, k: int, layout: str
 ) -> Tensor:
     """Pair by pair, each by a tree over its own joint space; the `upper` diagonal is left out."""
     same = layout == "upper" and x.data_ptr() == y.data_ptr()

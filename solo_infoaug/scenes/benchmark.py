@@ -20,7 +20,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import av
 import cv2
 import numpy as np
 import torch
@@ -33,6 +32,7 @@ from solo_infoaug._files import digest, write_json
 from solo_infoaug.dictionary import TwinDictionary
 from solo_infoaug.errors import ConfigError
 from solo_infoaug.mining import MineConfig, mine
+from solo_infoaug.mining.encoding import write_video
 
 VERSION = 2
 """Part of the digest: changes with what the generator makes of the same settings."""
@@ -321,14 +321,8 @@ class SceneVideo:
 
     def write(self, path: Path) -> None:
         """Encode as H.264, 25 frames a second."""
-        with av.open(str(path), "w") as container:
-            stream = container.add_stream("libx264", rate=25)
-            stream.width, stream.height = self.size
-            stream.pix_fmt = "yuv420p"
-            stream.options = {"crf": "18", "preset": "veryfast", "threads": "1"}
-            for image in self.frames():
-                container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
-            container.mux(stream.encode())
+        options = {"crf": "18", "preset": "veryfast", "threads": "1"}
+        write_video(self.frames(), path, self.size, options)
 
     def part_at(self, points: np.ndarray, frame: int = 0) -> np.ndarray:
         """int64 [N]: the part that a patch at `points` [N, 2] of a frame lies on, or −1.

@@ -17,7 +17,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import av
 import cv2
 import numpy as np
 
@@ -25,6 +24,7 @@ from solo_infoaug.dictionary import TwinDictionary
 from solo_infoaug.dictionary.store import WindowRecord
 from solo_infoaug.errors import ConfigError
 from solo_infoaug.mining.config import MineConfig
+from solo_infoaug.mining.encoding import write_video
 from solo_infoaug.mining.tracking import grid
 from solo_infoaug.mining.window import patch_size
 
@@ -206,14 +206,9 @@ class Scene:
     def write(self, path: str | os.PathLike[str]) -> Path:
         """Encode the scene as H.264, 25 frames a second."""
         target = Path(path)
-        with av.open(str(target), "w") as container:
-            stream = container.add_stream("libx264", rate=25)
-            stream.width, stream.height = self.config.width, self.config.height
-            stream.pix_fmt = "yuv420p"
-            stream.options = {"crf": str(self.config.crf), "preset": "veryfast"}
-            for image in self.frames():
-                container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
-            container.mux(stream.encode())
+        size = (self.config.width, self.config.height)
+        options = {"crf": str(self.config.crf), "preset": "veryfast"}
+        write_video(self.frames(), target, size, options)
         return target
 
     def _render(self, t: int) -> np.ndarray:

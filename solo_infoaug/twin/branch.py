@@ -467,7 +467,7 @@ class InfoAugMethod(Method):
                 "resume with the configuration that it was trained with"
             )
         if self.infoaug is not None and note is not None and "random" in note:
-            self.resumption = Resumption.read(self, note, buffers)
+            self.resumption = Resumption(self, note, buffers)
             self.resumption.restore_random_state()
 
 

@@ -29,20 +29,14 @@ class Resumption:
     """
 
     method: Any
+    saved: Mapping[str, Any]
+    """What `note` gave when the checkpoint was written."""
     late_buffers: dict[str, Tensor]
-    random: dict[str, Any]
-    momentum: float | None
-
-    @classmethod
-    def read(
-        cls, method: Any, note: Mapping[str, Any], late_buffers: dict[str, Tensor]
-    ) -> Resumption:
-        """What `note` left in a checkpoint, and the buffers that were taken out of its weights."""
-        return cls(method, late_buffers, note["random"], note["tau"])
+    """From `take_late_buffers`, of its weights."""
 
     @staticmethod
     def note(method: Any) -> dict[str, Any]:
-        """What a checkpoint holds for `read`."""
+        """What a checkpoint is to hold."""
         updater = getattr(method, "momentum_updater", None)
         return {
             "random": random_state(method.device),
@@ -53,7 +47,7 @@ class Resumption:
         """Draw on as the run that was stopped; a checkpoint is the first process's."""
         trainer = self.method.trainer
         if trainer.world_size == 1:
-            set_random_state(self.random, trainer.strategy.root_device)
+            set_random_state(self.saved["random"], trainer.strategy.root_device)
 
     @contextmanager
     def training_start(self) -> Iterator[None]:
@@ -61,8 +55,8 @@ class Resumption:
         with fork_rng(0, self.method.device):
             yield
         put_late_buffers(self.method, self.late_buffers)
-        if self.momentum is not None:
-            set_momentum(self.method, self.momentum)
+        if self.saved["tau"] is not None:
+            set_momentum(self.method, self.saved["tau"])
 
     @contextmanager
     def first_epoch_start(self) -> Iterator[None]:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-import av
 import av.error
 import cv2
 import matplotlib
@@ -15,11 +15,11 @@ from solo_infoaug.dictionary import TwinDictionary
 from solo_infoaug.dictionary.format import PARTS, read_json
 from solo_infoaug.dictionary.store import WindowRecord
 from solo_infoaug.errors import VideoError
+from solo_infoaug.mining.encoding import write_video
 from solo_infoaug.mining.video import find_videos, open_video, video_digest
 from solo_infoaug.viewer.pictures import strongest_pairs
 
 _WIDEST, _LEAST = 1280, 320
-_FPS = 25
 # So many frames of a track are drawn behind each patch.
 _TRAIL = 24
 _FAINT = (170, 170, 170)
@@ -48,13 +48,8 @@ def write_movie(
     chosen = [dictionary.windows[window] for window in windows]
     height, width = _canvas(chosen)
     try:
-        with av.open(str(file), "w") as container:
-            stream = container.add_stream("libx264", rate=_FPS)
-            stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
-            for window in chosen:
-                for image in _annotated(dictionary, window, paths, (height, width)):
-                    container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
-            container.mux(stream.encode())
+        drawn = (_annotated(dictionary, window, paths, (height, width)) for window in chosen)
+        write_video(itertools.chain.from_iterable(drawn), file, (width, height))
     except (av.error.FFmpegError, OSError) as error:
         raise VideoError(f"{file}: cannot be written: {error}") from error
 

@@ -26,15 +26,7 @@ if TYPE_CHECKING:
 _PAIRS = 30
 _WITH, _WITHOUT = "#ffb000", "#9ad0ff"
 # In the order of `REASONS`.
-_REASON_COLOURS = (
-    "#ffb000",
-    "#d62728",
-    "#4c78a8",
-    "#b279a2",
-    "#dddddd",
-    "#54a24b",
-    "#333333",
-)
+_REASON_COLOURS = ("#ffb000", "#d62728", "#4c78a8", "#b279a2", "#dddddd", "#54a24b", "#333333")
 
 
 def draw_twins(dictionary: TwinDictionary, window: int, pairs: int = _PAIRS) -> Figure:
