@@ -14,17 +14,17 @@ from scipy.stats import ks_2samp, kstwo
 from torch.overrides import TorchFunctionMode
 from torchvision.transforms import RandomResizedCrop, functional
 
-from solo_infoaug import augment
-from solo_infoaug.augment import (
+from solo_infoaug.errors import ConfigError
+from solo_infoaug.twin import views as augment
+from solo_infoaug.twin.randomness import fork_rng
+from solo_infoaug.twin.views import (
     blur,
     build_pipeline,
     draw_boxes,
     jitter,
     make_views,
-    own_randomness,
     resized_crop,
 )
-from solo_infoaug.errors import ConfigError
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
 
@@ -55,7 +55,7 @@ def images() -> torch.Tensor:
 
 def _views(augmentation: Any, patch: torch.Tensor, twin: torch.Tensor | None = None, seed: int = 0):
     pipeline = build_pipeline(augmentation, MEAN, STD)
-    with own_randomness(seed, torch.device("cpu")):
+    with fork_rng(seed, torch.device("cpu")):
         return make_views([pipeline], patch, patch if twin is None else twin)
 
 
@@ -103,7 +103,7 @@ def test_operations_are_pillows(
 def test_crops_are_pillows(side: int, size: int) -> None:
     random = torch.Generator().manual_seed(side)
     images = torch.randint(64, 192, (24, 3, side, side), dtype=torch.uint8, generator=random)
-    with own_randomness(0, torch.device("cpu")):
+    with fork_rng(0, torch.device("cpu")):
         boxes = draw_boxes(len(images), side, side, (0.08, 1.0))
     down_last = resized_crop(images / 255, boxes, size)
     across_last = resized_crop(images.mT / 255, boxes[:, [1, 0, 3, 2]], size).mT
@@ -133,7 +133,7 @@ def test_boxes_are_drawn_like_torchvisions(
     height: int, width: int, scale: tuple[float, float]
 ) -> None:
     count = 4000
-    with own_randomness(1, torch.device("cpu")):
+    with fork_rng(1, torch.device("cpu")):
         ours = draw_boxes(count, height, width, scale)
         image = torch.empty(3, height, width)
         theirs = torch.tensor(
@@ -316,7 +316,7 @@ def test_views_never_wait_for_the_device() -> None:
         MEAN,
         STD,
     )
-    with torch.no_grad(), own_randomness(0, torch.device("cpu")), Watch():
+    with torch.no_grad(), fork_rng(0, torch.device("cpu")), Watch():
         view = pipeline.operations(torch.rand(32, 3, 24, 24, device="meta"))
     assert view.device.type == "meta"
     # boxes; which images, their blends, whose hue, angles; which images, their sigma
