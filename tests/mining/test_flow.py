@@ -91,14 +91,16 @@ def _reference_step(
     for v in (-3, -1, 1, 3):
         for u in (-3, -1, 1, 3):
             start = centre + np.array([u, v]) / 8 * 0.9 * side
-            step = _at(forth, start)
-            end = start + step
-            if (start < 0).any() or (start > limit).any() or (end < 0).any() or (end > limit).any():
+            if (start < 0).any() or (start > limit).any():
                 continue
-            home = _at(back, end)
-            allowed = max_error**2 + 0.01 * (step @ step + home @ home)
-            if (step + home) @ (step + home) < allowed:
-                steps.append(step)
+            # Whether the way comes back is asked of the nearest pixel
+            way = forth[tuple(np.floor(start[::-1] + 0.5).astype(int))].astype(float)
+            end = np.floor(start + 0.5) + way
+            if (end < -0.5).any() or (end > limit + 0.5).any():
+                continue
+            home = _at(back, np.clip(end, 0, limit))
+            if (way + home) @ (way + home) < max_error**2 + 0.01 * (way @ way + home @ home):
+                steps.append(_at(forth, start))
     return None if len(steps) < 0.5 * 16 else np.median(steps, axis=0)
 
 

@@ -392,7 +392,7 @@ def test_held_out_stretch(tmp_path: Path, video: Path) -> None:
 @pytest.mark.slow
 def test_a_real_clip(tmp_path: Path) -> None:
     clip = sample_clips()[1]
-    dictionary = mine(clip, tmp_path / "twins", MineConfig(stop_fraction=0.7), progress=False)
+    dictionary = mine(clip, tmp_path / "twins", progress=False)
     assert dictionary.videos == ["bikes.mp4"]
     assert len(dictionary.anchors) > 30
     assert torch.isfinite(dictionary.mi).all()
