@@ -22,7 +22,7 @@ from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 from omegaconf import DictConfig, OmegaConf, open_dict
 from torch import Tensor, nn
 
-from solo_infoaug.augment import Pipeline, make_views, own_randomness, run_pipelines, sent
+from solo_infoaug.augment import Pipeline, apply_views, own_randomness, run_pipelines
 from solo_infoaug.batch_norm import exchanged, frozen, norms_of, own_norms
 from solo_infoaug.config import InfoAugConfig, read_infoaug, write_infoaug
 from solo_infoaug.dictionary import MANIFEST, TwinDictionary
@@ -31,6 +31,7 @@ from solo_infoaug.host import Host
 from solo_infoaug.locate import choose_dictionary
 from solo_infoaug.objectives.methods import check_method
 from solo_infoaug.patch import MethodPatch, find_patch
+from solo_infoaug.prefetch import Prefetch, TwinRequest
 from solo_infoaug.resume import (
     put_late_buffers,
     random_state,
@@ -358,6 +359,9 @@ class InfoAugMethod:
     infoaug_name: str
     infoaug_branch = _BranchClass()
 
+    prefetch_twins: bool | None = None
+    """Prepare the next twin batch while a step runs; None: where the model is on a card."""
+
     def __init__(self, cfg: DictConfig | None = None, *args: Any, **kwargs: Any) -> None:
         config = None if cfg is None else read_infoaug(cfg)
         if cfg is None:  # the PyPI release's own keyword arguments
@@ -382,6 +386,7 @@ class InfoAugMethod:
             _check_dictionary(self.twin_dictionary, config)
         self.twin_views = build_views(self.infoaug_host, cfg, config)
         self.twin = build_branch(patch, cfg, config, self)
+        self._prefetch = Prefetch()
         self._resumed: dict[str, Any] | None = None
         write_infoaug(cfg, config)
 
@@ -418,23 +423,16 @@ class InfoAugMethod:
         loss = super().training_step(batch, batch_idx)  # type: ignore[misc]
         if self.infoaug is None:
             return loss
-        with self._twin_randomness(batch_idx) as draw:
-            twin_batch = self._twin_batch(draw)
+        with self._twin_randomness(batch_idx) as seeds:
+            twin_batch = self._twin_batch(seeds)
+            self._prepare_next(batch_idx)
             with self.twin.backbone_for_twins():
                 twin_loss = self.twin.training_step(twin_batch, batch_idx)
         self.log("twin_loss", twin_loss, on_epoch=True, sync_dist=True)  # type: ignore[attr-defined]
         return loss + self.infoaug.weight * twin_loss
 
-    @contextmanager
-    def _twin_randomness(self, moment: int) -> Iterator[torch.Generator]:
-        """Inside, the branch draws by seed, rank, epoch and `moment` (the step) alone.
-
-        So a resumed run draws what an uninterrupted one would, and the view branch draws what a
-        run without InfoAug does.
-
-        Yields:
-            the generator of the choice of pairs.
-        """
+    def _twin_seeds(self, moment: int) -> tuple[int, int]:
+        """Seeds of the choice of pairs and of all else, by seed, rank, epoch and `moment`."""
         module: Any = self
         sequence = np.random.SeedSequence(
             [
@@ -444,31 +442,69 @@ class InfoAugMethod:
                 moment,
             ]
         )
-        draw, rest = (int(n) for n in sequence.generate_state(2, np.uint64) >> 1)
-        with own_randomness(rest, module.device):
-            yield torch.Generator().manual_seed(draw)
+        pairs, rest = (n >> 1 for n in sequence.generate_state(2, np.uint64).tolist())
+        return pairs, rest
 
-    def _twin_batch(self, generator: torch.Generator) -> list[Any]:
+    @contextmanager
+    def _twin_randomness(self, moment: int) -> Iterator[tuple[int, int]]:
+        """Inside, the branch draws by seed, rank, epoch and `moment` (the step) alone.
+
+        So a resumed run draws what an uninterrupted one would, and the view branch draws what a
+        run without InfoAug does.
+
+        Yields:
+            the seeds, for `_twin_batch`.
+        """
+        seeds = self._twin_seeds(moment)
+        with own_randomness(seeds[1], self.device):  # type: ignore[attr-defined]
+            yield seeds
+
+    def _twin_request(self, seeds: tuple[int, int]) -> TwinRequest:
+        assert self.infoaug is not None
+        assert self.infoaug.batch_size is not None
+        assert isinstance(self.twin_dictionary, TwinDictionary)
+        return TwinRequest(
+            *seeds,
+            device=self.device,  # type: ignore[attr-defined]
+            dictionary=self.twin_dictionary,
+            batch_size=self.infoaug.batch_size,
+            arm=self.infoaug.arm,
+            top_k=self.infoaug.top_k,
+            temporal=self.infoaug.temporal,
+            pipelines=self.twin_views,
+            both=self.infoaug_patch.both_views,
+        )
+
+    @torch.compiler.disable  # its shapes change from step to step
+    def _twin_batch(self, seeds: tuple[int, int]) -> list[Any]:
         """Patches and twins of a step as a solo-learn batch: indices, views, labels.
 
         A patch is a class of its own: its label is its index in the dictionary.
         """
-        assert self.infoaug is not None
-        assert self.infoaug.batch_size is not None
-        assert isinstance(self.twin_dictionary, TwinDictionary)
-        patch, twin, index = self.twin_dictionary.sample(
-            self.infoaug.batch_size,
-            generator,
-            arm=self.infoaug.arm,
-            top_k=self.infoaug.top_k,
-            temporal=self.infoaug.temporal,
+        request = self._twin_request(seeds)
+        twins = self._prefetch.take(request)
+        # the method draws after the views
+        torch.default_generator.set_state(twins.random)
+        views = apply_views(
+            request.pipelines, twins.patch, twins.twin, twins.drawn, both=request.both
         )
-        device = self.device  # type: ignore[attr-defined]
-        patch, twin, index = (sent(tensor, device) for tensor in (patch, twin, index))
-        views = make_views(self.twin_views, patch, twin, both=self.infoaug_patch.both_views)
         # as the loader's batches are, for precisions in which the weights are not float32
         plugin = getattr(self._trainer, "precision_plugin", None)  # type: ignore[attr-defined]
-        return [index, views if plugin is None else plugin.convert_input(views), index]
+        views = views if plugin is None else plugin.convert_input(views)
+        return [twins.index, views, twins.index]
+
+    @torch.compiler.disable
+    def _prepare_next(self, batch_idx: int) -> None:
+        """Begin to prepare the twins of the next step of this epoch.
+
+        Between epochs loaders start their workers, and a process is best forked by its only thread.
+        """
+        module: Any = self
+        wanted = self.prefetch_twins
+        if wanted is None:  # on the CPU it would take from the step what it gives
+            wanted = module.device.type == "cuda"
+        if wanted and not getattr(module._trainer, "is_last_batch", False):
+            self._prefetch.start(self._twin_request(self._twin_seeds(batch_idx + 1)))
 
     # --- optimisation ------------------------------------------------------------------------
 
@@ -536,6 +572,12 @@ class InfoAugMethod:
         if self.infoaug is not None:
             self.twin.on_after_backward()
         super().on_after_backward()  # type: ignore[misc]
+
+    def on_train_end(self) -> None:
+        """Forget the twins of a step that does not come."""
+        if self.infoaug is not None:
+            self._prefetch.clear()
+        super().on_train_end()  # type: ignore[misc]
 
     # --- checkpoints -------------------------------------------------------------------------
 
