@@ -360,7 +360,8 @@ def test_views_drawn_ahead_are_the_same(images: torch.Tensor, both: bool) -> Non
         after = torch.get_rng_state()
     state = torch.get_rng_state()
     random = torch.Generator().manual_seed(5)
-    drawn = augment.draw_views(pipelines, *images[:, 0].shape, random, both=both)
+    count, _, height, width = images.shape
+    drawn = augment.draw_views(pipelines, count, height, width, random, both=both)
     before = [tensor.clone() for one in drawn for tensor in one]
     for _ in range(2):  # nothing that was drawn is used up
         views = augment.apply_views(pipelines, images, twins, drawn, both=both)

@@ -16,6 +16,7 @@ from slim_backbone import install
 from torch import distributed, nn
 
 import solo_infoaug
+from solo_infoaug.branch import InfoAugMethod
 from solo_infoaug.training import pretrain
 
 
@@ -73,5 +74,6 @@ if __name__ == "__main__":
     if what == "losses":
         losses(folders)
     else:
+        InfoAugMethod.prefetch_twins = what == "train_ahead"
         cfg = OmegaConf.create(json.loads((folders[0] / "cfg.json").read_text()))
         pretrain(cfg, [Watch(folders[0])])
