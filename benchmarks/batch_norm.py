@@ -21,7 +21,7 @@ from PIL import Image
 
 from solo_infoaug import evaluation, mine
 from solo_infoaug.mining.samples import sample_clips
-from solo_infoaug.paths import config_folder
+from solo_infoaug.resources import config_folder
 from solo_infoaug.training import load_config, pretrain
 
 HEADS = {

@@ -22,7 +22,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from solo_infoaug.dictionary import TwinDictionary, VideoWriter, write_manifest
+from solo_infoaug.dictionary import TwinDictionary
+from solo_infoaug.dictionary.writing import VideoWriter, write_manifest
 
 VIDEOS, IN_SHOT, MOMENTS, SIDE, TOP_K = 100, 200, 4, 8, 5
 BATCH, BATCHES = 256, 200

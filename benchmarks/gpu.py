@@ -393,8 +393,9 @@ def views(report: Report, device: Any, sizes: Sizes, clock: Clock) -> None:
     from omegaconf import OmegaConf
     from step import VIEW
 
-    from solo_infoaug.augment import build_pipeline, make_views, own_randomness
     from solo_infoaug.host import load_host
+    from solo_infoaug.twin.randomness import fork_rng
+    from solo_infoaug.twin.views import build_pipeline, make_views
 
     host = load_host()
     report.head(
@@ -422,7 +423,7 @@ def views(report: Report, device: Any, sizes: Sizes, clock: Clock) -> None:
             def ours(p: Any = pipeline, i: Any = images) -> Any:
                 return make_views([p], i, i)
 
-            with own_randomness(0, device):
+            with fork_rng(0, device):
                 spent = best(ours, device, sizes.turns)
                 asked = count(ours, device)
             floor = best(lambda o=out, i=images: o.copy_(i), device, sizes.turns)

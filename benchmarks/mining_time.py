@@ -23,10 +23,10 @@ import torch
 
 from solo_infoaug.mining import MineConfig, mine
 from solo_infoaug.mining.pipeline import mine_video, threads_inside
-from solo_infoaug.mining.synthetic import Scene, SceneConfig
 from solo_infoaug.mining.video import Video
 from solo_infoaug.mining.window import Stopwatch
 from solo_infoaug.mining.workers import thread_limit, usable_cores
+from solo_infoaug.scenes.generated import Scene, SceneConfig
 
 DECIDING = ("partners",)
 

@@ -31,20 +31,20 @@ from scipy.stats import ks_2samp, kstwo
 from torch import Tensor, nn
 from torchvision.transforms import RandomResizedCrop, functional
 
-from solo_infoaug.augment import (
+from solo_infoaug.errors import ConfigError
+from solo_infoaug.host import load_host
+from solo_infoaug.mining.samples import sample_clips
+from solo_infoaug.mining.video import Video
+from solo_infoaug.twin.randomness import fork_rng
+from solo_infoaug.twin.views import (
     Pipeline,
     blur,
     build_pipeline,
     draw_boxes,
     jitter,
     make_views,
-    own_randomness,
     resized_crop,
 )
-from solo_infoaug.errors import ConfigError
-from solo_infoaug.host import load_host
-from solo_infoaug.mining.samples import sample_clips
-from solo_infoaug.mining.video import Video
 
 ZERO, ONE = [0.0] * 3, [1.0] * 3
 CROP = {"enabled": True, "crop_min_scale": 0.08, "crop_max_scale": 1.0}
@@ -366,7 +366,7 @@ def main() -> None:
     options = parser.parse_args()
     warnings.filterwarnings("ignore")
     random.seed(0)  # solo-learn's blur draws from it
-    with torch.no_grad(), own_randomness(0, torch.device("cpu")):
+    with torch.no_grad(), fork_rng(0, torch.device("cpu")):
         if options.what == "parity":
             parity(options.views)
         elif options.what == "pixels":

@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from solo_infoaug import MethodPatch, add_patch, register
+from solo_infoaug import MethodSpec, add_method, register
 from solo_infoaug.host import load_host
-from solo_infoaug.paths import config_folder
+from solo_infoaug.resources import config_folder
 from solo_infoaug.training import TrainingResult, load_config, pretrain
 
 SimCLR: Any = load_host().methods["simclr"]  # for its projector
@@ -34,9 +34,9 @@ class AlignUniform(SimCLR):
 
 
 load_host().methods["align_uniform"] = AlignUniform
-add_patch(
+add_method(
     "align_uniform",
-    MethodPatch(
+    MethodSpec(
         title="Align and uniform",
         paper="https://arxiv.org/abs/2005.10242",
         positive="patch and twin are close, patches fill the sphere",

@@ -16,10 +16,10 @@ import torch
 from safetensors.torch import load_file
 
 from solo_infoaug import MineConfig, mine
+from solo_infoaug.dictionary.tools import export_patches
 from solo_infoaug.evaluation import export
 from solo_infoaug.mining import sample_clips
-from solo_infoaug.mining.export import export_patches
-from solo_infoaug.paths import config_folder
+from solo_infoaug.resources import config_folder
 from solo_infoaug.training import load_config, pretrain
 
 

@@ -1,8 +1,8 @@
 """All4One: nearest neighbours, their attention and feature decorrelation in one loss."""
 
-from solo_infoaug.patch import MethodPatch, queue_takes_whole_batches
+from solo_infoaug.twin.method import MethodSpec, queue_takes_whole_batches
 
-PATCH = MethodPatch(
+SPEC = MethodSpec(
     title="All4One",
     paper="https://arxiv.org/abs/2303.09417",
     positive="the twin is found by the nearest neighbours, among earlier patches, of the patch",

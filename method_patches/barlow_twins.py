@@ -4,9 +4,9 @@ Without heads in the twin branch: on `scenes` 85 per cent across parts in 140 st
 66 in 168.
 """
 
-from solo_infoaug.patch import MethodPatch
+from solo_infoaug.twin.method import MethodSpec
 
-PATCH = MethodPatch(
+SPEC = MethodSpec(
     title="Barlow Twins",
     paper="https://arxiv.org/abs/2103.03230",
     positive="features of patches and of twins are correlated each with itself, and with no other",

@@ -5,9 +5,9 @@ carry the link: on `scenes` (docs/results.md, seed 100) 23 per cent across parts
 their place 67.
 """
 
-from solo_infoaug.patch import MethodPatch
+from solo_infoaug.twin.method import MethodSpec
 
-PATCH = MethodPatch(
+SPEC = MethodSpec(
     title="BYOL",
     paper="https://arxiv.org/abs/2006.07733",
     positive="the patch's features are the twin's momentum features, both ways",

@@ -9,7 +9,7 @@ in its first epoch; a patch that was not drawn in one epoch has no cluster in th
 from typing import Any
 
 from solo_infoaug.errors import ConfigError
-from solo_infoaug.patch import MethodPatch
+from solo_infoaug.twin.method import MethodSpec
 
 
 class DictionaryMemory:
@@ -33,7 +33,7 @@ class DictionaryMemory:
             )
 
 
-PATCH = MethodPatch(
+SPEC = MethodSpec(
     title="DeepCluster V2",
     paper="https://arxiv.org/abs/2006.09882",
     positive="patch and twin both predict the cluster of the patch, found in a memory of patches",

@@ -2,7 +2,7 @@
 
 from omegaconf import DictConfig
 
-from solo_infoaug.patch import MethodPatch
+from solo_infoaug.twin.method import MethodSpec
 
 
 def clip_once(cfg: DictConfig) -> None:
@@ -10,7 +10,7 @@ def clip_once(cfg: DictConfig) -> None:
     cfg.method_kwargs.clip_grad = 0
 
 
-PATCH = MethodPatch(
+SPEC = MethodSpec(
     title="DINO",
     paper="https://arxiv.org/abs/2104.14294",
     positive="the student on the patch predicts the teacher on the twin, both ways",

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from solo_infoaug.patch import MethodPatch
+from solo_infoaug.twin.method import MethodSpec
 
 
 class TwinReconstruction:
@@ -41,7 +41,7 @@ class TwinReconstruction:
         return loss
 
 
-PATCH = MethodPatch(
+SPEC = MethodSpec(
     title="MAE",
     paper="https://arxiv.org/abs/2111.06377",
     positive="a second decoder reconstructs all the twin's pixels from the patch's visible tokens",

@@ -1,8 +1,28 @@
 """MoCo v2+: InfoNCE against a queue of momentum keys."""
 
-from solo_infoaug.patch import MethodPatch, queue_takes_whole_batches
+from typing import Any
 
-PATCH = MethodPatch(
+import torch
+from torch import Tensor
+
+from solo_infoaug.objectives.loss import FMICLLoss, FMICLTerms, gather_across_ranks
+from solo_infoaug.twin.method import MethodSpec, queue_takes_whole_batches
+
+
+def fmicl_terms(
+    method: Any, outputs: dict[str, Any], loss: FMICLLoss
+) -> tuple[FMICLTerms, list[Tensor]]:
+    """Queries against the other view's keys and its queue, which then takes the keys in."""
+    queries, keys = outputs["z"], outputs["momentum_z"]
+    queue = method.queue.clone()
+    first = loss.terms(queries[0], keys[1], queue[1].T)
+    terms = first.mean(loss.terms(queries[1], keys[0], queue[0].T))
+    with torch.no_grad():
+        method._dequeue_and_enqueue(torch.stack([gather_across_ranks(key) for key in keys]))
+    return terms, queries
+
+
+SPEC = MethodSpec(
     title="MoCo v2+",
     paper="https://arxiv.org/abs/2003.04297",
     positive="the patch's query finds the twin's key among a queue of earlier patches, both ways",
@@ -11,4 +31,5 @@ PATCH = MethodPatch(
     momentum_heads=("momentum_projector",),
     state=("queue", "queue_ptr"),
     check=queue_takes_whole_batches,
+    fmicl_terms=fmicl_terms,
 )

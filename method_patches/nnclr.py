@@ -3,9 +3,9 @@
 Without heads in the twin branch: on `scenes` 58 per cent across parts, with them 36.
 """
 
-from solo_infoaug.patch import MethodPatch, queue_takes_whole_batches
+from solo_infoaug.twin.method import MethodSpec, queue_takes_whole_batches
 
-PATCH = MethodPatch(
+SPEC = MethodSpec(
     title="NNCLR",
     paper="https://arxiv.org/abs/2104.14548",
     positive="the patch's nearest neighbour in a queue finds the twin in the batch, both ways",

@@ -1,8 +1,8 @@
 """NNSiam: SimSiam whose targets are nearest neighbours in a queue."""
 
-from solo_infoaug.patch import MethodPatch, queue_takes_whole_batches
+from solo_infoaug.twin.method import MethodSpec, queue_takes_whole_batches
 
-PATCH = MethodPatch(
+SPEC = MethodSpec(
     title="NNSiam",
     paper="https://arxiv.org/abs/2104.14548",
     positive="the patch predicts the twin's nearest neighbour in a queue of earlier patches",

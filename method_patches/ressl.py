@@ -1,8 +1,8 @@
 """ReSSL: the relations of one view to a queue are those of the other."""
 
-from solo_infoaug.patch import MethodPatch, queue_takes_whole_batches
+from solo_infoaug.twin.method import MethodSpec, queue_takes_whole_batches
 
-PATCH = MethodPatch(
+SPEC = MethodSpec(
     title="ReSSL",
     paper="https://arxiv.org/abs/2107.09282",
     positive="the patch relates to a queue of earlier twins as its twin does",

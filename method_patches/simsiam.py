@@ -3,9 +3,9 @@
 Without heads in the twin branch: projector and predictor would carry the link (see byol.py).
 """
 
-from solo_infoaug.patch import MethodPatch
+from solo_infoaug.twin.method import MethodSpec
 
-PATCH = MethodPatch(
+SPEC = MethodSpec(
     title="SimSiam",
     paper="https://arxiv.org/abs/2011.10566",
     positive="the patch's features are the twin's, whose gradient is stopped, both ways",

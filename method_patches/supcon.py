@@ -1,8 +1,8 @@
 """SupCon: InfoNCE whose positives share a label. A patch is a label of its own."""
 
-from solo_infoaug.patch import MethodPatch
+from solo_infoaug.twin.method import MethodSpec
 
-PATCH = MethodPatch(
+SPEC = MethodSpec(
     title="SupCon",
     paper="https://arxiv.org/abs/2004.11362",
     positive="patch and twin have one label, the patch's number; all views with it attract",

@@ -1,8 +1,8 @@
 """SwAV: one view's prototypes predict the balanced assignment of the other."""
 
-from solo_infoaug.patch import MethodPatch
+from solo_infoaug.twin.method import MethodSpec
 
-PATCH = MethodPatch(
+SPEC = MethodSpec(
     title="SwAV",
     paper="https://arxiv.org/abs/2006.09882",
     positive="the patch predicts the twin's assignment to prototypes, both ways",

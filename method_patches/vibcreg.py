@@ -1,8 +1,8 @@
 """VIbCReg: VICReg with a normalised covariance."""
 
-from solo_infoaug.patch import MethodPatch
+from solo_infoaug.twin.method import MethodSpec
 
-PATCH = MethodPatch(
+SPEC = MethodSpec(
     title="VIbCReg",
     paper="https://arxiv.org/abs/2109.00783",
     positive="patch and twin are close; variance and covariance over patches, and over twins",

@@ -3,7 +3,7 @@
 from typing import Any
 
 from solo_infoaug.errors import ConfigError
-from solo_infoaug.patch import MethodPatch
+from solo_infoaug.twin.method import MethodSpec
 
 
 def whitens_whole_slices(method: Any, batch_size: int, processes: int) -> None:
@@ -16,7 +16,7 @@ def whitens_whole_slices(method: Any, batch_size: int, processes: int) -> None:
         )
 
 
-PATCH = MethodPatch(
+SPEC = MethodSpec(
     title="W-MSE",
     paper="https://arxiv.org/abs/2007.06346",
     positive="patch and twin are close after whitening; more crops take turns and all pairs count",

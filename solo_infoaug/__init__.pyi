@@ -1,6 +1,5 @@
 """The public names and where they live: read by type checkers, and by `__init__.py`."""
 
-from .config import InfoAugConfig as InfoAugConfig
 from .dictionary import TwinDictionary as TwinDictionary
 from .errors import InfoAugError as InfoAugError
 from .information import EstimateWarning as EstimateWarning
@@ -15,8 +14,11 @@ from .mining import mine as mine
 from .objectives import FMICLConfig as FMICLConfig
 from .objectives import FMICLLoss as FMICLLoss
 from .objectives import fmicl_loss as fmicl_loss
-from .patch import MethodPatch as MethodPatch
-from .patch import add_patch as add_patch
-from .registration import register as register
+from .twin.config import InfoAugConfig as InfoAugConfig
+from .twin.method import MethodPatch as MethodPatch
+from .twin.method import MethodSpec as MethodSpec
+from .twin.method import add_method as add_method
+from .twin.method import add_patch as add_patch
+from .twin.registration import register as register
 
 __version__: str

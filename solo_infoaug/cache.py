@@ -15,6 +15,7 @@ from pathlib import Path
 import platformdirs
 
 from solo_infoaug import __version__
+from solo_infoaug._files import write_text
 from solo_infoaug.errors import DictionaryError
 
 _NOTE = "mined-dictionary.json"
@@ -38,27 +39,21 @@ class Remembered:
     """When, to the second."""
 
 
-def remember_dictionary(path: str | os.PathLike[str]) -> None:
+def remember_dictionary(path: Path, fingerprint: str) -> None:
     """Note the dictionary in `path`, which the user has just mined, for `infoaug: true`.
 
     Raises:
-        DictionaryError: there is none.
         OSError: the cache directory cannot be written.
     """
-    from solo_infoaug.dictionary import TwinDictionary
-
     remembered = Remembered(
-        path=str(Path(path).resolve()),
-        fingerprint=TwinDictionary.load(path).fingerprint,
+        path=str(path.resolve()),
+        fingerprint=fingerprint,
         version=__version__,
         at=datetime.now().isoformat(" ", "seconds"),
     )
     directory = cache_dir()
     directory.mkdir(parents=True, exist_ok=True)
-    note = directory / _NOTE
-    fresh = note.with_suffix(f".{os.getpid()}")
-    fresh.write_text(json.dumps(asdict(remembered)), encoding="utf-8")
-    fresh.replace(note)
+    write_text(directory / _NOTE, json.dumps(asdict(remembered)))
 
 
 def last_dictionary() -> Remembered | None:

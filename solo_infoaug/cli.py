@@ -62,7 +62,7 @@ def methods() -> None:
     """List solo-learn's methods: which are here, what InfoAug doubles, what a twin is to them."""
     from rich.console import Console
 
-    from solo_infoaug.patch import methods_table
+    from solo_infoaug.twin.method import methods_table
 
     Console().print(methods_table())
 
@@ -76,8 +76,8 @@ def upstream(
 
     Exit code 2: applied, but some of their tests fail.
     """
-    from solo_infoaug.contribute import apply_series
-    from solo_infoaug.paths import upstream_folder
+    from solo_infoaug.host.upstream import apply_series
+    from solo_infoaug.resources import upstream_folder
 
     done = apply_series(clone, branch)
     for name, lines in done.patches:
@@ -267,7 +267,7 @@ def mine(
     typer.echo(dictionary.summary)
     _print_videos(dictionary)
     try:
-        remember_dictionary(dictionary.path)
+        remember_dictionary(dictionary.path, dictionary.fingerprint)
     except OSError as error:
         typer.secho(
             f"It could not be noted in {cache_dir()} ({error.strerror or error}): name it with "
@@ -289,7 +289,7 @@ def _print_videos(dictionary: TwinDictionary, err: bool = False) -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    from solo_infoaug.dictionary_tools import video_table
+    from solo_infoaug.dictionary.tools import video_table
 
     heading, *rows = video_table(dictionary)
     table = Table(*heading, box=None, pad_edge=False)
@@ -312,7 +312,7 @@ def show(
 ) -> None:
     """Draw a dictionary's twins, tracks and mutual information."""
     from solo_infoaug.dictionary import TwinDictionary
-    from solo_infoaug.mining.export import show as draw
+    from solo_infoaug.viewer import show as draw
 
     draw(TwinDictionary.load(dictionary), out, videos or [])
     typer.echo(f"wrote {out}")
@@ -325,7 +325,7 @@ def patches(
 ) -> None:
     """Write a dictionary's patches as an image folder, for solo-learn's `data.dataset: custom`."""
     from solo_infoaug.dictionary import TwinDictionary
-    from solo_infoaug.mining.export import export_patches
+    from solo_infoaug.dictionary.tools import export_patches
 
     count = export_patches(TwinDictionary.load(dictionary), out)
     typer.echo(f"wrote {count} images to {out}")
@@ -340,7 +340,7 @@ def info(
     import json
 
     from solo_infoaug.dictionary import TwinDictionary
-    from solo_infoaug.dictionary_tools import describe
+    from solo_infoaug.dictionary.tools import describe
 
     loaded = TwinDictionary.load(dictionary)
     content = describe(loaded, verify)
@@ -354,7 +354,7 @@ def merge(
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the new one.")],
 ) -> None:
     """Merge dictionaries into a new one."""
-    from solo_infoaug.dictionary_tools import merge as run
+    from solo_infoaug.dictionary.tools import merge as run
 
     typer.echo(run(dictionaries, out).summary)
 
@@ -368,7 +368,7 @@ def split(
     seed: Annotated[int, typer.Option(help="Another seed, another split.")] = 0,
 ) -> None:
     """Split a dictionary into two that share no video, or no shot."""
-    from solo_infoaug.dictionary_tools import split as run
+    from solo_infoaug.dictionary.tools import split as run
 
     for part in run(dictionary, out, fraction, by, seed):
         typer.echo(part.summary)
@@ -383,7 +383,7 @@ def filter_(
     top_k: Annotated[int | None, typer.Option(help="Twins that a patch keeps.")] = None,
 ) -> None:
     """Drop the twins that do not pass; a new dictionary is written."""
-    from solo_infoaug.dictionary_tools import filter_twins
+    from solo_infoaug.dictionary.tools import filter_twins
 
     typer.echo(filter_twins(dictionary, out, min_mi=min_mi, max_p=max_p, top_k=top_k).summary)
 

@@ -11,23 +11,12 @@ from importlib import import_module, metadata
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
+from solo_infoaug._files import check_output_folder
 from solo_infoaug.cache import cache_dir, last_dictionary
 from solo_infoaug.errors import DictionaryError, HostError, InfoAugError
-from solo_infoaug.paths import check_output_folder
 
-_PACKAGES = (
-    "torch",
-    "torchvision",
-    "lightning",
-    "kornia",
-    "timm",
-    "hydra-core",
-    "av",
-)
-_OPTIONAL = {
-    "tensorboard": 'pip install "solo-infoaug[tensorboard]"',
-    "wandb": "pip install wandb",
-}
+_PACKAGES = ("torch", "torchvision", "lightning", "kornia", "timm", "hydra-core", "av")
+_OPTIONAL = {"tensorboard": 'pip install "solo-infoaug[tensorboard]"', "wandb": "pip install wandb"}
 _MODULES = {"hydra-core": "hydra"}
 _CODECS = ("h264", "hevc", "vp9", "av1", "mpeg4")
 
@@ -88,7 +77,7 @@ def _clips() -> Finding:
 def _dictionary() -> Finding:
     """What `infoaug: true` means, opened; none is no fault, but a wrong one is."""
     from solo_infoaug.dictionary import TwinDictionary
-    from solo_infoaug.locate import choose_dictionary
+    from solo_infoaug.dictionary.locate import choose_dictionary
 
     name = "twin dictionary"
     chosen = os.environ.get("SOLO_INFOAUG_TWINS")
@@ -118,7 +107,7 @@ def _cache() -> Finding:
 
 def _host() -> Iterator[Finding]:
     from solo_infoaug.host import find_host
-    from solo_infoaug.registration import register
+    from solo_infoaug.twin.registration import register
 
     try:
         info = find_host()
@@ -132,9 +121,9 @@ def _host() -> Iterator[Finding]:
     except InfoAugError as error:
         yield Finding("registration", "failed", False, str(error))
         return
-    from solo_infoaug.patch import patched_methods
+    from solo_infoaug.twin.method import supported_methods
 
-    usable = [name for name in patched_methods() if name in host.methods]
+    usable = [name for name in supported_methods() if name in host.methods]
     yield Finding("twin branch for", ", ".join(usable))
 
 

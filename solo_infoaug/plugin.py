@@ -14,6 +14,6 @@ def plugin() -> Any:
 
     if not hasattr(plugins, "ExtraLoss"):
         return plugins.Plugin()
-    from solo_infoaug.hook import InfoAugPlugin
+    from solo_infoaug.twin.hook import InfoAugPlugin
 
     return InfoAugPlugin()

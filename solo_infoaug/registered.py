@@ -9,7 +9,7 @@ from typing import Any
 
 
 def __getattr__(name: str) -> Any:
-    from solo_infoaug.registration import register
+    from solo_infoaug.twin.registration import register
 
     # not for what Python itself asks of every module
     methods = {} if name.startswith("__") else register().methods

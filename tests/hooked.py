@@ -19,8 +19,8 @@ from lightning.pytorch.callbacks import Callback
 from omegaconf import OmegaConf
 from torch import Tensor
 
-from solo_infoaug import training
 from solo_infoaug.host import load_host
+from solo_infoaug.training import pretraining as training
 
 
 def digest(tensors: dict[str, Tensor]) -> dict[str, str]:

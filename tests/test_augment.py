@@ -17,18 +17,18 @@ from scipy.stats import ks_2samp, kstwo
 from torch.overrides import TorchFunctionMode
 from torchvision.transforms import RandomResizedCrop, functional
 
-from solo_infoaug import augment
-from solo_infoaug.augment import (
+from solo_infoaug.errors import ConfigError
+from solo_infoaug.twin import views as twin_views
+from solo_infoaug.twin.randomness import fork_rng
+from solo_infoaug.twin.views import (
     blur,
     build_pipeline,
     draw_boxes,
     jitter,
     make_views,
-    own_randomness,
     resized_crop,
     turn_hue,
 )
-from solo_infoaug.errors import ConfigError
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
 
@@ -59,7 +59,7 @@ def images() -> torch.Tensor:
 
 def _views(augmentation: Any, patch: torch.Tensor, twin: torch.Tensor | None = None, seed: int = 0):
     pipeline = build_pipeline(augmentation, MEAN, STD)
-    with own_randomness(seed, torch.device("cpu")):
+    with fork_rng(seed, torch.device("cpu")):
         return make_views([pipeline], patch, patch if twin is None else twin)
 
 
@@ -136,7 +136,7 @@ def test_boxes_are_drawn_like_torchvisions(
     height: int, width: int, scale: tuple[float, float]
 ) -> None:
     count = 4000
-    with own_randomness(1, torch.device("cpu")):
+    with fork_rng(1, torch.device("cpu")):
         ours = draw_boxes(count, height, width, scale, torch.default_generator)
         image = torch.empty(3, height, width)
         theirs = torch.tensor(
@@ -321,7 +321,7 @@ def test_views_never_wait_for_the_device(monkeypatch: pytest.MonkeyPatch) -> Non
     patches = torch.empty(32, 3, 24, 24, dtype=torch.uint8, device="meta")
     # which is not made for `meta`
     monkeypatch.setattr(torch, "autocast", lambda *args, **kwargs: contextlib.nullcontext())
-    with own_randomness(0, torch.device("cpu")), Watch():
+    with fork_rng(0, torch.device("cpu")), Watch():
         views = make_views([pipeline, pipeline], patches, patches)
     assert [view.device.type for view in views] == 4 * ["meta"]
     assert sent == [True]
@@ -339,12 +339,12 @@ def test_what_is_sent_arrives() -> None:
         torch.randn(3, dtype=torch.float64, generator=random),
         torch.tensor([True, False, True]),
     ]
-    got = augment._unpacked(augment._packed(values, pin=False), values)
+    got = twin_views._unpacked(twin_views._packed(values, pin=False), values)
     for one, other in zip(values, got, strict=True):
         torch.testing.assert_close(other, one, rtol=0, atol=0)
-    meta = augment.sent(values, torch.device("meta"))
+    meta = twin_views.sent(values, torch.device("meta"))
     assert [(v.dtype, v.shape) for v in meta] == [(v.dtype, v.shape) for v in values]
-    here = augment.sent(values, torch.device("cpu"))
+    here = twin_views.sent(values, torch.device("cpu"))
     assert all(one is other for one, other in zip(values, here, strict=True))
 
 
@@ -355,16 +355,16 @@ def test_views_drawn_ahead_are_the_same(images: torch.Tensor, both: bool) -> Non
     pipelines = [
         build_pipeline(OmegaConf.merge(entry, {"crop_size": size}), MEAN, STD) for size in (24, 12)
     ]
-    with own_randomness(5, torch.device("cpu")):
+    with fork_rng(5, torch.device("cpu")):
         expected = make_views(pipelines, images, twins, both=both)
         after = torch.get_rng_state()
     state = torch.get_rng_state()
     random = torch.Generator().manual_seed(5)
     count, _, height, width = images.shape
-    drawn = augment.draw_views(pipelines, count, height, width, random, both=both)
+    drawn = twin_views.draw_views(pipelines, count, height, width, random, both=both)
     before = [tensor.clone() for one in drawn for tensor in one]
     for _ in range(2):  # nothing that was drawn is used up
-        views = augment.apply_views(pipelines, images, twins, drawn, both=both)
+        views = twin_views.apply_views(pipelines, images, twins, drawn, both=both)
         assert all(torch.equal(*pair) for pair in zip(views, expected, strict=True))
     assert all(map(torch.equal, before, (tensor for one in drawn for tensor in one)))
     assert torch.equal(random.get_state(), after)
@@ -384,10 +384,10 @@ def test_draws_and_images_are_those_of_kornias_modules(
 ) -> None:
     pipeline = build_pipeline(_plain(**{name: {"prob": 0.4}}), (0, 0, 0), (1, 1, 1))
     ours, plain = [], []
-    with own_randomness(2, torch.device("cpu")):
+    with fork_rng(2, torch.device("cpu")):
         ours += make_views([pipeline], images, images)
         ours.append(torch.rand(3))
-    with own_randomness(2, torch.device("cpu")):
+    with fork_rng(2, torch.device("cpu")):
         (crop,) = make_views([build_pipeline(_plain(), (0, 0, 0), (1, 1, 1))], images, images)
         plain += [theirs(crop), torch.rand(3)]
     assert all(map(torch.equal, ours, plain))

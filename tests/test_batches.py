@@ -12,11 +12,11 @@ import torch
 from PIL import Image
 from torchvision.datasets import ImageFolder
 
-from solo_infoaug.augment import run_pipelines
-from solo_infoaug.batches import whole_batches
 from solo_infoaug.errors import ConfigError
 from solo_infoaug.host.small import SMALL
-from solo_infoaug.training import read_image
+from solo_infoaug.training.batches import whole_batches
+from solo_infoaug.training.data import read_image
+from solo_infoaug.twin.views import run_pipelines
 
 
 def _folder(path: Path, sizes: list[int]) -> ImageFolder:

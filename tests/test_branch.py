@@ -17,17 +17,17 @@ from omegaconf import OmegaConf
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from solo_infoaug import augment
-from solo_infoaug.batch_norm import norms_of
-from solo_infoaug.config import InfoAugConfig
 from solo_infoaug.dictionary import TwinDictionary
 from solo_infoaug.errors import ConfigError, DictionaryError
 from solo_infoaug.host import find_host
-from solo_infoaug.patch import HOOKS, find_patch, patched_methods
+from solo_infoaug.twin import views as twin_views
+from solo_infoaug.twin.batch_norm import norms_of
+from solo_infoaug.twin.config import InfoAugConfig
+from solo_infoaug.twin.method import HOOKS, find_method, supported_methods
 
 _KIND = find_host().kind
-METHODS = [name for name in patched_methods() if _KIND in find_patch(name).hosts]
-MOMENTUM = [name for name in METHODS if find_patch(name).momentum_heads]
+METHODS = [name for name in supported_methods() if _KIND in find_method(name).hosts]
+MOMENTUM = [name for name in METHODS if find_method(name).momentum_heads]
 
 
 @pytest.fixture
@@ -68,7 +68,7 @@ def test_every_method_of_the_host_has_a_patch(host: Any) -> None:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_patch_tells_the_truth(build: Callable[..., Any], method: str) -> None:
-    patch, run = find_patch(method), build(method)
+    patch, run = find_method(method), build(method)
     module, twin = run.module, run.module.twin
     run.start()
     heads = {name.partition(".")[0] for name, _ in twin.named_parameters()}
@@ -93,7 +93,7 @@ def test_gradients_stay_on_their_side(build: Callable[..., Any], method: str) ->
     run.start()  # of the second epoch: DeepCluster V2 has clusters now
     module.zero_grad(set_to_none=True)
     backbone = dict(module.backbone.named_parameters())
-    view_names = find_patch(method).renamed.keys() | {*find_patch(method).heads}
+    view_names = find_method(method).renamed.keys() | {*find_method(method).heads}
     twin_heads = _trained(module.twin.named_parameters())
     view_heads = {
         name: p
@@ -132,7 +132,7 @@ def test_steps_train_both_heads(build: Callable[..., Any], method: str) -> None:
     moved = {name for name in before if not torch.equal(before[name], after[name])}
     own = _trained(run.module.twin.named_parameters())
     assert {f"twin.{name}" for name in own} <= moved | _WITHOUT_EFFECT
-    assert any(name.startswith(find_patch(method).heads) for name in moved)
+    assert any(name.startswith(find_method(method).heads) for name in moved)
     assert "twin_loss" in run.logged
     assert any(n.startswith("twin_") and n != "twin_loss" for n in run.logged)
     assert not any(n.startswith("twin_") and ("acc" in n or "class" in n) for n in run.logged)
@@ -166,7 +166,7 @@ def test_linear_evaluation_reads_the_view_branchs_backbone(
 def test_momentum_heads_move_by_the_methods_rule(build: Callable[..., Any], method: str) -> None:
     run = build(method)
     module = run.module
-    (head,) = find_patch(method).momentum_heads
+    (head,) = find_method(method).momentum_heads
     pairs = module.momentum_pairs
     assert sum(pair[1] is module.momentum_backbone for pair in pairs) == 1
     assert any(pair[1] is getattr(module.twin, head) for pair in pairs)
@@ -178,12 +178,12 @@ def test_momentum_heads_move_by_the_methods_rule(build: Callable[..., Any], meth
         torch.testing.assert_close(parameter, tau * old[name] + (1 - tau) * online[name])
 
 
-@pytest.mark.parametrize("method", [name for name in METHODS if find_patch(name).state])
+@pytest.mark.parametrize("method", [name for name in METHODS if find_method(name).state])
 def test_state_is_the_branchs_own(build: Callable[..., Any], method: str) -> None:
     run = build(method)
     run.run(4)
     module = run.module
-    names = [name for name in find_patch(method).state if not name.endswith(("ptr", "_y"))]
+    names = [name for name in find_method(method).state if not name.endswith(("ptr", "_y"))]
     for name in names:
         ours, theirs = module.twin.get_buffer(name), module.get_buffer(name)
         assert ours is not theirs
@@ -598,10 +598,10 @@ def test_copies_are_whole_and_their_own(
 def test_method_without_patch_is_refused_only_when_on(
     host: Any, make_cfg: Callable[..., Any], twins_folder: Path
 ) -> None:
-    from solo_infoaug.branch import extend
+    from solo_infoaug.twin.branch import extend
 
     own = extend("my_method", host.methods["simclr"].infoaug_plain, host)
-    with pytest.raises(ConfigError, match=r"my_method.*no twin branch.*simclr.*add_patch"):
+    with pytest.raises(ConfigError, match=r"my_method.*no twin branch.*simclr.*add_method"):
         own(host.parse_cfg(make_cfg("simclr", {"twins": str(twins_folder)})))
     own(host.parse_cfg(make_cfg("simclr", False)))
 
@@ -624,7 +624,7 @@ def test_finished_run_is_read_without_its_dictionary(
 
 
 @pytest.mark.parametrize(
-    "method", [name for name in METHODS if "queue_ptr" in find_patch(name).state]
+    "method", [name for name in METHODS if "queue_ptr" in find_method(name).state]
 )
 def test_queue_must_hold_whole_twin_batches(
     build: Callable[..., Any], twins_folder: Path, method: str
@@ -753,9 +753,9 @@ def test_a_step_never_waits_for_the_device(
     """
     monkeypatch.setattr(torch, "autocast", lambda *args, **kwargs: contextlib.nullcontext())
     pieces = []
-    packed = augment._packed
+    packed = twin_views._packed
     monkeypatch.setattr(
-        augment, "_packed", lambda *args, **kwargs: pieces.append(1) or packed(*args, **kwargs)
+        twin_views, "_packed", lambda *args, **kwargs: pieces.append(1) or packed(*args, **kwargs)
     )
     run = build(method)
     run.start()

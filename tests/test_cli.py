@@ -28,7 +28,7 @@ def _command(*arguments: str | Path) -> tuple[int, str]:
 @pytest.fixture
 def configs(tmp_path: Path, image_folder: Path) -> Path:
     """A folder with a small solo-learn configuration."""
-    from solo_infoaug.paths import config_folder
+    from solo_infoaug.resources import config_folder
 
     folder = tmp_path / "configs"
     folder.mkdir()

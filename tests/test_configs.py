@@ -18,7 +18,7 @@ import torchvision
 from PIL import Image
 
 from solo_infoaug.errors import ConfigError
-from solo_infoaug.paths import config_folder
+from solo_infoaug.resources import config_folder
 from solo_infoaug.training import load_config, pretrain
 
 METHODS = sorted(path.stem for path in config_folder().glob("*.yaml") if path.stem != "base")

@@ -15,10 +15,9 @@ from safetensors.torch import load_file
 
 from solo_infoaug import MineConfig
 from solo_infoaug.compare.arms import ARMS
+from solo_infoaug.compare.results import read_losses
 from solo_infoaug.demo import run_demo
-from solo_infoaug.dictionary import TwinDictionary
-from solo_infoaug.mining import sample_clips
-from solo_infoaug.report import (
+from solo_infoaug.demo.report import (
     ArmResult,
     BackboneResult,
     DemoResult,
@@ -27,11 +26,12 @@ from solo_infoaug.report import (
     backbone_text,
     draw_arms,
     draw_twin_pictures,
-    read_losses,
     scenes_text,
     twins_text,
     write_report,
 )
+from solo_infoaug.dictionary import TwinDictionary
+from solo_infoaug.mining import sample_clips
 
 TINY_SCENES = (
     "scenes.videos=1",

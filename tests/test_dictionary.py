@@ -13,10 +13,11 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save
 
-from solo_infoaug.dictionary import ARMS, TwinDictionary
-from solo_infoaug.dictionary_tools import describe, filter_twins, merge, split
+from solo_infoaug.dictionary import TwinDictionary
+from solo_infoaug.dictionary.store import PARTNERS
+from solo_infoaug.dictionary.tools import describe, filter_twins, merge, split
 from solo_infoaug.errors import ConfigError, DictionaryError
-from solo_infoaug.mining.export import show
+from solo_infoaug.viewer import show
 
 N, S, SIDE = 12, 3, 8
 
@@ -69,7 +70,7 @@ def test_what_is_written_is_read(made: TwinDictionary) -> None:
 
 
 def test_all_arms_see_the_same_patches(made: TwinDictionary) -> None:
-    seen = [_sample(made, arm=arm, temporal=True) for arm in ARMS]
+    seen = [_sample(made, arm=arm, temporal=True) for arm in PARTNERS]
     for patch, _, index in seen:
         assert torch.equal(index, seen[0][2])
         assert torch.equal(patch, seen[0][0])
@@ -191,14 +192,14 @@ def test_copies_open_the_folder_again(made: TwinDictionary) -> None:
 
 
 def test_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("solo_infoaug.dictionary._SHARD_PATCHES", 5)
+    monkeypatch.setattr("solo_infoaug.dictionary.writing._SHARD_PATCHES", 5)
     pixels, twins, mi, windows = _content()
     sharded = TwinDictionary.create(tmp_path / "sharded", pixels, twins, mi, windows=windows)
     assert len(list(sharded.path.rglob("pixels-*.safetensors"))) == 2
     assert torch.equal(sharded.pixels, pixels)
     index = torch.tensor([11, 0, 6, 5, 0])
     assert torch.equal(sharded.crops(index, 2), pixels[index, 2])
-    monkeypatch.setattr("solo_infoaug.dictionary._OPEN_SHARDS", 1)
+    monkeypatch.setattr("solo_infoaug.dictionary.store._OPEN_SHARDS", 1)
     assert torch.equal(_ids(_sample(sharded, 50, arm="self")[1]), _sample(sharded, 50)[2])
 
 

@@ -9,8 +9,9 @@ import torch
 from typer.testing import CliRunner
 
 from solo_infoaug.cli import app
-from solo_infoaug.dictionary import TwinDictionary, VideoWriter, write_manifest
-from solo_infoaug.dictionary_tools import describe, filter_twins, merge, split
+from solo_infoaug.dictionary import TwinDictionary
+from solo_infoaug.dictionary.tools import describe, filter_twins, merge, split
+from solo_infoaug.dictionary.writing import VideoWriter, write_manifest
 from solo_infoaug.errors import ConfigError, DictionaryError
 
 

@@ -18,17 +18,18 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from omegaconf import DictConfig, OmegaConf
 
-from solo_infoaug.augment import apply_views, build_pipeline, make_views, own_randomness
 from solo_infoaug.dictionary import TwinDictionary
 from solo_infoaug.host import find_host
-from solo_infoaug.patch import find_patch, patched_methods
-from solo_infoaug.prefetch import THREAD, Prefetch, TwinRequest, prepare
 from solo_infoaug.training import TrainingResult, pretrain
+from solo_infoaug.twin.method import find_method, supported_methods
+from solo_infoaug.twin.prefetch import THREAD, Prefetch, TwinRequest, prepare
+from solo_infoaug.twin.randomness import fork_rng
+from solo_infoaug.twin.views import apply_views, build_pipeline, make_views
 
 pytestmark = pytest.mark.gpu
 
 _KIND = find_host().kind
-METHODS = [name for name in patched_methods() if _KIND in find_patch(name).hosts]
+METHODS = [name for name in supported_methods() if _KIND in find_method(name).hosts]
 _GPU = {"accelerator": "gpu", "devices": "1"}
 
 
@@ -269,7 +270,7 @@ def test_views_are_the_same_on_both_devices(cuda: torch.device, left_out: str) -
     made = []
     for device in (torch.device("cpu"), cuda):
         pipeline = build_pipeline(entry, [0.0] * 3, [1.0] * 3)
-        with own_randomness(1, device):
+        with fork_rng(1, device):
             made.append([v.cpu() for v in make_views([pipeline], *2 * [images.to(device)])])
     for here, there in zip(*made, strict=True):
         difference = (here - there).abs()
@@ -286,7 +287,7 @@ def test_randomness_forks_on_the_card(cuda: torch.device, indexed: bool) -> None
     torch.manual_seed(5)
     inside = []
     for seed in (1, 1, 2):
-        with own_randomness(seed, device):
+        with fork_rng(seed, device):
             inside.append((torch.rand(4), torch.rand(4, device=device).cpu()))
     assert torch.equal(torch.rand(4), expected[0])
     assert torch.equal(torch.rand(4, device=device), expected[1])

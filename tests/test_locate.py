@@ -11,8 +11,12 @@ import pytest
 
 from solo_infoaug.cache import cache_dir, last_dictionary, remember_dictionary
 from solo_infoaug.dictionary import TwinDictionary
+from solo_infoaug.dictionary.locate import choose_dictionary
 from solo_infoaug.errors import DictionaryError
-from solo_infoaug.locate import choose_dictionary
+
+
+def _remember(folder: Path) -> None:
+    remember_dictionary(folder, TwinDictionary.load(folder).fingerprint)
 
 
 @pytest.fixture
@@ -26,7 +30,7 @@ def folders(tmp_path: Path, twins_folder: Path) -> dict[str, Path]:
 def test_key_before_variable_before_last(
     folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    remember_dictionary(folders["last"])
+    _remember(folders["last"])
     assert choose_dictionary().path == folders["last"].resolve()
     assert "solo-infoaug mine made it last" in choose_dictionary().rule
     monkeypatch.setenv("SOLO_INFOAUG_TWINS", str(folders["variable"]))
@@ -39,7 +43,7 @@ def test_key_before_variable_before_last(
 def test_named_but_missing_is_an_error_and_no_fallback(
     folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    remember_dictionary(folders["last"])
+    _remember(folders["last"])
     with pytest.raises(DictionaryError, match=r"infoaug\.twins: .*not there.*solo-infoaug mine"):
         choose_dictionary("nowhere")
     monkeypatch.setenv("SOLO_INFOAUG_TWINS", "nowhere")
@@ -56,7 +60,7 @@ def test_relative_path_is_shown_where_it_was_looked_for(
 
 
 def test_remembered_that_has_gone_is_an_error(folders: dict[str, Path]) -> None:
-    remember_dictionary(folders["last"])
+    _remember(folders["last"])
     shutil.rmtree(folders["last"])
     with pytest.raises(DictionaryError, match=r"last.*is gone.*infoaug\.twins=TWINS"):
         choose_dictionary()
@@ -64,7 +68,7 @@ def test_remembered_that_has_gone_is_an_error(folders: dict[str, Path]) -> None:
 
 def test_remembered_that_was_mined_over_is_an_error(folders: dict[str, Path]) -> None:
     """A program that mines into the same folder does not choose for the user."""
-    remember_dictionary(folders["last"])
+    _remember(folders["last"])
     choice = choose_dictionary()
     choice.check(TwinDictionary.load(folders["last"]).fingerprint)
     with pytest.raises(DictionaryError, match="not the one that solo-infoaug mine made"):
@@ -72,7 +76,7 @@ def test_remembered_that_was_mined_over_is_an_error(folders: dict[str, Path]) ->
 
 
 def test_remembered_of_another_version_is_said(folders: dict[str, Path]) -> None:
-    remember_dictionary(folders["last"])
+    _remember(folders["last"])
     (note,) = cache_dir().iterdir()
     note.write_text(json.dumps({**json.loads(note.read_text()), "version": "0.0.1"}))
     with pytest.warns(UserWarning, match=r"was mined by solo-infoaug 0\.0\.1"):
@@ -80,7 +84,7 @@ def test_remembered_of_another_version_is_said(folders: dict[str, Path]) -> None
 
 
 def test_note_that_cannot_be_read_is_an_error(folders: dict[str, Path]) -> None:
-    remember_dictionary(folders["last"])
+    _remember(folders["last"])
     (note,) = cache_dir().iterdir()
     note.write_text("{")
     with pytest.raises(DictionaryError, match=str(note)):

@@ -18,12 +18,12 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from omegaconf import DictConfig
 
-from solo_infoaug import dictionary, prefetch
-from solo_infoaug.branch import InfoAugMethod
-from solo_infoaug.dictionary import TwinDictionary
+from solo_infoaug.dictionary import TwinDictionary, store, writing
 from solo_infoaug.errors import DictionaryError
-from solo_infoaug.prefetch import THREAD, PreparedTwins, TwinRequest
 from solo_infoaug.training import TrainingResult, pretrain
+from solo_infoaug.twin import prefetch
+from solo_infoaug.twin.branch import InfoAugMethod
+from solo_infoaug.twin.prefetch import THREAD, PreparedTwins, TwinRequest
 
 
 def _threads() -> list[threading.Thread]:
@@ -260,8 +260,8 @@ def test_two_threads_read_a_dictionary_of_many_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """More files than stay open: they are opened and closed by both."""
-    monkeypatch.setattr(dictionary, "_SHARD_PATCHES", 2)
-    monkeypatch.setattr(dictionary, "_OPEN_SHARDS", 3)
+    monkeypatch.setattr(writing, "_SHARD_PATCHES", 2)
+    monkeypatch.setattr(store, "_OPEN_SHARDS", 3)
     pixels = torch.arange(40, dtype=torch.uint8).view(40, 1, 1, 1, 1).expand(40, 1, 3, 4, 4)
     twins = torch.arange(40).view(-1, 2).flip(1).reshape(-1, 1)
     made = TwinDictionary.create(

@@ -13,8 +13,8 @@ import pytest
 from omegaconf import OmegaConf
 
 import solo_infoaug
-from solo_infoaug.config import read_infoaug
 from solo_infoaug.errors import ConfigError
+from solo_infoaug.twin.config import read_infoaug
 
 
 def _python(code: str, *arguments: str, cwd: Path | None = None, **env: str) -> str:

@@ -18,9 +18,9 @@ from torch import nn
 from torchvision.models import resnet18
 
 from solo_infoaug import evaluation
-from solo_infoaug.config import write_infoaug
 from solo_infoaug.errors import ConfigError, DataError, InfoAugError
 from solo_infoaug.training import TrainingResult, choose_device, load_config, pretrain
+from solo_infoaug.twin.config import write_infoaug
 
 
 def _rows(result: TrainingResult) -> list[dict[str, str]]:
@@ -47,7 +47,7 @@ def trained(
 
 
 def _small(image_folder: Path, folder: Path) -> Any:
-    from solo_infoaug.paths import config_folder
+    from solo_infoaug.resources import config_folder
 
     return load_config(
         config_folder() / "demo",
@@ -347,9 +347,10 @@ def test_precisions_of_plain_solo_learn(
 
 def test_views_are_the_same_in_any_default_precision(host: Any, make_cfg: Any) -> None:
     """What Kornia draws must not depend on it; the loader's views do not."""
-    from solo_infoaug.augment import make_views, own_randomness
-    from solo_infoaug.branch import build_views
-    from solo_infoaug.config import InfoAugConfig
+    from solo_infoaug.twin.branch import build_views
+    from solo_infoaug.twin.config import InfoAugConfig
+    from solo_infoaug.twin.randomness import fork_rng
+    from solo_infoaug.twin.views import make_views
 
     cfg = host.parse_cfg(make_cfg("simclr"))
     pipelines = build_views(host, cfg, InfoAugConfig())
@@ -358,7 +359,7 @@ def test_views_are_the_same_in_any_default_precision(host: Any, make_cfg: Any) -
     for dtype in (torch.float32, torch.float64, torch.bfloat16):
         torch.set_default_dtype(dtype)
         try:
-            with own_randomness(3, torch.device("cpu")):
+            with fork_rng(3, torch.device("cpu")):
                 made.append(torch.stack(make_views(pipelines, patches, patches)))
         finally:
             torch.set_default_dtype(torch.float32)
@@ -377,7 +378,7 @@ def test_reading_a_checkpoint_is_not_resuming(
     cfg = host.parse_cfg(cfg)
     method = host.methods["simclr"]
     loaded = method.load_from_checkpoint(result.checkpoint, cfg=cfg, weights_only=False)
-    assert loaded._resumed is None
+    assert loaded.resumption is None
     expected = result.model.state_dict()
     assert all(torch.equal(value, expected[name]) for name, value in loaded.state_dict().items())
 

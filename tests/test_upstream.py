@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 from omegaconf import DictConfig, OmegaConf
 
-from solo_infoaug.contribute import apply_series, base_commit, new_tests, patch_files
 from solo_infoaug.errors import UpstreamError
-from solo_infoaug.patch import patched_methods
-from solo_infoaug.paths import upstream_folder
+from solo_infoaug.host.upstream import apply_series, base_commit, new_tests, patch_files
+from solo_infoaug.resources import upstream_folder
+from solo_infoaug.twin.method import supported_methods
 
 SEVEN = ["simclr", "mocov2plus", "byol", "simsiam", "barlow_twins", "vicreg", "nnclr"]
 
@@ -84,7 +84,7 @@ def test_all_methods_train_through_the_hook(
 ) -> None:
     """And the seven main ones as they do where `METHODS` is replaced, bit for bit."""
     infoaug = {"twins": str(twins_folder), "weight": 0.5}
-    runs = {name: make_cfg(name, infoaug) for name in patched_methods()}
+    runs = {name: make_cfg(name, infoaug) for name in supported_methods()}
     hooked = train(patched, runs)
     assert not hooked["replaced"]
     today = train(solo_learn_home, {name: runs[name] for name in SEVEN})
@@ -121,7 +121,7 @@ def test_without_infoaug_a_patched_solo_learn_is_plain(
     patched: Path, solo_learn_home: Path, train: Train, make_cfg: Callable[..., DictConfig]
 ) -> None:
     """The plugin is installed and InfoAug off: all methods are those of unpatched solo-learn."""
-    runs = {name: make_cfg(name, max_epochs=1) for name in patched_methods()}
+    runs = {name: make_cfg(name, max_epochs=1) for name in supported_methods()}
     hooked, plain = train(patched, runs), train(solo_learn_home, runs, "plain")
     assert not hooked["replaced"]
     assert not plain["replaced"]
@@ -244,7 +244,7 @@ def series(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     _git(made, "commit", "-qm", "second")
     _git(made, "format-patch", "-q", f"--base={base}", "-o", str(tmp_path / "series"), base)
     (patch,) = (tmp_path / "series").glob("*.patch")
-    monkeypatch.setattr("solo_infoaug.contribute.patch_files", lambda: [patch])
+    monkeypatch.setattr("solo_infoaug.host.upstream.patch_files", lambda: [patch])
     return patch
 
 

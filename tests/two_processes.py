@@ -16,8 +16,8 @@ from slim_backbone import install
 from torch import distributed, nn
 
 import solo_infoaug
-from solo_infoaug.branch import InfoAugMethod
 from solo_infoaug.training import pretrain
+from solo_infoaug.twin.branch import InfoAugMethod
 
 
 def losses(folders: list[Path]) -> None:

@@ -45,10 +45,10 @@ def compare(
         KeyboardInterrupt: after Ctrl-C; results of what is finished have been written.
         SystemExit: after SIGTERM, as a scheduler sends it; likewise, and nothing runs on.
     """
+    from solo_infoaug._files import check_output_folder, writing
     from solo_infoaug.compare.grid import Planner, parse_grid
-    from solo_infoaug.compare.pool import describe, reason, run_grid, state
-    from solo_infoaug.compare.report import write_results
-    from solo_infoaug.paths import check_output_folder, writing
+    from solo_infoaug.compare.pool import run_grid
+    from solo_infoaug.compare.results import write_results
 
     grid = parse_grid(overrides)
     for name, folder in (("out", grid.out), ("report", grid.report)):
@@ -74,11 +74,11 @@ def compare(
         raise ConfigError(
             f"out: another process runs the grid in {grid.out}; wait for it, or choose another out"
         ) from error
-    states = [state(run) for run in runs]
+    states = [run.state for run in runs]
     return Outcome(
         files,
         states.count("done"),
-        [(describe(run), reason(run)) for run in runs if state(run) == "failed"],
+        [(run.title, run.files.reason()) for run in runs if run.state == "failed"],
         len(runs) - states.count("done") - states.count("failed"),
     )
 

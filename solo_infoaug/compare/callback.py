@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import time
-from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback
 
-from solo_infoaug.compare.run import write_json
+from solo_infoaug.compare.folder import RunFolder
 
 _EVERY = 1.0  # seconds
 
 
 class Watch(Callback):
-    """Counts steps, images and seconds, and writes `progress.json`. Draws no random number.
+    """Counts steps, images and seconds, and tells how far it is. Draws no random number.
 
     Attributes:
         steps: of the optimizer.
@@ -23,11 +21,11 @@ class Watch(Callback):
         seconds: from the first batch to the end of the training loop.
     """
 
-    def __init__(self, file: Path) -> None:
+    def __init__(self, files: RunFolder) -> None:
         self.steps = 0
         self.images = 0
         self.seconds = 0.0
-        self._file = file
+        self._files = files
         self._start = self._told = time.perf_counter()
 
     def on_train_start(self, trainer: Any, module: Any) -> None:
@@ -44,10 +42,7 @@ class Watch(Callback):
         now = time.perf_counter()
         if now - self._told > _EVERY:
             self._told = now
-            total = trainer.estimated_stepping_batches
-            # Progress is for people to look at: a full disk for a moment is no reason to end a run.
-            with suppress(OSError):
-                write_json(self._file, {"step": trainer.global_step, "steps": total})
+            self._files.note_step(trainer.global_step, trainer.estimated_stepping_batches)
 
     def on_train_end(self, trainer: Any, module: Any) -> None:
         """Stop the clock."""

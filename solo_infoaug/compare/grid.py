@@ -18,17 +18,18 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from solo_infoaug._checks import is_whole, require
 from solo_infoaug.compare import video
 from solo_infoaug.compare.arms import ARMS
-from solo_infoaug.compare.scenes import Benchmark, ScenesConfig, prepare
-from solo_infoaug.config import read_infoaug
+from solo_infoaug.compare.folder import RunFolder, State
 from solo_infoaug.dictionary import TwinDictionary
+from solo_infoaug.dictionary.locate import choose_dictionary
 from solo_infoaug.errors import ConfigError
-from solo_infoaug.locate import choose_dictionary
 from solo_infoaug.objectives.config import FMICLConfig
-from solo_infoaug.overrides import parse_overrides
-from solo_infoaug.paths import config_folder
-from solo_infoaug.training import check_values, load_config
+from solo_infoaug.resources import config_folder
+from solo_infoaug.scenes.benchmark import Benchmark, ScenesConfig, prepare_scenes
+from solo_infoaug.training.config import check_values, load_config, parse_overrides
+from solo_infoaug.twin.config import read_infoaug
 
 _LISTS = ("methods", "arms", "data", "seeds")
 _KEYS = (*_LISTS, "out", "report", "jobs", "threads", "keep_checkpoints")
@@ -83,10 +84,33 @@ class Run:
     cost: float
     """Epochs × views, to guess the time left."""
 
+    @property
+    def files(self) -> RunFolder:
+        """What lies in its folder."""
+        return RunFolder(self.folder)
+
+    @property
+    def title(self) -> str:
+        """One line for people."""
+        cell = self.cell
+        return " ".join([cell.method, cell.arm, cell.data, f"seed {cell.seed}", *cell.variant])
+
+    @property
+    def state(self) -> State:
+        """What became of it."""
+        return self.files.state(self.hash)
+
+    @property
+    def result(self) -> dict[str, Any] | None:
+        """What it found, under the names of this grid; None unless it is done.
+
+        Another grid may have made the run and called it otherwise: its swept value is fixed there.
+        """
+        found = self.files.result(self.hash)
+        return None if found is None else {**found, **asdict(self.cell)}
+
     def write(self, keep_checkpoint: bool) -> None:
-        """Write `config.yaml` and `run.json` into the run's folder."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        OmegaConf.save(self.config, self.folder / "config.yaml")
+        """Make its folder ready for the program of a run."""
         plan = {
             **asdict(self.cell),
             "hash": self.hash,
@@ -94,7 +118,7 @@ class Run:
             "evaluate": self.evaluate,
             "keep_checkpoint": keep_checkpoint,
         }
-        (self.folder / "run.json").write_text(json.dumps(plan, indent=2), encoding="utf-8")
+        self.files.write_plan(self.config, plan)
 
 
 def parse_grid(overrides: Sequence[str] = ()) -> Grid:
@@ -123,30 +147,21 @@ def parse_grid(overrides: Sequence[str] = ()) -> Grid:
     for key in _LISTS:
         values = known[key] if isinstance(known[key], list) else [known[key]]
         known[key] = tuple(values)
-        if not values or len(set(values)) < len(values):
-            raise ConfigError(f"{key}: expected a list of different values, got {values}")
+        different = values and len(set(values)) == len(values)
+        require(different, key, "a list of different values", values)
     _known("methods", [_method(name)[0] for name in known["methods"]], "methods")
     _known("data", known["data"], "datasets")
-    if unknown := [arm for arm in known["arms"] if arm not in ARMS]:
-        raise ConfigError(f"arms: expected some of {', '.join(ARMS)}, got {unknown[0]!r}")
-    if not all(_whole(seed, 0) for seed in known["seeds"]):
-        raise ConfigError(f"seeds: expected whole numbers ≥ 0, got {list(known['seeds'])}")
+    for arm in known["arms"]:
+        require(arm in ARMS, "arms", f"some of {', '.join(ARMS)}", arm)
+    seeds, keep = list(known["seeds"]), known["keep_checkpoints"]
+    require(all(is_whole(seed, 0) for seed in seeds), "seeds", "whole numbers ≥ 0", seeds)
     for key in ("jobs", "threads"):
-        value = known[key]
-        if not (_whole(value, 1) or (key == "threads" and value is None)):
-            raise ConfigError(f"{key}: expected a whole number ≥ 1, got {value!r}")
-    if not isinstance(known["keep_checkpoints"], bool):
-        raise ConfigError(
-            f"keep_checkpoints: expected true or false, got {known['keep_checkpoints']!r}"
-        )
+        good = is_whole(known[key], 1) or (key == "threads" and known[key] is None)
+        require(good, key, "a whole number ≥ 1", known[key])
+    require(isinstance(keep, bool), "keep_checkpoints", "true or false", keep)
     known["out"] = Path(str(known["out"])).expanduser().resolve()
     known["report"] = known["out"] / str(known["report"])
     return Grid(**known, fixed=tuple(fixed), swept=tuple(swept), launcher=tuple(launcher))
-
-
-def _whole(value: object, least: int) -> bool:
-    """True and false are no numbers."""
-    return isinstance(value, int) and not isinstance(value, bool) and value >= least
 
 
 def _plain(text: str) -> Any:
@@ -157,16 +172,14 @@ def _plain(text: str) -> Any:
 def _known(key: str, names: Sequence[str], folder: str) -> None:
     there = sorted(path.stem for path in (config_folder() / "compare" / folder).glob("*.yaml"))
     for name in names:
-        if name not in there:
-            raise ConfigError(f"{key}: expected some of {', '.join(there)}, got {name!r}")
+        require(name in there, key, f"some of {', '.join(there)}", name)
 
 
 def _method(name: str) -> tuple[str, list[str]]:
     """`simclr+fmicl=js` → simclr, and the overrides behind it."""
     base, *extras = str(name).split("+")
     for extra in extras:
-        if "=" not in extra:
-            raise ConfigError(f"methods: expected NAME+key=value, got {name!r}")
+        require("=" in extra, "methods", "NAME+key=value", name)
     return base, [f"++{extra}" for extra in extras]
 
 
@@ -309,13 +322,13 @@ class Planner:
     def _benchmark(self, config: ScenesConfig) -> Benchmark:
         if config.digest not in self._benchmarks:
             folder = self.grid.out / "data" / f"scenes-{config.digest}"
-            self._benchmarks[config.digest] = prepare(folder, config, self.workers)
+            self._benchmarks[config.digest] = prepare_scenes(folder, config, self.workers)
         return self._benchmarks[config.digest]
 
     def _video(self, config: video.VideoConfig) -> tuple[Path, Path]:
         if config.digest not in self._videos:
             folder = self.grid.out / "data" / f"video-{config.digest}"
-            self._videos[config.digest] = video.prepare(folder, config, self.workers)
+            self._videos[config.digest] = video.prepare_video(folder, config, self.workers)
         return self._videos[config.digest]
 
     def _fingerprint(self, path: str) -> str:
@@ -342,7 +355,7 @@ class Planner:
             self.grid.out / "runs" / "".join(c if c.isalnum() or c in "-_" else "-" for c in name)
         )
         cfg.name = f"{cell.method}-{cell.arm}"
-        cfg.checkpoint.dir = str(folder / "training")
+        cfg.checkpoint.dir = str(RunFolder(folder).training)
         return Run(cell, folder, digest, cfg, evaluate, fingerprint, cost)
 
 

@@ -7,8 +7,6 @@ configuration, and `run.json`, both written by `solo-infoaug compare`. What fail
 
 from __future__ import annotations
 
-import json
-import os
 import platform
 import resource
 import shutil
@@ -22,33 +20,25 @@ from typing import TYPE_CHECKING, Any
 
 import hydra
 import numpy as np
-from filelock import FileLock
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
+
+from solo_infoaug.compare.folder import RunFolder
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     Labelled = tuple[Tensor, Tensor, Tensor]
 
-RESULT, ERROR, PROGRESS = "result.json", "error.json", "progress.json"
-
 
 @dataclass
-class Job:
+class ProgramConfig:
     """What the program is told."""
 
     folder: str = MISSING
 
 
-ConfigStore.instance().store("solo_infoaug_compare_run", Job)
-
-
-def write_json(file: Path, content: Any) -> None:
-    """Write at once or not at all: a reader never sees half a file."""
-    unfinished = file.with_name(f".{file.name}.{os.getpid()}")
-    unfinished.write_text(json.dumps(content, indent=2), encoding="utf-8")
-    os.replace(unfinished, file)
+ConfigStore.instance().store("solo_infoaug_compare_run", ProgramConfig)
 
 
 def execute(folder: Path) -> dict[str, Any]:
@@ -77,11 +67,11 @@ def execute(folder: Path) -> dict[str, Any]:
     from solo_infoaug.training import pretrain
 
     start = time.perf_counter()
-    plan = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-    cfg = OmegaConf.load(folder / "config.yaml")
+    files = RunFolder(folder)
+    plan, cfg = files.read_plan(), OmegaConf.load(files.config)
     assert isinstance(cfg, DictConfig)
-    shutil.rmtree(folder / "training", ignore_errors=True)
-    watch = Watch(folder / PROGRESS)
+    shutil.rmtree(files.training, ignore_errors=True)
+    watch = Watch(files)
     trained = pretrain(cfg, [watch])
     assert trained.checkpoint is not None
     online = trained.metrics.get("val_acc1", trained.metrics.get("train_acc1_epoch"))
@@ -92,7 +82,7 @@ def execute(folder: Path) -> dict[str, Any]:
     else:
         found = evaluate_run(trained.checkpoint, plan["evaluate"])
     metrics |= found
-    shutil.copyfile(trained.checkpoint.parent / "metrics.csv", folder / "metrics.csv")
+    shutil.copyfile(trained.checkpoint.parent / "metrics.csv", files.metrics)
     if not plan["keep_checkpoint"]:
         trained.checkpoint.unlink()
     host = find_host()
@@ -120,8 +110,7 @@ def execute(folder: Path) -> dict[str, Any]:
             "python": platform.python_version(),
         },
     }
-    write_json(folder / RESULT, result)
-    (folder / ERROR).unlink(missing_ok=True)
+    files.note_result(result)
     return result
 
 
@@ -133,8 +122,8 @@ def evaluate_run(checkpoint: Path, how: dict[str, Any]) -> dict[str, float]:
         how: `dataset` and the further arguments of `evaluation.evaluate`, or "scenes" and its
             settings.
     """
-    from solo_infoaug.compare.scenes import ScenesConfig, stills
     from solo_infoaug.evaluation import evaluate, extract_features, load_backbone
+    from solo_infoaug.scenes.benchmark import ScenesConfig, stills
 
     if how["dataset"] != "scenes":
         found = evaluate(checkpoint, **how)
@@ -159,13 +148,15 @@ def evaluate_video(
     import torch
     from omegaconf import OmegaConf
 
-    from solo_infoaug.compare.video import VideoConfig, evaluate
-    from solo_infoaug.evaluation import build_backbone, extract_features, load_backbone
+    from solo_infoaug.compare.video import VideoConfig, evaluate_clips
+    from solo_infoaug.evaluation import extract_features, load_backbone
+    from solo_infoaug.host import load_host
 
     backbone = load_backbone(checkpoint)
     torch.manual_seed(int(OmegaConf.select(backbone.cfg, "seed", default=0)))
-    untrained = replace(backbone, module=build_backbone(backbone.cfg).eval().requires_grad_(False))
-    found = evaluate(
+    module = load_host().build_backbone(backbone.cfg).eval().requires_grad_(False)
+    untrained = replace(backbone, module=module)
+    found = evaluate_clips(
         VideoConfig(**how),
         {
             "ours": partial(extract_features, backbone),
@@ -212,32 +203,24 @@ def _peak_memory() -> float:
 
 
 @hydra.main(version_base="1.2", config_path=None, config_name="solo_infoaug_compare_run")
-def main(job: Job) -> None:
+def main(config: ProgramConfig) -> None:
     """Run, and write down what failed: one failure stops neither this process nor the grid.
 
     A run whose grid was killed may go on in the background: whoever is asked for it again waits
     until it ends, and takes over if it left no result.
     """
-    folder = Path(job.folder)
-    with FileLock(folder / ".lock"):
-        plan = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-        if _has_result(folder, plan["hash"]):
+    files = RunFolder(Path(config.folder))
+    with files.lock():
+        run_hash = files.read_plan()["hash"]
+        if files.result(run_hash) is not None:
             return
         try:
-            execute(folder)
+            execute(files.path)
         except Exception as error:
             traceback.print_exc()
-            reason = f"{type(error).__name__}: {error}"
-            write_json(folder / ERROR, {"hash": plan["hash"], "reason": reason})
+            files.note_failure(run_hash, f"{type(error).__name__}: {error}")
         finally:
-            (folder / PROGRESS).unlink(missing_ok=True)
-
-
-def _has_result(folder: Path, digest: str) -> bool:
-    try:
-        return json.loads((folder / RESULT).read_text(encoding="utf-8"))["hash"] == digest
-    except FileNotFoundError:
-        return False
+            files.end()
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
+import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -55,9 +56,7 @@ class Difference:
 def mean_and_std(values: Sequence[float]) -> tuple[float, float]:
     """Mean and sample standard deviation (n − 1); the latter is NaN for one value."""
     mean = math.fsum(values) / len(values)
-    if len(values) < 2:
-        return mean, math.nan
-    return mean, math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (len(values) - 1))
+    return mean, statistics.stdev(values, mean) if len(values) > 1 else math.nan
 
 
 def paired_difference(ours: Mapping[Any, float], theirs: Mapping[Any, float]) -> Difference | None:
@@ -98,12 +97,10 @@ Values = dict[tuple[str, Column], dict[Any, float]]
 
 def collect(results: Iterable[Mapping[str, Any]], data: str, metric: str) -> Values:
     """The values of one metric on one data set, by seed."""
-    found: Values = {}
-    for result in results:
-        if result["data"] == data and metric in result["metrics"]:
-            place = str(result["method"]), Column(result["arm"], tuple(result["variant"]))
-            found.setdefault(place, {})[int(result["seed"])] = float(result["metrics"][metric])
-    return found
+    found = collect_pairs([{**result, "sequences": {}} for result in results], data, metric)
+    return {
+        cell: {seed: value for (seed, _), value in seeds.items()} for cell, seeds in found.items()
+    }
 
 
 def collect_pairs(results: Iterable[Mapping[str, Any]], data: str, metric: str) -> Values:
@@ -111,10 +108,10 @@ def collect_pairs(results: Iterable[Mapping[str, Any]], data: str, metric: str) 
     found: Values = {}
     for result in results:
         if result["data"] == data and metric in result["metrics"]:
-            place = str(result["method"]), Column(result["arm"], tuple(result["variant"]))
+            cell = str(result["method"]), Column(result["arm"], tuple(result["variant"]))
             of_videos = result.get("sequences", {}).get(metric, {"": result["metrics"][metric]})
             for video, value in of_videos.items():
-                found.setdefault(place, {})[int(result["seed"]), video] = float(value)
+                found.setdefault(cell, {})[int(result["seed"]), video] = float(value)
     return found
 
 
@@ -270,20 +267,8 @@ def _differences(values: Values, title: str) -> list[Table]:
 
 
 _FIRST = ["data", "method", "arm", "variant", "seed"]
-_LAST = [
-    "epochs",
-    "steps",
-    "images",
-    "seconds",
-    "images_per_second",
-    "total_seconds",
-    "memory_mib",
-    "gpu_memory_mib",
-    "device",
-    "threads",
-    "fingerprint",
-    "hash",
-]
+_LAST = ["epochs", "steps", "images", "seconds", "images_per_second", "total_seconds", "memory_mib"]
+_LAST += ["gpu_memory_mib", "device", "threads", "fingerprint", "hash"]
 
 
 def results_csv(results: Sequence[Mapping[str, Any]]) -> str:

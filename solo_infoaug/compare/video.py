@@ -12,9 +12,6 @@ of objects are for the evaluation alone. It asks, of patches that do not overlap
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -28,6 +25,8 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
+from solo_infoaug._checks import is_whole, require
+from solo_infoaug._files import digest, write_json
 from solo_infoaug.errors import ConfigError
 from solo_infoaug.mining import MineConfig, mine
 from solo_infoaug.mining.video import open_video, search, video_stem
@@ -69,7 +68,7 @@ class VideoConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, least in (
+        for name, minimum in (
             ("held_out", 2),
             ("train_frames", 1),
             ("train_patches", 1),
@@ -77,18 +76,15 @@ class VideoConfig:
             ("background", 1),
         ):
             value = getattr(self, name)
-            if not isinstance(value, int) or value < least:
-                raise ConfigError(f"video.{name}: expected a whole number ≥ {least}, got {value!r}")
-        if not 0 < self.stop_fraction < 1:
-            raise ConfigError(
-                f"video.stop_fraction: expected a number in (0, 1), got {self.stop_fraction!r}"
-            )
+            expected = f"a whole number ≥ {minimum}"
+            require(is_whole(value, minimum), f"video.{name}", expected, value)
+        good = 0 < self.stop_fraction < 1
+        require(good, "video.stop_fraction", "a number in (0, 1)", self.stop_fraction)
 
     @property
     def digest(self) -> str:
         """A short hash of the settings and of the generator's version."""
-        text = json.dumps([VERSION, asdict(self)], sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()[:12]
+        return digest([VERSION, asdict(self)])
 
     @property
     def mining(self) -> MineConfig:
@@ -151,7 +147,7 @@ def find_clips(folder: Path) -> list[Clip]:
     return sorted(found, key=lambda sequence: sequence.name)
 
 
-def split(config: VideoConfig) -> dict[str, list[Clip]]:
+def split_clips(config: VideoConfig) -> dict[str, list[Clip]]:
     """The sequences of each of `SPLITS`."""
     found = find_clips(Path(config.videos))
     unseen = found[config.held_out - 1 :: config.held_out]
@@ -221,8 +217,8 @@ def kept_back(sequence: Clip, start: float, config: VideoConfig) -> list[Tiles]:
     for number, image in _frames(sequence, start, 1.0, config.test_frames):
         tiles = cut(image, masks[min(number, len(masks) - 1)], config.mining)
         rng = np.random.default_rng([config.seed, number])
-        nothing = rng.permutation(np.flatnonzero(tiles.objects == 0))[: config.background]
-        rows = np.sort(np.concatenate([np.flatnonzero(tiles.objects > 0), nothing]))
+        background = rng.permutation(np.flatnonzero(tiles.objects == 0))[: config.background]
+        rows = np.sort(np.concatenate([np.flatnonzero(tiles.objects > 0), background]))
         chosen = tiles.pixels[rows], tiles.corners[rows], tiles.objects[rows]
         found.append(Tiles(*chosen, tiles.side))
     return found
@@ -231,7 +227,7 @@ def kept_back(sequence: Clip, start: float, config: VideoConfig) -> list[Tiles]:
 # --- the benchmark on disk -----------------------------------------------------------------------
 
 
-def prepare(folder: Path, config: VideoConfig, workers: int = 1) -> tuple[Path, Path]:
+def prepare_video(folder: Path, config: VideoConfig, workers: int = 1) -> tuple[Path, Path]:
     """Make the benchmark in `folder`, or take it from there.
 
     Returns:
@@ -241,14 +237,12 @@ def prepare(folder: Path, config: VideoConfig, workers: int = 1) -> tuple[Path, 
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):
         if not marker.is_file():
-            seen = split(config)["seen"]
+            seen = split_clips(config)["seen"]
             shutil.rmtree(stills, ignore_errors=True)
             for sequence in seen:
                 _write_stills(stills / sequence.name, sequence, config)
             mine([sequence.source for sequence in seen], twins, config.mining, workers=workers)
-            unfinished = marker.with_suffix(".tmp")
-            unfinished.write_text(json.dumps(asdict(config), indent=2), encoding="utf-8")
-            os.replace(unfinished, marker)
+            write_json(marker, asdict(config))
     return stills, twins
 
 
@@ -278,16 +272,18 @@ def scores(similarity: np.ndarray, asking: Tiles, asked: Tiles) -> tuple[float, 
     """
     from sklearn.metrics import roc_auc_score
 
-    apart = np.abs(asking.corners[:, None] - asked.corners[None]).max(axis=2) >= asking.side
+    non_overlapping = (
+        np.abs(asking.corners[:, None] - asked.corners[None]).max(axis=2) >= asking.side
+    )
     on = asking.objects[:, None] > 0
-    same = on & (asking.objects[:, None] == asked.objects[None]) & apart
-    nothing = on & (asked.objects[None] == 0) & apart
-    rows = np.flatnonzero(same.any(axis=1) & nothing.any(axis=1))
+    same = on & (asking.objects[:, None] == asked.objects[None]) & non_overlapping
+    background = on & (asked.objects[None] == 0) & non_overlapping
+    rows = np.flatnonzero(same.any(axis=1) & background.any(axis=1))
     if len(rows) == 0:
         return None
-    pairs = same | nothing
+    pairs = same | background
     auc = roc_auc_score(same[rows][pairs[rows]], similarity[rows][pairs[rows]])
-    nearest = np.where(apart, similarity, -np.inf)[rows].argmax(axis=1)
+    nearest = np.where(non_overlapping, similarity, -np.inf)[rows].argmax(axis=1)
     return 100 * float(auc), 100 * float(same[rows, nearest].mean())
 
 
@@ -321,14 +317,14 @@ def evaluate_sequence(tiles: Sequence[Tiles], features: Features | None) -> dict
     return {name: float(np.mean(values)) for name, values in found.items() if values}
 
 
-def evaluate(config: VideoConfig, models: dict[str, Features | None]) -> dict[str, Any]:
+def evaluate_clips(config: VideoConfig, models: dict[str, Features | None]) -> dict[str, Any]:
     """What each model is worth on each video.
 
     Returns:
         model → `SPLIT_METRIC` → video → per cent.
     """
     found: dict[str, Any] = {name: {} for name in models}
-    for part, sequences in split(config).items():
+    for part, sequences in split_clips(config).items():
         start = config.stop_fraction if part == "seen" else 0.0
         for sequence in sequences:
             tiles = kept_back(sequence, start, config)

@@ -11,16 +11,22 @@ import importlib.util
 import os
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from solo_infoaug.errors import HostError
 
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
 Kind = Literal["current", "release"]
+
+BACKBONE_NAMES: dict[Kind, str] = {"current": "backbone", "release": "encoder"}
+"""What each calls the backbone: as an attribute, as a parameter group, and in checkpoints."""
 
 _HOW_TO_GET_ONE = (
     "clone the current one (git clone https://github.com/vturrisi/solo-learn) and set "
@@ -65,8 +71,58 @@ class Host:
     """Labelled train and validation loaders: `(dataset, train_path, val_path, format, ...)`."""
     checkpointer: Callable[..., Any]
     find_checkpoint: Callable[[Any], tuple[Path | None, str | None]]
+    project: Callable[[Any, dict[str, Any]], dict[str, Any]]
+    """`(method, outputs)`: what the base class's training step returns, with projected features."""
+    adapted: bool
+    """Whether the methods are adapters of ours, which only solo-infoaug can unpickle."""
     plugins: dict[str, Any] | None = None
     """`solo.utils.plugins.PLUGINS`, where this solo-learn has our hook for plugins."""
+
+    @property
+    def shared_modules(self) -> tuple[str, str]:
+        """What a method calls its backbone and its momentum backbone."""
+        name = BACKBONE_NAMES[self.info.kind]
+        return name, f"momentum_{name}"
+
+    def normalization(self, dataset: str, augmentation: Any) -> tuple[list[float], list[float]]:
+        """Mean and standard deviation that the views of a data set are normalised by.
+
+        Args:
+            dataset: as in `data.dataset`.
+            augmentation: an entry of `augmentations`.
+        """
+        from torchvision.transforms import Normalize
+
+        transform: Any = self.build_transform_pipeline(dataset, augmentation)
+        while not isinstance(transform, Normalize):
+            steps = getattr(transform, "transforms", None)
+            transform = steps[-1] if steps else transform.transform
+        return list(transform.mean), list(transform.std)
+
+    def build_backbone(self, cfg: Any) -> nn.Module:
+        """An untrained backbone as solo-learn's methods build it for this configuration."""
+        from torch import nn
+
+        module = self.backbones[cfg.backbone.name](cfg.method, **(cfg.backbone.get("kwargs") or {}))
+        if cfg.backbone.name.startswith("resnet"):
+            module.fc = nn.Identity()
+            if cfg.data.dataset in ("cifar10", "cifar100"):
+                module.conv1 = nn.Conv2d(3, 64, kernel_size=3, stride=1, padding=2, bias=False)
+                module.maxpool = nn.Identity()
+        return module
+
+
+def backbone_entries(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The backbone's part of a state dict of either solo-learn, under the backbone's own names."""
+    for name in BACKBONE_NAMES.values():
+        weights = {
+            key.removeprefix(f"{name}."): value
+            for key, value in state.items()
+            if key.startswith(f"{name}.")
+        }
+        if weights:
+            return weights
+    return {}
 
 
 def _kind_of(folder: Path) -> Kind | None:

@@ -45,6 +45,8 @@ def load(info: HostInfo) -> Host:
         prepare_data=prepare_data,
         checkpointer=Checkpointer,
         find_checkpoint=find_checkpoint,
+        project=lambda method, outputs: outputs,
+        adapted=False,
         plugins=_plugins(),
     )
 

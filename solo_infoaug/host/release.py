@@ -164,12 +164,7 @@ def _mapping(cfg: DictConfig, key: str) -> dict[str, Any]:
     return dict(container)
 
 
-def method_arguments(method: type, cfg: DictConfig) -> dict[str, Any]:
-    """Translate a current solo-learn configuration to the keyword arguments of a release method.
-
-    Raises:
-        ConfigError: the configuration asks for something that the release does not have.
-    """
+def _refuse_what_is_missing(method: type, cfg: DictConfig) -> None:
     backbone = str(cfg.backbone.name)
     if backbone not in method._SUPPORTED_ENCODERS:  # type: ignore[attr-defined]
         raise ConfigError(
@@ -177,18 +172,27 @@ def method_arguments(method: type, cfg: DictConfig) -> dict[str, Any]:
             f"{', '.join(method._SUPPORTED_ENCODERS)}; "  # type: ignore[attr-defined]
             "set SOLO_LEARN_HOME to a clone of the current solo-learn"
         )
-    select = OmegaConf.select
-    if select(cfg, "optimizer.exclude_bias_n_norm_wd", default=False):
+    if OmegaConf.select(cfg, "optimizer.exclude_bias_n_norm_wd", default=False):
         raise ConfigError(
             "optimizer.exclude_bias_n_norm_wd: the embedded solo-learn 1.0.2 does not have it; "
             "set it to False, or set SOLO_LEARN_HOME to a clone of the current solo-learn"
         )
-    if select(cfg, "knn_eval.enabled", default=False):
+    if OmegaConf.select(cfg, "knn_eval.enabled", default=False):
         raise ConfigError(
             "knn_eval.enabled: the embedded solo-learn 1.0.2's online k-NN does not run on today's "
             "torchmetrics; set it to False (solo-infoaug evaluate has k-NN), or set "
             "SOLO_LEARN_HOME to a clone of the current solo-learn"
         )
+
+
+def method_arguments(method: type, cfg: DictConfig) -> dict[str, Any]:
+    """Translate a current solo-learn configuration to the keyword arguments of a release method.
+
+    Raises:
+        ConfigError: the configuration asks for something that the release does not have.
+    """
+    _refuse_what_is_missing(method, cfg)
+    select, backbone = OmegaConf.select, str(cfg.backbone.name)
     optimizer = str(cfg.optimizer.name)
     options = _mapping(cfg, "optimizer.kwargs")
     lars = {
@@ -333,6 +337,21 @@ def adapt(method: type) -> type:
     return Adapted
 
 
+def project(method: Any, outputs: dict[str, Any]) -> dict[str, Any]:
+    """The base class's outputs with what the current solo-learn's methods add: projected features.
+
+    Keys are normalised, as MoCo's are there.
+    """
+    projected = {"z": [method.projector(features) for features in outputs["feats"]]}
+    if "momentum_feats" in outputs:
+        with torch.no_grad():
+            projected["momentum_z"] = [
+                nn.functional.normalize(method.momentum_projector(features), dim=-1)
+                for features in outputs["momentum_feats"]
+            ]
+    return {**outputs, **projected}
+
+
 def _lars_that_runs_its_closure(wrapper: type) -> type:
     """Lightning computes gradients in the optimizer's closure: run it before LARS scales them."""
     base: Any = wrapper
@@ -354,32 +373,7 @@ def _lars_that_runs_its_closure(wrapper: type) -> type:
 
 def parse_cfg(cfg: DictConfig) -> DictConfig:
     """Defaults and derived values, as the current solo-learn's `parse_cfg` adds them."""
-    defaults = OmegaConf.create(
-        {
-            "checkpoint": {
-                "enabled": False,
-                "dir": "trained_models",
-                "frequency": 1,
-                "keep_prev": False,
-            },
-            "auto_resume": {"enabled": False, "max_hours": 36},
-            "data": {
-                "val_path": None,
-                "format": "image_folder",
-                "no_labels": False,
-                "fraction": -1,
-            },
-            "wandb": {"enabled": False, "entity": None, "project": "solo-learn", "offline": False},
-            "debug_augmentations": False,
-            "seed": 5,
-            "resume_from_checkpoint": None,
-            "strategy": None,
-            "num_nodes": 1,
-            "accumulate_grad_batches": 1,
-            "performance": {"disable_channel_last": False},
-            "optimizer": {"kwargs": {}},
-        }
-    )
+    defaults = OmegaConf.load(Path(__file__).with_name("release.yaml"))
     given = OmegaConf.create(OmegaConf.to_container(cfg, resolve=True))
     merged = OmegaConf.merge(defaults, given)
     for key in map(str, merged):
@@ -582,4 +576,6 @@ def load(info: HostInfo) -> Host:
         prepare_data=prepare_data,
         checkpointer=checkpointer,
         find_checkpoint=find_checkpoint,
+        project=project,
+        adapted=True,
     )

@@ -5,11 +5,13 @@ from __future__ import annotations
 import functools
 from types import ModuleType
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from solo_infoaug.information import _plain
 
+_CHUNK = 8192  # samples that a tree is asked about at once: Ctrl-C waits for no more
 LONG = 8192  # samples from which a tree of its own pays for each pair
 
 
@@ -24,25 +26,19 @@ def neighbour_sums(
     max_memory: int,
 ) -> Tensor:
     """As `_plain.neighbour_sums`, by the fastest backend that can."""
+    if kind == "3kl" and x.shape[1] >= LONG and x.device.type == "cpu":
+        return _long_series(x, valid_x, y, valid_y, k, layout)
     kernel = _triton() if x.is_cuda else None
     if kernel is not None and kernel.fits(x, y, k) and kernel.works(x.device):
         return kernel.neighbour_sums(x, valid_x, y, valid_y, k, kind, layout)
     compiled = _compiled() if x.device.type == "cpu" else None
     if compiled is None or k > compiled.K_LIMIT:
         return _plain.neighbour_sums(x, valid_x, y, valid_y, k, kind, layout, max_memory)
-    if kind == "3kl" and x.shape[1] >= LONG:
-        return _long_series(compiled, x, valid_x, y, valid_y, k, layout)
     return compiled.neighbour_sums(x, valid_x, y, valid_y, k, kind, layout)
 
 
 def _long_series(
-    compiled: ModuleType,
-    x: Tensor,
-    valid_x: Tensor | None,
-    y: Tensor,
-    valid_y: Tensor | None,
-    k: int,
-    layout: str,
+    x: Tensor, valid_x: Tensor | None, y: Tensor, valid_y: Tensor | None, k: int, layout: str
 ) -> Tensor:
     """Pair by pair, each by a tree over its own joint space; the `upper` diagonal is left out."""
     same = layout == "upper" and x.data_ptr() == y.data_ptr()
@@ -57,8 +53,29 @@ def _long_series(
             if masks:
                 series = series[torch.stack(masks).all(0)]
             if len(series) > k:
-                out[i, 0 if paired else j] = compiled.long_sums(series, k)
+                out[i, 0 if paired else j] = _tree_sums(series, k)
     return out[:, 0] if paired else out
+
+
+def _tree_sums(series: Tensor, k: int) -> Tensor:
+    """The sums `[4]` of kind `3kl` for one series `[T, d]`, by SciPy's KD-tree."""
+    from scipy.spatial import KDTree  # a quarter of a second, for those who need it
+
+    tree = KDTree(series.double().numpy(), balanced_tree=False)
+    threads = torch.get_num_threads()
+    # in the tree's order successive samples have the same neighbours in the cache
+    samples = tree.data[tree.indices] + 0.0  # no -0
+    first, rho = np.concatenate(
+        [
+            tree.query(rows, [2, k + 1], p=np.inf, workers=threads)[0]
+            for rows in np.split(samples, range(_CHUNK, len(samples), _CHUNK))
+        ]
+    ).T
+    # whatever is tied with a sample is tied itself
+    ties = np.unique(samples[rho == 0], axis=0, return_counts=True)[1]
+    psi = (ties * torch.digamma(torch.from_numpy(ties).double()).numpy()).sum()
+    logs = [np.log(distances[distances > 0]).sum() for distances in (rho, first)]
+    return torch.tensor([logs[0], ties.sum(), psi, logs[1]], dtype=torch.float64)
 
 
 def _row(valid: Tensor | None, track: int) -> Tensor | None:

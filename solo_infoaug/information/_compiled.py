@@ -38,8 +38,6 @@ from torch import Tensor
 LANES = 8
 SIDE = 32  # tracks on each side of a block
 CHUNK = 96  # samples s in a strip
-LEAF = 64  # samples in a leaf of a long series, at most CHUNK
-GROUP = 8  # leaves of a long series that are looked at together
 INTERRUPT = 2**29  # distances in a task, at most: about half a second, in which Ctrl-C waits
 INLINE = 2**22  # distances up to which starting threads costs more than it saves
 K_LIMIT = 32  # above it the insertion spills far out of the registers
@@ -539,129 +537,6 @@ def _run_paired(x, y, block, shape, ks, psi, work, out):
     for p in range(block.i0, block.i1):
         one = Block(p, p + 1, p, p + 1, block.t0, block.t1, False)
         _task(x, y, one, shape, ks, psi, work, out[p - block.i0 : p - block.i0 + 1])
-
-
-# --- long series -------------------------------------------------------------------------------
-
-
-@njit(nogil=True)
-def _gap(boxes, box, lows, highs):
-    """L∞ distance of a box, `boxes[:, box]`, to the box of the lanes; 0 where they meet."""
-    gap = boxes[0, box, 0] * 0
-    for c in range(len(lows)):
-        gap = max(gap, boxes[0, box, c] - highs[c], lows[c] - boxes[1, box, c])
-    return gap
-
-
-@_entry
-def _run_long(z, rows, samples, padded, leaves, groups, t_from, t_to, ks, psi, work, out):
-    """The sums of one series against itself, skipping the leaves that are too far away to matter.
-
-    The samples are in the order of a KD-tree: `LEAF` of them make a leaf, `GROUP` leaves a group.
-    Leaves and groups come as boxes `[low or high, box, coordinate]`.
-    """
-    infinity, last = work.infinity, (len(ks) - 1) * LANES
-    best, distances = work.best, work.best.view(z.dtype)
-    lows, highs = np.empty(rows - 1, z.dtype), np.empty(rows - 1, z.dtype)
-    for t0 in range(t_from, t_to, LANES):
-        lanes = min(LANES, samples - t0)
-        for c in range(rows - 1):
-            here = z[(c + 1) * padded + t0 : (c + 1) * padded + t0 + lanes]
-            lows[c], highs[c] = here.min(), here.max()
-        _fill(best, last + LANES, infinity)
-        _fill(work.counts, 3 * LANES, 0)
-        _fill(work.limits, 3 * LANES, 0)
-        _fill(work.product, 2 * LANES, 0)
-        for lane in range(LANES):
-            work.mantissa[lane] = 1
-        own = t0 // (LEAF * GROUP)
-        tied = False
-        for action in (SELECT, COUNT):
-            if action == COUNT:
-                tied = _multiply(best, last, work.product, 0) != 0
-                if not tied:
-                    continue
-            worst = distances[last : last + lanes].max()
-            for visit in range(-1, groups.shape[1]):  # its own group first
-                group = own if visit < 0 else visit
-                if visit == own or (visit >= 0 and _gap(groups, group, lows, highs) > worst):
-                    continue
-                for leaf in range(group * GROUP, min((group + 1) * GROUP, leaves.shape[1])):
-                    if _gap(leaves, leaf, lows, highs) > worst:
-                        continue
-                    s0 = leaf * LEAF
-                    count = min(LEAF, samples - s0)
-                    _pack(z, 0, 1, rows, padded, s0, count, t0, work.strips_x, infinity)
-                    if action == SELECT:
-                        _select(work.strips_x, 0, work.strips_x, 0, count, best, 0, ks)
-                        worst = distances[last : last + lanes].max()
-                    else:
-                        _count(
-                            work.strips_x,
-                            0,
-                            work.strips_x,
-                            0,
-                            count,
-                            work.limits,
-                            0,
-                            work.counts,
-                            0,
-                        )
-        for lane in range(lanes):
-            out[0] += math.log(work.mantissa[lane]) + work.product[LANES + lane] * math.log(2.0)
-            if tied and best[last + lane] == 0:
-                out[1] += 1
-                out[2] += psi[work.counts[lane] + 1]
-            if len(ks) > 1 and distances[lane] > 0:
-                out[3] += math.log(distances[lane])
-
-
-def long_sums(x: Tensor, k: int) -> Tensor:
-    """The sums `[4]` of kind `3kl` for one series `[T, d]`; a pair is x and y side by side."""
-    samples = len(x)
-    ordered = x.numpy()[_tree_order(x.numpy())]
-    z = _coordinates(torch.from_numpy(ordered)[None], None)
-    _, rows, padded = z.shape
-    leaves = _boxes(ordered, LEAF)
-    groups = _boxes(ordered, LEAF * GROUP)
-    psi = torch.digamma(torch.arange(samples + 2, dtype=torch.float64)).numpy()
-    z, ks, out = z.reshape(-1), (0,) * k, np.zeros(4)
-    step = max(LANES, padded // (32 * torch.get_num_threads()) // LANES * LANES)
-    step = min(step, 4096)  # rows: see INTERRUPT
-
-    def run(start: int, work: Work) -> tuple[Any, np.ndarray]:
-        part, stop = np.zeros(4), min(start + step, padded)
-        _run_long(z, rows, samples, padded, leaves, groups, start, stop, ks, psi, work, part)
-        return ..., part
-
-    threads = torch.get_num_threads()
-    _share(range(0, padded, step), threads, lambda: _work(x.numpy().dtype, 1, k), run, out)
-    return torch.from_numpy(out)
-
-
-def _tree_order(x: np.ndarray) -> np.ndarray:
-    """An order of the samples in which those of a leaf, and of a group, are near each other."""
-    order = np.arange(len(x))
-    pending = [(0, len(x))]
-    while pending:
-        start, stop = pending.pop()
-        part = x[order[start:stop]]
-        along = part[:, np.argmax(part.max(0) - part.min(0))]
-        if stop - start <= LEAF:
-            order[start:stop] = order[start:stop][np.argsort(along, kind="stable")]
-            continue
-        # Halves of whole leaves, of whole groups as long as there are several.
-        unit = LEAF * GROUP if stop - start > LEAF * GROUP else LEAF
-        middle = (-(-(stop - start) // unit) // 2) * unit
-        order[start:stop] = order[start:stop][np.argpartition(along, middle)]
-        pending += [(start, start + middle), (start + middle, stop)]
-    return order
-
-
-def _boxes(x: np.ndarray, size: int) -> np.ndarray:
-    """Lowest and highest coordinates of every `size` samples: `[2, boxes, d]`."""
-    starts = np.arange(0, len(x), size)
-    return np.stack([np.minimum.reduceat(x, starts), np.maximum.reduceat(x, starts)])
 
 
 # --- all tasks ---------------------------------------------------------------------------------

@@ -352,14 +352,14 @@ def _points(values: np.ndarray, close: float) -> tuple[np.ndarray | None, bool]:
     multiples of its spacing, so that equal distances are equal as numbers.
     """
     steps = np.diff(values).astype(np.float64)
-    apart = steps > close
-    if not apart.any():
+    distinct = steps > close
+    if not distinct.any():
         return None, False
-    spacing = float(steps[apart].min())
+    spacing = float(steps[distinct].min())
     if spacing < 100 * close:
         return None, False
-    clump = np.concatenate([[0], np.cumsum(apart)])
-    first = values[np.concatenate([[True], apart])]
+    clump = np.concatenate([[0], np.cumsum(distinct)])
+    first = values[np.concatenate([[True], distinct])]
     span = float(values[-1]) - float(values[0])
     multiples = np.round((first.astype(np.float64) - first[0]) / spacing)
     for _ in range(3):  # the smallest step has rounding in it: refine by the whole range

@@ -255,8 +255,8 @@ def _kernel(
         free = present & (rho > 0)
         sum_log = tl.sum(tl.log(tl.where(free, rho, 1.0)).to(tl.float64), axis=2)
         if CY == 0:
-            apart = present & (b0 > 0)
-            sum_first = tl.sum(tl.log(tl.where(apart, b0, 1.0)).to(tl.float64), axis=2)
+            distinct = present & (b0 > 0)
+            sum_first = tl.sum(tl.log(tl.where(distinct, b0, 1.0)).to(tl.float64), axis=2)
     again = passes
     if KIND == 0:  # only ties are counted
         again = tl.where(tl.max(tl.max(tl.max(tied.to(tl.int32), 2), 1), 0) > 0, passes, 0)

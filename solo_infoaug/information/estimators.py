@@ -135,7 +135,7 @@ def mutual_information(
     """
     check_options(k, estimator, units, max_memory)
     x, valid = check_series("x", x, mask, k)
-    least = least_samples(min_samples, k, x.shape[-2], mask)
+    min_count = resolve_min_samples(min_samples, k, x.shape[-2], mask)
     y, _ = check_series("y", y, mask if isinstance(y, Tensor) and y.ndim == x.ndim else None, k)
     if x.shape[:-1] != y.shape[:-1] or x.dtype != y.dtype or x.device != y.device:
         raise ValueError(
@@ -143,9 +143,9 @@ def mutual_information(
         )
     a = Tracks(x.reshape(-1, *x.shape[-2:]), _flat(valid))
     a, b = _position.prepare(a, Tracks(y.reshape(-1, *y.shape[-2:]), a.valid))
-    seen: set[str] = set()
-    value = information(a, b, estimator, k, least, "paired", max_memory, seen)
-    warn_of(seen, estimator)
+    notes: set[str] = set()
+    value = information(a, b, estimator, k, min_count, "paired", max_memory, notes)
+    warn_of(notes, estimator)
     return (value * UNITS[units]).reshape(x.shape[:-2]).to(x.dtype)
 
 
@@ -184,30 +184,32 @@ def pairwise_mutual_information(
         EstimateWarning: values recur and the estimator cannot tell what they share; samples lie on
             a curve or surface (`3kl`); no pair has `min_samples` samples.
     """
-    scenes, least = check_scenes(trajectories, mask, estimator, k, min_samples, units, max_memory)
-    seen: set[str] = set()
-    out = all_pairs(scenes, trajectories, estimator, k, least, units, max_memory, seen)
-    warn_of(seen, estimator)
+    scenes, min_count = check_scenes(
+        trajectories, mask, estimator, k, min_samples, units, max_memory
+    )
+    notes: set[str] = set()
+    out = all_pairs(scenes, trajectories, estimator, k, min_count, units, max_memory, notes)
+    warn_of(notes, estimator)
     return out
 
 
 # --- warnings ---------------------------------------------------------------------------------
 
 
-def warn_of(seen: set[str], estimator: str) -> None:
+def warn_of(notes: set[str], estimator: str) -> None:
     """One `EstimateWarning` about what an estimate of MI met; called by a public function."""
     met = []
-    if "few" in seen and "enough" not in seen:
+    if "few" in notes and "enough" not in notes:
         met.append(
             "no pair has min_samples common samples, so that every MI is 0; give longer series, "
             "masks with more in common, or a smaller min_samples"
         )
-    if "thin" in seen:
+    if "thin" in notes:
         met.append(
             "samples of a track lie on a curve or a surface and fill fewer dimensions than it has "
             "columns: 3kl can be off by nats, mostly too low; use ksg1"
         )
-    if "ties" in seen:
+    if "ties" in notes:
         advice = "make the values finer, or coarser, or use ksg1"
         if estimator == "ksg1":
             advice = "make the values finer, or so coarse that samples coincide"
@@ -258,21 +260,21 @@ def information(
     y: Tracks,
     estimator: str,
     k: int,
-    least: int,
+    min_count: int,
     layout: str,
     max_memory: int,
-    seen: set[str] | None = None,
+    notes: set[str] | None = None,
 ) -> Tensor:
     """MI in nats, float64: `[P, Q]`, or `[P]` where the layout is `paired`.
 
-    What the estimator cannot do with these data is added to `seen`.
+    What the estimator cannot do with these data is added to `notes`.
     """
     with one_thread():
         uneven = _position.uneven(x, y, layout)
         suspects = None
         if layout != "paired" and x.valid is not None and y.valid is not None:
             suspects = _position.narrow_in_common(x, y, uneven)
-    value = _as_they_are(x, y, estimator, k, least, layout, max_memory, seen, uneven, suspects)
+    value = _as_they_are(x, y, estimator, k, min_count, layout, max_memory, notes, uneven, suspects)
     if uneven is not None:
         with one_thread():
             pairs = torch.triu(uneven) if layout == "upper" else uneven
@@ -282,15 +284,24 @@ def information(
         if (
             layout != "paired" and 20 * some < pairs.numel()
         ):  # a pair at a time takes ten times as long
-            _anew(value, pairs, even_x, even_y, estimator, k, least, max_memory, seen)
+            _anew(value, pairs, even_x, even_y, estimator, k, min_count, max_memory, notes)
         elif some:
             even = _as_they_are(
-                even_x, even_y, estimator, k, least, layout, max_memory, seen, ~uneven, suspects
+                even_x,
+                even_y,
+                estimator,
+                k,
+                min_count,
+                layout,
+                max_memory,
+                notes,
+                ~uneven,
+                suspects,
             )
             value = torch.where(uneven, even, value)
     if suspects is not None:
         a, b = x._replace(frame=None), y._replace(frame=None)
-        _anew(value, torch.triu(suspects), a, b, estimator, k, least, max_memory, seen, True)
+        _anew(value, torch.triu(suspects), a, b, estimator, k, min_count, max_memory, notes, True)
     return value
 
 
@@ -301,9 +312,9 @@ def _anew(
     y: Tracks,
     estimator: str,
     k: int,
-    least: int,
+    min_count: int,
     max_memory: int,
-    seen: set[str] | None,
+    notes: set[str] | None,
     framed: bool = False,
 ) -> None:
     """Estimate some pairs one by one, in place; `framed`: with frames over the common samples."""
@@ -315,7 +326,7 @@ def _anew(
         a, b = over_shared(a, b)
         if framed:
             a, b = _position.over_common(a), _position.over_common(b)
-        value[i, j] = information(a, b, estimator, k, least, "paired", max_memory, seen)
+        value[i, j] = information(a, b, estimator, k, min_count, "paired", max_memory, notes)
 
 
 def over_shared(a: Tracks, b: Tracks) -> tuple[Tracks, Tracks]:
@@ -332,30 +343,30 @@ def _as_they_are(
     y: Tracks,
     estimator: str,
     k: int,
-    least: int,
+    min_count: int,
     layout: str,
     max_memory: int,
-    seen: set[str] | None,
+    notes: set[str] | None,
     elsewhere: Tensor | None,
     anew: Tensor | None,
 ) -> Tensor:
     """MI as `information`, in the coordinates that the tracks have.
 
-    `seen` is not told of pairs whose value comes from other coordinates, or is to be taken `anew`.
+    `notes` is not told of pairs whose value comes from other coordinates, or is to be taken `anew`.
     """
     joint = neighbour_sums(x.x, x.valid, y.x, y.valid, k, estimator, layout, max_memory)
-    if seen is not None:
-        _look_for_ties(joint, x, y, estimator, k, least, layout, max_memory, seen, anew)
+    if notes is not None:
+        _look_for_ties(joint, x, y, estimator, k, min_count, layout, max_memory, notes, anew)
     if estimator == "ksg1":  # which is 0 by itself where a track is constant
         with one_thread():
             count = _common_counts(x, y, layout)
-            _look_for_samples(count, least, seen)
+            _look_for_samples(count, min_count, notes)
             value = torch.digamma(count) + joint[..., 2] / count
-            return value.masked_fill(count < least, 0.0)
+            return value.masked_fill(count < min_count, 0.0)
     own_x, own_y = _marginals(x, y, k, layout, max_memory)
     with one_thread():
         count = _common_counts(x, y, layout)
-        _look_for_samples(count, least, seen)
+        _look_for_samples(count, min_count, notes)
         terms = joint[..., 2]
         if estimator == "3kl":
             if layout == "upper" and x.x.data_ptr() == y.x.data_ptr():  # a track with itself
@@ -370,13 +381,13 @@ def _as_they_are(
                 cell_x, cell_y = cell_x[:, None], cell_y[None, :]
                 d_x = d_x if isinstance(d_x, int) else d_x[:, None]
                 d_y = d_y if isinstance(d_y, int) else d_y[None, :]
-            if seen is not None and k > 1 and max(x.d, y.d) > 1:
+            if notes is not None and k > 1 and max(x.d, y.d) > 1:
                 thin = _thin(own_x, count, k, d_x) | _thin(own_y, count, k, d_y)
                 for other in (elsewhere, anew):
                     thin = thin if other is None else thin & ~other
-                thin = thin & (count >= least)
+                thin = thin & (count >= min_count)
                 if bool((torch.triu(thin, 1) if layout == "upper" else thin).any()):
-                    seen.add("thin")
+                    notes.add("thin")
             terms = (
                 _log_volume(own_x, count, k, d_x, cell_x)
                 + _log_volume(own_y, count, k, d_y, cell_y)
@@ -384,12 +395,12 @@ def _as_they_are(
             )
         constant = _constant(own_x, count) | _constant(own_y, count)
         value = torch.digamma(count) + terms / count
-        return value.masked_fill(constant | (count < least), 0.0)
+        return value.masked_fill(constant | (count < min_count), 0.0)
 
 
-def _look_for_samples(count: Tensor, least: int, seen: set[str] | None) -> None:
-    if seen is not None and count.numel():
-        seen.add("enough" if bool((count >= least).any()) else "few")
+def _look_for_samples(count: Tensor, min_count: int, notes: set[str] | None) -> None:
+    if notes is not None and count.numel():
+        notes.add("enough" if bool((count >= min_count).any()) else "few")
 
 
 def _look_for_ties(
@@ -398,13 +409,13 @@ def _look_for_ties(
     y: Tracks,
     estimator: str,
     k: int,
-    least: int,
+    min_count: int,
     layout: str,
     max_memory: int,
-    seen: set[str],
+    notes: set[str],
     anew: Tensor | None,
 ) -> None:
-    """Add to `seen` if values recur and yet the pairs' samples are not all tied.
+    """Add to `notes` if values recur and yet the pairs' samples are not all tied.
 
     All tied, every estimator is the plug-in estimate of discrete variables. Where one track has
     ties and the other not, or where only the tracks do and the pair does not, `3kl` and `ksg2` are
@@ -426,17 +437,19 @@ def _look_for_ties(
     if estimator != "3kl":
         joint = neighbour_sums(x.x, x.valid, y.x, y.valid, k, "3kl", layout, max_memory)
     with one_thread():
-        doubtful = _untied(joint, doubtful, x, y, least, layout)
+        doubtful = _untied(joint, doubtful, x, y, min_count, layout)
     if doubtful:
-        seen.add("ties")
+        notes.add("ties")
 
 
-def _untied(joint: Tensor, doubtful: Tensor, x: Tracks, y: Tracks, least: int, layout: str) -> bool:
+def _untied(
+    joint: Tensor, doubtful: Tensor, x: Tracks, y: Tracks, min_count: int, layout: str
+) -> bool:
     """Whether a doubtful pair has more than a few samples without ties."""
     count = _common_counts(x, y, layout)
     moves_x, moves_y = _moving(x), _moving(y)
     moves = moves_x & moves_y if layout == "paired" else moves_x[:, None] & moves_y[None, :]
-    doubtful = doubtful & moves & (count >= least)
+    doubtful = doubtful & moves & (count >= min_count)
     doubtful = doubtful & (joint[..., 1] < (1 - _position.RECURRING) * count)
     if layout == "upper":
         doubtful = torch.triu(doubtful, 1)
@@ -542,15 +555,15 @@ def all_pairs(
     x: Tensor,
     estimator: str,
     k: int,
-    least: int,
+    min_count: int,
     units: str,
     max_memory: int,
-    seen: set[str],
+    notes: set[str],
 ) -> Tensor:
     """`pairwise_mutual_information` of trajectories x that were checked and made into scenes."""
     out = torch.empty(len(scenes), x.shape[-3], x.shape[-3], dtype=x.dtype, device=x.device)
     for scene, tracks in zip(out, scenes, strict=True):
-        for rows, value in upper_rows(tracks, tracks, estimator, k, least, max_memory, seen):
+        for rows, value in upper_rows(tracks, tracks, estimator, k, min_count, max_memory, notes):
             with one_thread():
                 part = (torch.triu(value) * UNITS[units]).to(x.dtype)
                 scene[rows, rows.start :] = part
@@ -565,9 +578,9 @@ def upper_rows(
     y: Tracks,
     estimator: str,
     k: int,
-    least: int,
+    min_count: int,
     max_memory: int,
-    seen: set[str] | None = None,
+    notes: set[str] | None = None,
 ) -> Iterator[tuple[slice, Tensor]]:
     """MI of x[i] with y[j] for j >= i, in nats, by bands of rows: `[rows, P - rows.start]`.
 
@@ -583,7 +596,7 @@ def upper_rows(
         top, right = x.part(rows), y.part(rest)
         if start == 0 and band == tracks and x is y:
             top = right = x
-        yield rows, information(top, right, estimator, k, least, "upper", max_memory, seen)
+        yield rows, information(top, right, estimator, k, min_count, "upper", max_memory, notes)
 
 
 # --- the public edge ---------------------------------------------------------------------------
@@ -646,20 +659,20 @@ def check_scenes(
     """The scenes of `[..., P, T, d]`, and the fewest samples that a pair needs."""
     check_options(k, estimator, units, max_memory)
     x, valid = check_series("trajectories", trajectories, mask, k)
-    least = least_samples(min_samples, k, x.shape[-2], mask)
+    min_count = resolve_min_samples(min_samples, k, x.shape[-2], mask)
     if x.ndim < 3:
         raise ValueError(f"trajectories must be [..., P, T, d], got shape {tuple(x.shape)}")
     if x.shape[-3] < 1:
         raise ValueError(f"trajectories must have at least one track, got shape {tuple(x.shape)}")
     scenes = x.reshape(-1, *x.shape[-3:]).unbind(0)
     if valid is None:
-        return [_position.prepare(Tracks(scene, None))[0] for scene in scenes], least
+        return [_position.prepare(Tracks(scene, None))[0] for scene in scenes], min_count
     masks = valid.reshape(-1, *valid.shape[-2:]).unbind(0)
     pairs = zip(scenes, masks, strict=True)
-    return [_position.prepare(Tracks(*scene))[0] for scene in pairs], least
+    return [_position.prepare(Tracks(*scene))[0] for scene in pairs], min_count
 
 
-def least_samples(min_samples: int | None, k: int, samples: int, mask: Tensor | None) -> int:
+def resolve_min_samples(min_samples: int | None, k: int, samples: int, mask: Tensor | None) -> int:
     """The fewest samples for an estimate."""
     if min_samples is None:
         return k + 1 if mask is None else max(16, 4 * k)

@@ -80,9 +80,9 @@ def _fit_line(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
     for _ in range(_ITERATIONS):
         root = np.sqrt(weight)
         solution = np.linalg.lstsq(design * root[:, None], y * root, rcond=None)[0]
-        miss = np.abs(design @ solution - y)
-        limit = max(1.5 * float(np.median(miss)), 1e-12)
-        weight = np.minimum(1.0, limit / np.maximum(miss, 1e-12))
+        residual = np.abs(design @ solution - y)
+        limit = max(1.5 * float(np.median(residual)), 1e-12)
+        weight = np.minimum(1.0, limit / np.maximum(residual, 1e-12))
     return float(solution[0]), float(solution[1])
 
 

@@ -72,8 +72,8 @@ def numbered_frames(folder: Path, names: Iterable[str]) -> Numbered | str:
     files = [folder / large[0][number] for number in numbers]
     if (why := _mixed(files)) is not None:
         return why
-    apart = np.where(steps == step, 1, np.maximum(2, np.ceil(steps / step))).astype(int)
-    return Numbered(files, np.cumsum([0, *apart]).tolist())
+    gaps = np.where(steps == step, 1, np.maximum(2, np.ceil(steps / step))).astype(int)
+    return Numbered(files, np.cumsum([0, *gaps]).tolist())
 
 
 def _mixed(files: list[Path]) -> str | None:

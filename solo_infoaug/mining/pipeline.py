@@ -27,15 +27,9 @@ from rich.progress import (
 )
 
 from solo_infoaug import __version__
-from solo_infoaug.dictionary import (
-    MANIFEST,
-    PARTS,
-    TwinDictionary,
-    VideoWriter,
-    check_target,
-    only_writer,
-    write_manifest,
-)
+from solo_infoaug.dictionary import TwinDictionary
+from solo_infoaug.dictionary.format import MANIFEST, PARTS
+from solo_infoaug.dictionary.writing import VideoWriter, check_target, only_writer, write_manifest
 from solo_infoaug.errors import ConfigError, DictionaryError, VideoError
 from solo_infoaug.mining.config import MineConfig
 from solo_infoaug.mining.frame import Frame

@@ -225,7 +225,7 @@ class FileTracker:
         visible = self._visible[window.numbers]
         half, seed = size / 2, window.seed
         inside = (points[seed] >= half) & (points[seed] <= np.array([width, height]) - half)
-        chosen = _apart(points[seed], visible[seed] & inside.all(axis=1), size * step)
+        chosen = _non_overlapping(points[seed], visible[seed] & inside.all(axis=1), size * step)
         small = points[:, chosen] / window.scale
         seen = visible[:, chosen] & _within(small, window)
         return _patches(small[seed], small[:, :, None], seen[:, :, None], window, model)
@@ -378,7 +378,7 @@ def _within(points: np.ndarray, window: Window) -> np.ndarray:
     return np.asarray(((points >= BORDER) & (points <= limit)).all(axis=-1))
 
 
-def _apart(points: np.ndarray, allowed: np.ndarray, distance: float) -> np.ndarray:
+def _non_overlapping(points: np.ndarray, allowed: np.ndarray, distance: float) -> np.ndarray:
     """Indices of `points` [N, 2] that are allowed, each `distance` or more from those before."""
     chosen: list[int] = []
     for index in np.flatnonzero(allowed):

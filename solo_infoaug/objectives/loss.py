@@ -48,6 +48,12 @@ class FMICLTerms(NamedTuple):
         """−positive + α · negative."""
         return alpha * self.negative - self.positive
 
+    def mean(self, other: FMICLTerms) -> FMICLTerms:
+        """The mean of both, term by term."""
+        return FMICLTerms(
+            (self.positive + other.positive) / 2, (self.negative + other.negative) / 2
+        )
+
 
 def fmicl_terms(
     x: Tensor,

@@ -17,6 +17,7 @@ import hydra
 from omegaconf import DictConfig
 
 from solo_infoaug.compare import run
+from solo_infoaug.compare.folder import RunFolder
 
 
 def execute(folder: Path) -> None:
@@ -24,7 +25,7 @@ def execute(folder: Path) -> None:
     with (folder.parent / "started.txt").open("a") as file:
         file.write(folder.name + "\n")
     while (folder.parent / "slow").exists() and plan["arm"] == "infoaug":
-        run.write_json(folder / run.PROGRESS, {"step": 1, "steps": 2})
+        RunFolder(folder).note_step(1, 2)
         time.sleep(0.05)
     if plan["arm"] == os.environ.get("FAKE_CRASH"):
         how = os.environ["FAKE_HOW"]
@@ -46,7 +47,7 @@ def execute(folder: Path) -> None:
         "versions": {},
     }
     (folder / "metrics.csv").write_text("step,train_nce_loss_step\n0,1.0\n")
-    run.write_json(folder / run.RESULT, result)
+    RunFolder(folder).note_result(result)
 
 
 run.execute = execute

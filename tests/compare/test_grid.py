@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from solo_infoaug.compare.arms import ARMS
 from solo_infoaug.compare.grid import Cell, Planner, Run, expand, parse_grid
 from solo_infoaug.errors import ConfigError
-from solo_infoaug.paths import config_folder
+from solo_infoaug.resources import config_folder
 from solo_infoaug.training import load_config
 
 Overrides = Callable[..., list[str]]

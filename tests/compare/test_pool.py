@@ -16,7 +16,8 @@ import pytest
 from filelock import FileLock
 from rich.console import Console
 
-from solo_infoaug.compare import Outcome, compare, pool, report
+from solo_infoaug.compare import Outcome, board, compare, pool
+from solo_infoaug.compare import results as report
 from solo_infoaug.compare.grid import Planner, parse_grid
 from solo_infoaug.errors import ConfigError
 
@@ -217,7 +218,7 @@ def test_live_table_shows_what_became_of_each_run(
     started.folder.mkdir()
     (started.folder / "progress.json").write_text('{"step": 1, "steps": 4}')
     console = Console(file=io.StringIO(), record=True, width=100)
-    console.print(pool.Board(runs, console))
+    console.print(board.Board(runs, console))
     text = console.export_text()
     assert [line.split() for line in text.splitlines()[:2]] == [
         ["method", "baseline", "random", "infoaug"],

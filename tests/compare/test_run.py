@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 from solo_infoaug.cli import app
 from solo_infoaug.compare.grid import Planner, Run, parse_grid
 from solo_infoaug.compare.run import execute
-from solo_infoaug.evaluation import backbone_weights
+from solo_infoaug.evaluation.backbone import backbone_weights
 
 Overrides = Callable[..., list[str]]
 

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from solo_infoaug.compare.run import evaluate_features
-from solo_infoaug.compare.scenes import Scene, ScenesConfig, prepare, stills
 from solo_infoaug.dictionary import TwinDictionary
 from solo_infoaug.errors import ConfigError
+from solo_infoaug.scenes.benchmark import ScenesConfig, SceneVideo, prepare_scenes, stills
 
 CONFIG = ScenesConfig(videos=2, frames=48, train_stills=40, labelled_stills=40, test_stills=20)
 
@@ -73,7 +73,7 @@ def test_features_that_know_the_class_pass_both_probes_and_textures_only_one() -
 
 
 def test_parts_of_an_object_move_together_and_no_patch_shows_two() -> None:
-    scene = Scene.make(CONFIG, 0)
+    scene = SceneVideo.make(CONFIG, 0)
     for t in range(CONFIG.frames):
         distance = np.abs(scene.centres[t][:, None] - scene.centres[t][None]).max(axis=2)
         np.fill_diagonal(distance, np.inf)
@@ -90,7 +90,7 @@ def test_parts_of_an_object_move_together_and_no_patch_shows_two() -> None:
 
 
 def test_mined_twins_fit_the_truth(tmp_path: Path) -> None:
-    made = prepare(tmp_path / "scenes", CONFIG)
+    made = prepare_scenes(tmp_path / "scenes", CONFIG)
     assert made.truth["anchors"] >= 20
     assert made.truth["on_parts"] > 0.75
     assert made.truth["same_object"] > 0.75
@@ -100,10 +100,10 @@ def test_mined_twins_fit_the_truth(tmp_path: Path) -> None:
     assert oracle.pixels.shape[2:] == (3, 32, 32)
     # taken from the disk the second time, and refused for other settings
     stamp = (tmp_path / "scenes" / "scenes.json").stat().st_mtime_ns
-    assert prepare(tmp_path / "scenes", CONFIG).truth == made.truth
+    assert prepare_scenes(tmp_path / "scenes", CONFIG).truth == made.truth
     assert (tmp_path / "scenes" / "scenes.json").stat().st_mtime_ns == stamp
     with pytest.raises(ConfigError, match="benchmark of other settings"):
-        prepare(tmp_path / "scenes", ScenesConfig(videos=3))
+        prepare_scenes(tmp_path / "scenes", ScenesConfig(videos=3))
 
 
 @pytest.mark.parametrize("setting", [{"classes": 1}, {"parts": 5}, {"labelled_stills": 1000}])

@@ -14,12 +14,12 @@ from solo_infoaug.compare.video import (
     Tiles,
     VideoConfig,
     cut,
-    evaluate,
+    evaluate_clips,
     evaluate_sequence,
     find_clips,
     kept_back,
     scores,
-    split,
+    split_clips,
 )
 from solo_infoaug.errors import ConfigError
 from solo_infoaug.mining import MineConfig
@@ -53,7 +53,7 @@ def test_both_layouts_are_found_and_split(davis: Path, tmp_path: Path) -> None:
     found = find_clips(davis)
     assert [clip.name for clip in found] == ["a", "b", "c"]
     assert found[0].read_masks().shape == (8, 64, 96)
-    parts = split(VideoConfig(str(davis)))
+    parts = split_clips(VideoConfig(str(davis)))
     assert {name: [clip.name for clip in clips] for name, clips in parts.items()} == {
         "seen": ["a", "b"],
         "unseen": ["c"],
@@ -112,7 +112,7 @@ def test_only_the_kept_part_is_tested_and_colour_tells_red_from_green(davis: Pat
         assert torch.equal(frame.pixels, cut(image, None, config.mining).pixels)
     found = evaluate_sequence(tiles, None)
     assert found == {"auc": 100.0, "same_frame": 100.0, "later_frame": 100.0}
-    everywhere = evaluate(config, {"colour": None, "blind": lambda x: torch.ones(len(x), 4)})
+    everywhere = evaluate_clips(config, {"colour": None, "blind": lambda x: torch.ones(len(x), 4)})
     assert everywhere["colour"]["unseen_auc"] == {"c": 100.0}
     assert everywhere["blind"]["seen_auc"] == {"a": 50.0, "b": 50.0}
 

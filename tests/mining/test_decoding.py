@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 import pytest
 
-from solo_infoaug.dictionary_tools import describe
+from solo_infoaug.dictionary.tools import describe
 from solo_infoaug.errors import VideoError
 from solo_infoaug.mining import MineConfig, mine
 from solo_infoaug.mining.video import Video

@@ -12,10 +12,12 @@ from typer.testing import CliRunner
 
 from solo_infoaug.cli import app
 from solo_infoaug.dictionary import TwinDictionary
+from solo_infoaug.dictionary.tools import export_patches
 from solo_infoaug.errors import ConfigError, DictionaryError, OutputError, VideoError
 from solo_infoaug.mining import MineConfig, mine
-from solo_infoaug.mining.export import export_patches, show
-from solo_infoaug.mining.pictures import (
+from solo_infoaug.mining.video import Video
+from solo_infoaug.viewer import show
+from solo_infoaug.viewer.pictures import (
     draw_mi_histogram,
     draw_mi_matrix,
     draw_pairs,
@@ -24,7 +26,6 @@ from solo_infoaug.mining.pictures import (
     draw_twins,
     strongest_pairs,
 )
-from solo_infoaug.mining.video import Video
 
 STILL = ["-s", "camera=none", "-s", "parallax=0"]
 SMALL = MineConfig(min_frames=24, window=64, stride=64, camera="none", parallax=0)

@@ -15,10 +15,10 @@ from solo_infoaug.cli import app
 from solo_infoaug.dictionary import TwinDictionary
 from solo_infoaug.errors import VideoError
 from solo_infoaug.mining import MineConfig, mine
-from solo_infoaug.mining.export import show
 from solo_infoaug.mining.frame_folder import FrameFolder
 from solo_infoaug.mining.trackers import FileTracker
 from solo_infoaug.mining.video import find_videos, open_video, search, video_digest, video_name
+from solo_infoaug.viewer import show
 
 SMALL = MineConfig(min_frames=24, window=64, stride=64, moments=2, camera="none", parallax=0)
 

@@ -348,7 +348,7 @@ def test_two_runs_into_one_folder(
 def test_the_lock_ends_with_its_owner(tmp_path: Path, video: Path) -> None:
     program = (
         "import os, sys, time; from pathlib import Path\n"
-        "from solo_infoaug.dictionary import only_writer\n"
+        "from solo_infoaug.dictionary.writing import only_writer\n"
         "with only_writer(Path(sys.argv[1])): print('held', flush=True); time.sleep(600)"
     )
     run = subprocess.Popen(

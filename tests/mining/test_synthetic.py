@@ -6,10 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from solo_infoaug.dictionary import TwinDictionary, VideoWriter, write_manifest
+from solo_infoaug.dictionary import TwinDictionary
+from solo_infoaug.dictionary.writing import VideoWriter, write_manifest
 from solo_infoaug.errors import ConfigError, VideoError
 from solo_infoaug.mining import MineConfig, mine
-from solo_infoaug.mining.synthetic import (
+from solo_infoaug.mining.tracking import grid
+from solo_infoaug.scenes.generated import (
     Scene,
     SceneConfig,
     Score,
@@ -18,7 +20,6 @@ from solo_infoaug.mining.synthetic import (
     _windows,
     score,
 )
-from solo_infoaug.mining.tracking import grid
 
 TINY = {"frames": 8, "height": 120, "width": 200, "objects": 2, "articulated": 1, "noise": 0.0}
 DEEP = {"camera": "walk", "depth": 4.0, "boxes": 3}

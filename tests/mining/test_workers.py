@@ -17,7 +17,7 @@ import pytest
 import torch
 from filelock import FileLock
 
-from solo_infoaug.dictionary import VideoWriter
+from solo_infoaug.dictionary.writing import VideoWriter
 from solo_infoaug.errors import ConfigError
 from solo_infoaug.mining import MineConfig, mine, pipeline, workers
 from solo_infoaug.mining.workers import Job, Work, run_jobs

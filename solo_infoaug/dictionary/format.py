@@ -1,0 +1,154 @@
+"""The files of a dictionary: their names, and how each is read. Nothing in them is trusted.
+
+Layout (format 2; 1 had one window a shot), everything safetensors, JSON or JPEG:
+
+    dictionary.json                     which videos, in which order, settings, what failed
+    parts/KEY/video.json               provenance, records of the windows, names, hashes
+    parts/KEY/index.safetensors        one row a patch: where it is, its twins, their MI
+    parts/KEY/pixels-0000.safetensors  crops, some thousand patches a file
+    parts/KEY/windows/0000.jpg         the frame of each window whose patches these are
+    parts/KEY/windows/0000.safetensors tracks and MI matrix of each window
+
+A video's folder appears under its final name only when it is complete.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+
+from solo_infoaug.errors import DictionaryError
+
+FORMAT = "solo-infoaug twin dictionary"
+VERSION = 2
+MANIFEST = "dictionary.json"
+PARTS = "parts"
+WINDOWS = "windows"
+LOCK = ".lock"
+# What was read of a video, and what was not: see docs/dictionary-format.md.
+COUNTS = ("frames", "windows_mined", "damaged_packets", "frames_left_out")
+
+# JSON files larger than this are not ours.
+_JSON_LIMIT = 256 << 20
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]*")
+PATCH_COLUMNS = np.dtype(
+    [
+        ("video", np.int32),
+        ("shot", np.int32),
+        ("window", np.int32),
+        ("frame", np.int32),
+        ("x", np.float32),
+        ("y", np.float32),
+        ("size", np.float32),
+        ("entropy", np.float32),
+    ]
+)
+STORED_COLUMNS = [name for name in PATCH_COLUMNS.names or () if name not in ("video", "shot")]
+
+
+def check_path(folder: Path, name: str) -> None:
+    """Raise a DictionaryError that names the argument unless safetensors can open the path."""
+    try:
+        str(folder.absolute()).encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise DictionaryError(
+            f"{name}: {folder} is not UTF-8, and safetensors opens no other path; choose another"
+        ) from error
+
+
+def safe_name(name: str) -> str:
+    """`name` with nothing in it but what every file system takes."""
+    return re.sub(r"[^A-Za-z0-9_\-]+", "-", name).strip("-") or "video"
+
+
+def is_name(name: object) -> bool:
+    """A plain file name: no path, nothing hidden."""
+    return isinstance(name, str) and _NAME.fullmatch(name) is not None
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file; anything else there is a DictionaryError."""
+    try:
+        if path.stat().st_size > _JSON_LIMIT:
+            raise DictionaryError(f"{path}: damaged: larger than any such file")
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise DictionaryError(f"{path}: cannot be read: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise DictionaryError(f"{path}: damaged: {error}") from error
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise DictionaryError(f"{path}: not a {FORMAT}")
+    version = content.get("version")
+    if not isinstance(version, int) or version < 1:
+        raise DictionaryError(f"{path}: damaged: format version {version!r}")
+    if version > VERSION:
+        raise DictionaryError(
+            f"{path}: format version {version} is newer than this solo-infoaug reads ({VERSION}); "
+            "update it with: pip install -U solo-infoaug"
+        )
+    return content
+
+
+def _open_safetensors(path: Path) -> Any:
+    if not path.is_file():
+        raise DictionaryError(f"{path}: missing")
+    try:
+        return safe_open(str(path), framework="pt")
+    except (SafetensorError, OSError, ValueError) as error:
+        raise DictionaryError(f"{path}: damaged: {error}") from error
+
+
+def read_tensors(path: Path) -> dict[str, torch.Tensor]:
+    """All tensors of a file; a DictionaryError if it is missing or damaged."""
+    with _open_safetensors(path) as file:
+        try:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except (SafetensorError, OSError, ValueError, KeyError, RuntimeError, TypeError) as error:
+            raise DictionaryError(f"{path}: damaged: {error}") from error
+
+
+def shape_of(path: Path, name: str) -> tuple[int, ...]:
+    """The shape of a tensor that is not read; a DictionaryError if it is missing or damaged."""
+    with _open_safetensors(path) as file:
+        try:
+            return tuple(file.get_slice(name).get_shape())
+        except (SafetensorError, OSError, ValueError, KeyError, RuntimeError) as error:
+            raise DictionaryError(f"{path}: damaged: {error}") from error
+
+
+def expect(
+    path: Path,
+    found: Mapping[str, torch.Tensor],
+    name: str,
+    dtype: torch.dtype,
+    shape: tuple[int, ...],
+) -> torch.Tensor:
+    """The tensor `name` of those in `found`; a DictionaryError unless it is of this kind.
+
+    Args:
+        path: of the file, for the message.
+        found: from `read_tensors`.
+        name: which.
+        dtype: that it must have.
+        shape: likewise; −1 for any length.
+    """
+    tensor = found.get(name)
+    good = (
+        tensor is not None
+        and tensor.dtype == dtype
+        and tensor.ndim == len(shape)
+        and all(want in (-1, have) for want, have in zip(shape, tensor.shape, strict=True))
+    )
+    if tensor is None or not good:
+        came = "nothing" if tensor is None else f"{tensor.dtype} {list(tensor.shape)}"
+        raise DictionaryError(
+            f"{path}: damaged: `{name}` should be {dtype} {list(shape)}, but is {came}"
+        )
+    return tensor

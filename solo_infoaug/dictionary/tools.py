@@ -1,0 +1,429 @@
+"""Tools for whole dictionaries: merge, split, filter, describe. All write a new folder."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+import shutil
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from solo_infoaug._files import check_output_folder
+from solo_infoaug.dictionary import TwinDictionary
+from solo_infoaug.dictionary.format import COUNTS, MANIFEST, PARTS
+from solo_infoaug.dictionary.store import Part, WindowRecord
+from solo_infoaug.dictionary.writing import VideoWriter, check_target, only_writer, write_manifest
+from solo_infoaug.errors import ConfigError, DictionaryError
+
+PathLike = str | os.PathLike[str]
+
+
+def merge(paths: Sequence[PathLike], out: PathLike) -> TwinDictionary:
+    """One dictionary of all the videos of several. The same video, mined alike, is taken once.
+
+    Raises:
+        DictionaryError: a dictionary is damaged, they do not fit together (crop size, moments,
+            top_k), or `out` holds one already.
+    """
+    if not paths:
+        raise ConfigError("merge needs at least one dictionary")
+    sources = [TwinDictionary.load(path) for path in paths]
+    shapes = {(tuple(source.pixels_shape[1:]), source.twins.shape[1]) for source in sources}
+    if len(shapes) > 1:
+        listed = "; ".join(
+            f"{source.path}: crops {list(source.pixels_shape[1:])}, top_k {source.twins.shape[1]}"
+            for source in sources
+        )
+        raise DictionaryError(f"these dictionaries do not fit together: {listed}")
+    keys: list[str] = []
+    failed: dict[str, Any] = {}
+    configs = [source.info.get("config") for source in sources]
+    config = configs[0] if all(other == configs[0] for other in configs) else None
+    with _target(out) as folder:
+        for source in sources:
+            failed |= source.info.get("failed") or {}
+            for key in source.info["videos"]:
+                if key not in keys:
+                    _copy_part(source.path / PARTS / key, folder / PARTS / key)
+                    keys.append(key)
+        info = {"config": config, "merged_configs": configs, "failed": failed}
+        write_manifest(folder, keys, info)
+    return TwinDictionary.load(folder)
+
+
+def split(
+    path: PathLike, out: PathLike, fraction: float = 0.8, by: str = "video", seed: int = 0
+) -> tuple[TwinDictionary, TwinDictionary]:
+    """Two dictionaries, `out`/first and `out`/second, that share no video or no shot.
+
+    Which goes where depends on the seed and on the content alone.
+
+    Args:
+        path: what to split.
+        out: the folder for both.
+        fraction: the share of videos (shots) in the first; both get at least one.
+        by: "video" or "shot".
+        seed: another seed, another split.
+
+    Raises:
+        ConfigError: an argument cannot be used.
+        DictionaryError: the dictionary is damaged or has fewer than two videos (shots), or a
+            target holds a dictionary already.
+    """
+    if not 0.0 < fraction < 1.0:
+        raise ConfigError(f"fraction must be in (0, 1), not {fraction!r}")
+    if by not in ("video", "shot"):
+        raise ConfigError(f"by must be video or shot, not {by!r}")
+    source = TwinDictionary.load(path)
+    keys: list[str] = source.info["videos"]
+    units = (
+        list(dict.fromkeys((key, None) for key in keys))
+        if by == "video"
+        else list(dict.fromkeys((keys[_video_of(source, w)], w.shot) for w in source.windows))
+    )
+    if len(units) < 2:
+        raise DictionaryError(f"{source.path} has a single {by} and cannot be split by {by}")
+    shuffled = sorted(units, key=lambda unit: hashlib.sha256(f"{seed}/{unit}".encode()).digest())
+    count = min(max(1, round(fraction * len(units))), len(units) - 1)
+    halves = set(shuffled[:count]), set(shuffled[count:])
+    with _target(Path(out) / "first") as first, _target(Path(out) / "second") as second:
+        for folder, chosen in zip((first, second), halves, strict=True):
+            kept = []
+            for key in keys:
+                shots = {shot for video, shot in chosen if video == key}
+                if not shots:
+                    continue
+                if None in shots:
+                    _copy_part(source.path / PARTS / key, folder / PARTS / key)
+                else:
+                    _rewrite(source.path, folder, key, keep=shots)
+                kept.append(key)
+            write_manifest(folder, kept, {"config": source.info.get("config"), "failed": {}})
+    return TwinDictionary.load(first), TwinDictionary.load(second)
+
+
+def filter_twins(
+    path: PathLike,
+    out: PathLike,
+    *,
+    min_mi: float = 0.0,
+    max_p: float = 1.0,
+    top_k: int | None = None,
+) -> TwinDictionary:
+    """A dictionary with fewer twins: patches stay, pairs that do not pass go.
+
+    Args:
+        path: what to filter.
+        out: the folder to write.
+        min_mi: the least MI of a twin, nats.
+        max_p: the largest p-value of a twin.
+        top_k: how many twins a patch keeps.
+
+    Raises:
+        ConfigError: an argument cannot be used.
+        DictionaryError: the dictionary is damaged, or `out` holds one already.
+    """
+    if top_k is not None and top_k < 1:
+        raise ConfigError(f"top_k must be at least 1, not {top_k!r}")
+    if not 0.0 <= max_p <= 1.0:
+        raise ConfigError(f"max_p must be in [0, 1], not {max_p!r}")
+    if math.isnan(min_mi):
+        raise ConfigError(f"min_mi must be a number, not {min_mi!r}")
+    source = TwinDictionary.load(path)
+    kept = source.twins.shape[1]
+    if top_k is not None and top_k > kept:
+        raise ConfigError(
+            f"top_k must be at most {kept}, the twins that a patch has there, not {top_k!r}"
+        )
+
+    def good(mi: np.ndarray, p: np.ndarray) -> np.ndarray:
+        return np.asarray((mi >= min_mi) & (p <= max_p))
+
+    info = {name: value for name, value in source.info.items() if name != "videos"}
+    info["filtered"] = {"min_mi": min_mi, "max_p": max_p, "top_k": top_k}
+    with _target(out) as folder:
+        for key in source.info["videos"]:
+            _rewrite(source.path, folder, key, good=good, top_k=top_k)
+        write_manifest(folder, source.info["videos"], info)
+    return TwinDictionary.load(folder)
+
+
+def describe(dictionary: TwinDictionary, verify: bool = False) -> dict[str, Any]:
+    """What is in a dictionary, as JSON can hold it.
+
+    Args:
+        dictionary: what to describe.
+        verify: read all pixels and compare them with the hashes that were noted when mining.
+
+    Raises:
+        DictionaryError: `verify` finds a damaged file; the message names it.
+    """
+    mi = dictionary.mi[dictionary.anchors, 0]
+    parts = [Part.read(dictionary.path / PARTS / key) for key in dictionary.info["videos"]]
+    by_video = [_summary(part, dictionary.info) for part in parts]
+    reasons: dict[str, int] = {}
+    for row in by_video:
+        for name, count in row["patches_by_reason"].items():
+            reasons[name] = reasons.get(name, 0) + count
+    sources = [{**dict(part.record.get("source") or {}), **_counts(part)} for part in parts]
+    if verify:
+        for part in parts:
+            for shard, digest in zip(part.shards, part.digests[1:], strict=True):
+                if _hash(shard.path) != digest:
+                    raise DictionaryError(f"{shard.path}: damaged: its content has changed")
+    return {
+        "path": str(dictionary.path),
+        "fingerprint": dictionary.fingerprint,
+        "verified": verify,
+        "videos": len(dictionary.videos),
+        "windows": len(dictionary.windows),
+        "patches": len(dictionary),
+        "with_twin": len(dictionary.anchors),
+        "pairs": int((dictionary.twins >= 0).sum()),
+        "pixels": list(dictionary.pixels_shape),
+        "top_k": dictionary.twins.shape[1],
+        "mi_nats": (
+            {
+                name: round(float(mi.quantile(q)), 4)
+                for name, q in (("least", 0.0), ("median", 0.5), ("most", 1.0))
+            }
+            if len(mi)
+            else None
+        ),
+        "patches_by_reason": reasons,
+        "twins_apart": _distances(dictionary),
+        "by_video": by_video,
+        "sources": sources,
+        "config": dictionary.info.get("config"),
+        "failed": dictionary.info.get("failed") or {},
+        "left_out": dictionary.info.get("left_out") or [],
+        "duplicates": dictionary.info.get("duplicates") or {},
+        "damaged_packets": sum(source.get("damaged_packets", 0) for source in sources),
+        "frames_left_out": sum(source.get("frames_left_out", 0) for source in sources),
+    }
+
+
+def video_table(dictionary: TwinDictionary) -> list[tuple[str, ...]]:
+    """What came of each video, for people: a heading and a row a video, most twins first."""
+    parts = [Part.read(dictionary.path / PARTS / key) for key in dictionary.info["videos"]]
+    found = [_summary(part, dictionary.info) for part in parts]
+    rows: list[tuple[str, ...]] = [
+        ("video", "minutes", "twins a minute", "patches with a twin", "why the others have none")
+    ]
+    for row in sorted(found, key=lambda row: -(row["twins_a_minute"] or 0)):
+        reasons = dict(row["patches_by_reason"])
+        reasons.pop("twin", None)
+        others = max(sum(reasons.values()), 1)
+        why = sorted(reasons.items(), key=lambda item: -item[1])
+        share = row["share_with_twin"]
+        rows.append(
+            (
+                row["video"],
+                "?" if row["minutes"] is None else f"{row['minutes']:.2f}",
+                "?" if row["minutes"] is None else f"{row['twins_a_minute']:.0f}",
+                "?" if share is None else f"{row['with_twin']} ({share:.1%})",
+                ", ".join(f"{name} {count / others:.0%}" for name, count in why if count),
+            )
+        )
+    return rows
+
+
+def export_patches(dictionary: TwinDictionary, folder: str | os.PathLike[str]) -> int:
+    """Write every patch at each of its moments as PNG, one sub-folder a video.
+
+    This is the layout of torchvision's `ImageFolder`, so that solo-learn's `data.dataset: custom`
+    trains on it. Returns the number of images.
+
+    Raises:
+        DictionaryError: `folder` has something in it already, or the dictionary is damaged.
+        OutputError: `folder` cannot be written.
+    """
+    out = check_output_folder(folder, "out")
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise DictionaryError(f"{out} is not an empty folder; choose another")
+    names = _unique([Path(name).stem for name in dictionary.videos])
+    written = 0
+    for row in range(len(dictionary)):
+        target = out / names[dictionary.patches["video"][row]]
+        target.mkdir(parents=True, exist_ok=True)
+        frames = dictionary.moment_frames[row].tolist()
+        for moment, frame in enumerate(frames):
+            if frame in frames[:moment]:
+                continue
+            pixels = dictionary.crops(torch.tensor([row]), moment)[0]
+            image = Image.fromarray(pixels.permute(1, 2, 0).numpy())
+            image.save(target / f"{row:07d}-{moment}.png")
+            written += 1
+    return written
+
+
+def _unique(names: list[str]) -> list[str]:
+    """Names that differ: a number is put behind those that come again."""
+    taken: set[str] = set()
+    for place, name in enumerate(names):
+        candidate, number = name, 2
+        while candidate in taken:
+            candidate, number = f"{name}-{number}", number + 1
+        taken.add(candidate)
+        names[place] = candidate
+    return names
+
+
+def _summary(part: Part, info: Mapping[str, Any]) -> dict[str, Any]:
+    """What came of one video: minutes, windows, patches, twins, and why the others have none."""
+    record = part.record
+    source, config = dict(record.get("source") or {}), dict(info.get("config") or {})
+    reasons = record.get("reasons")
+    if not isinstance(reasons, dict):  # format 1 has them by shot
+        reasons = {}
+        for window in part.windows:
+            for name, count in dict(window.record.get("reasons") or {}).items():
+                reasons[name] = reasons.get(name, 0) + int(count)
+    reasons = {str(name): int(count) for name, count in reasons.items()}
+    twins, patches = int((part.twins[:, 0] >= 0).sum()), sum(reasons.values())
+    minutes = None
+    if source.get("fps") and record.get("frames"):
+        step = int(config.get("frame_step", 1))
+        minutes = int(record["frames"]) * step / float(source["fps"]) / 60
+    return {
+        "video": part.name,
+        "minutes": minutes,
+        "windows": int(record.get("windows_mined", len(part.windows))),
+        "patches": patches,
+        "with_twin": twins,
+        "twins_a_minute": None if minutes is None else round(twins / minutes, 1),
+        "share_with_twin": None if not patches else round(reasons.get("twin", 0) / patches, 5),
+        "patches_by_reason": reasons,
+    }
+
+
+def _distances(dictionary: TwinDictionary) -> dict[str, float] | None:
+    """How far twins lie apart, in sides of a patch; and the share that are next to each other."""
+    rows = dictionary.patches[dictionary.anchors.numpy()]
+    partners = dictionary.patches[dictionary.twins[dictionary.anchors, 0].numpy()]
+    if not len(rows):
+        return None
+    gap = np.maximum(np.abs(rows["x"] - partners["x"]), np.abs(rows["y"] - partners["y"]))
+    gap = gap / np.maximum(rows["size"], 1e-6)
+    return {
+        "median": round(float(np.median(gap)), 2),
+        "p90": round(float(np.quantile(gap, 0.9)), 2),
+        "share_next_to_each_other": round(float((gap < 1.25).mean()), 3),
+    }
+
+
+@contextmanager
+def _target(out: PathLike) -> Iterator[Path]:
+    """The folder to write, where nobody else writes meanwhile."""
+    folder = Path(out)
+    check_target(folder, "out")
+    if folder.exists() and not folder.is_dir():
+        raise DictionaryError(f"{folder} is a file, not a folder")
+    with only_writer(folder):
+        if (folder / MANIFEST).exists() or (folder / PARTS).exists():
+            raise DictionaryError(f"{folder} holds a dictionary already; choose another folder")
+        try:
+            yield folder
+        except BaseException:
+            shutil.rmtree(folder / PARTS, ignore_errors=True)
+            raise
+
+
+def _counts(part: Part) -> dict[str, Any]:
+    """How much was read, left out and mined, and what became of it, where that was noted."""
+    counts: dict[str, Any] = {
+        name: int(part.record[name]) for name in COUNTS if name in part.record
+    }
+    if isinstance(part.record.get("reasons"), dict):
+        counts["reasons"] = dict(part.record["reasons"])
+    return counts
+
+
+def _copy_part(source: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    fresh = target.with_name(f".{target.name}.{os.getpid()}")
+    shutil.copytree(source, fresh)
+    fresh.replace(target)
+
+
+def _rewrite(
+    source: Path,
+    out: Path,
+    key: str,
+    keep: Container[object] | None = None,
+    good: Callable[[np.ndarray, np.ndarray], np.ndarray] | None = None,
+    top_k: int | None = None,
+) -> None:
+    """Write a part again, with the shots in `keep` and the pairs that are `good`."""
+    part = Part.read(source / PARTS / key)
+    writer = VideoWriter(out, key, part.name, part.record["source"])
+    try:
+        for window in part.windows:
+            if keep is None or window.shot in keep:
+                rows = slice(window.patches.start, window.patches.stop)
+                twins = part.twins[rows].numpy()
+                twins = np.where(twins >= 0, twins - rows.start, -1)
+                mi, p = part.mi[rows].numpy(), part.p_value[rows].numpy()
+                if good is not None:
+                    twins, mi, p = _only(good(mi, p) & (twins >= 0), twins, mi, p)
+                writer.add_window(
+                    {name: value for name, value in window.record.items() if name != "patches"},
+                    image=window.image,
+                    patches={
+                        name: part.patches[name][rows]
+                        for name in ("frame", "x", "y", "size", "entropy")
+                    },
+                    pixels=_pixels(part, rows),
+                    twins=twins[:, :top_k],
+                    mi=mi[:, :top_k],
+                    p_value=p[:, :top_k],
+                    moment_frames=part.moment_frames[rows].numpy(),
+                    arrays=window.arrays,
+                )
+        writer.finish(counts=_counts(part))
+    finally:
+        writer.discard()
+
+
+def _only(
+    good: np.ndarray, twins: np.ndarray, mi: np.ndarray, p: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The good pairs alone, moved to the front."""
+    order = np.argsort(~good, axis=1, kind="stable")
+    good = np.take_along_axis(good, order, axis=1)
+    arrays = [np.take_along_axis(array, order, axis=1) for array in (twins, mi, p)]
+    empty = (-1, 0.0, 1.0)
+    twins, mi, p = (
+        np.where(good, array, np.asarray(value, array.dtype))
+        for array, value in zip(arrays, empty, strict=True)
+    )
+    return twins, mi, p
+
+
+def _pixels(part: Part, rows: slice) -> np.ndarray:
+    first, found = 0, []
+    for shard in part.shards:
+        start, stop = max(rows.start - first, 0), min(rows.stop - first, shard.patches)
+        if start < stop:
+            found.append(shard.map()[start:stop])
+        first += shard.patches
+    return torch.cat(found).numpy()
+
+
+def _video_of(dictionary: TwinDictionary, window: WindowRecord) -> int:
+    return int(dictionary.patches["video"][window.patches.start])
+
+
+def _hash(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise DictionaryError(f"{path}: cannot be read: {error.strerror}") from error

@@ -1,0 +1,293 @@
+"""Writing a dictionary: one video after the other, and the manifest when all are there."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from filelock import FileLock, Timeout
+from PIL import Image
+from safetensors.torch import save as to_safetensors
+
+from solo_infoaug._files import check_output_folder, write_text
+from solo_infoaug.dictionary.format import (
+    FORMAT,
+    LOCK,
+    MANIFEST,
+    PARTS,
+    VERSION,
+    WINDOWS,
+    check_path,
+    safe_name,
+)
+from solo_infoaug.errors import DictionaryError
+
+# A pixel file is closed once it holds this many patches.
+_SHARD_PATCHES = 4096
+
+
+def check_target(folder: Path, name: str) -> None:
+    """Know before the work that a dictionary can be written to `folder`, and read again.
+
+    Raises:
+        OutputError: it cannot be written to.
+        DictionaryError: its path cannot be read again.
+    """
+    check_output_folder(folder, name)
+    check_path(folder, name)
+
+
+@contextmanager
+def only_writer(out: Path) -> Iterator[None]:
+    """Make the folder `out` and let nobody else write a dictionary there meanwhile.
+
+    The operating system ends the lock with the process that holds it, so that whatever else lies in
+    the folder is what others left, and not what they are working on.
+
+    Raises:
+        DictionaryError: another run is writing there, or the folder cannot be written.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(out / LOCK)
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise DictionaryError(
+            f"{out}: another run is writing its dictionary here; wait until it has ended, or "
+            "choose another folder"
+        ) from None
+    except (OSError, NotImplementedError) as error:
+        raise DictionaryError(f"{out}: cannot be written: {_reason(error)}") from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _reason(error: BaseException) -> str:
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__
+
+
+class VideoWriter:
+    """Writes one video's part of a dictionary; it appears when `finish` is called."""
+
+    def __init__(self, out: Path, key: str, name: str, source: Mapping[str, Any]) -> None:
+        self.key = key
+        self._final = out / PARTS / key
+        self._folder = out / PARTS / f".{key}.{os.getpid()}"
+        shutil.rmtree(self._folder, ignore_errors=True)
+        (self._folder / WINDOWS).mkdir(parents=True)
+        self._record: dict[str, Any] = {
+            "format": FORMAT,
+            "version": VERSION,
+            # a file name need not be text in any encoding, and is drawn and printed
+            "name": name.encode("utf-8", "backslashreplace").decode("utf-8"),
+            "source": dict(source),
+            "windows": [],
+            "pixels": [],
+        }
+        self._columns: dict[str, list[np.ndarray]] = {}
+        self._pixels: list[np.ndarray] = []
+        self._count = 0
+
+    def add_window(
+        self,
+        record: Mapping[str, Any],
+        *,
+        image: np.ndarray,
+        patches: Mapping[str, np.ndarray],
+        pixels: np.ndarray,
+        twins: np.ndarray,
+        mi: np.ndarray,
+        p_value: np.ndarray,
+        moment_frames: np.ndarray,
+        arrays: Mapping[str, np.ndarray],
+    ) -> None:
+        """Add a window's P patches: `twins` [P, K] count within the window. Writes full shards."""
+        index, count = len(self._record["windows"]), len(pixels)
+        self._record["windows"].append({**record, "patches": count})
+        columns = {
+            **patches,
+            "window": np.full(count, index, np.int32),
+            "twins": np.where(twins >= 0, twins + self._count, -1),
+            "mi": mi,
+            "p_value": p_value,
+            "moment_frames": moment_frames,
+        }
+        for name, column in columns.items():
+            self._columns.setdefault(name, []).append(column)
+        self._count += count
+        self._pixels.append(pixels)
+        if sum(map(len, self._pixels)) >= _SHARD_PATCHES:
+            self._flush()
+        encoded = io.BytesIO()
+        Image.fromarray(image).save(encoded, "JPEG", quality=85)
+        (self._folder / WINDOWS / f"{index:04d}.jpg").write_bytes(encoded.getvalue())
+        self._write(f"{WINDOWS}/{index:04d}.safetensors", arrays)
+
+    def finish(
+        self, source: Mapping[str, Any] | None = None, counts: Mapping[str, Any] | None = None
+    ) -> None:
+        """Write what is left, and give the folder its final name.
+
+        Args:
+            source: more about the source, known only now.
+            counts: those of `COUNTS` that are known, and `reasons`.
+        """
+        self._record["source"].update(source or {})
+        self._record.update(counts or {})
+        if not self._record["windows"]:
+            raise ValueError("a video without a window is not written")
+        self._flush()
+        joined = {name: np.concatenate(parts) for name, parts in self._columns.items()}
+        digest = self._write("index.safetensors", joined)
+        self._record["index"] = {"patches": self._count, "sha256": digest}
+        _write_json(self._folder / "video.json", self._record)
+        if self._final.exists():
+            shutil.rmtree(self._final)
+        self._folder.replace(self._final)
+
+    def discard(self) -> None:
+        """Leave nothing behind."""
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _flush(self) -> None:
+        if not self._pixels:
+            return
+        name = f"pixels-{len(self._record['pixels']):04d}.safetensors"
+        pixels = np.concatenate(self._pixels)
+        self._pixels = []
+        digest = self._write(name, {"pixels": pixels})
+        self._record["pixels"].append({"file": name, "patches": len(pixels), "sha256": digest})
+
+    def _write(self, name: str, arrays: Mapping[str, np.ndarray]) -> str:
+        tensors = {
+            key: torch.from_numpy(np.ascontiguousarray(array)) for key, array in arrays.items()
+        }
+        data = to_safetensors(tensors)
+        (self._folder / name).write_bytes(data)
+        return hashlib.sha256(data).hexdigest()
+
+
+def write_manifest(out: Path, keys: Sequence[str], info: Mapping[str, Any]) -> None:
+    """Make the videos `keys`, in this order, a dictionary."""
+    content = {"format": FORMAT, "version": VERSION, **info, "videos": list(keys)}
+    _write_json(out / MANIFEST, content)
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    write_text(path, json.dumps(content, indent=1, sort_keys=True) + "\n")
+
+
+def write_arrays(
+    folder: Path,
+    pixels: torch.Tensor,
+    twins: torch.Tensor,
+    mi: torch.Tensor,
+    windows: Sequence[int] | None,
+    name: str,
+) -> None:
+    """`TwinDictionary.create`, which says what is what."""
+    window_of = np.zeros(len(pixels), np.int64) if windows is None else np.asarray(windows)
+    _check_arrays(pixels, twins, mi, window_of)
+    check_target(folder, "path")
+    with only_writer(folder):
+        if (folder / MANIFEST).exists():
+            raise DictionaryError(f"{folder} holds a dictionary already")
+        _, moments, _, side, _ = pixels.shape
+        source = {"sha256": hashlib.sha256(pixels.numpy().tobytes()).hexdigest()}
+        writer = VideoWriter(folder, safe_name(name), name, source)
+        for window in np.unique(window_of):
+            rows = np.flatnonzero(window_of == window)
+            local = twins[rows].clone()
+            local[local >= 0] -= int(rows[0])
+            writer.add_window(
+                {"frame": 0, "frames": 1},
+                image=np.zeros((side, side, 3), np.uint8),
+                patches={
+                    "frame": np.zeros(len(rows), np.int32),
+                    "x": np.full(len(rows), side / 2, np.float32),
+                    "y": np.full(len(rows), side / 2, np.float32),
+                    "size": np.full(len(rows), side, np.float32),
+                    "entropy": np.zeros(len(rows), np.float32),
+                },
+                pixels=pixels[rows].numpy(),
+                twins=local.numpy(),
+                mi=mi[rows].numpy(),
+                p_value=np.where(local.numpy() >= 0, 0, 1).astype(np.float32),
+                moment_frames=np.zeros((len(rows), moments), np.int32),
+                arrays={
+                    "tracks": np.full((1, len(rows), 2), side / 2, np.float32),
+                    "mi": np.full((len(rows), len(rows)), np.nan, np.float32),
+                },
+            )
+        writer.finish()
+        write_manifest(folder, [writer.key], {})
+
+
+def _check_arrays(
+    pixels: torch.Tensor, twins: torch.Tensor, mi: torch.Tensor, windows: np.ndarray
+) -> None:
+    """What `TwinDictionary.create` is given, before anything is written."""
+
+    def require(good: bool, name: str, expected: str, value: torch.Tensor | np.ndarray) -> None:
+        if not good:
+            came = f"{value.dtype} {list(value.shape)}"
+            raise DictionaryError(f"{name}: expected {expected}, got {came}")
+
+    shape = pixels.shape
+    require(
+        pixels.dtype == torch.uint8
+        and len(shape) == 5
+        and shape[2] == 3
+        and shape[3] == shape[4]
+        and min(shape) > 0,
+        "pixels",
+        "uint8 [N, S, 3, H, H]",
+        pixels,
+    )
+    count = len(pixels)
+    require(
+        twins.dtype == torch.int64
+        and twins.ndim == 2
+        and len(twins) == count
+        and twins.numel() > 0,
+        "twins",
+        f"int64 [{count}, K]",
+        twins,
+    )
+    require(
+        mi.dtype == torch.float32 and mi.shape == twins.shape,
+        "mi",
+        f"float32 {list(twins.shape)}",
+        mi,
+    )
+    require(
+        windows.shape == (count,)
+        and np.issubdtype(windows.dtype, np.integer)
+        and bool((np.diff(windows, prepend=0) >= 0).all()),
+        "windows",
+        f"{count} whole numbers ≥ 0 in ascending order",
+        windows,
+    )
+    there = twins >= 0
+    require(
+        int(twins.min()) >= -1 and int(twins.max()) < count, "twins", f"-1 to {count - 1}", twins
+    )
+    require(not bool((there[:, 1:] & ~there[:, :-1]).any()), "twins", "-1 behind the others", twins)
+    own = torch.from_numpy(windows.astype(np.int64))
+    require(
+        not bool(((own[twins.clamp(min=0)] != own[:, None]) & there).any()),
+        "twins",
+        "patches of the same window",
+        twins,
+    )

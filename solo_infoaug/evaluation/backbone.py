@@ -1,0 +1,195 @@
+"""The backbone of a checkpoint: read with no code of the checkpoint's, shown images, exported."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from solo_infoaug._files import check_output_folder, new_file
+from solo_infoaug.errors import ConfigError
+from solo_infoaug.host import backbone_entries
+from solo_infoaug.twin.registration import register
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A backbone out of a checkpoint, with what is needed to show it an image."""
+
+    module: nn.Module
+    name: str
+    crop_size: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    cifar_stem: bool
+    """3×3 first convolution and no max-pooling, as solo-learn builds ResNets for CIFAR."""
+    cfg: DictConfig
+
+
+def checkpoint_config(checkpoint: str | Path) -> DictConfig:
+    """The args.json beside a checkpoint.
+
+    Raises:
+        ConfigError: no such checkpoint, or no args.json beside it.
+    """
+    path = Path(checkpoint)
+    if not path.is_file():
+        raise ConfigError(f"checkpoint: expected a .ckpt file, got {checkpoint}")
+    args = path.parent / "args.json"
+    if not args.is_file():
+        raise ConfigError(
+            f"checkpoint: expected an args.json beside {path}, as solo-learn writes it"
+        )
+    try:
+        cfg = OmegaConf.create(json.loads(args.read_text(encoding="utf-8")))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"checkpoint: {args} cannot be read ({error})") from error
+    for key in ("method", "backbone.name", "data.dataset", "augmentations"):
+        if OmegaConf.select(cfg, key) is None:
+            raise ConfigError(f"checkpoint: {args} has no {key!r}, as solo-learn's have")
+    assert isinstance(cfg, DictConfig)
+    return cfg
+
+
+class _Inert:
+    """Stands for what a checkpoint holds besides tensors and is not wanted."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None: ...
+
+    def __call__(self, *args: Any, **kwargs: Any) -> _Inert:
+        return self
+
+    def __setstate__(self, state: Any) -> None: ...
+
+    def __setitem__(self, key: Any, value: Any) -> None: ...
+
+
+class _TensorsOnly:
+    """A pickle module for `torch.load` that makes tensors and containers, and calls nothing else.
+
+    `weights_only` refuses the whole of a checkpoint whose scheduler holds a function, as SimSiam's
+    does in solo-learn.
+    """
+
+    class Unpickler(pickle.Unpickler):
+        def find_class(self, module: str, name: str) -> Any:
+            wanted = {
+                ("collections", "OrderedDict"),
+                ("torch._utils", "_rebuild_parameter"),
+                ("torch._utils", "_rebuild_tensor_v2"),
+            }
+            return super().find_class(module, name) if (module, name) in wanted else _Inert
+
+
+def backbone_weights(checkpoint: str | Path) -> dict[str, Tensor]:
+    """The backbone's own entries of a checkpoint's state dict, under the backbone's names.
+
+    Raises:
+        ConfigError: the file is not a checkpoint, or has no backbone in it.
+    """
+    try:
+        loaded = torch.load(
+            checkpoint, map_location="cpu", weights_only=False, pickle_module=_TensorsOnly
+        )
+        state = loaded["state_dict"]
+    except Exception as error:
+        raise ConfigError(f"checkpoint: {checkpoint} cannot be read as one ({error})") from error
+    weights = backbone_entries(state)
+    if not weights:
+        raise ConfigError(f"checkpoint: {checkpoint} has no backbone in its state dict")
+    return weights
+
+
+def load_backbone(checkpoint: str | Path) -> Backbone:
+    """The trained backbone of a checkpoint, in evaluation mode.
+
+    Raises:
+        ConfigError: the checkpoint cannot be read, or does not fit its args.json.
+    """
+    cfg = checkpoint_config(checkpoint)
+    weights = backbone_weights(checkpoint)
+    host = register()
+    module = host.build_backbone(cfg)
+    try:
+        module.load_state_dict(weights)
+    except RuntimeError as error:
+        raise ConfigError(
+            f"checkpoint: its backbone is not the {cfg.backbone.name} of its args.json ({error})"
+        ) from error
+    entry = cfg.augmentations[0]
+    mean, std = host.normalization(cfg.data.dataset, entry)
+    return Backbone(
+        module=module.eval().requires_grad_(False),
+        name=str(cfg.backbone.name),
+        crop_size=int(entry.crop_size),
+        mean=tuple(mean),
+        std=tuple(std),
+        cifar_stem=isinstance(getattr(module, "maxpool", None), nn.Identity),
+        cfg=cfg,
+    )
+
+
+@torch.no_grad()
+def extract_features(
+    backbone: Backbone, images: Tensor, size: int | None = None, batch_size: int = 256
+) -> Tensor:
+    """Frozen features.
+
+    Args:
+        backbone: from `load_backbone`.
+        images: uint8 [N, 3, H, W].
+        size: the side they are resized to, in pixels; default the training crop.
+        batch_size: images at a time.
+
+    Returns:
+        float32 [N, D] on the CPU.
+    """
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    module = backbone.module.to(device)
+    mean, std = (
+        torch.tensor(values, device=device).view(1, 3, 1, 1)
+        for values in (backbone.mean, backbone.std)
+    )
+    side = size or backbone.crop_size
+    features = []
+    for chunk in images.split(batch_size):
+        x = chunk.to(device).float().div_(255)
+        if x.shape[-2:] != (side, side):
+            x = F.interpolate(x, (side, side), mode="bicubic", antialias=True).clamp_(0, 1)
+        features.append(module((x - mean) / std).flatten(1).float().cpu())
+    return torch.cat(features)
+
+
+def export(checkpoint: str | Path, out: str | Path) -> Backbone:
+    """Write a checkpoint's backbone alone, under the names that torchvision and timm use.
+
+    Args:
+        checkpoint: of a pretraining run, with its args.json beside it.
+        out: `.safetensors`, or `.pth` for torch.save.
+
+    Raises:
+        ConfigError: another ending, or the checkpoint cannot be used.
+        OutputError: `out` cannot be written.
+    """
+    path = Path(out)
+    if path.suffix not in (".safetensors", ".pth", ".pt"):
+        raise ConfigError(f"-o: expected a file ending in .safetensors or .pth, got {out}")
+    check_output_folder(path.parent, "-o", path)
+    backbone = load_backbone(checkpoint)
+    state = {name: tensor.contiguous() for name, tensor in backbone.module.state_dict().items()}
+    with new_file(path, "-o") as fresh, fresh.open("wb") as file:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import save
+
+            notes = {"backbone": backbone.name, "cifar_stem": str(backbone.cifar_stem)}
+            file.write(save(state, metadata=notes))
+        else:
+            torch.save(state, file)
+    return backbone

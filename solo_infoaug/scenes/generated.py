@@ -1,0 +1,659 @@
+"""Generated scenes whose truth is known: which object every patch lies on, and where it goes.
+
+Textured objects, rigid and articulated, move independently over a still background, seen by a
+camera that may pan, zoom and shake, or travel through a scene that has depth. Objects may share a
+drift, touch each other, or rest while the light on each changes. For tests and benchmarks of the
+miner.
+
+Everything is a plane: a sprite whose inverse depth is linear in the pixels of the first frame. What
+a camera that travels sees of a plane is a homography of what it saw first (Hartley and Zisserman,
+Multiple View Geometry, section 13.1), so the parallax is exact.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from solo_infoaug.dictionary import TwinDictionary
+from solo_infoaug.dictionary.store import WindowRecord
+from solo_infoaug.errors import ConfigError
+from solo_infoaug.mining.config import MineConfig
+from solo_infoaug.mining.encoding import write_video
+from solo_infoaug.mining.tracking import grid
+from solo_infoaug.mining.window import patch_size
+
+# The last three travel and shake: to one side, into the scene, or both.
+CAMERAS = ("still", "pan", "zoom", "shake", "all", "sideways", "forward", "walk")
+TRAVELLING = CAMERAS[-3:]
+# Where the ground meets the background, as a part of the frame's height.
+_WALL = 0.55
+
+
+@dataclass(frozen=True)
+class SceneConfig:
+    """What a generated scene looks like.
+
+    Raises:
+        ConfigError: a value cannot be used.
+    """
+
+    frames: int = 96
+    height: int = 360
+    width: int = 640
+    # Objects that move, each in a region of its own; so many of them have a second, hinged part.
+    objects: int = 4
+    articulated: int = 1
+    # Standard deviation of an object's velocity, pixels a frame, and how long it lasts, frames.
+    # At speed 0 objects rest; otherwise they turn as well.
+    speed: float = 1.5
+    persistence: float = 6.0
+    # The same of a motion that all objects share, added to that of each.
+    drift: float = 0.0
+    # Objects are boxes, each with a border in common with its neighbours.
+    touching: bool = False
+    # Standard deviation of the change of an object's light from frame to frame, as a part of it:
+    # brightness, and half as much of each colour. Each object's is its own.
+    light: float = 0.0
+    # The same of the whole frame's brightness.
+    exposure: float = 0.0
+    # "still", "pan", "zoom", "shake" or "all" three at once; "sideways", "forward" or "walk" (both)
+    # for a camera that travels, unevenly, and shakes.
+    camera: str = "still"
+    # How fast it travels: pixels a frame that it moves the nearest things past it.
+    travel: float = 2.0
+    # How many times further the background is than the nearest things. Beyond 1, there is ground in
+    # the frame's lower half, and objects stand at depths between.
+    depth: float = 1.0
+    # Textured boxes on the ground, which rest, at depths between.
+    boxes: int = 0
+    # Poles in front of everything, which do not move.
+    poles: int = 0
+    # Standard deviation of noise in every frame, grey levels of 255.
+    noise: float = 2.0
+    # Quality of the H.264 stream: 18 is good, 35 poor.
+    crf: int = 23
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.camera not in CAMERAS:
+            raise ConfigError(f"camera must be one of {', '.join(CAMERAS)}, not {self.camera!r}")
+        if self.frames < 1 or min(self.height, self.width) < 96:
+            raise ConfigError(
+                "a scene needs at least 1 frame of 96×96 pixels, not "
+                f"{self.frames} of {self.width}×{self.height}"
+            )
+        if self.depth < 1 or (self.boxes and self.depth == 1):
+            raise ConfigError(
+                "depth must be at least 1, and more with boxes, not "
+                f"depth={self.depth!r} with {self.boxes} boxes"
+            )
+        if self.camera in TRAVELLING and self.frames * self.travel > self.width / 2:
+            raise ConfigError(
+                f"frames × travel must be at most half the width, {self.width // 2}, or the camera "
+                f"would leave the scene, not {self.frames} × {self.travel:g}"
+            )
+        if self.objects < 0 or not 0 <= self.articulated <= self.objects:
+            raise ConfigError(
+                f"articulated must be in [0, objects={self.objects}], not {self.articulated!r}"
+            )
+
+
+@dataclass
+class _Sprite:
+    """A textured shape: `image` float32 [h, w, 3], `alpha` float32 [h, w], where it is over time.
+
+    `poses` are matrices [T, 3, 3] from the sprite's pixels to those of the first frame, as a camera
+    sees them that travels but does not turn. `nearness` is inverse depth: `nearness @ (x, y, 1)` at
+    the pixel (x, y) of the first frame, 1 for the nearest things. `light` is float32 [T, 3], a
+    factor of the colours.
+    """
+
+    owner: int
+    image: np.ndarray
+    alpha: np.ndarray
+    poses: np.ndarray
+    nearness: np.ndarray
+    light: np.ndarray
+
+
+@dataclass
+class Scene:
+    """A generated scene: render its `frames`, `write` them, ask for the truth."""
+
+    config: SceneConfig
+    # The background first, then from back to front.
+    _sprites: list[_Sprite] = field(repr=False)
+    # [T, 3, 3]: pan, zoom and shake, from the pixels of the first frame to those of each.
+    camera: np.ndarray = field(repr=False)
+    # float32 [T], a factor of all colours.
+    exposure: np.ndarray = field(repr=False)
+
+    @classmethod
+    def make(cls, config: SceneConfig) -> Scene:
+        """Make the scene that `config` describes; the same seed makes the same scene."""
+        rng = np.random.default_rng(config.seed)
+        background = _backdrop(config, rng)
+        sprites: list[_Sprite] = []
+        for owner, (centre, half) in enumerate(_regions(config), start=1):
+            sprites += _object(owner, centre, half, owner <= config.articulated, config, rng)
+        poles = [_pole(index, config, rng) for index in range(config.poles)]
+        camera = _camera(config, rng)
+        # What is added has random numbers of its own, and leaves what there is as it was.
+        _drift(sprites, config)
+        _light(sprites, config)
+        if config.depth > 1:
+            sprites = sorted(_boxes(config) + sprites, key=lambda sprite: sprite.nearness[2])
+            sprites.insert(0, _ground(config))
+        sprites = [background, *sprites, *poles]
+        if config.camera in TRAVELLING:
+            place = _travel(config)
+            for sprite in sprites:
+                # A plane with n·(x, y, 1) = 1 / depth, seen by a camera that has moved by c, is
+                # shown by I − K c nᵀ.
+                sprite.poses = (np.eye(3) - place[:, :, None] * sprite.nearness) @ sprite.poses
+        return cls(config, sprites, camera, _exposure(config))
+
+    def frames(self) -> Iterator[np.ndarray]:
+        """uint8 [H, W, 3] RGB, with noise."""
+        rng = np.random.default_rng([self.config.seed, 1])
+        for t in range(self.config.frames):
+            image = self._render(t)
+            image += rng.normal(0, self.config.noise, image.shape).astype(np.float32)
+            yield np.clip(np.round(image), 0, 255).astype(np.uint8)
+
+    def owners(self, t: int = 0) -> np.ndarray:
+        """int32 [H, W]: the object at each pixel of frame `t`; 0 background, −1 a pole."""
+        owner = np.array([sprite.owner for sprite in self._sprites], np.int32)
+        return owner[self._parts(t)]
+
+    def paths(
+        self, points: np.ndarray, at: int = 0, frames: range | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Where points of frame `at` go, and where they come from.
+
+        Args:
+            points: [N, 2], (x, y) in pixels of frame `at`.
+            at: which frame.
+            frames: the T frames that are asked for; None for all.
+
+        Returns:
+            float64 [T, N, 2], and bool [T, N]: in the frame, and nothing before it.
+        """
+        frames = range(self.config.frames) if frames is None else frames
+        part = self._parts(at)[_pixel(points, self.config)]
+        start = np.concatenate([points, np.ones((len(points), 1))], axis=1)
+        paths = np.empty((len(frames), len(points), 2))
+        visible = np.empty((len(frames), len(points)), bool)
+        for row, t in enumerate(frames):
+            moved = np.empty_like(start)
+            for index in np.unique(part):
+                poses, mine = self._sprites[index].poses, part == index
+                motion = self.camera[t] @ poses[t] @ np.linalg.inv(self.camera[at] @ poses[at])
+                moved[mine] = start[mine] @ motion.T
+            paths[row] = moved[:, :2] / moved[:, 2:]
+            x, y = paths[row].T
+            inside = (x >= 0) & (y >= 0) & (x < self.config.width) & (y < self.config.height)
+            top = self._parts(t)[_pixel(paths[row], self.config)]
+            visible[row] = inside & (top == part)
+        return paths, visible
+
+    def write(self, path: str | os.PathLike[str]) -> Path:
+        """Encode the scene as H.264, 25 frames a second."""
+        target = Path(path)
+        size = (self.config.width, self.config.height)
+        options = {"crf": str(self.config.crf), "preset": "veryfast"}
+        write_video(self.frames(), target, size, options)
+        return target
+
+    def _render(self, t: int) -> np.ndarray:
+        """float32 [H, W, 3] without noise."""
+        image = np.zeros((self.config.height, self.config.width, 3), np.float32)
+        for index, sprite in enumerate(self._sprites):
+            colours = self._warp(sprite.image, sprite, t) * sprite.light[t]
+            alpha = self._warp(sprite.alpha, sprite, t)[..., None] if index else 1.0
+            image = alpha * colours + (1 - alpha) * image
+        return image * self.exposure[t]
+
+    def _parts(self, t: int) -> np.ndarray:
+        """int32 [H, W]: index of the sprite on top of each pixel."""
+        parts = np.zeros((self.config.height, self.config.width), np.int32)
+        for index, sprite in enumerate(self._sprites[1:], start=1):
+            parts[self._warp(sprite.alpha, sprite, t) > 0.5] = index
+        return parts
+
+    def _warp(self, image: np.ndarray, sprite: _Sprite, t: int) -> np.ndarray:
+        """The part of a sprite's `image` that is in frame `t`, where it is; 0 around it."""
+        size = (self.config.width, self.config.height)
+        pose = self.camera[t] @ sprite.poses[t]
+        pose /= pose[2, 2]
+        if np.any(pose[2, :2]):
+            return cv2.warpPerspective(image, pose, size)
+        return cv2.warpAffine(image, pose[:2], size)
+
+
+@dataclass(frozen=True)
+class Score:
+    """How well twins fit the truth of a scene; counts of patches, by what they lie on.
+
+    A patch lies on an object if three quarters of it do, on the background if no pixel of it
+    belongs to an object or a pole. A twin is right if the most of it belongs to the same object.
+    A patch counts in each window anew, with the truth of the frame that it was taken from.
+    """
+
+    objects: int  # on an object, and visible for the shortest track that is mined
+    with_twin: int  # of these, have a twin
+    right: int  # of these, on the same object
+    background: int
+    background_with_twin: int
+    # The share of right twins if they were drawn from the patches of the window that have one, too,
+    # and do not overlap: what the mutual information adds to the knowledge that both move.
+    chance: float
+
+    @property
+    def purity(self) -> float:
+        """The share of the objects' twins that lie on the same object."""
+        return self.right / self.with_twin if self.with_twin else float("nan")
+
+    @property
+    def recall(self) -> float:
+        """The share of trackable patches on objects that have a twin."""
+        return self.with_twin / self.objects if self.objects else float("nan")
+
+    @property
+    def false_alarms(self) -> float:
+        """The share of background patches that have a twin."""
+        return self.background_with_twin / self.background if self.background else float("nan")
+
+    def __add__(self, other: Score) -> Score:
+        both = self.with_twin + other.with_twin
+        chance = (self.chance * self.with_twin + other.chance * other.with_twin) / max(both, 1)
+        return Score(
+            self.objects + other.objects,
+            both,
+            self.right + other.right,
+            self.background + other.background,
+            self.background_with_twin + other.background_with_twin,
+            chance,
+        )
+
+
+def score(
+    scene: Scene, dictionary: TwinDictionary | None, config: MineConfig | None = None
+) -> Score:
+    """Compare the twins of a dictionary mined from `scene` alone with the truth.
+
+    All patches of all windows count. A dictionary holds the whole grid of each window that has a
+    twin; in the other windows no patch has one.
+
+    Args:
+        scene: what was mined.
+        dictionary: what was found; None if nothing was.
+        config: what it was mined with; None for the defaults.
+
+    Raises:
+        ValueError: the dictionary is not one of this scene, with these settings.
+    """
+    config = config or MineConfig()
+    height, width = scene.config.height, scene.config.width
+    size = patch_size(height, width, config)
+    whole = grid(height, width, size, config.grid_step)
+    stored = {} if dictionary is None else {window.first: window for window in dictionary.windows}
+    total = Score(0, 0, 0, 0, 0, 0.0)
+    for frames in _windows(scene.config.frames, config):
+        seed, twin = frames[len(frames) // 2], np.full(len(whole), -1)
+        if dictionary is not None and frames.start in stored:
+            window = stored.pop(frames.start)
+            seed = window.record["frame"]
+            twin = _twins_in_grid(dictionary, window, whole)
+        total += _compare(scene, seed, frames, whole, size, twin, config.min_frames)
+    if stored:
+        raise ValueError(f"windows begin at frames {sorted(stored)}: not with these settings")
+    return total
+
+
+def _windows(frames: int, config: MineConfig) -> list[range]:
+    """The windows that a shot of so many frames is mined in."""
+    windows = []
+    for start in range(0, frames, config.stride):
+        window = range(start, min(start + config.window, frames))
+        if len(window) >= config.min_frames:
+            windows.append(window)
+        if window.stop == frames:
+            break
+    return windows
+
+
+def _twins_in_grid(
+    dictionary: TwinDictionary, window: WindowRecord, centres: np.ndarray
+) -> np.ndarray:
+    """int [G]: of each patch of a window's grid the best twin, by its place in it; −1 for none."""
+    rows = np.arange(window.patches.start, window.patches.stop)
+    found = dictionary.twins[rows, 0].numpy()
+    twin = np.full(len(centres), -1)
+    here, there = rows[found >= 0], found[found >= 0]
+    twin[_places(dictionary, here, centres)] = _places(dictionary, there, centres)
+    arrays = window.arrays
+    if not np.array_equal(arrays["centres"].round(), centres.round()):
+        raise ValueError(f"frame {window.record['frame']}: the grid is another one")
+    if not np.array_equal(arrays["reason"] == 0, twin >= 0):
+        raise ValueError(f"frame {window.record['frame']}: twins and `reason` do not fit together")
+    return twin
+
+
+def _places(dictionary: TwinDictionary, rows: np.ndarray, centres: np.ndarray) -> np.ndarray:
+    """int64 [N]: where in the grid patches of the dictionary lie."""
+    stored = np.stack([dictionary.patches["x"][rows], dictionary.patches["y"][rows]], axis=1)
+    distance = np.abs(stored[:, None] - centres[None]).max(axis=2)
+    if len(rows) and distance.min(axis=1).max() > 0.5:
+        raise ValueError("the dictionary's patches do not lie on the grid of these settings")
+    return distance.argmin(axis=1)
+
+
+def _compare(
+    scene: Scene,
+    seed: int,
+    frames: range,
+    centres: np.ndarray,
+    size: int,
+    twin: np.ndarray,
+    min_frames: int,
+) -> Score:
+    """The score of one window.
+
+    Args:
+        scene: what was mined.
+        seed: the frame in which the patches lie where they do.
+        frames: of the window.
+        centres: [G, 2] of all patches, (x, y).
+        size: their side, pixels.
+        twin: int [G], of each patch among them, −1 for none.
+        min_frames: a patch is trackable if its middle is seen in so many frames around the seed.
+    """
+    owner, share = _ownership(scene.owners(seed), centres, size)
+    _, visible = scene.paths(centres, seed, frames)
+    middle = seed - frames.start
+    before = np.logical_and.accumulate(visible[middle::-1]).sum(axis=0)
+    after = np.logical_and.accumulate(visible[middle:]).sum(axis=0)
+    has = twin >= 0
+    objects = (owner > 0) & (share >= 0.75) & (before + after - 1 >= min_frames)
+    background = (owner == 0) & (share == 1.0)
+    anchors = np.flatnonzero(objects & has)
+    others = np.flatnonzero(has)
+    non_overlapping = np.abs(centres[anchors][:, None] - centres[others]).max(axis=2) >= size - 0.5
+    same = non_overlapping & (owner[anchors][:, None] == owner[others])
+    chance = same.sum(axis=1) / np.maximum(non_overlapping.sum(axis=1), 1)
+    return Score(
+        objects=int(objects.sum()),
+        with_twin=len(anchors),
+        right=int((owner[twin[anchors]] == owner[anchors]).sum()),
+        background=int(background.sum()),
+        background_with_twin=int((background & has).sum()),
+        chance=float(chance.mean()) if len(anchors) else 0.0,
+    )
+
+
+def _ownership(owners: np.ndarray, centres: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """What owns most of each patch, int64 [G], and the share that it owns, float64 [G]."""
+    left, top = np.round(centres - size / 2).astype(int).T
+    names = np.unique(owners)
+    shares = []
+    for name in names:
+        area = cv2.integral((owners == name).astype(np.uint8))
+        count = area[top + size, left + size] - area[top, left + size]
+        shares.append((count - area[top + size, left] + area[top, left]) / size**2)
+    most = np.argmax(shares, axis=0)
+    return names[most].astype(np.int64), np.max(shares, axis=0)
+
+
+def _pixel(points: np.ndarray, config: SceneConfig) -> tuple[np.ndarray, np.ndarray]:
+    x = np.clip(np.round(points[:, 0]).astype(int), 0, config.width - 1)
+    y = np.clip(np.round(points[:, 1]).astype(int), 0, config.height - 1)
+    return y, x
+
+
+def _regions(config: SceneConfig) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Centre (x, y) and half the sides of a rectangle for each object, none overlapping.
+
+    They fill the frame; those of objects that touch leave background around them.
+    """
+    if config.objects == 0:
+        return []
+    aspect = config.width / config.height
+    columns = max(1, round(np.sqrt(config.objects * aspect)))
+    rows = -(-config.objects // columns)
+    columns = -(-config.objects // rows)
+    cell = np.array([config.width / columns, config.height / rows])
+    places = [np.array([c + 0.5, r + 0.5]) for r in range(rows) for c in range(columns)]
+    if config.touching:
+        whole = np.array([config.width, config.height])
+        return [
+            (0.5 * whole + 0.6 * (place * cell - 0.5 * whole), 0.3 * cell)
+            for place in places[: config.objects]
+        ]
+    return [(place * cell, cell / 2) for place in places[: config.objects]]
+
+
+def _backdrop(config: SceneConfig, rng: np.random.Generator) -> _Sprite:
+    margin = max(config.height, config.width) // 2
+    image = _texture(config.height + 2 * margin, config.width + 2 * margin, rng, contrast=45.0)
+    pose = np.array([[1, 0, -margin], [0, 1, -margin], [0, 0, 1.0]])
+    return _resting(0, image, pose, 1 / config.depth, config)
+
+
+def _resting(
+    owner: int, image: np.ndarray, pose: np.ndarray, nearness: float, config: SceneConfig
+) -> _Sprite:
+    """A rectangle that faces the camera and does not move."""
+    return _Sprite(
+        owner,
+        image,
+        alpha=np.ones(image.shape[:2], np.float32),
+        poses=np.repeat(pose[None], config.frames, axis=0),
+        nearness=np.array([0, 0, nearness]),
+        light=np.ones((config.frames, 3), np.float32),
+    )
+
+
+def _object(
+    owner: int,
+    centre: np.ndarray,
+    half: np.ndarray,
+    articulated: bool,
+    config: SceneConfig,
+    rng: np.random.Generator,
+) -> list[_Sprite]:
+    """An ellipse that strays within its room; an articulated one has a second, hinged ellipse.
+
+    Objects that touch are boxes that reach into each other, so that none moves off its neighbours.
+    """
+    room = float(half.min())
+    radius = 0.62 * room
+    reach, turning = (0.15 * room, 0.03) if config.touching else (0.3 * room, 0.25)
+    path = centre + _wander(config.frames, 2, config.speed, config.persistence, reach, rng)
+    angle = _wander(config.frames, 1, 0.01, config.persistence, turning, rng)[:, 0]
+    angle *= config.speed > 0
+    radii = radius * np.array([1.0, rng.uniform(0.75, 1.0)])
+    if articulated:
+        radii = radius * np.array([0.75, 0.75])
+    if config.touching:
+        radii = half + 0.25 * room
+    body = _ellipse(owner, radii, config, rng, power=12 if config.touching else 2)
+    # Beyond depth 1: evenly from near the background to near the nearest things.
+    nearness = 1 / config.depth + (1 - 1 / config.depth) * (owner - 0.5) / config.objects
+    body.nearness = np.array([0, 0, nearness])
+    body.poses = np.stack([_pose(p, a, body.alpha.shape) for p, a in zip(path, angle, strict=True)])
+    if not articulated:
+        return [body]
+    limb = _ellipse(owner, radius * np.array([0.6, 0.3]), config, rng)
+    limb.nearness = body.nearness
+    swing = _wander(config.frames, 1, 0.03, config.persistence, 0.6, rng)[:, 0]
+    swing = angle + swing * (config.speed > 0)
+    joint = path + 0.55 * radius * np.stack([np.cos(angle), np.sin(angle)], axis=1)
+    middle = joint + 0.5 * radius * np.stack([np.cos(swing), np.sin(swing)], axis=1)
+    limb.poses = np.stack(
+        [_pose(p, a, limb.alpha.shape) for p, a in zip(middle, swing, strict=True)]
+    )
+    return [body, limb]
+
+
+def _drift(objects: list[_Sprite], config: SceneConfig) -> None:
+    """Add the motion that all objects share."""
+    rng = np.random.default_rng([config.seed, 2])
+    reach = 0.1 * min(config.height, config.width)
+    path = _wander(config.frames, 2, config.drift, config.persistence, reach, rng)
+    for sprite in objects:
+        sprite.poses[:, :2, 2] += path
+
+
+def _light(objects: list[_Sprite], config: SceneConfig) -> None:
+    """Set the light of each object: the logarithms of brightness and of the colours wander."""
+    rng = np.random.default_rng([config.seed, 3])
+    for owner in range(1, config.objects + 1):
+        brightness = _wander(config.frames, 1, config.light, config.persistence, 0.25, rng)
+        colour = _wander(config.frames, 3, config.light / 2, config.persistence, 0.25, rng)
+        for sprite in objects:
+            if sprite.owner == owner:
+                sprite.light = np.exp(brightness + colour).astype(np.float32)
+
+
+def _exposure(config: SceneConfig) -> np.ndarray:
+    rng = np.random.default_rng([config.seed, 4])
+    change = _wander(config.frames, 1, config.exposure, config.persistence, 0.15, rng)[:, 0]
+    return np.exp(change).astype(np.float32)
+
+
+def _ground(config: SceneConfig) -> _Sprite:
+    """A plane from the foot of the background to the nearest things, at the frame's lower edge."""
+    rng = np.random.default_rng([config.seed, 5])
+    top, margin = round(_WALL * config.height), config.width // 2
+    depth = config.height - 1 - top
+    image = _texture(depth + config.height // 3, config.width + 2 * margin, rng, contrast=40.0)
+    pose = np.array([[1, 0, -margin], [0, 1, top], [0, 0, 1.0]])
+    slope = (1 - 1 / config.depth) / depth
+    ground = _resting(0, image, pose, 1 / config.depth, config)
+    ground.nearness = np.array([0, slope, 1 / config.depth - slope * top])
+    return ground
+
+
+def _boxes(config: SceneConfig) -> list[_Sprite]:
+    """Boxes that stand on the ground, the smaller the further; some come into view later."""
+    rng = np.random.default_rng([config.seed, 6])
+    boxes = []
+    for index, column in enumerate(rng.permutation(config.boxes)):
+        part = (index + rng.uniform(0.2, 0.8)) / config.boxes  # of the way to the nearest things
+        nearness = 1 / config.depth + (1 - 1 / config.depth) * part
+        height = max(16, round(0.8 * config.height * nearness * rng.uniform(0.6, 1.0)))
+        width = max(12, round(height * rng.uniform(0.3, 0.6)))
+        foot = config.height * (_WALL + (1 - _WALL) * part)
+        across = (column + rng.uniform(0, 1)) / config.boxes
+        middle = np.array([config.width * (1.2 * across - 0.1), foot - height / 2])
+        image = _texture(height, width, rng, contrast=50.0)
+        pose = _pose(middle, 0.0, image.shape)
+        boxes.append(_resting(0, image, pose, nearness, config))
+    return boxes
+
+
+def _travel(config: SceneConfig) -> np.ndarray:
+    """[T, 3]: K·c, where c is the camera's place, in units in which the nearest depth is 1."""
+    rng = np.random.default_rng([config.seed, 7])
+    way = _wander(
+        config.frames, 3, 0.3 * config.travel, config.persistence, 10 * config.travel, rng
+    )
+    along = config.travel * np.arange(config.frames)
+    if config.camera in ("sideways", "walk"):
+        way[:, 0] += along * rng.choice([-1, 1])
+    if config.camera in ("forward", "walk"):
+        way[:, 2] += along
+    # The focal length is the frame's width.
+    focal, height = config.width, config.height
+    inner = np.array([[focal, 0, config.width / 2], [0, focal, height / 2], [0, 0, 1.0]])
+    return way / focal @ inner.T
+
+
+def _pole(index: int, config: SceneConfig, rng: np.random.Generator) -> _Sprite:
+    width = max(8, config.width // 32)
+    image = _texture(config.height * 3, width, rng, contrast=40.0)
+    x = config.width * (index + 1) / (config.poles + 1)
+    pose = _pose(np.array([x, config.height / 2]), 0.0, image.shape)
+    return _resting(-1, image, pose, 1.0, config)
+
+
+def _ellipse(
+    owner: int, radii: np.ndarray, config: SceneConfig, rng: np.random.Generator, power: int = 2
+) -> _Sprite:
+    """An ellipse that does not move; of a higher power it is a box with round corners."""
+    width, height = (int(2 * r) + 5 for r in radii)
+    y, x = np.mgrid[:height, :width]
+    across, down = (x - width / 2 + 0.5) / radii[0], (y - height / 2 + 0.5) / radii[1]
+    inside = across**power + down**power
+    made = _resting(owner, _texture(height, width, rng, contrast=55.0), np.eye(3), 1.0, config)
+    made.alpha = np.clip((1.0 - inside) * radii.min() / power + 0.5, 0, 1).astype(np.float32)
+    return made
+
+
+def _pose(centre: np.ndarray, angle: float, shape: tuple[int, ...]) -> np.ndarray:
+    """[3, 3]: turns a sprite about its middle and puts that at `centre`."""
+    c, s = np.cos(angle), np.sin(angle)
+    turn = np.array([[c, -s], [s, c]])
+    middle = np.array([shape[1] - 1, shape[0] - 1]) / 2
+    pose = np.eye(3)
+    pose[:2, :2] = turn
+    pose[:2, 2] = centre - turn @ middle
+    return pose
+
+
+def _wander(
+    frames: int, d: int, speed: float, persistence: float, reach: float, rng: np.random.Generator
+) -> np.ndarray:
+    """float64 [T, d]: a random path from 0 with smooth velocity, pulled back beyond `reach`."""
+    keep = np.exp(-1.0 / persistence)
+    velocity = rng.normal(0, speed, d)
+    path = np.zeros((frames, d))
+    for t in range(1, frames):
+        velocity = keep * velocity + np.sqrt(1 - keep**2) * rng.normal(0, speed, d)
+        path[t] = path[t - 1] + velocity
+        far = np.abs(path[t]) > reach
+        velocity[far & (np.sign(velocity) == np.sign(path[t]))] *= -0.5
+        path[t] = np.clip(path[t], -1.3 * reach, 1.3 * reach)
+    return path
+
+
+def _camera(config: SceneConfig, rng: np.random.Generator) -> np.ndarray:
+    """[T, 3, 3] from the world to each frame; the first is the identity."""
+    frames, middle = config.frames, np.array([config.width, config.height]) / 2
+    pan, shake, zoom = np.zeros((frames, 2)), np.zeros((frames, 2)), np.ones(frames)
+    turn = np.zeros(frames)
+    if config.camera in ("pan", "all"):
+        speed = 0.0015 * config.width * rng.choice([-1, 1])
+        pan[:, 0] = speed * np.arange(frames)
+    if config.camera in ("zoom", "all"):
+        zoom = 1.0 + 0.12 * np.sin(np.linspace(0, np.pi, frames))
+    if config.camera in ("shake", "all", *TRAVELLING):
+        shake = _wander(frames, 2, 1.2, 2.0, 8.0, rng)
+        turn = _wander(frames, 1, 0.003, 2.0, 0.02, rng)[:, 0]
+    made = np.empty((frames, 3, 3))
+    for t in range(frames):
+        c, s = zoom[t] * np.cos(turn[t]), zoom[t] * np.sin(turn[t])
+        linear = np.array([[c, -s], [s, c]])
+        made[t] = np.eye(3)
+        made[t, :2, :2] = linear
+        made[t, :2, 2] = middle - linear @ middle + pan[t] + shake[t]
+    return made
+
+
+def _texture(height: int, width: int, rng: np.random.Generator, contrast: float) -> np.ndarray:
+    """float32 [H, W, 3]: faintly coloured noise at three scales, of a mean colour of its own."""
+    image = np.zeros((height, width, 3), np.float32)
+    for scale, weight in ((1.5, 0.5), (4.0, 0.7), (12.0, 1.0)):
+        small = (max(2, int(height / scale)), max(2, int(width / scale)), 3)
+        noise = rng.normal(0, 1, small).astype(np.float32)
+        noise = 0.35 * noise + noise.mean(axis=2, keepdims=True)
+        image += weight * cv2.resize(noise, (width, height), interpolation=cv2.INTER_CUBIC)
+    image *= contrast / image.std()
+    return np.clip(image + rng.uniform(90, 165, 3).astype(np.float32), 0, 255)

@@ -1,0 +1,167 @@
+"""solo-learn's configurations: composed, checked, and fitted to the machine."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from lightning.pytorch.utilities import rank_zero_only
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from solo_infoaug._checks import is_number, is_whole, require
+from solo_infoaug.errors import ConfigError
+
+say = rank_zero_only(print)
+"""Lightning hides what is logged at the level of information."""
+
+
+def load_config(
+    config_path: str | Path, config_name: str, overrides: Sequence[str] = ()
+) -> DictConfig:
+    """Compose a solo-learn configuration with Hydra, as `main_pretrain.py` would.
+
+    Args:
+        config_path: the folder with the YAML files, relative to the working directory.
+        config_name: the file, with or without its ending.
+        overrides: in Hydra's grammar: `max_epochs=10`, `++infoaug=true`.
+
+    Raises:
+        ConfigError: no such folder or file, or an override that Hydra refuses.
+    """
+    folder = Path(config_path).expanduser().resolve()
+    if not folder.is_dir():
+        raise ConfigError(
+            f"--config-path: expected a folder of YAML configurations, got {config_path}"
+        )
+    file = next(
+        (
+            folder / f"{config_name}{ending}"
+            for ending in (".yaml", "")
+            if (folder / f"{config_name}{ending}").is_file()
+        ),
+        None,
+    )
+    if file is None or file.suffix != ".yaml" or file.parent != folder:  # Hydra takes no other
+        names = ", ".join(sorted(p.name for p in folder.glob("*.yaml"))) or "no .yaml file"
+        raise ConfigError(f"--config-name: no {config_name!r} in {folder}; there is {names}")
+    parse_overrides(overrides)
+    try:
+        GlobalHydra.instance().clear()
+        with initialize_config_dir(str(folder), version_base="1.2"):
+            cfg = compose(file.name, overrides=list(overrides))
+    except (HydraException, OmegaConfBaseException, yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{file}: {error}") from error
+    finally:
+        GlobalHydra.instance().clear()
+    OmegaConf.set_struct(cfg, False)
+    return cfg
+
+
+def parse_overrides(overrides: Sequence[str]) -> list[Override]:
+    """Read overrides one by one.
+
+    Raises:
+        ConfigError: one that Hydra cannot read; the message names it, and says how it is quoted.
+    """
+    parser = OverridesParser.create()
+    parsed = []
+    for override in overrides:
+        try:
+            parsed.append(parser.parse_override(override))
+        except HydraException as error:
+            key, equals, value = override.partition("=")
+            quoted = f'{key}="{value}"'
+            why = str(error).splitlines()[0]
+            if equals and _reads(parser, quoted):
+                hint = f"quote the value, and all of it for the shell: '{quoted}'"
+            else:
+                hint = "expected key=value, +key=value or ~key"
+            raise ConfigError(f"override {override!r}: {hint} (Hydra says: {why})") from error
+    return parsed
+
+
+def _reads(parser: OverridesParser, override: str) -> bool:
+    try:
+        parser.parse_override(override)
+    except HydraException:
+        return False
+    return True
+
+
+def choose_device(cfg: DictConfig) -> None:
+    """Fit the Trainer's keys in `cfg` to the machine: without a GPU, train on the CPU."""
+    accelerator = str(OmegaConf.select(cfg, "accelerator", default="auto"))
+    if accelerator in ("gpu", "cuda", "auto") and torch.cuda.is_available():
+        return
+    if accelerator not in ("gpu", "cuda", "auto", "cpu"):
+        return
+    devices = OmegaConf.select(cfg, "devices", default=1)
+    processes = int(devices) if accelerator == "cpu" and str(devices).isdigit() else 1
+    changes: dict[str, Any] = {"accelerator": "cpu", "precision": _cpu_precision(cfg)}
+    # solo-learn scales the learning rate by len(devices)
+    changes["devices"] = str(processes)
+    if processes == 1:
+        changes["strategy"] = "auto"
+    changes["sync_batchnorm"] = False
+    before = {key: OmegaConf.select(cfg, key) for key in changes}
+    for key, value in changes.items():
+        cfg[key] = value
+    told = [
+        f"{key}: {before[key]} → {value}"
+        for key, value in changes.items()
+        if before[key] is not None and str(before[key]) != str(value)
+    ]
+    if told:
+        where = "Training" if accelerator == "cpu" else "No GPU here, training"
+        say(f"{where} on the CPU ({', '.join(told)})")
+
+
+def _cpu_precision(cfg: DictConfig) -> Any:
+    """float16 needs a GPU; other precisions are kept."""
+    precision = str(OmegaConf.select(cfg, "precision", default="32"))
+    return 32 if precision in ("16", "16-mixed", "16-true") else cfg.get("precision", 32)
+
+
+def check_values(cfg: DictConfig) -> None:
+    """Numbers that no solo-learn can train with.
+
+    Raises:
+        ConfigError: the message names the key.
+    """
+
+    def whole(key: str, minimum: int, *allowed: object) -> None:
+        value = OmegaConf.select(cfg, key, throw_on_missing=False)
+        good = value in (None, *allowed) or is_whole(value, minimum)
+        require(good, key, f"a whole number ≥ {minimum}", value)
+
+    for key in ("optimizer.lr", "optimizer.classifier_lr", "optimizer.weight_decay"):
+        rate = OmegaConf.select(cfg, key, throw_on_missing=False)
+        require(rate is None or is_number(rate, 0), key, "a number ≥ 0", rate)
+    # without an end to epochs there must be one to steps
+    endless = (-1,) if OmegaConf.select(cfg, "max_steps", default=-1) not in (None, -1) else ()
+    whole("max_epochs", 1, *endless)
+    for key, minimum in (
+        ("optimizer.batch_size", 1),
+        ("data.num_workers", 0),
+        ("seed", 0),
+        ("checkpoint.frequency", 1),
+    ):
+        whole(key, minimum)
+    entries = OmegaConf.select(cfg, "augmentations", throw_on_missing=False)
+    if entries is not None:
+        good = isinstance(entries, ListConfig) and len(entries) > 0
+        require(good, "augmentations", "a list of pipelines", entries)
+        for number in range(len(entries)):
+            for key in ("crop_size", "num_crops"):
+                if OmegaConf.select(cfg, f"augmentations.{number}.{key}") is None:
+                    raise ConfigError(f"augmentations.{number}.{key}: expected a value, got none")
+                whole(f"augmentations.{number}.{key}", 1)

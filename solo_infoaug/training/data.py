@@ -1,0 +1,188 @@
+"""The images that a run trains on: checked before, and loaded as solo-learn does."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from PIL import Image
+from torch.utils.data import Dataset
+from torchvision.datasets.folder import IMG_EXTENSIONS, default_loader
+
+from solo_infoaug.errors import ConfigError, DataError
+from solo_infoaug.host import Host
+from solo_infoaug.training.batches import whole_batches
+from solo_infoaug.twin.views import run_pipelines
+
+
+def read_image(path: str) -> Any:
+    """torchvision's loader of image folders; what cannot be read is named.
+
+    Raises:
+        DataError: the image is damaged.
+    """
+    with _names(path):
+        return default_loader(path)
+
+
+class _Named(Dataset[Any]):
+    """solo-learn's images without labels; what cannot be read is named."""
+
+    def __init__(self, images: Any) -> None:
+        self.images = images
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> Any:
+        with _names(Path(self.images.root) / str(self.images.images[index])):
+            return self.images[index]
+
+
+@contextmanager
+def _names(path: str | Path) -> Iterator[None]:
+    # what Pillow raises of files that are damaged, cut off, or of another format
+    try:
+        yield
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise DataError(
+            f"{path}: cannot be read as an image ({error}); remove or replace it"
+        ) from error
+
+
+def validation_loader(host: Host, cfg: DictConfig) -> Any:
+    """Labelled images, as solo-learn loads them; None where the configuration names none."""
+    data = cfg.data
+    unlabelled = data.dataset == "custom" and (data.no_labels or data.val_path is None)
+    if unlabelled or (data.dataset in ("imagenet", "imagenet100") and data.val_path is None):
+        return None
+    loader = host.prepare_data(
+        data.dataset,
+        train_data_path=data.train_path,
+        val_data_path=data.val_path,
+        data_format=data.format,
+        batch_size=cfg.optimizer.batch_size,
+        num_workers=data.num_workers,
+    )[1]
+    if hasattr(loader.dataset, "loader"):
+        loader.dataset.loader = read_image
+    return loader
+
+
+def train_loader(host: Host, cfg: DictConfig) -> Any:
+    """The images to train on, as solo-learn loads them, or whole batches.
+
+    Raises:
+        ConfigError: there are fewer than a batch.
+    """
+    transform = host.full_transform_pipeline(
+        [
+            host.n_crop_augmentation(
+                host.build_transform_pipeline(cfg.data.dataset, entry), entry.num_crops
+            )
+            for entry in cfg.augmentations
+        ]
+    )
+    if cfg.debug_augmentations:
+        print(f"Transforms:\n{transform}")
+    dataset = host.prepare_datasets(
+        cfg.data.dataset,
+        transform,
+        train_data_path=cfg.data.train_path,
+        data_format=cfg.data.format,
+        no_labels=cfg.data.no_labels,
+        data_fraction=cfg.data.fraction,
+    )
+    if hasattr(dataset, "loader"):
+        dataset.loader = read_image
+    elif hasattr(dataset, "images"):
+        dataset = _Named(dataset)
+    if len(dataset) < cfg.optimizer.batch_size:
+        raise ConfigError(
+            f"optimizer.batch_size: expected at most the {len(dataset)} images of "
+            f"data.train_path ({cfg.data.train_path}), got {cfg.optimizer.batch_size}"
+        )
+    if OmegaConf.select(cfg, "data.whole_batches"):
+        pipelines = run_pipelines(host, cfg, cfg.augmentations)
+        return whole_batches(dataset, pipelines, int(cfg.optimizer.batch_size))
+    return host.prepare_dataloader(
+        dataset, batch_size=cfg.optimizer.batch_size, num_workers=cfg.data.num_workers
+    )
+
+
+def check_data(cfg: DictConfig) -> None:
+    """The folders are there, and hold what torchvision's ImageFolder and solo-learn look for."""
+    if cfg.data.dataset not in ("custom", "imagenet", "imagenet100"):
+        return
+    folders = OmegaConf.select(cfg, "data.format", default="image_folder") == "image_folder"
+    unlabelled = cfg.data.dataset == "custom" and OmegaConf.select(cfg, "data.no_labels")
+    classes: dict[str, list[str]] = {}
+    for key in ("data.train_path", "data.val_path"):
+        value = OmegaConf.select(cfg, key)
+        if value is None:
+            continue
+        path = Path(value)
+        if not path.exists():
+            raise ConfigError(f"{key}: expected the path of the data, got {value}")
+        if not folders:
+            continue
+        if not path.is_dir():
+            raise ConfigError(f"{key}: expected a folder of images, got {value}, which is a file")
+        if unlabelled:
+            if key == "data.train_path":
+                _check_flat(path)
+        else:
+            classes[key] = image_classes(path, key)
+    train, val = (classes.get(f"data.{half}_path") for half in ("train", "val"))
+    if train and val and train != val:
+        raise ConfigError(
+            "data.val_path: expected the classes of data.train_path, "
+            f"{_some(train)}; got {_some(val)}"
+        )
+
+
+def image_classes(path: Path, key: str) -> list[str]:
+    """The classes of a folder of images as torchvision sees it: a sub-folder each.
+
+    Args:
+        path: of the folder.
+        key: what messages call it.
+
+    Raises:
+        ConfigError: there is none, or one has no image in it.
+    """
+    names = sorted(entry.name for entry in path.iterdir() if entry.is_dir())
+    if not names:
+        raise ConfigError(
+            f"{key}: expected a folder for each class, got {path}, which has none; for images "
+            "without labels set data.no_labels=true"
+        )
+    for name in names:
+        files = (file for _, _, found in os.walk(path / name, followlinks=True) for file in found)
+        if not any(file.lower().endswith(IMG_EXTENSIONS) for file in files):
+            raise ConfigError(
+                f"{key}: {path / name} is a class without an image; remove it, or put images "
+                f"there ({', '.join(IMG_EXTENSIONS)})"
+            )
+    return names
+
+
+def _check_flat(path: Path) -> None:
+    """solo-learn opens every entry of a folder without labels as an image."""
+    entries = sorted(path.iterdir())
+    if not entries:
+        raise ConfigError(f"data.train_path: expected images, got {path}, which is empty")
+    for entry in entries:
+        if not entry.name.lower().endswith(IMG_EXTENSIONS) or entry.is_dir():
+            raise ConfigError(
+                f"data.train_path: with data.no_labels expected images alone, got {entry}"
+            )
+
+
+def _some(names: Sequence[str]) -> str:
+    shown = ", ".join(names[:10])
+    return shown if len(names) <= 10 else f"{shown}, … ({len(names)} in all)"

@@ -1,0 +1,279 @@
+"""solo-learn's pretraining from solo-learn's own YAML configurations, on either host.
+
+What `main_pretrain.py` does, with two differences: the device is chosen from what the machine has,
+and without wandb the metrics go to a CSV file (or TensorBoard) beside the checkpoint.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import inspect
+import random
+import string
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from zipfile import is_zipfile
+
+import torch
+from lightning.pytorch import Trainer, seed_everything
+from lightning.pytorch.callbacks import Callback, LearningRateMonitor
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from solo_infoaug._checks import require
+from solo_infoaug._files import check_output_folder
+from solo_infoaug.errors import ConfigError, DataError, InfoAugError
+from solo_infoaug.host import Host
+from solo_infoaug.objectives.config import FMICLConfig
+from solo_infoaug.training.config import check_values, choose_device, say
+from solo_infoaug.training.data import check_data, train_loader, validation_loader
+from solo_infoaug.twin.config import read_infoaug
+from solo_infoaug.twin.registration import register
+
+LOGGERS = ("csv", "tensorboard", "none")
+DATASETS = ("cifar10", "cifar100", "stl10", "imagenet", "imagenet100", "custom")
+"""Those of both solo-learns."""
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """Where a finished run left its things."""
+
+    folder: Path | None
+    """args.json, checkpoint and metrics; None where `checkpoint.enabled` is off. Of a run that was
+    finished before, that of its checkpoint."""
+    checkpoint: Path | None
+    metrics: dict[str, float]
+    """The last values that were logged."""
+    model: Any
+
+
+def _logger_kind(cfg: DictConfig) -> str:
+    kind = OmegaConf.select(cfg, "logger", default="csv")
+    require(kind in LOGGERS, "logger", f"one of {', '.join(LOGGERS)}", kind)
+    return str(kind)
+
+
+def _logger(cfg: DictConfig, version: str) -> Logger | None:
+    if OmegaConf.select(cfg, "wandb.enabled") and importlib.util.find_spec("wandb"):
+        from lightning.pytorch.loggers import WandbLogger
+
+        return WandbLogger(
+            name=cfg.name,
+            project=cfg.wandb.project,
+            entity=cfg.wandb.entity,
+            offline=cfg.wandb.offline,
+        )
+    kind = _logger_kind(cfg)
+    if OmegaConf.select(cfg, "wandb.enabled"):
+        say(f"wandb.enabled, but wandb is not installed: logging to {kind}")
+    if kind == "none":
+        return None
+    if kind == "tensorboard":
+        if importlib.util.find_spec("tensorboard") is None:
+            raise ConfigError(
+                "logger: tensorboard is not installed; pip install tensorboard, or logger=csv"
+            )
+        return TensorBoardLogger(cfg.checkpoint.dir, name=cfg.method, version=version)
+    return CSVLogger(
+        cfg.checkpoint.dir, name=cfg.method, version=version, flush_logs_every_n_steps=50
+    )
+
+
+def _check(host: Host, cfg: DictConfig) -> None:
+    """What can be known to be wrong before anything is loaded."""
+    read_infoaug(cfg)
+    FMICLConfig.parse(OmegaConf.select(cfg, "fmicl"))
+    for key in (
+        "method",
+        "name",
+        "backbone.name",
+        "data.dataset",
+        "data.train_path",
+        "augmentations",
+        "max_epochs",
+        "optimizer.name",
+        "optimizer.lr",
+        "optimizer.batch_size",
+        "scheduler.name",
+    ):
+        if OmegaConf.select(cfg, key, throw_on_missing=False) is None:
+            raise ConfigError(f"{key}: expected a value, as in solo-learn's configurations")
+    check_values(cfg)
+    for key, known in (
+        ("method", [name for name in host.methods if name not in ("base", "linear")]),
+        ("backbone.name", list(host.backbones)),
+        ("optimizer.name", host.optimizers),
+        ("scheduler.name", host.schedulers),
+        ("data.dataset", DATASETS),
+    ):
+        value = OmegaConf.select(cfg, key)
+        if value not in known:
+            raise ConfigError(
+                f"{key}: {value!r} is not in this solo-learn ({host.info.version}), "
+                f"which has {', '.join(known)}"
+            )
+    if OmegaConf.select(cfg, "data.format") == "dali":
+        raise ConfigError(
+            "data.format: solo-infoaug pretrain reads image_folder and h5, got 'dali'; "
+            "use solo-learn's own main_pretrain.py, or data.format=image_folder"
+        )
+    if OmegaConf.select(cfg, "auto_umap.enabled"):
+        say("auto_umap.enabled: solo-infoaug pretrain draws none; solo-learn's main_umap.py does")
+    check_data(cfg)
+    if OmegaConf.select(cfg, "checkpoint.enabled") or _logger_kind(cfg) != "none":
+        folder = OmegaConf.select(cfg, "checkpoint.dir", default="trained_models")
+        check_output_folder(Path(folder) / cfg.method, "checkpoint.dir")
+    resume = OmegaConf.select(cfg, "resume_from_checkpoint")
+    if resume is not None and not is_zipfile(resume):  # as torch writes it
+        raise ConfigError(f"resume_from_checkpoint: expected a .ckpt file, got {resume}")
+
+
+@contextmanager
+def _refused_by(host: Host) -> Iterator[None]:
+    """Inside, solo-learn's complaints about a configuration are ours: it has bare assertions."""
+    try:
+        yield
+    except OmegaConfBaseException as error:
+        key = f"{error.full_key}: " if error.full_key else ""
+        raise ConfigError(f"{key}{str(error).splitlines()[0]}") from error
+    except (AssertionError, LookupError, TypeError, ValueError) as error:
+        if isinstance(error, InfoAugError):
+            raise
+        frames = traceback.extract_tb(error.__traceback__)
+        where = frames[-1]
+        inside = Path(where.filename).is_relative_to(host.info.path / "solo")
+        if not inside:  # a fault of ours or of another library keeps its traceback
+            raise
+        why = f" ({type(error).__name__}: {error})" if str(error) else ""
+        raise ConfigError(
+            f"solo-learn {host.info.version} refuses this configuration{why}, in "
+            f"{Path(where.filename).name}, line {where.lineno}: {where.line}"
+        ) from error
+
+
+@contextmanager
+def _had(cfg: DictConfig) -> Iterator[None]:
+    """Inside, a data set that torchvision neither finds nor can download is an error of ours."""
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        if cfg.data.dataset not in ("cifar10", "cifar100", "stl10"):
+            raise
+        raise ConfigError(
+            f"data.train_path: {cfg.data.dataset} is not at {cfg.data.train_path} and cannot be "
+            f"downloaded ({error})"
+        ) from error
+
+
+def _callbacks(
+    host: Host, cfg: DictConfig, more: Sequence[Callback]
+) -> tuple[Logger | None, list[Callback], Any]:
+    """The logger, all callbacks, and the one among them that writes checkpoints, if any."""
+    version = "".join(random.SystemRandom().choices(string.ascii_lowercase + string.digits, k=8))
+    logger = _logger(cfg, version)
+    used = list(more)
+    checkpointer = None
+    if cfg.checkpoint.enabled:
+        checkpointer = host.checkpointer(
+            cfg,
+            logdir=Path(cfg.checkpoint.dir) / cfg.method,
+            frequency=cfg.checkpoint.frequency,
+            keep_prev=cfg.checkpoint.keep_prev,
+        )
+        used.append(checkpointer)
+    if logger is not None:
+        logger.log_hyperparams(OmegaConf.to_container(cfg))  # type: ignore[arg-type]
+        used.append(LearningRateMonitor(logging_interval="step"))
+    return logger, used, checkpointer
+
+
+def _trainer(cfg: DictConfig, logger: Logger | None, callbacks: list[Callback]) -> Trainer:
+    known = inspect.signature(Trainer.__init__).parameters
+    given: Any = OmegaConf.to_container(cfg)
+    arguments = {name: value for name, value in given.items() if name in known}
+    if cfg.strategy == "ddp":
+        arguments["strategy"] = DDPStrategy(find_unused_parameters=False)
+    elif cfg.strategy is None:
+        arguments["strategy"] = "auto"
+    arguments |= {
+        "logger": logger if logger is not None else False,
+        "callbacks": callbacks,
+        "enable_checkpointing": False,
+    }
+    try:
+        return Trainer(**arguments)
+    except (MisconfigurationException, ValueError, TypeError) as error:
+        raise ConfigError(f"Lightning's Trainer refuses this configuration: {error}") from error
+
+
+def pretrain(cfg: DictConfig, callbacks: Sequence[Callback] = ()) -> TrainingResult:
+    """Pretrain as solo-learn's `main_pretrain.py` does.
+
+    Args:
+        cfg: a solo-learn configuration (`load_config`); it is completed in place.
+        callbacks: further Lightning callbacks.
+
+    Raises:
+        ConfigError: a key or value that cannot be used, before any training.
+        OutputError: `checkpoint.dir` cannot be written.
+        DataError: an image that cannot be read.
+    """
+    host = register()
+    _check(host, cfg)
+    choose_device(cfg)
+    with _refused_by(host):
+        cfg = host.parse_cfg(cfg)
+    if cfg.data.num_large_crops != 2 and cfg.method not in ("wmse", "mae"):
+        raise ConfigError(
+            f"augmentations: {cfg.method} takes 2 large crops, got {cfg.data.num_large_crops} "
+            f"of {cfg.augmentations[0].crop_size} pixels"
+        )
+    seed_everything(cfg.seed, verbose=False)
+
+    with _refused_by(host):
+        model = host.methods[cfg.method](cfg)
+    with torch.no_grad():  # some distributed strategies want it, and main_pretrain.py does it
+        for parameter in model.parameters():
+            parameter.set_(parameter.contiguous())
+    if not cfg.performance.disable_channel_last:
+        model = model.to(memory_format=torch.channels_last)
+    with _refused_by(host), _had(cfg):
+        validation = validation_loader(host, cfg)
+        training = train_loader(host, cfg)
+
+    resume = cfg.resume_from_checkpoint
+    if resume is None and cfg.auto_resume.enabled:
+        resume, _ = host.find_checkpoint(cfg)
+        if resume is not None:
+            say(f"Resuming from the checkpoint that matches this run: {resume}")
+
+    logger, used, checkpointer = _callbacks(host, cfg, callbacks)
+    trainer = _trainer(cfg, logger, used)
+    try:
+        trainer.fit(model, training, validation, ckpt_path=resume)
+    except DataError as error:
+        # a worker's process hands over its whole traceback as the message
+        raise DataError(str(error).strip().rpartition("DataError: ")[2]) from error
+    last = Path(resume) if resume is not None else None
+    folder = None
+    if checkpointer is not None:
+        # it looks for its folder when training starts, and a finished run does not train again
+        started = hasattr(checkpointer, "path")
+        if not started:
+            say(f"Nothing to do: {last} has all its {cfg.max_epochs} epochs")
+        folder = checkpointer.path if started else last.parent if last is not None else None
+        last = Path(checkpointer.last_ckpt) if started and checkpointer.last_ckpt else last
+    return TrainingResult(
+        folder=folder,
+        checkpoint=last,
+        metrics={name: float(value) for name, value in trainer.callback_metrics.items()},
+        model=model,
+    )

@@ -1,0 +1,1 @@
+"""The twin branch, and how solo-learn comes to know it."""

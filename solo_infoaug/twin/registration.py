@@ -1,0 +1,38 @@
+"""Registration: each method of solo-learn is replaced, in `METHODS` itself, by its extension.
+
+A solo-learn with the hook for plugins (`upstream/`) needs no replacing: see `hook.py`.
+"""
+
+from __future__ import annotations
+
+from solo_infoaug.host import Host, load_host
+from solo_infoaug.twin.branch import InfoAugMethod, extend
+from solo_infoaug.twin.config import SHOULD_MATCH
+from solo_infoaug.twin.fmicl import with_fmicl
+
+
+def register() -> Host:
+    """Teach the solo-learn that is here the keys `infoaug` and `fmicl`; once is enough.
+
+    Returns:
+        The host, for those who want its names.
+
+    Raises:
+        HostError: there is no usable solo-learn.
+    """
+    host = load_host()
+    if host.plugins is not None:
+        from solo_infoaug.twin.hook import NAME, InfoAugPlugin
+
+        # as a rule solo-learn has loaded it already, by its entry point
+        host.plugins.setdefault(NAME, InfoAugPlugin())
+        return host
+    # all or none
+    extended = {
+        name: extend(name, with_fmicl(name, method), host)
+        for name, method in host.methods.items()
+        if name not in ("base", "linear") and not issubclass(method, InfoAugMethod)
+    }
+    host.methods.update(extended)
+    host.should_match.extend(key for key in SHOULD_MATCH if key not in host.should_match)
+    return host

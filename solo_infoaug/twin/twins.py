@@ -1,0 +1,127 @@
+"""The dictionary that a run with InfoAug trains on: opened, noted in its configuration, checked."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from datetime import datetime
+
+import numpy as np
+from omegaconf import DictConfig, OmegaConf
+
+from solo_infoaug.dictionary import TwinDictionary
+from solo_infoaug.dictionary.format import MANIFEST
+from solo_infoaug.dictionary.locate import choose_dictionary
+from solo_infoaug.errors import ConfigError, DictionaryError
+from solo_infoaug.twin.config import InfoAugConfig
+
+# A run's configuration names so many videos of its dictionary.
+_VIDEOS_NAMED = 20
+
+# A crop this many times the side of a patch shows little but interpolation.
+_ENLARGED = 2.0
+
+
+def open_dictionary(config: InfoAugConfig) -> TwinDictionary:
+    """The dictionary that `config` means; what it is is noted in `config`.
+
+    Raises:
+        DictionaryError: there is none, or it cannot be read.
+    """
+    choice = choose_dictionary(config.twins)
+    dictionary = TwinDictionary.load(choice.path)
+    choice.check(dictionary.fingerprint)
+    path = choice.path.resolve()
+    if config.fingerprint not in (None, dictionary.fingerprint):
+        warnings.warn(
+            f"infoaug.twins: {path} holds another dictionary than the one that this configuration "
+            "was saved with",
+            stacklevel=2,
+        )
+    if config.chosen_by is None or config.twins != str(path):
+        config.chosen_by = choice.rule
+    config.twins = str(path)
+    config.fingerprint = dictionary.fingerprint
+    config.written = datetime.fromtimestamp((path / MANIFEST).stat().st_mtime).isoformat(
+        " ", "seconds"
+    )
+    videos = dictionary.videos
+    more = [f"and {len(videos) - _VIDEOS_NAMED} more"] if len(videos) > _VIDEOS_NAMED else []
+    config.videos = videos[:_VIDEOS_NAMED] + more
+    return dictionary
+
+
+def open_if_there(config: InfoAugConfig) -> TwinDictionary | None:
+    """`open_dictionary`; None where a run is read that had a dictionary which is gone.
+
+    It can be looked at, and `open_dictionary` says why it cannot be trained.
+
+    Raises:
+        DictionaryError: a run that never had one has none now.
+    """
+    try:
+        return open_dictionary(config)
+    except DictionaryError:
+        if config.fingerprint is None:
+            raise
+        return None
+
+
+def check_dictionary(dictionary: TwinDictionary, config: InfoAugConfig) -> None:
+    """Refuse what the dictionary cannot give, before anything is trained.
+
+    Raises:
+        DictionaryError: no patch has a twin.
+        ConfigError: more twins or moments are asked for than it keeps.
+    """
+    if len(dictionary.anchors) == 0:
+        raise DictionaryError(
+            f"infoaug.twins: no patch in {dictionary.path} has a twin; mine more or other video"
+        )
+    kept, moments = dictionary.twins.shape[1], dictionary.pixels_shape[1]
+    if config.top_k > kept:
+        raise ConfigError(
+            f"infoaug.top_k: expected at most {kept}, the twins of a patch that "
+            f"{dictionary.path} keeps, got {config.top_k}"
+        )
+    if config.temporal and moments < 2:
+        raise ConfigError(
+            f"infoaug.temporal: {dictionary.path} keeps one moment of each patch; "
+            "mine it with -s moments=4, or leave it out"
+        )
+
+
+def risks(
+    dictionary: TwinDictionary, cfg: DictConfig, state: Sequence[str], pairs: int
+) -> list[str]:
+    """What a run may well survive, and its user ought to know.
+
+    Args:
+        dictionary: of the twins.
+        cfg: of the run.
+        state: the method's buffers.
+        pairs: drawn a step, by all processes.
+    """
+    found = []
+    anchors = len(dictionary.anchors)
+    if pairs > anchors:
+        found.append(
+            f"infoaug.batch_size: {pairs} pairs a step (of all processes) are drawn from {anchors} "
+            "patches with a twin: a patch comes more than once in a step, and is its own negative"
+        )
+    queue = OmegaConf.select(cfg, "method_kwargs.queue_size")
+    if "queue" in state and queue is not None and int(queue) + pairs > anchors:
+        found.append(
+            f"method_kwargs.queue_size: a queue of {queue} and {pairs} pairs a step, but "
+            f"{anchors} patches with a twin: a patch meets itself in the queue, as its own "
+            "negative or neighbour; mine more video, or use a shorter queue"
+        )
+    crop = max(int(entry.crop_size) for entry in cfg.augmentations)
+    source = float(np.median(dictionary.patches["size"][dictionary.anchors.numpy()]))
+    side = min(float(dictionary.pixels_shape[-1]), source)
+    if crop > _ENLARGED * side:
+        found.append(
+            f"infoaug.twins: patches of {side:.0f} pixels are enlarged to crops of {crop}: "
+            "mine with a larger -s crop_size and -s patch_fraction, or video of a higher resolution"
+        )
+    return found

@@ -1,0 +1,5 @@
+"""A dictionary to look at: pictures, a movie, an HTML page."""
+
+from solo_infoaug.viewer.page import show
+
+__all__ = ["show"]

@@ -1,0 +1,136 @@
+"""A dictionary as a video: twins and their tracks, drawn on the frames they were mined from."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import av.error
+import cv2
+import matplotlib
+import numpy as np
+
+from solo_infoaug.dictionary import TwinDictionary
+from solo_infoaug.dictionary.format import PARTS, read_json
+from solo_infoaug.dictionary.store import WindowRecord
+from solo_infoaug.errors import VideoError
+from solo_infoaug.mining.encoding import write_video
+from solo_infoaug.mining.video import find_videos, open_video, video_digest
+from solo_infoaug.viewer.pictures import strongest_pairs
+
+_WIDEST, _LEAST = 1280, 320
+# So many frames of a track are drawn behind each patch.
+_TRAIL = 24
+_FAINT = (170, 170, 170)
+
+
+def write_movie(
+    dictionary: TwinDictionary, windows: Iterable[int], file: Path, videos: Iterable[Path] = ()
+) -> None:
+    """Write an mp4 of some windows: the strongest pairs of twins, joined, with their tracks.
+
+    Each pair has a colour of its own; patches without a twin are grey dots. A patch is drawn as
+    long as it was tracked.
+
+    Args:
+        dictionary: what to draw.
+        windows: which of its windows.
+        file: where to write.
+        videos: the source videos, or folders of them; they are known by their content, wherever
+            they lie now. A window whose video is not among them is drawn on a still.
+
+    Raises:
+        VideoError: `videos` names what does not exist, or the movie cannot be encoded.
+        DictionaryError: the dictionary's files are damaged.
+    """
+    paths = {video_digest(path): path for path in find_videos(videos)} if videos else {}
+    chosen = [dictionary.windows[window] for window in windows]
+    height, width = _canvas(chosen)
+    try:
+        drawn = (_annotated(dictionary, window, paths, (height, width)) for window in chosen)
+        write_video(itertools.chain.from_iterable(drawn), file, (width, height))
+    except (av.error.FFmpegError, OSError) as error:
+        raise VideoError(f"{file}: cannot be written: {error}") from error
+
+
+def _canvas(windows: list[WindowRecord]) -> tuple[int, int]:
+    """Height and width that suit the largest frame; even, as H.264 wants them."""
+    sizes = [window.image.shape[:2] for window in windows]
+    height, width = max(size[0] for size in sizes), max(size[1] for size in sizes)
+    scale = min(1.0, _WIDEST / max(height, width))
+    scale = max(scale, _LEAST / max(height, width))
+    return 2 * max(1, round(height * scale / 2)), 2 * max(1, round(width * scale / 2))
+
+
+def _annotated(
+    dictionary: TwinDictionary,
+    window: WindowRecord,
+    paths: dict[str, Path],
+    canvas: tuple[int, int],
+) -> Iterator[np.ndarray]:
+    """uint8 [H, W, 3]: the frames of a window with what was found in them."""
+    arrays = window.arrays
+    tracks = arrays["tracks"]
+    visible = arrays.get("visible", arrays.get("seen", np.ones(tracks.shape[:2], bool)))
+    size = dictionary.patches["size"][window.patches.start : window.patches.stop]
+    pairs = strongest_pairs(dictionary, window)
+    colours = matplotlib.colormaps["hsv"](np.linspace(0, 1, len(pairs), endpoint=False))
+    height, width = window.image.shape[:2]
+    scale = min(canvas[0] / height, canvas[1] / width)
+    inner = max(1, round(width * scale)), max(1, round(height * scale))
+    for t, image in enumerate(_source(dictionary, window, paths)):
+        drawn = cv2.resize(image, inner, interpolation=cv2.INTER_AREA)
+        for point in tracks[t, visible[t]]:
+            cv2.circle(drawn, _pixel(point * scale), 2, _FAINT, -1, cv2.LINE_AA)
+        for (i, j), rgb in zip(pairs, colours, strict=True):
+            colour = tuple(int(255 * channel) for channel in rgb[:3])
+            for patch in (i, j):
+                trail = tracks[max(0, t - _TRAIL) : t + 1, patch][
+                    visible[max(0, t - _TRAIL) : t + 1, patch]
+                ]
+                line = np.round(trail * scale).astype(np.int32)[:, None]
+                cv2.polylines(drawn, [line], False, colour, 1, cv2.LINE_AA)
+                if visible[t, patch]:
+                    corner = tracks[t, patch] - size[patch] / 2
+                    first, last = _pixel(corner * scale), _pixel((corner + size[patch]) * scale)
+                    cv2.rectangle(drawn, first, last, colour, 2, cv2.LINE_AA)
+            if visible[t, i] and visible[t, j]:
+                ends = _pixel(tracks[t, i] * scale), _pixel(tracks[t, j] * scale)
+                cv2.line(drawn, *ends, colour, 2, cv2.LINE_AA)
+        text = f"{window.video}, window {window.index}, frame {t + 1} of {len(tracks)}"
+        font, white = (cv2.FONT_HERSHEY_SIMPLEX, 0.45), (255, 255, 255)
+        (length, rise), _ = cv2.getTextSize(text, *font, 1)
+        cv2.rectangle(drawn, (0, inner[1] - rise - 12), (length + 16, inner[1]), (0, 0, 0), -1)
+        cv2.putText(drawn, text, (8, inner[1] - 8), *font, white, 1, cv2.LINE_AA)
+        framed = np.zeros((*canvas, 3), np.uint8)
+        framed[: inner[1], : inner[0]] = drawn[: canvas[0], : canvas[1]]
+        yield framed
+
+
+def _source(
+    dictionary: TwinDictionary, window: WindowRecord, paths: dict[str, Path]
+) -> Iterator[np.ndarray]:
+    """The frames of a window: of its video where that is known, else a still again and again."""
+    count = int(window.record["frames"])
+    key = dictionary.info["videos"][dictionary.patches["video"][window.patches.start]]
+    source = read_json(dictionary.path / PARTS / key / "video.json").get("source")
+    path = paths.get(str(source.get("sha256"))) if isinstance(source, dict) else None
+    if path is None:
+        still = window.image
+        for _ in range(count):
+            yield still
+        return
+    step = int((dictionary.info.get("config") or {}).get("frame_step", 1))
+    wanted = range(window.first, window.first + count * step, step)
+    with open_video(path) as video:
+        for frame in video.frames():
+            if frame.number in wanted:
+                yield frame.image()
+            if frame.number >= wanted[-1]:
+                return
+
+
+def _pixel(point: np.ndarray) -> tuple[int, int]:
+    x, y = np.round(point).astype(int)
+    return int(x), int(y)

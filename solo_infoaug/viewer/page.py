@@ -1,0 +1,119 @@
+"""A dictionary to look at: one page, one picture, or a movie."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from matplotlib.figure import Figure
+from PIL import Image
+
+from solo_infoaug._files import new_file
+from solo_infoaug.dictionary import TwinDictionary
+from solo_infoaug.dictionary.tools import video_table
+from solo_infoaug.errors import ConfigError
+from solo_infoaug.viewer import pictures
+from solo_infoaug.viewer.html import data_uri, png, render
+from solo_infoaug.viewer.movie import write_movie
+
+# Windows with the most twins are shown; a page of hundreds helps nobody.
+_WINDOWS = 12
+_PNG_WINDOWS = 4
+_DPI = 100
+
+
+def show(
+    dictionary: TwinDictionary,
+    file: str | os.PathLike[str],
+    videos: Sequence[str | os.PathLike[str]] = (),
+) -> None:
+    """Draw a dictionary: twins, tracks and MI of its richest windows and a gallery of pairs.
+
+    Args:
+        dictionary: what to draw.
+        file: `.html` for one self-contained page, `.png` for a picture, `.mp4` for the twins
+            moving along their tracks.
+        videos: for `.mp4`, the source videos or folders of them, to draw on their frames; without
+            them it is drawn on the frame of each window.
+
+    Raises:
+        ConfigError: the file name ends otherwise, or `videos` are given and it is no mp4.
+        OutputError: the file cannot be written.
+        DictionaryError: the dictionary's files are damaged.
+        VideoError: `videos` cannot be read, or the mp4 not be written.
+    """
+    path = Path(file)
+    kind = path.suffix.lower()
+    if kind not in (".html", ".png", ".mp4"):
+        raise ConfigError(f"the file to write must end in .html, .png or .mp4, not {path.name!r}")
+    if videos and kind != ".mp4":
+        raise ConfigError(f"--video: source videos are drawn in an .mp4, and {path.name} is none")
+    with new_file(path, "out") as fresh:
+        if kind == ".html":
+            # a file name need not be text in any encoding
+            fresh.write_text(_page(dictionary), encoding="utf-8", errors="backslashreplace")
+        elif kind == ".mp4":
+            sources = [Path(video) for video in videos]
+            write_movie(dictionary, pictures.richest_windows(dictionary, _WINDOWS), fresh, sources)
+        else:
+            _poster(dictionary).save(fresh)
+
+
+def _page(dictionary: TwinDictionary) -> str:
+    def window(index: int) -> dict[str, object]:
+        drawn = (
+            pictures.draw_twins,
+            pictures.draw_reasons,
+            pictures.draw_tracks,
+            pictures.draw_mi_matrix,
+            pictures.draw_mi_histogram,
+        )
+        return {
+            "record": dictionary.windows[index],
+            "images": [_embedded(draw(dictionary, index)) for draw in drawn],
+        }
+
+    return render(
+        "solo_infoaug.viewer",
+        "page.html.j2",
+        dictionary=dictionary,
+        videos=video_table(dictionary),
+        failed=dictionary.info.get("failed", {}),
+        config=dictionary.info.get("config", {}),
+        gallery=_embedded(pictures.draw_pairs(dictionary)) if len(dictionary.anchors) else None,
+        windows=[window(index) for index in pictures.richest_windows(dictionary, _WINDOWS)],
+    )
+
+
+def _poster(dictionary: TwinDictionary) -> Image.Image:
+    rows = []
+    for index in pictures.richest_windows(dictionary, _PNG_WINDOWS):
+        rows.append(
+            [
+                _image(draw(dictionary, index)).convert("RGB")
+                for draw in (pictures.draw_twins, pictures.draw_tracks)
+            ]
+        )
+    if len(dictionary.anchors):
+        rows.append([_image(pictures.draw_pairs(dictionary)).convert("RGB")])
+    width = max(sum(image.width for image in row) for row in rows)
+    height = sum(max(image.height for image in row) for row in rows)
+    poster = Image.new("RGB", (width, height), "white")
+    top = 0
+    for row in rows:
+        left = (width - sum(image.width for image in row)) // 2
+        for image in row:
+            poster.paste(image, (left, top))
+            left += image.width
+        top += max(image.height for image in row)
+    return poster
+
+
+def _image(figure: Figure) -> Image.Image:
+    return Image.open(io.BytesIO(png(figure, _DPI)))
+
+
+def _embedded(figure: Figure) -> str:
+    return data_uri(png(figure, _DPI))

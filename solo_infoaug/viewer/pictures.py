@@ -1,0 +1,268 @@
+"""Pictures of what was mined, as matplotlib figures.
+
+Those of a window raise ConfigError if there is no such window, and all DictionaryError if the files
+that they show are damaged.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import matplotlib
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+
+from solo_infoaug.dictionary import TwinDictionary
+from solo_infoaug.dictionary.store import WindowRecord
+from solo_infoaug.errors import ConfigError
+from solo_infoaug.mining.window import REASONS
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+# At most this many pairs are drawn on one frame; more cannot be told apart.
+_PAIRS = 30
+_WITH, _WITHOUT = "#ffb000", "#9ad0ff"
+# In the order of `REASONS`.
+_REASON_COLOURS = ("#ffb000", "#d62728", "#4c78a8", "#b279a2", "#dddddd", "#54a24b", "#333333")
+
+
+def draw_twins(dictionary: TwinDictionary, window: int, pairs: int = _PAIRS) -> Figure:
+    """The strongest twins on the frame of a window, joined by lines in the colour of their MI.
+
+    Each patch is drawn once: with `pairs` pairs at most, strongest first.
+    """
+    record = _window(dictionary, window)
+    image = record.image
+    figure, (axes,) = _frame_axes(image)
+    rows = dictionary.patches[record.patches.start : record.patches.stop]
+    twins = dictionary.twins[record.patches.start : record.patches.stop, 0].numpy()
+    mi = dictionary.mi[record.patches.start : record.patches.stop, 0].numpy()
+    for row in rows[twins < 0]:
+        axes.add_patch(_square(row, edgecolor="white", alpha=0.35, linewidth=0.6))
+
+    chosen = strongest_pairs(dictionary, record, pairs)
+    colours = matplotlib.colormaps["plasma"]
+    top = max((float(mi[i]) for i, _ in chosen), default=1.0)
+    norm = matplotlib.colors.Normalize(0.0, top)
+    for i, j in chosen:
+        colour = colours(norm(mi[i]))
+        for row in (rows[i], rows[j]):
+            axes.add_patch(_square(row, edgecolor=colour, linewidth=1.8))
+        axes.plot(
+            [rows["x"][i], rows["x"][j]], [rows["y"][i], rows["y"][j]], color=colour, linewidth=1.4
+        )
+    if chosen:
+        scale = matplotlib.cm.ScalarMappable(norm, colours)
+        figure.colorbar(scale, ax=axes, label="mutual information (nats)", shrink=0.8, pad=0.01)
+    count = int((twins >= 0).sum())
+    axes.set_title(
+        f"{_name(record)}: {count} of {len(rows)} patches have a twin"
+        + (f"; the {len(chosen)} strongest pairs" if count > 2 * len(chosen) else ""),
+        fontsize=10,
+    )
+    return figure
+
+
+def strongest_pairs(
+    dictionary: TwinDictionary, window: WindowRecord, count: int = _PAIRS
+) -> list[tuple[int, int]]:
+    """Up to `count` pairs of a patch and its twin, of highest MI; no patch comes twice.
+
+    Patches count within the window.
+    """
+    twins = dictionary.twins[window.patches.start : window.patches.stop, 0].numpy()
+    mi = dictionary.mi[window.patches.start : window.patches.stop, 0].numpy()
+    chosen: list[tuple[int, int]] = []
+    used: set[int] = set()
+    for i in np.argsort(-mi, kind="stable"):
+        j = int(twins[i]) - window.patches.start
+        if twins[i] >= 0 and i not in used and j not in used and len(chosen) < count:
+            chosen.append((int(i), j))
+            used |= {int(i), j}
+    return chosen
+
+
+def richest_windows(dictionary: TwinDictionary, count: int) -> list[int]:
+    """The `count` windows with the most patches that have a twin, in order of the dictionary."""
+    of_anchor = torch.from_numpy(dictionary.patches["window"])[dictionary.anchors].long()
+    twins = torch.bincount(of_anchor, minlength=len(dictionary.windows))
+    order = sorted(range(len(twins)), key=lambda window: (-int(twins[window]), window))
+    return sorted(order[:count])
+
+
+def draw_tracks(dictionary: TwinDictionary, window: int) -> Figure:
+    """The patches' tracks over the frame of a window, a dot where they end.
+
+    A second picture shows what is left of them without the background's motion.
+    """
+    record = _window(dictionary, window)
+    arrays = record.arrays
+    shown = [("as seen", arrays["tracks"])]
+    if "motion" in arrays:
+        rest = _places(dictionary, record)
+        own = arrays["motion"].swapaxes(0, 1).cumsum(axis=0)
+        own = np.concatenate([np.zeros_like(own[:1]), own])
+        shown.append(("without the background's motion", rest + own - own[len(own) // 2]))
+    figure, panels = _frame_axes(record.image, len(shown))
+    visible = arrays.get("visible", arrays.get("seen"))
+    has_twin = dictionary.twins[record.patches.start : record.patches.stop, 0].numpy() >= 0
+    for axes, (title, tracks) in zip(panels, shown, strict=True):
+        for p in range(tracks.shape[1]):
+            path = tracks[:, p] if visible is None else tracks[visible[:, p], p]
+            if len(path):
+                colour = _WITH if has_twin[p] else _WITHOUT
+                axes.plot(path[:, 0], path[:, 1], color=colour, linewidth=1.0, alpha=0.8)
+                axes.plot(*path[-1], "o", color=colour, markersize=2.5)
+        axes.plot([], [], color=_WITH, label="with a twin")
+        axes.plot([], [], color=_WITHOUT, label="without")
+        axes.legend(loc="lower right", fontsize=7, framealpha=0.7)
+        axes.set_title(
+            f"{_name(record)}: {tracks.shape[1]} tracks of {len(tracks)} frames, {title}",
+            fontsize=10,
+        )
+    return figure
+
+
+def draw_reasons(dictionary: TwinDictionary, window: int) -> Figure:
+    """What became of each patch of a window: a twin, or why there is none."""
+    record = _window(dictionary, window)
+    arrays = record.arrays
+    figure, (axes,) = _frame_axes(record.image)
+    centres, reason = arrays.get("centres"), arrays.get("reason")
+    side = float(record.record.get("patch", 0))
+    if centres is not None and reason is not None:
+        for number, name in enumerate(REASONS):
+            chosen = centres[reason == number]
+            for x, y in chosen:
+                corner = (x - 0.47 * side, y - 0.47 * side)
+                square = Rectangle(
+                    corner, 0.94 * side, 0.94 * side, color=_REASON_COLOURS[number], alpha=0.45
+                )
+                axes.add_patch(square)
+            axes.plot([], [], "s", color=_REASON_COLOURS[number], label=f"{name}: {len(chosen)}")
+        axes.legend(loc="lower right", fontsize=8, framealpha=0.85)
+    axes.set_title(f"{_name(record)}: what became of its patches", fontsize=10)
+    return figure
+
+
+def draw_mi_histogram(dictionary: TwinDictionary, window: int) -> Figure:
+    """The MI of all pairs and of the twins of a window, beside that of time-shifted surrogates."""
+    record = _window(dictionary, window)
+    arrays = record.arrays
+    rows = slice(record.patches.start, record.patches.stop)
+    pairs = arrays["mi"][np.triu_indices(len(arrays["mi"]), 1)]
+    shown = {
+        "time-shifted surrogates": (arrays.get("null", np.zeros(0)), "#999999"),
+        "all pairs": (pairs[np.isfinite(pairs)], "#3b7dd8"),
+        "twins": (dictionary.mi[rows, 0][dictionary.twins[rows, 0] >= 0].numpy(), _WITH),
+    }
+    figure = Figure(figsize=(5.4, 3.4), layout="constrained")
+    axes = figure.subplots()
+    finite = np.concatenate([values.ravel() for values, _ in shown.values()])
+    edges = (
+        np.linspace(min(float(finite.min()), 0.0), max(float(finite.max()), 0.1), 40)
+        if len(finite)
+        else np.linspace(0, 1, 40)
+    )
+    for name, (values, colour) in shown.items():
+        if len(values):
+            axes.hist(
+                values.ravel(), list(edges), density=True, alpha=0.55, color=colour, label=name
+            )
+    axes.set_xlabel("mutual information (nats)")
+    axes.set_ylabel("density")
+    axes.set_title(_name(record), fontsize=10)
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(fontsize=8)
+    return figure
+
+
+def draw_mi_matrix(dictionary: TwinDictionary, window: int) -> Figure:
+    """The MI of all pairs of a window's patches; grey where it was not estimated."""
+    record = _window(dictionary, window)
+    mi = record.arrays["mi"]
+    figure = Figure(figsize=(5.4, 4.6), layout="constrained")
+    axes = figure.subplots()
+    colours = matplotlib.colormaps["viridis"].with_extremes(bad="#dddddd")
+    finite = mi[np.isfinite(mi)]
+    top = max(float(np.percentile(finite, 99.5)), 1e-6) if len(finite) else 1.0
+    shown = axes.imshow(np.ma.masked_invalid(mi), cmap=colours, vmin=0.0, vmax=top)
+    figure.colorbar(shown, ax=axes, label="mutual information (nats)")
+    axes.set_xlabel("patch")
+    axes.set_ylabel("patch")
+    axes.set_title(_name(record), fontsize=10)
+    return figure
+
+
+def draw_pairs(dictionary: TwinDictionary, count: int = 24) -> Figure:
+    """A contact sheet of strong pairs: each patch above its twin, their MI above both.
+
+    The strongest pair of each window comes first, then the second of each; no patch comes twice.
+    """
+    ranked = [
+        (place, -float(dictionary.mi[row, 0]), row)
+        for window in dictionary.windows
+        for place, row in enumerate(
+            window.patches.start + i for i, _ in strongest_pairs(dictionary, window, count)
+        )
+    ]
+    chosen = [row for _, _, row in sorted(ranked)[:count]]
+    columns = max(1, min(12, len(chosen)))
+    rows = max(1, -(-len(chosen) // columns))
+    figure = Figure(figsize=(0.85 * columns, 2.1 * rows), layout="constrained")
+    grid = figure.subplots(2 * rows, columns, squeeze=False)
+    for axes in grid.ravel():
+        axes.set_axis_off()
+    for place, patch in enumerate(chosen):
+        row, column = divmod(place, columns)
+        twin = dictionary.twins[patch, 0]
+        pair = dictionary.crops(torch.stack([torch.tensor(patch), twin]))
+        for offset in (0, 1):
+            grid[2 * row + offset, column].imshow(pair[offset].permute(1, 2, 0).numpy())
+        grid[2 * row, column].set_title(f"{float(dictionary.mi[patch, 0]):.2f}", fontsize=8)
+    figure.suptitle("patches (above) and their twins (below); MI in nats", fontsize=9)
+    return figure
+
+
+def _window(dictionary: TwinDictionary, window: int) -> WindowRecord:
+    if not 0 <= window < len(dictionary.windows):
+        raise ConfigError(
+            f"window must be one of the dictionary's {len(dictionary.windows)} "
+            f"(0 to {len(dictionary.windows) - 1}), not {window!r}"
+        )
+    return dictionary.windows[window]
+
+
+def _places(dictionary: TwinDictionary, record: WindowRecord) -> np.ndarray:
+    """[P, 2]: where the patches of a window are, (x, y)."""
+    rows = dictionary.patches[record.patches.start : record.patches.stop]
+    return np.stack([rows["x"], rows["y"]], axis=1)
+
+
+def _name(record: WindowRecord) -> str:
+    # a dollar sign would begin a formula
+    return f"{record.video}, window {record.index}".replace("$", r"\$")
+
+
+def _frame_axes(image: np.ndarray, panels: int = 1) -> tuple[Figure, list[Axes]]:
+    """`panels` axes side by side, or one above the other for wide frames, showing `image`."""
+    height, width = image.shape[:2]
+    long = 9.0 if panels == 1 else 7.0
+    size = (long, long * height / width + 0.4) if width >= height else (long * width / height, long)
+    figure = Figure(figsize=(size[0] * panels, size[1]), layout="constrained")
+    made = list(figure.subplots(1, panels, squeeze=False)[0])
+    for axes in made:
+        # Dimmed, so that lines stand out
+        axes.imshow((image * 0.8).astype(np.uint8))
+        axes.set_xlim(0, width)
+        axes.set_ylim(height, 0)
+        axes.set_axis_off()
+    return figure, made
+
+
+def _square(row: np.void, **style: Any) -> Rectangle:
+    half = row["size"] / 2
+    return Rectangle((row["x"] - half, row["y"] - half), 2 * half, 2 * half, fill=False, **style)
