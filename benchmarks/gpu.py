@@ -20,9 +20,9 @@ numba (our engine on the CPU, the peer of `mi`). What is missing is said before 
 4. `fmicl`: a step with f-MICL; peer: the same step with the method's own InfoNCE.
 
 Launches of kernels, synchronisations of host and device and copies to the device are counted by
-torch.profiler over one step. Without CUDA nothing is launched and nothing waits: there the count is
-of what can make a host wait (`.item()`, `nonzero`) and of `.to(device)`, which is more than would,
-since draws are made on the CPU on purpose.
+torch.profiler over one step. Without CUDA nothing is launched, nothing waits and nothing is sent:
+there the count is of what can make a host wait (`.item()`, `nonzero`), which is more than would,
+since draws are made on the CPU on purpose, and of `.to(device)`.
 
 Writes benchmarks/results/gpu.md and gpu.json (`gpu_tiny_cpu` without a card). A part that is out of
 its time leaves rows out and says so.
@@ -656,9 +656,10 @@ def main() -> None:
         "copies: from the host to the device"
         if device.type == "cuda"
         else "waits: `.item()`, `nonzero` and `masked_select`, also on what is drawn on the CPU, "
-        "for which no card is waited for; copies: calls of `.to(device)`, `.cpu()` and `.cuda()`, "
-        "which move nothing here and are not waited for on a card. That views and steps wait for "
-        "nothing of the device is tested on torch's device `meta`"
+        "for which no card is waited for; copies: calls of `.to(device)`, `.cpu()` and `.cuda()`. "
+        "To a device that is not the CPU a step sends its twins and all that is drawn for their "
+        "views in one copy, and neither views nor steps wait for anything of it: both is tested on "
+        "torch's device `meta`"
     )
     report.say(f"\n{waits}. All of it took {time.perf_counter() - started:.0f} s.")
     options.out.mkdir(parents=True, exist_ok=True)

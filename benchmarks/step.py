@@ -2,8 +2,9 @@
 
 InfoAug's branch adds as many images as the view branch has, so the peer is the plain method with
 its batch doubled. A step is views (of InfoAug; the peer gets its views for nothing), losses,
-gradients, SGD and the moving average. Both take turns in one process; peak memory is that of a
-process of its own for each.
+gradients, SGD and the moving average. All take turns in one process, and a ratio is the median of
+those of the turns; peak memory is that of a process of its own for each. `ahead` is InfoAug with
+the next step's twins drawn and read in a thread meanwhile, which on a CPU is off by default.
 
     uv run python benchmarks/step.py [--methods simclr byol] [--sides 32 96] [--batch 32]
 """
@@ -14,11 +15,12 @@ import argparse
 import logging
 import multiprocessing
 import platform
-import statistics
 import tempfile
 import time
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
@@ -47,7 +49,9 @@ VIEW = {
 class Run:
     """A method that steps by hand, without a Trainer."""
 
-    def __init__(self, method: str, side: int, batch: int, twins: str | None) -> None:
+    def __init__(
+        self, method: str, side: int, batch: int, twins: str | None, ahead: bool | None = None
+    ) -> None:
         host = register()
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         count = batch if twins else 2 * batch
@@ -60,6 +64,7 @@ class Run:
         torch.manual_seed(0)
         self.module: Any = host.methods[method](cfg).to(self.device)
         self.module = self.module.to(memory_format=torch.channels_last)
+        self.module.prefetch_twins = ahead
         self.module.log = self.module.log_dict = lambda *args, **kwargs: None
         views = torch.randn(2, count, 3, side, side, device=self.device)
         labels = torch.zeros(count, dtype=torch.long, device=self.device)
@@ -67,8 +72,8 @@ class Run:
         self.optimizer = torch.optim.SGD(self.module.learnable_params, lr=0.01, momentum=0.9)
         self.done = 0
 
-    def step(self) -> tuple[float, float]:
-        """Seconds of the step, and of its twin views."""
+    def step(self) -> float:
+        """Seconds of the step."""
         self.wait()
         start = time.perf_counter()
         with torch.autocast("cuda", torch.float16, enabled=self.device.type == "cuda"):
@@ -79,14 +84,17 @@ class Run:
         for pair in getattr(self.module, "momentum_pairs", []):
             self.module.momentum_updater.update(*pair)
         self.wait()
-        whole, self.done = time.perf_counter() - start, self.done + 1
-        if self.module.infoaug is None:
-            return whole, 0.0
-        start = time.perf_counter()
-        with self.module._twin_randomness(self.done) as generator:
-            self.module._twin_batch(generator)
+        self.done += 1
+        return time.perf_counter() - start
+
+    def views(self) -> float:
+        """Seconds of the twin views of a step."""
         self.wait()
-        return whole, time.perf_counter() - start
+        start = time.perf_counter()
+        with self.module._twin_randomness(self.done) as seeds:
+            self.module._twin_batch(seeds)
+        self.wait()
+        return time.perf_counter() - start
 
     def wait(self) -> None:
         if self.device.type == "cuda":
@@ -124,6 +132,11 @@ def memory_of(*arguments: Any) -> float:
     return value
 
 
+def ratio(ours: Sequence[float], theirs: Sequence[float]) -> float:
+    """The median over turns."""
+    return median(a / b for a, b in zip(ours, theirs, strict=True))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
@@ -147,9 +160,9 @@ def main() -> None:
     print(
         f"batch {options.batch} + {options.batch} twin pairs; median of {options.turns} in turns\n"
     )
-    print("| method, pixels | plain, doubled, s | InfoAug, s | ratio | of best | views, s "
+    print("| method, pixels | plain, doubled, s | InfoAug, s | ratio | of best | ahead | views, s "
           "| ratio less views | plain, MiB | InfoAug, MiB | ratio |")  # fmt: skip
-    print("|---|---|---|---|---|---|---|---|---|---|")
+    print("|---" * 11 + "|")
     with tempfile.TemporaryDirectory() as folder:
         twins = str(Path(folder) / "twins")
         count = 2 * options.batch
@@ -158,16 +171,25 @@ def main() -> None:
         TwinDictionary.create(twins, pixels, partner, torch.ones(count, 1), windows=[0] * count)
         for method in options.methods:
             for side in options.sides:
-                peer = Run(method, side, options.batch, None)
-                ours = Run(method, side, options.batch, twins)
-                peer.step(), ours.step()  # warm up
-                times = [(peer.step()[0], *ours.step()) for _ in range(options.turns)]
-                a, b, views = (statistics.median(column) for column in zip(*times, strict=True))
-                best = min(t[1] for t in times) / min(t[0] for t in times)
-                del peer, ours
+                runs = [
+                    Run(method, side, options.batch, None),
+                    Run(method, side, options.batch, twins),
+                    Run(method, side, options.batch, twins, ahead=True),
+                ]
+                for run in runs:
+                    run.step()  # warm up
+                times = [
+                    (*(run.step() for run in runs), runs[1].views()) for _ in range(options.turns)
+                ]
+                plain, ours, ahead, views = zip(*times, strict=True)
+                runs[2].module._prefetch.clear()
+                del runs, run
                 m, n = (memory_of(method, side, options.batch, t) for t in (None, twins))
-                print(f"| {method}, {side} | {a:.3f} | {b:.3f} | {b / a:.3f} | {best:.3f} "
-                      f"| {views:.3f} | {(b - views) / a:.3f} | {m:.0f} | {n:.0f} | {n / m:.2f} |",
+                less = [b - v for b, v in zip(ours, views, strict=True)]
+                print(f"| {method}, {side} | {median(plain):.3f} | {median(ours):.3f} "
+                      f"| {ratio(ours, plain):.3f} | {min(ours) / min(plain):.3f} "
+                      f"| {ratio(ahead, plain):.3f} | {median(views):.3f} "
+                      f"| {ratio(less, plain):.3f} | {m:.0f} | {n:.0f} | {n / m:.2f} |",
                       flush=True)  # fmt: skip
 
 

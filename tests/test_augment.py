@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-import sys
+import contextlib
+import math
 from collections.abc import Callable
 from typing import Any
 
+import kornia.augmentation as K
 import pytest
 import torch
+from kornia.enhance import adjust_hue
 from omegaconf import OmegaConf
 from PIL import Image, ImageFilter, ImageOps
 from scipy.stats import ks_2samp, kstwo
@@ -15,7 +18,7 @@ from torch.overrides import TorchFunctionMode
 from torchvision.transforms import RandomResizedCrop, functional
 
 from solo_infoaug.errors import ConfigError
-from solo_infoaug.twin import views as augment
+from solo_infoaug.twin import views as twin_views
 from solo_infoaug.twin.randomness import fork_rng
 from solo_infoaug.twin.views import (
     blur,
@@ -24,6 +27,7 @@ from solo_infoaug.twin.views import (
     jitter,
     make_views,
     resized_crop,
+    turn_hue,
 )
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
@@ -103,8 +107,7 @@ def test_operations_are_pillows(
 def test_crops_are_pillows(side: int, size: int) -> None:
     random = torch.Generator().manual_seed(side)
     images = torch.randint(64, 192, (24, 3, side, side), dtype=torch.uint8, generator=random)
-    with fork_rng(0, torch.device("cpu")):
-        boxes = draw_boxes(len(images), side, side, (0.08, 1.0))
+    boxes = draw_boxes(len(images), side, side, (0.08, 1.0), torch.Generator().manual_seed(0))
     down_last = resized_crop(images / 255, boxes, size)
     across_last = resized_crop(images.mT / 255, boxes[:, [1, 0, 3, 2]], size).mT
     theirs = [
@@ -134,7 +137,7 @@ def test_boxes_are_drawn_like_torchvisions(
 ) -> None:
     count = 4000
     with fork_rng(1, torch.device("cpu")):
-        ours = draw_boxes(count, height, width, scale)
+        ours = draw_boxes(count, height, width, scale, torch.default_generator)
         image = torch.empty(3, height, width)
         theirs = torch.tensor(
             [RandomResizedCrop.get_params(image, scale, (3 / 4, 4 / 3)) for _ in range(count)]
@@ -156,7 +159,8 @@ def test_where_no_box_fits_it_is_torchvisions_middle() -> None:
         theirs = RandomResizedCrop.get_params(
             torch.empty(3, height, width), (1.0, 1.0), (3 / 4, 4 / 3)
         )
-        assert draw_boxes(1, height, width, (1.0, 1.0)).tolist() == [list(theirs)]
+        ours = draw_boxes(1, height, width, (1.0, 1.0), torch.Generator())
+        assert ours.tolist() == [list(theirs)]
 
 
 def test_blur_is_pillows_within_its_rounding(images: torch.Tensor) -> None:
@@ -282,45 +286,125 @@ def test_where_no_image_is_drawn_nothing_happens(images: torch.Tensor) -> None:
     torch.testing.assert_close(_raw(view), images[:1] / 255, atol=1e-4, rtol=0)
 
 
-def test_views_never_wait_for_the_device() -> None:
+_ALL_BUT_EQUALIZE = {
+    "rrc": {"enabled": True, "crop_min_scale": 0.2, "crop_max_scale": 1.0},
+    "color_jitter": {
+        "prob": 0.8,
+        "brightness": 0.4,
+        "contrast": 0.4,
+        "saturation": 0.2,
+        "hue": 0.1,
+    },
+    "grayscale": {"prob": 0.2},
+    "gaussian_blur": {"prob": 0.5},
+    "solarization": {"prob": 0.2},
+    "horizontal_flip": {"prob": 0.5},
+}
+
+
+def test_views_never_wait_for_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
     """On the device `meta` there are no values: whoever waits for one there fails.
 
-    What is drawn is drawn on the CPU, and sent; Kornia sends its own.
+    What is drawn is drawn on the CPU, and all of a batch's is sent in one copy.
     """
     sent = []
 
     class Watch(TorchFunctionMode):
         def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None):
             kwargs = kwargs or {}
-            caller = sys._getframe(1).f_code.co_filename
-            if function is torch.Tensor.to and caller == augment.__file__:
-                moved = any(isinstance(one, torch.device) for one in args[1:])
-                sent.extend([kwargs.get("non_blocking", False)] * moved)
+            moved = any(isinstance(one, torch.device) for one in args[1:])
+            if function is torch.Tensor.to and moved and args[0].device != args[1]:
+                sent.append(kwargs.get("non_blocking", False))
             return function(*args, **kwargs)
 
-    pipeline = build_pipeline(
-        _plain(
-            rrc={"enabled": True, "crop_min_scale": 0.2, "crop_max_scale": 1.0},
-            color_jitter={
-                "prob": 0.8,
-                "brightness": 0.4,
-                "contrast": 0.4,
-                "saturation": 0.2,
-                "hue": 0.1,
-            },
-            grayscale={"prob": 0.2},
-            gaussian_blur={"prob": 0.5},
-            solarization={"prob": 0.2},
-            horizontal_flip={"prob": 0.5},
-        ),
-        MEAN,
-        STD,
-    )
-    with torch.no_grad(), fork_rng(0, torch.device("cpu")), Watch():
-        view = pipeline.operations(torch.rand(32, 3, 24, 24, device="meta"))
-    assert view.device.type == "meta"
-    # boxes; which images, their blends, whose hue, angles; which images, their sigma
-    assert sent == [True] * 7
+    pipeline = build_pipeline(_plain(**_ALL_BUT_EQUALIZE, num_crops=2), MEAN, STD)
+    patches = torch.empty(32, 3, 24, 24, dtype=torch.uint8, device="meta")
+    # which is not made for `meta`
+    monkeypatch.setattr(torch, "autocast", lambda *args, **kwargs: contextlib.nullcontext())
+    with fork_rng(0, torch.device("cpu")), Watch():
+        views = make_views([pipeline, pipeline], patches, patches)
+    assert [view.device.type for view in views] == 4 * ["meta"]
+    assert sent == [True]
+
+
+def test_what_is_sent_arrives() -> None:
+    random = torch.Generator().manual_seed(0)
+    values = [
+        torch.randint(0, 256, (3, 5, 7), dtype=torch.uint8, generator=random),
+        torch.randn(5, generator=random),
+        torch.arange(0),
+        torch.randn(0, 3),
+        torch.randint(-9, 9, (1,), generator=random),
+        torch.randn(4, 6, generator=random).T,
+        torch.randn(3, dtype=torch.float64, generator=random),
+        torch.tensor([True, False, True]),
+    ]
+    got = twin_views._unpacked(twin_views._packed(values, pin=False), values)
+    for one, other in zip(values, got, strict=True):
+        torch.testing.assert_close(other, one, rtol=0, atol=0)
+    meta = twin_views.sent(values, torch.device("meta"))
+    assert [(v.dtype, v.shape) for v in meta] == [(v.dtype, v.shape) for v in values]
+    here = twin_views.sent(values, torch.device("cpu"))
+    assert all(one is other for one, other in zip(values, here, strict=True))
+
+
+@pytest.mark.parametrize("both", [False, True])
+def test_views_drawn_ahead_are_the_same(images: torch.Tensor, both: bool) -> None:
+    twins = images.flip(0)
+    entry = _plain(**_ALL_BUT_EQUALIZE, equalization={"prob": 0.2}, num_crops=2)
+    pipelines = [
+        build_pipeline(OmegaConf.merge(entry, {"crop_size": size}), MEAN, STD) for size in (24, 12)
+    ]
+    with fork_rng(5, torch.device("cpu")):
+        expected = make_views(pipelines, images, twins, both=both)
+        after = torch.get_rng_state()
+    state = torch.get_rng_state()
+    random = torch.Generator().manual_seed(5)
+    count, _, height, width = images.shape
+    drawn = twin_views.draw_views(pipelines, count, height, width, random, both=both)
+    before = [tensor.clone() for one in drawn for tensor in one]
+    for _ in range(2):  # nothing that was drawn is used up
+        views = twin_views.apply_views(pipelines, images, twins, drawn, both=both)
+        assert all(torch.equal(*pair) for pair in zip(views, expected, strict=True))
+    assert all(map(torch.equal, before, (tensor for one in drawn for tensor in one)))
+    assert torch.equal(random.get_state(), after)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize(
+    ("name", "theirs"),
+    [
+        ("grayscale", K.RandomGrayscale(p=0.4)),
+        ("solarization", K.RandomSolarize(thresholds=(0.5, 0.5), additions=0.0, p=0.4)),
+        ("horizontal_flip", K.RandomHorizontalFlip(p=0.4)),
+    ],
+)
+def test_draws_and_images_are_those_of_kornias_modules(
+    images: torch.Tensor, name: str, theirs: Any
+) -> None:
+    pipeline = build_pipeline(_plain(**{name: {"prob": 0.4}}), (0, 0, 0), (1, 1, 1))
+    ours, plain = [], []
+    with fork_rng(2, torch.device("cpu")):
+        ours += make_views([pipeline], images, images)
+        ours.append(torch.rand(3))
+    with fork_rng(2, torch.device("cpu")):
+        (crop,) = make_views([build_pipeline(_plain(), (0, 0, 0), (1, 1, 1))], images, images)
+        plain += [theirs(crop), torch.rand(3)]
+    assert all(map(torch.equal, ours, plain))
+    assert 0 < int((ours[0] != crop).any((1, 2, 3)).sum()) < len(images)
+
+
+def test_hue_is_kornias() -> None:
+    random = torch.Generator().manual_seed(0)
+    image = torch.rand(48, 3, 24, 24, generator=random)
+    image[:16] = (6 * image[:16]).round() / 6  # ties between channels, grey, black and white
+    image[16:32] = (255 * image[16:32]).round() / 255
+    angle = math.pi * (2 * torch.rand(48, generator=random) - 1)
+    angle[::5] *= 1e-7
+    before = image.clone()
+    difference = (turn_hue(image, angle) - adjust_hue(image, angle)).abs()
+    assert float(difference.max()) < 1e-6
+    assert torch.equal(image, before)
 
 
 def test_unknown_keys_are_named() -> None:

@@ -15,10 +15,12 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 
 from solo_infoaug.dictionary import TwinDictionary
 from solo_infoaug.errors import ConfigError, DictionaryError
 from solo_infoaug.host import find_host
+from solo_infoaug.twin import views as twin_views
 from solo_infoaug.twin.batch_norm import norms_of
 from solo_infoaug.twin.config import InfoAugConfig
 from solo_infoaug.twin.method import HOOKS, find_method, supported_methods
@@ -740,19 +742,45 @@ def test_compiled_models_train(host: Any, make_cfg: Any, twins_folder: Path, ste
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
 
+@pytest.mark.parametrize("prefetched", [False, True])
 @pytest.mark.parametrize("method", ["simclr", "byol"])
 def test_a_step_never_waits_for_the_device(
-    build: Callable[..., Any], method: str, monkeypatch: pytest.MonkeyPatch
+    build: Callable[..., Any], method: str, prefetched: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On the device `meta` there are no values: whoever asks for one there fails."""
+    """On the device `meta` there are no values: whoever asks for one there fails.
+
+    A step sends one piece to the device: patches, twins, indices and all that is drawn for views.
+    """
     monkeypatch.setattr(torch, "autocast", lambda *args, **kwargs: contextlib.nullcontext())
+    pieces = []
+    packed = twin_views._packed
+    monkeypatch.setattr(
+        twin_views, "_packed", lambda *args, **kwargs: pieces.append(1) or packed(*args, **kwargs)
+    )
     run = build(method)
     run.start()
     module = run.module.to("meta")
+    module.prefetch_twins = prefetched
     module.log = module.log_dict = lambda *args, **kwargs: None  # the tests' own, which read
-    index, views, labels = run.batch()
-    batch = [index.to("meta"), [view.to("meta") for view in views], labels.to("meta")]
-    loss = module.training_step(batch, 0)
-    loss.backward()
-    assert loss.device.type == "meta"
+    moved = []
+
+    class Watch(TorchFunctionMode):
+        def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None):
+            found = function(*args, **(kwargs or {}))
+            devices = [getattr(one, "device", None) for one in (args[0], found)]
+            if devices == [torch.device("cpu"), torch.device("meta")]:
+                moved.append(function.__name__)
+            return found
+
+    for step in range(2):
+        index, views, labels = run.batch()
+        batch = [index.to("meta"), [view.to("meta") for view in views], labels.to("meta")]
+        with Watch():
+            loss = module.training_step(batch, step)
+        loss.backward()
+        assert loss.device.type == "meta"
+    module._prefetch.clear()
+    assert len(pieces) == 2 + prefetched
+    # the second step's piece was sent by another thread, which this does not see
+    assert moved == ["to"] * (1 if prefetched else 2)
     assert all(p.grad is not None for p in _trained(module.twin.named_parameters()).values())

@@ -6,7 +6,9 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +18,13 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from omegaconf import DictConfig, OmegaConf
 
+from solo_infoaug.dictionary import TwinDictionary
 from solo_infoaug.host import find_host
 from solo_infoaug.training import TrainingResult, pretrain
 from solo_infoaug.twin.method import find_method, supported_methods
+from solo_infoaug.twin.prefetch import THREAD, Prefetch, TwinRequest, prepare
 from solo_infoaug.twin.randomness import fork_rng
-from solo_infoaug.twin.views import build_pipeline, make_views
+from solo_infoaug.twin.views import apply_views, build_pipeline, make_views
 
 pytestmark = pytest.mark.gpu
 
@@ -144,20 +148,99 @@ def test_two_cards(
     cfg.optimizer.batch_size = 4
     (tmp_path / "cfg.json").write_text(json.dumps(OmegaConf.to_container(cfg)))
     script = Path(__file__).with_name("two_processes.py")
-    done = subprocess.run(
-        [sys.executable, str(script), "train", str(tmp_path)],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
+    drawn = []
+    for what in ("train", "train_ahead"):
+        done = subprocess.run(
+            [sys.executable, str(script), what, str(tmp_path)],
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr[-2000:]
+        first, second = (
+            torch.load(tmp_path / f"{rank}.pt", map_location="cpu") for rank in range(2)
+        )
+        assert not torch.equal(first["index"][0], second["index"][0])
+        for name, weight in first["weights"].items():
+            if "running_" not in name:
+                torch.testing.assert_close(weight, second["weights"][name], rtol=0, atol=0)
+        drawn.append([torch.stack(one["index"]) for one in (first, second)])
+    assert all(map(torch.equal, *drawn))
+
+
+def _twins(cuda: torch.device, folder: Path, step: int) -> TwinRequest:
+    entry = OmegaConf.create(_ALL)
+    return TwinRequest(
+        pairs=step,
+        views=100 + step,
+        device=cuda,
+        dictionary=TwinDictionary.load(folder),
+        batch_size=16,
+        arm="random",
+        top_k=1,
+        temporal=True,
+        pipelines=[build_pipeline(entry, [0.0] * 3, [1.0] * 3)],
+        both=False,
     )
-    assert done.returncode == 0, done.stderr[-2000:]
-    first, second = (torch.load(tmp_path / f"{rank}.pt", map_location="cpu") for rank in range(2))
-    assert not torch.equal(first["index"][0], second["index"][0])
-    for name, weight in first["weights"].items():
-        if "running_" not in name:
-            torch.testing.assert_close(weight, second["weights"][name], rtol=0, atol=0)
+
+
+def test_twins_prepared_ahead_are_those_prepared_now(
+    cuda: torch.device, twins_folder: Path
+) -> None:
+    """The copy is made by another stream, while this one is busy and memory changes hands."""
+    requests = [_twins(cuda, twins_folder, step) for step in range(20)]
+    ahead = Prefetch()
+    busy = torch.randn(1024, 1024, device=cuda)
+    for step, request in enumerate(requests):
+        twins = ahead.take(request)
+        if step + 1 < len(requests):
+            ahead.start(requests[step + 1])
+        if step and cuda.type == "cuda":
+            assert twins.there is not None
+        views = apply_views(request.pipelines, twins.patch, twins.twin, twins.drawn)
+        busy = (busy @ busy).div_(32)
+        expected = prepare(replace(request, device=torch.device("cpu")))
+        pairs = [(twins.patch, expected.patch), (twins.twin, expected.twin)]
+        pairs.append((twins.index, expected.index))
+        for ours, theirs in zip(twins.drawn, expected.drawn, strict=True):
+            pairs += zip(ours, theirs, strict=True)
+        assert all(torch.equal(ours.cpu(), theirs) for ours, theirs in pairs)
+        again = apply_views(request.pipelines, twins.patch, twins.twin, twins.drawn)
+        assert all(map(torch.equal, views, again))
+        del twins
+    assert not [thread for thread in threading.enumerate() if thread.name == THREAD]
+
+
+@pytest.mark.parametrize("prefetched", [False, True])
+@pytest.mark.parametrize("method", ["simclr", "byol"])
+def test_a_step_never_waits_for_the_card(
+    cuda: torch.device,
+    host: Any,
+    make_cfg: Any,
+    twins_folder: Path,
+    steps: Any,
+    method: str,
+    prefetched: bool,
+) -> None:
+    cfg = host.parse_cfg(make_cfg(method, {"twins": str(twins_folder)}))
+    run = steps(host.methods[method](cfg).to(cuda), cfg)
+    run.start()
+    module = run.module
+    module.prefetch_twins = prefetched
+    module.log = module.log_dict = lambda *args, **kwargs: None  # the tests' own, which read
+    batches = [_moved(run.batch(), cuda) for _ in range(3)]
+    module.training_step(batches[0], 0).backward()  # libraries are set up
+    before = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for step in (1, 2):
+            module.training_step(batches[step], step).backward()
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
+        module._prefetch.clear()
+    torch.cuda.synchronize(cuda)
 
 
 _ALL = {

@@ -17,6 +17,7 @@ from torch import distributed, nn
 
 import solo_infoaug
 from solo_infoaug.training import pretrain
+from solo_infoaug.twin.branch import InfoAugMethod
 
 
 def losses(folders: list[Path]) -> None:
@@ -73,5 +74,6 @@ if __name__ == "__main__":
     if what == "losses":
         losses(folders)
     else:
+        InfoAugMethod.prefetch_twins = what == "train_ahead"
         cfg = OmegaConf.create(json.loads((folders[0] / "cfg.json").read_text()))
         pretrain(cfg, [Watch(folders[0])])

@@ -9,6 +9,7 @@ import dataclasses
 import hashlib
 import math
 import os
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -156,6 +157,7 @@ class TwinDictionary:
             "".join(digest for part in parts for digest in part.digests).encode()
         ).hexdigest()[:16]
         self._maps: dict[int, torch.Tensor] = {}
+        self._opening = threading.Lock()
         self._window_of = torch.from_numpy(self.patches["window"].astype(np.int64))
         # Patches of each window are neighbours, and so are its anchors: first and how many
         self._patches_of = torch.tensor([(w.patches.start, len(w.patches)) for w in self.windows])
@@ -271,7 +273,7 @@ class TwinDictionary:
             raise DictionaryError(f"{self.path}: no patch has a twin; mine more or other video")
         index = self.anchors[draw(len(self.anchors), batch_size, generator)]
         # Every random number is drawn for every arm, so that all arms see the same patches.
-        choice = torch.rand(batch_size, generator=generator)
+        choice = torch.rand(batch_size, dtype=torch.float32, generator=generator)
         moments = torch.randint(self.pixels_shape[1], (2, batch_size), generator=generator)
         if not temporal:
             moments.zero_()
@@ -304,11 +306,12 @@ class TwinDictionary:
 
     def _open(self, number: int) -> torch.Tensor:
         """uint8 [n, S, 3, H, W]: a shard's pixels, mapped; the latest stay open."""
-        if number not in self._maps:
-            while len(self._maps) >= _OPEN_SHARDS:
-                self._maps.pop(next(iter(self._maps)))
-            self._maps[number] = self._shards[number].map()
-        return self._maps[number]
+        with self._opening:  # training reads ahead in a thread of its own
+            if number not in self._maps:
+                while len(self._maps) >= _OPEN_SHARDS:
+                    self._maps.pop(next(iter(self._maps)))
+                self._maps[number] = self._shards[number].map()
+            return self._maps[number]
 
     @classmethod
     def create(

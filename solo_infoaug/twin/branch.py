@@ -28,10 +28,11 @@ from solo_infoaug.twin.batch_norm import exchanged, frozen, norms_of, own_norms
 from solo_infoaug.twin.config import InfoAugConfig, read_infoaug, write_infoaug
 from solo_infoaug.twin.fmicl import check_method
 from solo_infoaug.twin.method import MethodSpec, find_method
+from solo_infoaug.twin.prefetch import Prefetch, TwinRequest
 from solo_infoaug.twin.randomness import fork_rng
 from solo_infoaug.twin.resume import Resumption, take_late_buffers
 from solo_infoaug.twin.twins import check_dictionary, open_dictionary, open_if_there, risks
-from solo_infoaug.twin.views import Pipeline, make_views, run_pipelines, sent
+from solo_infoaug.twin.views import Pipeline, apply_views, run_pipelines
 
 # Parameter groups that the view branch already has, or that a branch without labels has no use for.
 _NOT_THE_BRANCHS = {*BACKBONE_NAMES.values(), "classifier", "momentum_classifier"}
@@ -267,6 +268,9 @@ class InfoAugMethod(Method):
     resumption: Resumption | None = None
     """What is to be put back, from a checkpoint's loading until the first epoch has begun."""
 
+    prefetch_twins: bool | None = None
+    """Prepare the next twin batch while a step runs; None: where the model is on a card."""
+
     def __init__(self, cfg: DictConfig | None = None, *args: Any, **kwargs: Any) -> None:
         config = None if cfg is None else read_infoaug(cfg)
         if cfg is None:  # the PyPI release's own keyword arguments
@@ -291,6 +295,7 @@ class InfoAugMethod(Method):
             check_dictionary(self.twin_dictionary, config)
         self.twin_views = build_views(self.infoaug_host, cfg, config)
         self.twin = build_branch(spec, cfg, config, self)
+        self._prefetch = Prefetch()
         write_infoaug(cfg, config)
 
     # --- copies, whole models on disk, other processes ---------------------------------------
@@ -325,50 +330,81 @@ class InfoAugMethod(Method):
         loss = super().training_step(batch, batch_idx)
         if self.infoaug is None:
             return loss
-        with self._twin_randomness(batch_idx) as draw:
-            twin_batch = self._twin_batch(draw)
+        with self._twin_randomness(batch_idx) as seeds:
+            twin_batch = self._twin_batch(seeds)
+            self._prepare_next(batch_idx)
             with self.twin.backbone_for_twins():
                 twin_loss = self.twin.training_step(twin_batch, batch_idx)
         self.log("twin_loss", twin_loss, on_epoch=True, sync_dist=True)
         return loss + self.infoaug.weight * twin_loss
 
+    def _twin_seeds(self, moment: int) -> tuple[int, int]:
+        """Seeds of the choice of pairs and of all else, by seed, rank, epoch and `moment`."""
+        seed = int(OmegaConf.select(self.cfg, "seed", default=0))
+        sequence = np.random.SeedSequence([seed, self.global_rank, self.current_epoch, moment])
+        pairs, rest = (n >> 1 for n in sequence.generate_state(2, np.uint64).tolist())
+        return pairs, rest
+
     @contextmanager
-    def _twin_randomness(self, moment: int) -> Iterator[torch.Generator]:
+    def _twin_randomness(self, moment: int) -> Iterator[tuple[int, int]]:
         """Inside, the branch draws by seed, rank, epoch and `moment` (the step) alone.
 
         So a resumed run draws what an uninterrupted one would, and the view branch draws what a
         run without InfoAug does.
 
         Yields:
-            the generator of the choice of pairs.
+            the seeds, for `_twin_batch`.
         """
-        seed = int(OmegaConf.select(self.cfg, "seed", default=0))
-        sequence = np.random.SeedSequence([seed, self.global_rank, self.current_epoch, moment])
-        draw, rest = (int(n) for n in sequence.generate_state(2, np.uint64) >> 1)
-        with fork_rng(rest, self.device):
-            yield torch.Generator().manual_seed(draw)
+        seeds = self._twin_seeds(moment)
+        with fork_rng(seeds[1], self.device):
+            yield seeds
 
-    def _twin_batch(self, generator: torch.Generator) -> list[Any]:
+    def _twin_request(self, seeds: tuple[int, int]) -> TwinRequest:
+        assert self.infoaug is not None
+        assert self.infoaug.batch_size is not None
+        assert self.twin_dictionary is not None
+        return TwinRequest(
+            *seeds,
+            device=self.device,
+            dictionary=self.twin_dictionary,
+            batch_size=self.infoaug.batch_size,
+            arm=self.infoaug.arm,
+            top_k=self.infoaug.top_k,
+            temporal=self.infoaug.temporal,
+            pipelines=self.twin_views,
+            both=self.infoaug_spec.both_views,
+        )
+
+    @torch.compiler.disable  # its shapes change from step to step
+    def _twin_batch(self, seeds: tuple[int, int]) -> list[Any]:
         """Patches and twins of a step as a solo-learn batch: indices, views, labels.
 
         A patch is a class of its own: its label is its index in the dictionary.
         """
-        assert self.infoaug is not None
-        assert self.infoaug.batch_size is not None
-        assert self.twin_dictionary is not None
-        patch, twin, index = self.twin_dictionary.sample(
-            self.infoaug.batch_size,
-            generator,
-            arm=self.infoaug.arm,
-            top_k=self.infoaug.top_k,
-            temporal=self.infoaug.temporal,
+        request = self._twin_request(seeds)
+        twins = self._prefetch.take(request)
+        # the method draws after the views
+        torch.default_generator.set_state(twins.random)
+        views = apply_views(
+            request.pipelines, twins.patch, twins.twin, twins.drawn, both=request.both
         )
-        device = self.device
-        patch, twin, index = (sent(tensor, device) for tensor in (patch, twin, index))
-        views = make_views(self.twin_views, patch, twin, both=self.infoaug_spec.both_views)
         # as the loader's batches are, for precisions in which the weights are not float32
         plugin = getattr(self._trainer, "precision_plugin", None)
-        return [index, views if plugin is None else plugin.convert_input(views), index]
+        views = views if plugin is None else plugin.convert_input(views)
+        return [twins.index, views, twins.index]
+
+    @torch.compiler.disable
+    def _prepare_next(self, batch_idx: int) -> None:
+        """Begin to prepare the twins of the next step of this epoch.
+
+        Between epochs loaders start their workers, and a process is best forked by its only thread.
+        """
+        module: Any = self
+        wanted = self.prefetch_twins
+        if wanted is None:  # on the CPU it would take from the step what it gives
+            wanted = module.device.type == "cuda"
+        if wanted and not getattr(module._trainer, "is_last_batch", False):
+            self._prefetch.start(self._twin_request(self._twin_seeds(batch_idx + 1)))
 
     # --- optimisation ------------------------------------------------------------------------
 
@@ -431,6 +467,12 @@ class InfoAugMethod(Method):
         if self.infoaug is not None:
             self.twin.on_after_backward()
         super().on_after_backward()
+
+    def on_train_end(self) -> None:
+        """Forget the twins of a step that does not come."""
+        if self.infoaug is not None:
+            self._prefetch.clear()
+        super().on_train_end()
 
     # --- checkpoints -------------------------------------------------------------------------
 

@@ -115,6 +115,10 @@ class TwinLoss(ExtraLoss):
         """Forwarded to the branch."""
         self.twins.on_after_backward()
 
+    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+        """Forget the twins of a step that does not come."""
+        self.twins.on_train_end()
+
     # --- checkpoints -------------------------------------------------------------------------
 
     def on_save_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
@@ -211,6 +215,9 @@ class _Nothing:
             self.method.on_train_epoch_start()
 
     def on_after_backward(self) -> None:
+        return
+
+    def on_train_end(self) -> None:
         return
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -1,23 +1,26 @@
-"""solo-learn's `augmentations` as pipelines of Kornia modules, on the images' device.
+"""solo-learn's `augmentations` as pipelines of operations, on the images' device.
 
 The operations, their order and probabilities are those of solo-learn's torchvision pipelines.
-Cropping, jitter and blur are modules of our own, because Kornia's are not Pillow's (docs/views.md
-has the measurements): each is a pure function of its parameters, and a module that draws them, one
-set an image. Images stay in [0, 1] until they are normalised last.
+Cropping, jitter and blur are functions of our own, because Kornia's are not Pillow's (docs/views.md
+has the measurements). Each operation draws its parameters first, one set an image, on the CPU and
+from a generator that it is given; applied to images it draws nothing. So the parameters of a whole
+batch of views can be drawn ahead, in any thread, and sent to a device in one copy. Images stay in
+[0, 1] until they are normalised last.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from itertools import accumulate
+from typing import Any, Protocol
 
-import kornia.augmentation as K
+import numpy as np
 import torch
 from kornia.color import rgb_to_grayscale
-from kornia.enhance import adjust_hue
+from kornia.enhance import equalize
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
@@ -42,25 +45,67 @@ _ASPECT_RATIO = (3 / 4, 4 / 3)  # width / height of a crop, torchvision's defaul
 _CROP_TRIES = 10  # torchvision's, before it takes the middle of the image
 _SOLARIZE_FROM = 0.5  # Pillow inverts the levels from 128 on: 127.5 lies between
 _HUE = 3  # the last of the four parts of colour jitter: brightness, contrast, saturation, hue
+_ALIGNED = 16  # bytes: where a tensor may begin in what is sent
+
+Drawn = tuple[Tensor, ...]
+"""What an operation draws for a batch, on the CPU or sent to a device."""
+
+
+class Operation(Protocol):
+    """One step of a pipeline."""
+
+    def draw(self, count: int, height: int, width: int, random: torch.Generator) -> Drawn:
+        """What the operation needs for `count` images of a pipeline's input size, on the CPU."""
+
+    def __call__(self, image: Tensor, *drawn: Tensor) -> Tensor:
+        """Float32 [B, 3, H, W] → the same; may be done in place, as all but the first is."""
 
 
 @dataclass(frozen=True)
 class Pipeline:
     """One entry of `augmentations`: how its views are made, their size, and how many."""
 
-    operations: nn.Sequential
+    operations: tuple[Operation, ...]
     crop_size: int
     num_crops: int
 
 
-def sent(values: Tensor, device: torch.device) -> Tensor:
-    """A copy on the device, or the values themselves where they are there; nobody waits for it.
+def sent(values: Sequence[Tensor], device: torch.device) -> list[Tensor]:
+    """The values, from the CPU to the device in one copy, for which nobody waits.
 
-    A copy from memory that is not pinned may wait for all that the device has been asked for.
+    A copy from memory that is not pinned may wait for all that the device has been asked for. On
+    the CPU these are the values themselves.
     """
-    if device.type == "cuda" and values.device.type == "cpu":
-        values = values.pin_memory()
-    return values.to(device, non_blocking=True)
+    if device.type == "cpu":
+        return list(values)
+    return _unpacked(
+        _packed(values, pin=device.type == "cuda").to(device, non_blocking=True), values
+    )
+
+
+def _places(values: Sequence[Tensor]) -> list[int]:
+    """Where each value begins among bytes, and where the last one ends."""
+    sizes = (-(-value.nbytes // _ALIGNED) * _ALIGNED for value in values)
+    return [0, *accumulate(sizes)]
+
+
+def _packed(values: Sequence[Tensor], pin: bool) -> Tensor:
+    """The bytes of CPU tensors in one piece, uint8."""
+    places = _places(values)
+    packed = torch.empty(places[-1], dtype=torch.uint8, pin_memory=pin)
+    # numpy copies on the thread that it is called from, and lets others run meanwhile
+    room = packed.numpy()
+    for value, start in zip(values, places, strict=False):
+        room[start : start + value.nbytes] = value.contiguous().numpy().reshape(-1).view(np.uint8)
+    return packed
+
+
+def _unpacked(packed: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
+    """The values again, which share the memory of the bytes."""
+    return [
+        packed[start : start + value.nbytes].view(value.dtype).view(value.shape)
+        for value, start in zip(like, _places(like), strict=False)
+    ]
 
 
 def draw_boxes(
@@ -68,23 +113,25 @@ def draw_boxes(
     height: int,
     width: int,
     scale: tuple[float, float],
+    random: torch.Generator,
     ratio: tuple[float, float] = _ASPECT_RATIO,
 ) -> Tensor:
-    """Boxes as torchvision's `RandomResizedCrop` draws them, from torch's CPU generator.
+    """Boxes as torchvision's `RandomResizedCrop` draws them.
 
     Args:
         count: of boxes.
         height: of the image, pixels.
         width: likewise.
         scale: least and largest share of the image's area.
+        random: a CPU generator.
         ratio: least and largest width / height, drawn uniformly in its logarithm.
 
     Returns:
         int64 [count, 4], on the CPU: top, left, height, width.
     """
     shape = (count, _CROP_TRIES)
-    area = height * width * _uniform(shape, *scale)
-    aspect = _uniform(shape, math.log(ratio[0]), math.log(ratio[1])).exp()
+    area = height * width * _uniform(shape, *scale, random)
+    aspect = _uniform(shape, math.log(ratio[0]), math.log(ratio[1]), random).exp()
     tall, wide = (area / aspect).sqrt().round(), (area * aspect).sqrt().round()
     fits = (tall > 0) & (tall <= height) & (wide > 0) & (wide <= width)
     found, first = fits.any(1), fits.int().argmax(1, keepdim=True)
@@ -93,7 +140,8 @@ def draw_boxes(
     tall = tall.gather(1, first)[:, 0].where(found, float(tallest))
     wide = wide.gather(1, first)[:, 0].where(found, float(widest))
     room = torch.stack([height - tall, width - wide])
-    place = (_uniform((2, count), 0, 1) * (room + 1)).floor().where(found, (room / 2).floor())
+    place = (_uniform((2, count), 0, 1, random) * (room + 1)).floor()
+    place = place.where(found, (room / 2).floor())
     return torch.stack([*place, tall, wide], dim=1).long()
 
 
@@ -105,14 +153,15 @@ def resized_crop(image: Tensor, boxes: Tensor, size: int) -> Tensor:
 
     Args:
         image: float [B, C, H, W] in [0, 1].
-        boxes: int64 [B, 4]: top, left, height, width, inside the image.
+        boxes: [B, 4], whole numbers of any type, on the image's device: top, left, height, width,
+            inside the image.
         size: of the result, pixels.
 
     Returns:
         float [B, C, size, size] in [0, 1], in steps of 1/255.
     """
     count, channels, height, width = image.shape
-    top, left, tall, wide = sent(boxes.to(image.dtype), image.device).unbind(1)
+    top, left, tall, wide = boxes.to(image.dtype).unbind(1)
     across, down = _bicubic(left, wide, width, size), _bicubic(top, tall, height, size)
     rows = torch.bmm(image.reshape(count, channels * height, width), across.mul_(255).mT)
     rows = rows.round_().clamp_(0, 255).view(count, channels, height, size)
@@ -153,26 +202,79 @@ def jitter(image: Tensor, factors: Tensor, order: Tensor) -> Tensor:
     Returns:
         float [B, 3, H, W] in [0, 1].
     """
+    return _jittered(image.clone(), *sent(_turns(factors, order), image.device))
+
+
+def _turns(factors: Tensor, order: Tensor) -> Drawn:
+    """What `jitter` does in each of its four turns, float32.
+
+    Returns:
+        [4, B, 3], of each turn and image: the factor of the blend (1 for none), 1 where its other
+        image is the mean grey, 1 where it is the grey; for each turn the images whose hue is
+        turned, int64 [B′]; for each turn the angles by which.
+    """
     now = factors.gather(1, order)
     blends = torch.stack([now.where(order != _HUE, 1.0), order == 1, order == 2]).transpose(0, 2)
-    # rows of the images whose hue is turned, by turns
     turn, turned = ((order == _HUE) & (now != 0)).T.nonzero().unbind(1)
     counts = torch.bincount(turn, minlength=order.shape[1]).tolist()
-    angles = sent((2 * math.pi * now[turned, turn]).to(image.dtype), image.device)
-    places = zip(
-        sent(blends.to(image.dtype).contiguous(), image.device)[..., None, None, None].unbind(0),
-        sent(turned, image.device).split(counts),
-        angles.split(counts),
-        strict=True,
-    )
+    angles = (2 * math.pi * now[turned, turn]).float()
+    return blends.float(), *turned.split(counts), *angles.split(counts)
+
+
+def _jittered(image: Tensor, blends: Tensor, *hues: Tensor) -> Tensor:
+    """`jitter` in place, by `_turns`."""
+    turned, angles = hues[: len(blends)], hues[len(blends) :]
+    places = zip(blends[..., None, None, None].unbind(0), turned, angles, strict=True)
     for blend, rows, angle in places:
-        factor, to_mean, to_grey = blend.unbind(1)
+        factor, to_mean, to_grey = blend.to(image.dtype).unbind(1)
         grey = rgb_to_grayscale(image)
-        other = to_mean * grey.mean((-2, -1), keepdim=True) + to_grey * grey
-        image = torch.lerp(other, image, factor).clamp_(0, 1)
+        mean = grey.mean((-2, -1), keepdim=True)
+        other = grey.mul_(to_grey).add_(to_mean * mean)
+        torch.lerp(other, image, factor, out=image).clamp_(0, 1)
         if len(rows):
-            image[rows] = adjust_hue(image[rows], angle)
+            image.index_copy_(0, rows, turn_hue(image[rows], angle))
     return image
+
+
+def turn_hue(image: Tensor, angle: Tensor) -> Tensor:
+    """Add to the hue of HSV.
+
+    Kornia's `adjust_hue`, to the bit in float32. That selects by `torch.where`, which PyTorch does
+    not vectorise on the CPU, nineteen times; `lerp` with a weight of 0 or 1 selects the same.
+
+    Args:
+        image: float [B, 3, H, W] in [0, 1].
+        angle: float [B], radians, in [-2π, 2π].
+
+    Returns:
+        float [B, 3, H, W] in [0, 1].
+    """
+    circle = 2 * math.pi
+    most = image.amax(1)
+    spread = most - image.amin(1)
+    saturation = spread / (most + 1e-8)
+    spread.clamp_(min=torch.finfo(image.dtype).tiny)  # of grey, whose hue is 0
+    red, green, blue = (most[:, None] - image).unbind(1)  # 0 where a channel is the largest
+    hue = (green - red).add_(spread, alpha=4)
+    hue.lerp_((red - blue).add_(spread, alpha=2), (green == 0).to(image.dtype))
+    hue.lerp_(blue - green, (red == 0).to(image.dtype))
+    hue.div_(spread).div_(6)
+    hue.sub_(hue.floor())
+    hue.sub_(hue.ge(1).to(image.dtype))  # where a small negative one was rounded
+    hue.mul_(circle).add_(angle[:, None, None])
+    hue.add_(hue.lt(0).to(image.dtype), alpha=circle)
+    hue.sub_(hue.ge(circle).to(image.dtype), alpha=circle)
+    sextant = hue.div_(circle).mul_(6).floor()
+    part = hue.sub_(sextant)
+    odd = sextant - (sextant / 2).floor_().mul_(2)
+    part = torch.lerp(1 - part, part, odd)
+    least = (1 - saturation).mul_(most)
+    middle = part.mul_(saturation).neg_().add_(1).mul_(most)
+    # 2 where a channel is the largest, 1 in the middle, 0 the least
+    level = sextant[:, None] - torch.arange(0, 6, 2, device=image.device)[:, None, None]
+    level.add_(level.lt(0).to(image.dtype), alpha=6).sub_(2.5).abs_().sub_(0.5)
+    out = torch.lerp(least[:, None], middle[:, None], level.clamp(max=1))
+    return out.lerp_(most[:, None], level.sub_(1).clamp_(min=0))
 
 
 def blur(image: Tensor, sigma: Tensor) -> Tensor:
@@ -182,13 +284,14 @@ def blur(image: Tensor, sigma: Tensor) -> Tensor:
 
     Args:
         image: float [B, C, H, W] in [0, 1].
-        sigma: float [B], pixels, at most 2: solo-learn's largest, for which the box has room.
+        sigma: float [B], pixels, on the image's device, at most 2: solo-learn's largest, for which
+            the box has room.
 
     Returns:
         float [B, C, H, W] in [0, 1].
     """
     count, channels, height, width = image.shape
-    sigma = sent(sigma.to(image.dtype), image.device)
+    sigma = sigma.to(image.dtype)
     across, down = _three_boxes(sigma, width), _three_boxes(sigma, height)
     rows = torch.bmm(image.reshape(count, channels * height, width), across.mT)
     rows = rows.view(count, channels, height, width)
@@ -210,70 +313,165 @@ def _three_boxes(sigma: Tensor, pixels: int) -> Tensor:
     return weights @ weights @ weights
 
 
-def _uniform(shape: tuple[int, ...], low: float, high: float) -> Tensor:
-    return torch.rand(shape, dtype=torch.float64) * (high - low) + low
+def _uniform(shape: tuple[int, ...], low: float, high: float, random: torch.Generator) -> Tensor:
+    return torch.rand(shape, dtype=torch.float64, generator=random) * (high - low) + low
 
 
-def _some(count: int, probability: float) -> Tensor:
+def _some(count: int, probability: float, random: torch.Generator) -> Tensor:
     """The indices of the images that an operation acts on."""
-    return (torch.rand(count) < probability).nonzero()[:, 0]
+    # with a "true" precision Lightning sets another default dtype, which draws other numbers
+    draw = torch.rand(count, dtype=torch.float32, generator=random)
+    return (draw < probability).nonzero()[:, 0]
 
 
-class ResizedCrop(nn.Module):
+@dataclass(frozen=True)
+class ResizedCrop:
     """The whole image, or a random box of it for `scale`, resized to a square."""
 
-    def __init__(self, size: int, scale: tuple[float, float] | None = None) -> None:
-        super().__init__()
-        self.size, self.scale = size, scale
+    size: int
+    scale: tuple[float, float] | None = None
 
-    def forward(self, image: Tensor) -> Tensor:
-        """Float [B, 3, H, W] in [0, 1] → [B, 3, size, size], each image by its own box."""
-        count, _, height, width = image.shape
+    def draw(self, count: int, height: int, width: int, random: torch.Generator) -> Drawn:
+        """The boxes, float32 [B, 4]."""
         if self.scale is None:
-            boxes = torch.tensor([[0, 0, height, width]]).expand(count, 4)
-        else:
-            boxes = draw_boxes(count, height, width, self.scale)
+            return (torch.tensor([[0.0, 0.0, height, width]]).float().repeat(count, 1),)
+        return (draw_boxes(count, height, width, self.scale, random).float(),)
+
+    def __call__(self, image: Tensor, *drawn: Tensor) -> Tensor:
+        """Float [B, 3, H, W] in [0, 1] → [B, 3, size, size], each image by its own box."""
+        (boxes,) = drawn
         return resized_crop(image, boxes, self.size)
 
 
-class ColorJitter(nn.Module):
+@dataclass(frozen=True)
+class ColorJitter:
     """torchvision's `ColorJitter` with a probability; see `jitter`."""
 
-    def __init__(self, strengths: Sequence[float], p: float) -> None:
-        super().__init__()
-        self.strengths, self.p = tuple(strengths), p
+    strengths: tuple[float, ...]
+    p: float
 
-    def forward(self, image: Tensor) -> Tensor:
-        """Float [B, 3, H, W] in [0, 1] → the same, each image by its own draw."""
-        some = _some(len(image), self.p)
+    def draw(self, count: int, height: int, width: int, random: torch.Generator) -> Drawn:
+        """Which images, and what is done to them in each turn."""
+        some = _some(count, self.p, random)
         *blends, hue = self.strengths
         ranges = [(max(0.0, 1 - strength), 1 + strength) for strength in blends] + [(-hue, hue)]
-        factors = torch.stack([_uniform((len(some),), *limits) for limits in ranges], dim=1)
-        order = torch.rand(len(some), len(ranges)).argsort(1)
-        there = sent(some, image.device)
-        return image.index_copy(0, there, jitter(image[there], factors, order))
+        factors = torch.stack([_uniform((len(some),), *limits, random) for limits in ranges], dim=1)
+        shape = (len(some), len(ranges))
+        order = torch.rand(shape, dtype=torch.float32, generator=random).argsort(1)
+        return some, *_turns(factors, order)
+
+    def __call__(self, image: Tensor, *drawn: Tensor) -> Tensor:
+        """Float [B, 3, H, W] in [0, 1] → the same, each image by its own draw."""
+        some, *turns = drawn
+        return image.index_copy_(0, some, _jittered(image[some], *turns))
 
 
-class GaussianBlur(nn.Module):
+@dataclass(frozen=True)
+class Grayscale:
+    """The luminance in all three channels, with a probability."""
+
+    p: float
+
+    def draw(self, count: int, height: int, width: int, random: torch.Generator) -> Drawn:
+        """Which images."""
+        return (_some(count, self.p, random),)
+
+    def __call__(self, image: Tensor, *drawn: Tensor) -> Tensor:
+        """Float [B, 3, H, W] in [0, 1] → the same."""
+        (some,) = drawn
+        return image.index_copy_(0, some, rgb_to_grayscale(image[some]).expand(-1, 3, -1, -1))
+
+
+@dataclass(frozen=True)
+class GaussianBlur:
     """solo-learn's `GaussianBlur` with a probability; see `blur`."""
 
-    def __init__(self, p: float) -> None:
-        super().__init__()
-        self.p = p
+    p: float
 
-    def forward(self, image: Tensor) -> Tensor:
+    def draw(self, count: int, height: int, width: int, random: torch.Generator) -> Drawn:
+        """Which images, and their sigma."""
+        some = _some(count, self.p, random)
+        return some, _uniform((len(some),), *_BLUR_SIGMA, random).float()
+
+    def __call__(self, image: Tensor, *drawn: Tensor) -> Tensor:
         """Float [B, 3, H, W] in [0, 1] → the same, each image by its own draw."""
-        some = _some(len(image), self.p)
-        there = sent(some, image.device)
-        return image.index_copy(0, there, blur(image[there], _uniform((len(some),), *_BLUR_SIGMA)))
+        some, sigma = drawn
+        return image.index_copy_(0, some, blur(image[some], sigma))
 
 
-class Levels(nn.Module):
-    """Round to the 8-bit levels that Pillow's equalization counts; Kornia's would cut them off."""
+@dataclass(frozen=True)
+class Solarize:
+    """Invert what is bright, with a probability."""
 
-    def forward(self, image: Tensor) -> Tensor:
-        """Float [B, 3, H, W] in [0, 1] → the same, rounded to multiples of 1/255."""
-        return image.mul(255).round_().div_(255)
+    p: float
+
+    def draw(self, count: int, height: int, width: int, random: torch.Generator) -> Drawn:
+        """Which images."""
+        some = _some(count, self.p, random)
+        # Kornia's module draws a threshold and an addition an image: what follows draws as after it
+        torch.rand(2 * count, dtype=torch.float32, generator=random)
+        return (some,)
+
+    def __call__(self, image: Tensor, *drawn: Tensor) -> Tensor:
+        """Float [B, 3, H, W] in [0, 1] → the same."""
+        (some,) = drawn
+        chosen = image[some].clamp_(0, 1)
+        return image.index_copy_(0, some, chosen.where(chosen < _SOLARIZE_FROM, 1 - chosen))
+
+
+@dataclass(frozen=True)
+class Equalize:
+    """Equalize the histograms of the 8-bit levels, with a probability."""
+
+    p: float
+
+    def draw(self, count: int, height: int, width: int, random: torch.Generator) -> Drawn:
+        """Which images."""
+        return (_some(count, self.p, random),)
+
+    def __call__(self, image: Tensor, *drawn: Tensor) -> Tensor:
+        """Float [B, 3, H, W] in [0, 1] → the same, all rounded to multiples of 1/255.
+
+        Those are the levels that Pillow counts; Kornia would cut the fraction off.
+        """
+        (some,) = drawn
+        image.mul_(255).round_().div_(255)
+        if not len(some):  # of which Kornia would look for the largest level
+            return image
+        return image.index_copy_(0, some, equalize(image[some].clamp_(0, 1)))
+
+
+@dataclass(frozen=True)
+class HorizontalFlip:
+    """Left and right exchanged, with a probability."""
+
+    p: float
+
+    def draw(self, count: int, height: int, width: int, random: torch.Generator) -> Drawn:
+        """Which images."""
+        return (_some(count, self.p, random),)
+
+    def __call__(self, image: Tensor, *drawn: Tensor) -> Tensor:
+        """Float [B, 3, H, W] → the same."""
+        (some,) = drawn
+        return image.index_copy_(0, some, image[some].flip(-1))
+
+
+@dataclass(frozen=True)
+class Normalize:
+    """Mean and standard deviation taken out of each channel."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def draw(self, count: int, height: int, width: int, random: torch.Generator) -> Drawn:
+        """Both, float32 [2, 3]: no draw, but sent with those."""
+        return (torch.tensor([self.mean, self.std], dtype=torch.float32),)
+
+    def __call__(self, image: Tensor, *drawn: Tensor) -> Tensor:
+        """Float [B, 3, H, W] → the same."""
+        mean, std = drawn[0][..., None, None].unbind(0)
+        return image.sub_(mean).div_(std)
 
 
 def _probability(augmentation: Any, name: str) -> float:
@@ -301,25 +499,23 @@ def build_pipeline(augmentation: Any, mean: Sequence[float], std: Sequence[float
     scale: tuple[float, float] | None = None
     if augmentation.rrc.enabled:
         scale = (float(augmentation.rrc.crop_min_scale), float(augmentation.rrc.crop_max_scale))
-    operations: list[nn.Module] = [ResizedCrop(size, scale)]
+    operations: list[Operation] = [ResizedCrop(size, scale)]
     if p := _probability(augmentation, "color_jitter"):
         given = augmentation.color_jitter
         parts = ("brightness", "contrast", "saturation", "hue")
-        operations.append(ColorJitter([float(given.get(part, 0.0)) for part in parts], p))
+        operations.append(ColorJitter(tuple(float(given.get(part, 0.0)) for part in parts), p))
     if p := _probability(augmentation, "grayscale"):
-        operations.append(K.RandomGrayscale(p=p))
+        operations.append(Grayscale(p))
     if p := _probability(augmentation, "gaussian_blur"):
         operations.append(GaussianBlur(p))
     if p := _probability(augmentation, "solarization"):
-        operations.append(
-            K.RandomSolarize(thresholds=(_SOLARIZE_FROM, _SOLARIZE_FROM), additions=0.0, p=p)
-        )
+        operations.append(Solarize(p))
     if p := _probability(augmentation, "equalization"):
-        operations += [Levels(), K.RandomEqualize(p=p)]
+        operations.append(Equalize(p))
     if p := _probability(augmentation, "horizontal_flip"):
-        operations.append(K.RandomHorizontalFlip(p=p))
-    operations.append(K.Normalize(torch.tensor(mean), torch.tensor(std)))
-    return Pipeline(nn.Sequential(*operations), size, int(augmentation.num_crops))
+        operations.append(HorizontalFlip(p))
+    operations.append(Normalize(tuple(mean), tuple(std)))
+    return Pipeline(tuple(operations), size, int(augmentation.num_crops))
 
 
 def run_pipelines(host: Host, cfg: Any, entries: Any) -> list[Pipeline]:
@@ -337,8 +533,7 @@ def run_pipelines(host: Host, cfg: Any, entries: Any) -> list[Pipeline]:
 
 @contextmanager
 def _float32() -> Iterator[None]:
-    """Inside, new tensors are float32: with a "true" precision Lightning sets another default,
-    in which Kornia would draw other numbers."""
+    """Inside, new tensors are float32: with a "true" precision Lightning sets another default."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.float32)
     try:
@@ -347,14 +542,63 @@ def _float32() -> Iterator[None]:
         torch.set_default_dtype(before)
 
 
+def draw_views(
+    pipelines: Sequence[Pipeline],
+    count: int,
+    height: int,
+    width: int,
+    random: torch.Generator,
+    *,
+    both: bool = False,
+) -> list[Drawn]:
+    """All that is drawn for the views of a batch, in the order in which `apply_views` takes it.
+
+    Args:
+        pipelines: one for each entry of `augmentations`.
+        count: of patches.
+        height: of a patch, pixels.
+        width: likewise.
+        random: a CPU generator.
+        both: make every crop twice, of the patch and of the twin.
+    """
+    return [
+        operation.draw(count, height, width, random)
+        for pipeline in pipelines
+        for _ in range(pipeline.num_crops * (1 + both))
+        for operation in pipeline.operations
+    ]
+
+
 @torch.no_grad()
+def apply_views(
+    pipelines: Sequence[Pipeline],
+    patch: Tensor,
+    twin: Tensor,
+    drawn: Iterable[Drawn],
+    *,
+    both: bool = False,
+) -> list[Tensor]:
+    """`make_views` with what `draw_views` drew, on the patches' device."""
+    sources = (patch.float().div_(255), twin.float().div_(255))
+    views: list[Tensor] = []
+    draws = iter(drawn)
+    with torch.autocast(patch.device.type, enabled=False), _float32():
+        for pipeline in pipelines:
+            for _ in range(pipeline.num_crops * (1 + both)):
+                view = sources[len(views) % 2]
+                for operation in pipeline.operations:
+                    view = operation(view, *next(draws))
+                views.append(view)
+    return views
+
+
 def make_views(
     pipelines: Sequence[Pipeline], patch: Tensor, twin: Tensor, *, both: bool = False
 ) -> list[Tensor]:
     """Views of patches and of their twins by turns: a patch's, its twin's, a patch's, …
 
     The order is that of solo-learn's crops, so that the two views that a method pulls together
-    are one of the patch and one of the twin. Draws from torch's global generator: see
+    are one of the patch and one of the twin. Draws from torch's global CPU generator: see
     `randomness.fork_rng`.
 
     Args:
@@ -367,10 +611,8 @@ def make_views(
         As many float32 [B, 3, crop, crop] as the pipelines have crops (twice as many with `both`),
         normalised.
     """
-    sources = (patch.float().div_(255), twin.float().div_(255))
-    views: list[Tensor] = []
-    with torch.autocast(patch.device.type, enabled=False), _float32():
-        for pipeline in pipelines:
-            for _ in range(pipeline.num_crops * (1 + both)):
-                views.append(pipeline.operations(sources[len(views) % 2]))
-    return views
+    count, _, height, width = patch.shape
+    drawn = draw_views(pipelines, count, height, width, torch.default_generator, both=both)
+    flat = iter(sent([tensor for one in drawn for tensor in one], patch.device))
+    there = [tuple(next(flat) for _ in one) for one in drawn]
+    return apply_views(pipelines, patch, twin, there, both=both)
