@@ -72,3 +72,13 @@ def test_small_backbone_trains_on_either_host(
     before = {name: p.detach().clone() for name, p in backbone.named_parameters()}
     run.run(2)
     assert all(not torch.equal(before[name], p) for name, p in backbone.named_parameters())
+
+
+def test_standardized_backbone_sees_neither_light_nor_contrast(host: Any) -> None:
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(3, 3, 32, 32, generator=generator)
+    for standardize in (True, False):
+        backbone = host.backbones[SMALL]("simclr", standardize=standardize).eval()
+        same = torch.allclose(backbone(images), backbone(0.3 * images + 2.0), atol=1e-4)
+        assert same == standardize
+        assert not torch.allclose(backbone(images), backbone(images.flip(1)), atol=1e-4)

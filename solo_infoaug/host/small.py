@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from itertools import pairwise
 
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional as F
 from torchvision.models.resnet import BasicBlock
 
 SMALL = "small_resnet"
@@ -26,8 +27,16 @@ class SmallResNet(nn.Sequential):
 
     num_features = _WIDTHS[-1]
 
-    def __init__(self, method: str | None = None) -> None:
-        """`method` is what solo-learn tells every backbone; it changes nothing here."""
+    def __init__(self, method: str | None = None, *, standardize: bool = False) -> None:
+        """Random weights.
+
+        Args:
+            method: what solo-learn tells every backbone; it changes nothing here.
+            standardize: first give each image, all its channels together, mean 0 and variance 1
+                (`backbone.kwargs.standardize`). Light and contrast are the easiest that two views
+                have in common: BYOL and SimSiam learn little else in 140 to 560 steps
+                (docs/results.md). Colours stay.
+        """
         first = _WIDTHS[0]
         layers: list[nn.Module] = [
             nn.Conv2d(3, first, 7, stride=2, padding=3, bias=False),
@@ -42,3 +51,10 @@ class SmallResNet(nn.Sequential):
             )
             layers.append(BasicBlock(before, width, 2, shortcut))
         super().__init__(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        self.standardize = standardize
+
+    def forward(self, images: Tensor) -> Tensor:
+        """float32 [N, 3, H, W] → [N, 128]."""
+        if self.standardize:
+            images = F.layer_norm(images, images.shape[1:])
+        return super().forward(images)
