@@ -51,8 +51,9 @@ def test_matches_of_an_affine_warp() -> None:
     angle, zoom = np.deg2rad(2.0), 1.03
     c, s = zoom * np.cos(angle), zoom * np.sin(angle)
     matrix = np.array([[c, -s, 2.0], [s, c, -3.0]])
-    source, target = flow_maker()(*_warped(matrix)).matches(1.0)
-    assert len(source) > 60
+    one, two = _warped(matrix)
+    source, target = flow_maker()(one, two).matches(1.0)
+    assert len(source) > 0.8 * len(flow_maker()(one, one).matches(1.0)[0])
     truth = source @ matrix[:, :2].T + matrix[:, 2]
     assert np.median(np.abs(target - truth).max(axis=1)) < 0.3
     assert np.median(np.linalg.norm(truth - source, axis=1)) > 3
