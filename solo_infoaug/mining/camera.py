@@ -100,15 +100,16 @@ def fit_camera(
     _, matrix, followers = best
     share = len(followers) / len(source)
     # RANSAC bends towards slow objects within its tolerance: refitted to the nearer points alone
+    fitted_to = np.zeros(0, bool)
     for _ in range(_REFITS):
         residual = np.linalg.norm(_apply(matrix, source) - target, axis=1)
         near = residual <= max(2.5 * float(np.median(residual[followers])), _MIN_RESIDUAL)
-        if near.sum() < _MIN_POINTS:
+        if near.sum() < _MIN_POINTS or np.array_equal(near, fitted_to):
             break
         refitted = _least_squares(source[near], target[near], model)
         if refitted is None:
             break
-        matrix, followers = refitted, np.flatnonzero(near)
+        matrix, followers, fitted_to = refitted, np.flatnonzero(near), near
     residual = np.linalg.norm(_apply(matrix, source[followers]) - target[followers], axis=1)
     # From the median, so that slow objects among the followers do not count as noise.
     return CameraStep(matrix, float(np.median(residual)) * _RMS_OF_MEDIAN, share)

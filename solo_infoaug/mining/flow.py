@@ -80,17 +80,24 @@ def flow_maker(preset: str = "fast") -> Callable[[np.ndarray, np.ndarray], Flow]
     forth, back = engine(), engine()  # one each: they hold buffers, and run side by side
     pool = ThreadPoolExecutor(1, thread_name_prefix="flow")
 
+    last: tuple[Any, Any] = (None, None)
+
     def estimate(before: np.ndarray, after: np.ndarray) -> Flow:
+        nonlocal last
         empty: Any = None
-        one, two = _halved(before), _halved(after)
+        # The second frame of a pair is the first of the next
+        one = last[1] if last[0] is before else _halved(before)
+        two = _halved(after)
+        last = after, two
         if cv2.getNumThreads() == 1:
             vectors = forth.calc(one, two, empty), back.calc(two, one, empty)
         else:
             coming = pool.submit(back.calc, two, one, empty)
             vectors = forth.calc(one, two, empty), coming.result()
         height, width = before.shape[:2]
-        grow = np.array([width / one.shape[1], height / one.shape[0]], np.float32)
-        return Flow(vectors[0] * grow, vectors[1] * grow, (height, width))
+        grow = (width / one.shape[1], height / one.shape[0], 0.0, 0.0)
+        there, home = (cv2.multiply(vector, grow, vector) for vector in vectors)
+        return Flow(there, home, (height, width))
 
     return estimate
 
