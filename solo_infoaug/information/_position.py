@@ -41,7 +41,7 @@ class Frame(NamedTuple):
     wide: Tensor  # [P, 2]: the widest column
 
 
-class Tracks(NamedTuple):
+class Series(NamedTuple):
     x: Tensor  # [P, T, d]
     valid: Tensor | None  # [P, T]
     rank: Tensor | None = None  # [P], float64: independent columns; d where it is not given
@@ -64,14 +64,14 @@ class Tracks(NamedTuple):
     def dimensions(self) -> int | Tensor:
         return self.d if self.rank is None else self.rank
 
-    def part(self, rows: slice | Tensor) -> Tracks:
+    def part(self, rows: slice | Tensor) -> Series:
         """These tracks alone."""
         frame = None if self.frame is None else Frame(*(field[rows] for field in self.frame))
         rest = (None if v is None else v[rows] for v in self[4:])
         valid, rank = (None if v is None else v[rows] for v in (self.valid, self.rank))
-        return Tracks(self.x[rows], valid, rank, frame, *rest)
+        return Series(self.x[rows], valid, rank, frame, *rest)
 
-    def roll(self, shift: int) -> Tracks:
+    def roll(self, shift: int) -> Series:
         """All samples later by `shift`, circularly."""
         frame = self.frame
         return self._replace(
@@ -80,12 +80,12 @@ class Tracks(NamedTuple):
             frame=None if frame is None else frame._replace(z=frame.z.roll(shift, -2)),
         )
 
-    def even(self) -> Tracks:
+    def even(self) -> Series:
         """In the coordinates of equal spread."""
         return self if self.frame is None else self._replace(x=self.frame.z, frame=None)
 
 
-def prepare(*sides: Tracks) -> tuple[Tracks, ...]:
+def prepare(*sides: Series) -> tuple[Series, ...]:
     """The tracks ready for the estimators; those of data in general position are what they were.
 
     All `sides` are looked at together: a track that is narrow beside another makes frames for all.
@@ -101,7 +101,7 @@ def prepare(*sides: Tracks) -> tuple[Tracks, ...]:
     return tuple(with_frame(side) for side in out)
 
 
-def uneven(x: Tracks, y: Tracks, layout: str) -> Tensor | None:
+def uneven(x: Series, y: Series, layout: str) -> Tensor | None:
     """Which pairs need `even()` tracks: `[P, Q]`, or `[P]` where paired; None if none has frames.
 
     By both measures of spread: standard deviations of heavy tails say little.
@@ -115,7 +115,7 @@ def uneven(x: Tracks, y: Tracks, layout: str) -> Tensor | None:
     return (torch.maximum(*wide) > UNEVEN * torch.minimum(*narrow)).all(-1)
 
 
-def narrow_in_common(x: Tracks, y: Tracks, evened: Tensor | None) -> Tensor | None:
+def narrow_in_common(x: Series, y: Series, evened: Tensor | None) -> Tensor | None:
     """Pairs that lose a column, or become uneven, over the samples that both have: `[P, Q]`.
 
     `evened`: which pairs are estimated in even coordinates. None if there are no such pairs.
@@ -128,7 +128,7 @@ def narrow_in_common(x: Tracks, y: Tracks, evened: Tensor | None) -> Tensor | No
     return suspects if bool(suspects.any()) else None
 
 
-def _narrow_in_common(x: Tracks, y: Tracks) -> Tensor:
+def _narrow_in_common(x: Series, y: Series) -> Tensor:
     narrow_x, wide_x = _common_spread(x, y)
     if y is x:
         narrow_y, wide_y = narrow_x.T, wide_x.T
@@ -138,7 +138,7 @@ def _narrow_in_common(x: Tracks, y: Tracks) -> Tensor:
     return (wide > UNEVEN**2 * torch.minimum(narrow_x, narrow_y)) & (wide_x > 0) & (wide_y > 0)
 
 
-def _common_spread(x: Tracks, y: Tracks) -> tuple[Tensor, Tensor]:
+def _common_spread(x: Series, y: Series) -> tuple[Tensor, Tensor]:
     """Narrowest and widest variance of x over the samples that y has too, `[P, Q]`.
 
     In single precision: it is enough for a ratio of `UNEVEN`, and this looks at every pair. Columns
@@ -174,14 +174,14 @@ def _common_spread(x: Tracks, y: Tracks) -> tuple[Tensor, Tensor]:
     return narrow, wide
 
 
-def over_common(side: Tracks) -> Tracks:
-    """Tracks cut to the samples of a pair, with frames and what recurs over these alone."""
+def over_common(side: Series) -> Series:
+    """Series cut to the samples of a pair, with frames and what recurs over these alone."""
     side = side._replace(rank=None, recurs=None, lattice=None)
     mask = None if side.valid is None else side.valid.cpu().numpy()
     return with_frame(_exact(side, side.x.cpu().numpy(), mask))
 
 
-def with_frame(side: Tracks) -> Tracks:
+def with_frame(side: Series) -> Series:
     """The tracks without the columns that are determined by others, and their frames."""
     x = side.x.cpu().numpy().astype(np.float64)
     present = np.ones(x.shape[:2], bool) if side.valid is None else side.valid.cpu().numpy()
@@ -295,7 +295,7 @@ def _two_spreads(column: np.ndarray, present: np.ndarray, count: np.ndarray) -> 
 # --- values that recur -------------------------------------------------------------------------
 
 
-def _exact(side: Tracks, x: np.ndarray, mask: np.ndarray | None) -> Tracks:
+def _exact(side: Series, x: np.ndarray, mask: np.ndarray | None) -> Series:
     """The tracks with lattices made exact; those of which no value recurs as they are."""
     columns = np.ascontiguousarray(x.transpose(0, 2, 1))
     ordered = np.sort(columns if mask is None else np.where(mask[:, None], columns, np.nan))

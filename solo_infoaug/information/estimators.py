@@ -35,7 +35,7 @@ from torch import Tensor
 
 from solo_infoaug.information import _plain, _position
 from solo_infoaug.information._backend import neighbour_sums
-from solo_infoaug.information._position import EstimateWarning, Tracks
+from solo_infoaug.information._position import EstimateWarning, Series
 
 ESTIMATORS = ("3kl", "ksg1", "ksg2")
 UNITS = {"nats": 1.0, "bits": 1.0 / math.log(2.0)}
@@ -78,7 +78,7 @@ def entropy(
     """
     check_options(k, "3kl", units, max_memory)
     x, valid = check_series("x", x, mask, k)
-    (tracks,) = _position.prepare(Tracks(x.reshape(-1, *x.shape[-2:]), _flat(valid)))
+    (tracks,) = _position.prepare(Series(x.reshape(-1, *x.shape[-2:]), _flat(valid)))
     value, constant = _entropy(tracks, k, max_memory)
     if tracks.frame is not None:
         uneven = _position.uneven(tracks, tracks, "paired")
@@ -141,8 +141,8 @@ def mutual_information(
         raise ValueError(
             f"y must be as x but for the last axis, {_describe(x)}; got {_describe(y)}"
         )
-    a = Tracks(x.reshape(-1, *x.shape[-2:]), _flat(valid))
-    a, b = _position.prepare(a, Tracks(y.reshape(-1, *y.shape[-2:]), a.valid))
+    a = Series(x.reshape(-1, *x.shape[-2:]), _flat(valid))
+    a, b = _position.prepare(a, Series(y.reshape(-1, *y.shape[-2:]), a.valid))
     notes: set[str] = set()
     value = information(a, b, estimator, k, min_count, "paired", max_memory, notes)
     warn_of(notes, estimator)
@@ -221,7 +221,7 @@ def warn_of(notes: set[str], estimator: str) -> None:
         warnings.warn("; ".join(met), EstimateWarning, stacklevel=3)
 
 
-def _warn_of_entropies(tracks: Tracks, constant: Tensor) -> None:
+def _warn_of_entropies(tracks: Series, constant: Tensor) -> None:
     met = []
     if tracks.rank is not None:
         reduced = int(((tracks.rank < tracks.d) & ~constant).sum())
@@ -244,7 +244,7 @@ def _warn_of_entropies(tracks: Tracks, constant: Tensor) -> None:
 # --- the formulas ------------------------------------------------------------------------------
 
 
-def _entropy(tracks: Tracks, k: int, max_memory: int) -> tuple[Tensor, Tensor]:
+def _entropy(tracks: Series, k: int, max_memory: int) -> tuple[Tensor, Tensor]:
     """Entropy in nats, float64, `[P]`; and which tracks have none: constant, or too short."""
     own = _marginal(tracks, _anything(tracks), k, "all", max_memory)[:, 0]
     count = tracks.counts()
@@ -256,8 +256,8 @@ def _entropy(tracks: Tracks, k: int, max_memory: int) -> tuple[Tensor, Tensor]:
 
 
 def information(
-    x: Tracks,
-    y: Tracks,
+    x: Series,
+    y: Series,
     estimator: str,
     k: int,
     min_count: int,
@@ -308,8 +308,8 @@ def information(
 def _anew(
     value: Tensor,
     pairs: Tensor,
-    x: Tracks,
-    y: Tracks,
+    x: Series,
+    y: Series,
     estimator: str,
     k: int,
     min_count: int,
@@ -329,7 +329,7 @@ def _anew(
         value[i, j] = information(a, b, estimator, k, min_count, "paired", max_memory, notes)
 
 
-def over_shared(a: Tracks, b: Tracks) -> tuple[Tracks, Tracks]:
+def over_shared(a: Series, b: Series) -> tuple[Series, Series]:
     """Pairs of tracks cut to the samples that both have."""
     if a.valid is None or b.valid is None:
         return a, b
@@ -339,8 +339,8 @@ def over_shared(a: Tracks, b: Tracks) -> tuple[Tracks, Tracks]:
 
 
 def _as_they_are(
-    x: Tracks,
-    y: Tracks,
+    x: Series,
+    y: Series,
     estimator: str,
     k: int,
     min_count: int,
@@ -405,8 +405,8 @@ def _look_for_samples(count: Tensor, min_count: int, notes: set[str] | None) -> 
 
 def _look_for_ties(
     joint: Tensor,
-    x: Tracks,
-    y: Tracks,
+    x: Series,
+    y: Series,
     estimator: str,
     k: int,
     min_count: int,
@@ -443,7 +443,7 @@ def _look_for_ties(
 
 
 def _untied(
-    joint: Tensor, doubtful: Tensor, x: Tracks, y: Tracks, min_count: int, layout: str
+    joint: Tensor, doubtful: Tensor, x: Series, y: Series, min_count: int, layout: str
 ) -> bool:
     """Whether a doubtful pair has more than a few samples without ties."""
     count = _common_counts(x, y, layout)
@@ -468,7 +468,7 @@ def _thin(own: Tensor, count: Tensor, k: int, d: int | Tensor) -> Tensor:
     return (own[..., 1] == 0) & (found < d * (0.8 - 1.8 / count.sqrt())) & (found < d - 0.4)
 
 
-def _moving(side: Tracks) -> Tensor:
+def _moving(side: Series) -> Tensor:
     """Which tracks are not constant, `[P]`."""
     if side.valid is None:
         return (side.x != side.x[:, :1]).any(-1).any(-1)
@@ -503,7 +503,7 @@ def _constant(sums: Tensor, count: Tensor) -> Tensor:
     return (tied == count) & (psi > every - 1e-6)
 
 
-def _log_cell(x: Tracks, own: Tensor, max_memory: int) -> Tensor:
+def _log_cell(x: Series, own: Tensor, max_memory: int) -> Tensor:
     """d times the log of the cell that tied samples share, `[P]`; 0 for tracks without ties."""
     out = torch.zeros(len(x.x), dtype=torch.float64, device=x.x.device)
     tied = (own[..., 1] > 0).reshape(len(out), -1).any(1)
@@ -516,7 +516,7 @@ def _log_cell(x: Tracks, own: Tensor, max_memory: int) -> Tensor:
     return out
 
 
-def _marginals(x: Tracks, y: Tracks, k: int, layout: str, max_memory: int) -> tuple[Tensor, Tensor]:
+def _marginals(x: Series, y: Series, k: int, layout: str, max_memory: int) -> tuple[Tensor, Tensor]:
     """The sums of x and of y alone over each pair's samples, to broadcast with `[P, Q, 4]`."""
     own_x = _marginal(x, y, k, layout, max_memory)
     same = y.x is x.x and y.valid is x.valid
@@ -524,7 +524,7 @@ def _marginals(x: Tracks, y: Tracks, k: int, layout: str, max_memory: int) -> tu
     return own_x, own_y if layout == "paired" else own_y.transpose(0, 1)
 
 
-def _marginal(x: Tracks, y: Tracks, k: int, layout: str, max_memory: int) -> Tensor:
+def _marginal(x: Series, y: Series, k: int, layout: str, max_memory: int) -> Tensor:
     """The sums of x alone, over the samples that y has too: a pair whose other side has d = 0."""
     if layout == "paired" or y.valid is None:  # y's samples are x's own
         masks, group = None, None
@@ -537,11 +537,11 @@ def _marginal(x: Tracks, y: Tracks, k: int, layout: str, max_memory: int) -> Ten
     return sums[:, 0] if layout == "paired" else sums
 
 
-def _anything(x: Tracks) -> Tracks:
-    return Tracks(x.x[:1, :, :0], None)
+def _anything(x: Series) -> Series:
+    return Series(x.x[:1, :, :0], None)
 
 
-def _common_counts(x: Tracks, y: Tracks, layout: str) -> Tensor:
+def _common_counts(x: Series, y: Series, layout: str) -> Tensor:
     if x.valid is None or y.valid is None or layout == "paired":
         count = x.counts() if y.valid is None or layout == "paired" else y.counts()
         if layout == "paired":
@@ -551,7 +551,7 @@ def _common_counts(x: Tracks, y: Tracks, layout: str) -> Tensor:
 
 
 def all_pairs(
-    scenes: list[Tracks],
+    scenes: list[Series],
     x: Tensor,
     estimator: str,
     k: int,
@@ -574,8 +574,8 @@ def all_pairs(
 
 
 def upper_rows(
-    x: Tracks,
-    y: Tracks,
+    x: Series,
+    y: Series,
     estimator: str,
     k: int,
     min_count: int,
@@ -655,7 +655,7 @@ def check_scenes(
     min_samples: int | None,
     units: str,
     max_memory: int,
-) -> tuple[list[Tracks], int]:
+) -> tuple[list[Series], int]:
     """The scenes of `[..., P, T, d]`, and the fewest samples that a pair needs."""
     check_options(k, estimator, units, max_memory)
     x, valid = check_series("trajectories", trajectories, mask, k)
@@ -666,10 +666,10 @@ def check_scenes(
         raise ValueError(f"trajectories must have at least one track, got shape {tuple(x.shape)}")
     scenes = x.reshape(-1, *x.shape[-3:]).unbind(0)
     if valid is None:
-        return [_position.prepare(Tracks(scene, None))[0] for scene in scenes], min_count
+        return [_position.prepare(Series(scene, None))[0] for scene in scenes], min_count
     masks = valid.reshape(-1, *valid.shape[-2:]).unbind(0)
     pairs = zip(scenes, masks, strict=True)
-    return [_position.prepare(Tracks(*scene))[0] for scene in pairs], min_count
+    return [_position.prepare(Series(*scene))[0] for scene in pairs], min_count
 
 
 def resolve_min_samples(min_samples: int | None, k: int, samples: int, mask: Tensor | None) -> int:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from solo_infoaug.information.estimators import (
     DEFAULT_MEMORY,
-    Tracks,
+    Series,
     all_pairs,
     check_scenes,
     information,
@@ -153,7 +153,7 @@ def shifted_information(
 
 
 def _p_values(
-    tracks: Tracks,
+    tracks: Series,
     mi: Tensor,
     shifts: list[int],
     estimator: str,

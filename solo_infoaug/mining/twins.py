@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from solo_infoaug.information import EstimateWarning, entropy, pairwise_mutual_information
-from solo_infoaug.mining.significance import false_discovery, pair_p_values
+from solo_infoaug.mining.surrogates import false_discovery, pair_p_values
 
 
 def information(

@@ -193,7 +193,7 @@ def test_data_in_general_position_pass_as_they_came(kind, dtype) -> None:
         x = x + 3 * normal(20, 200, 1, seed=1).to(dtype)
     elif kind == "heavy tails":
         x = x / (0.2 + normal(20, 200, 3, seed=1).abs()).to(dtype)
-    (tracks,) = _position.prepare(_position.Tracks(x, None))
+    (tracks,) = _position.prepare(_position.Series(x, None))
     assert tracks.x is x
     assert all(field is None for field in tracks[1:])
     with warnings.catch_warnings():

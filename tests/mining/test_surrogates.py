@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from solo_infoaug.mining.significance import false_discovery, pair_p_values
+from solo_infoaug.mining.surrogates import false_discovery, pair_p_values
 from solo_infoaug.mining.twins import information
 
 
