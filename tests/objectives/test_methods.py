@@ -328,7 +328,7 @@ def test_these_tests_pass_on_the_release_too() -> None:
         )
     environment = {key: value for key, value in os.environ.items() if key != "SOLO_LEARN_HOME"}
     result = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-x", str(Path(__file__))],
+        [sys.executable, "-m", "pytest", "-q", "-x", "-n", "0", str(Path(__file__))],
         env=environment,
         cwd=Path(__file__).parents[2],
         capture_output=True,
