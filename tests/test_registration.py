@@ -209,7 +209,8 @@ def test_model_without_infoaug_is_pickled_as_plain_solo_learns(
         "from solo.methods import METHODS\n"
         "print(type(model) is METHODS['simclr'], len(model.state_dict()))",
         str(tmp_path / "model.pt"),
-        PYTHONPATH=str(solo_learn_home),
+        # The tests' own backbone lies beside them
+        PYTHONPATH=os.pathsep.join([str(solo_learn_home), str(Path(__file__).parent)]),
     )
     assert out.split() == ["True", str(len(module.state_dict()))]
 
