@@ -21,7 +21,7 @@ _REFITS, _MIN_RESIDUAL = 4, 0.05
 _MIN_POINTS = 20
 # A frame pair's model is trusted if so large a share of points follows it. Of two candidates the
 # background is the one whose points lie in more of the cells along the frame's border.
-_MIN_SHARE = 0.2
+_MIN_SHARE = 0.45
 _CELLS = 4
 # Of the length of a vector whose two coordinates are normal: its RMS over its median.
 _RMS_OF_MEDIAN = (2 / (2 * np.log(2))) ** 0.5

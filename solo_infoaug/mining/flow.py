@@ -19,7 +19,7 @@ PRESETS = ("ultrafast", "fast", "medium")
 _RELATIVE_ERROR = 0.01
 # A patch has so many points along each side, and its step is the median of theirs; it is lost with
 # fewer than this share of them. They spread over so much of its side.
-_POINTS = 4
+_POINTS = 3
 _MIN_POINTS = 0.5
 _SPREAD = 0.9
 # The camera is fitted to vectors on a lattice of this spacing, pixels of the shrunk frame.
@@ -51,7 +51,8 @@ class Flow:
         first, every = (np.maximum(np.round(n / unit), 1).astype(int) for n in (_INSET, _SPACING))
         y = np.arange(first[1], rows - first[1] + 1, every[1])
         x = np.arange(first[0], columns - first[0] + 1, every[0])
-        agree = _agreeing(self.forth, self.back, self.size, max_error, y, x)
+        limits = np.float32(_RELATIVE_ERROR), np.float32(max_error**2)
+        agree = _agreeing(self.forth, self.back, self.size, limits, y, x)
         lattice = np.stack(np.meshgrid(x, y), axis=2)[agree]
         points = ((lattice + 0.5) * unit - 0.5).astype(np.float32)
         return points, points + self.forth[lattice[:, 1], lattice[:, 0]]
@@ -134,27 +135,10 @@ def follow_patches(
     steps = [(t, t + 1, flows[t].forth, flows[t].back) for t in range(seed, frames - 1)]
     steps += [(t, t - 1, flows[t - 1].back, flows[t - 1].forth) for t in range(seed, 0, -1)]
     for t, then, forth, back in steps:
+        limits = np.float32(_RELATIVE_ERROR), np.float32(max_error**2)
         size = flows[min(t, then)].size
-        every = (np.arange(length) for length in forth.shape[:2])
-        agree = _agreeing(forth, back, size, max_error, *every)
-        _step(forth, agree, size, path[t], visible[t], side, path[then], visible[then])
+        _step(forth, back, size, limits, path[t], visible[t], side, path[then], visible[then])
     return path, visible
-
-
-def _agreeing(
-    forth: np.ndarray,
-    back: np.ndarray,
-    size: tuple[int, int],
-    max_error: float,
-    y: np.ndarray,
-    x: np.ndarray,
-) -> np.ndarray:
-    """bool [len(y), len(x)]: from which of the flow's own pixels the way ends in the frame and
-    comes back."""
-    rows, columns = forth.shape[:2]
-    down, across = np.float32(rows / size[0]), np.float32(columns / size[1])
-    found = _comes_back(forth, back, y, x, down, across, np.float32(max_error**2))
-    return np.asarray(found, np.bool_)
 
 
 # In single precision throughout, which is nine times as fast as numba's mixture of both
@@ -174,28 +158,38 @@ def _bilinear(flow, x, y):  # type: ignore[no-untyped-def]
 
 
 @njit(nogil=True, cache=True, fastmath=True)
-def _comes_back(forth, back, ys, xs, down, across, least_limit):  # type: ignore[no-untyped-def]
+def _agrees(forth, back, row, column, down, across, limits):  # type: ignore[no-untyped-def]
+    """Whether the way from a pixel of the flow ends in the frame, and comes back to it."""
     rows, columns = forth.shape[:2]
-    agree = np.empty((len(ys), len(xs)), np.bool_)
     half = np.float32(0.5)
-    for i, top in enumerate(ys):
-        for j, left in enumerate(xs):
-            dx, dy = forth[top, left, 0], forth[top, left, 1]
-            # Where it ends, in the flow's pixels, held inside of them
-            end_x, end_y = np.float32(left) + dx * across, np.float32(top) + dy * down
-            x = min(max(end_x, np.float32(0)), np.float32(columns - 1))
-            y = min(max(end_y, np.float32(0)), np.float32(rows - 1))
-            bx, by = _bilinear(back, x, y)
-            error = (dx + bx) ** 2 + (dy + by) ** 2
-            lengths = dx * dx + dy * dy + bx * bx + by * by
-            # The frame ends half a pixel beyond its pixels' middles
-            inside = abs(end_x - x) <= half and abs(end_y - y) <= half
-            agree[i, j] = inside and error < np.float32(_RELATIVE_ERROR) * lengths + least_limit
+    dx, dy = forth[row, column, 0], forth[row, column, 1]
+    # Where it ends, in the flow's pixels, held inside of them
+    end_x, end_y = np.float32(column) + dx * across, np.float32(row) + dy * down
+    x = min(max(end_x, np.float32(0)), np.float32(columns - 1))
+    y = min(max(end_y, np.float32(0)), np.float32(rows - 1))
+    # The frame ends half a pixel beyond its pixels' middles
+    if abs(end_x - x) > half or abs(end_y - y) > half:
+        return False
+    bx, by = _bilinear(back, x, y)
+    error = (dx + bx) ** 2 + (dy + by) ** 2
+    lengths = dx * dx + dy * dy + bx * bx + by * by
+    return error < limits[0] * lengths + limits[1]
+
+
+@njit(nogil=True, cache=True)
+def _agreeing(forth, back, size, limits, ys, xs):  # type: ignore[no-untyped-def]
+    """bool [len(ys), len(xs)]: `_agrees` of the flow's pixels in these rows and columns."""
+    down = np.float32(forth.shape[0]) / np.float32(size[0])
+    across = np.float32(forth.shape[1]) / np.float32(size[1])
+    agree = np.empty((len(ys), len(xs)), np.bool_)
+    for i in range(len(ys)):
+        for j in range(len(xs)):
+            agree[i, j] = _agrees(forth, back, ys[i], xs[j], down, across, limits)
     return agree
 
 
 @njit(nogil=True, cache=True)
-def _step(forth, agree, size, path, visible, side, next_path, next_visible):  # type: ignore[no-untyped-def]
+def _step(forth, back, size, limits, path, visible, side, next_path, next_visible):  # type: ignore[no-untyped-def]
     """One step of all patches that are visible, written to `next_path` and `next_visible`."""
     rows, columns = forth.shape[:2]
     height, width = np.float32(size[0]), np.float32(size[1])
@@ -223,7 +217,8 @@ def _step(forth, agree, size, path, visible, side, next_path, next_visible):  # 
                     if x < zero or x > width - one:
                         continue
                     x = min(max((x + half) * across - half, zero), np.float32(columns - 1))
-                    if agree[np.int32(y + half), np.int32(x + half)]:
+                    row, column = np.int32(y + half), np.int32(x + half)
+                    if _agrees(forth, back, row, column, down, across, limits):
                         at = found[p - first], p - first
                         xs[at], ys[at] = _bilinear(forth, x, y)
                         found[p - first] += 1

@@ -8,7 +8,7 @@ import os
 import re
 import shutil
 import warnings
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -44,10 +44,13 @@ from solo_infoaug.mining.video import (
     video_stem,
 )
 from solo_infoaug.mining.window import Stopwatch, follow, mine_window
-from solo_infoaug.mining.windows import Window, windows
+from solo_infoaug.mining.windows import KEYFRAMES, Window, windows
 from solo_infoaug.mining.workers import Job, run_jobs, thread_limit, usable_cores
 
 T = TypeVar("T")
+
+# Windows that may wait between two stages of mining: so many, in so many bytes.
+_MOST_AHEAD, _MEMORY_AHEAD = 4, 2**27
 
 # Names of folders of videos, finished or not.
 _KEY = re.compile(r"\.?[A-Za-z0-9_\-]+-[0-9a-f]{8}-[0-9a-f]{8}(\.[0-9]+)?")
@@ -177,11 +180,12 @@ def mine_video(
         counts: dict[str, Any] = {"frames": 0, "windows_mined": 0}
         reasons: Counter[str] = Counter()
         colour = tracker.colour or bool(config.depth) or config.signal != "motion"
-        staged = _one_ahead if ahead else _as_it_is
+        staged = _ahead if ahead else _as_it_is
+        count = _windows_ahead(video.record)
         try:
             with (
-                staged(_windows(video, config, colour, counts, watch)) as found,
-                staged(_tracked(found, tracker, config, watch)) as tracked,
+                staged(_windows(video, config, colour, counts, watch), count) as found,
+                staged(_tracked(found, tracker, config, watch), count) as tracked,
             ):
                 for window, tracks in tracked:
                     counts["windows_mined"] += 1
@@ -225,6 +229,15 @@ def threads_inside(threads: int | None) -> int:
     return max(1, (threads or usable_cores()) - 2)
 
 
+def _windows_ahead(record: dict[str, Any]) -> int:
+    """How many windows may wait between two stages, by the memory that their full frames take.
+
+    Some have ten times as many moving patches as others: with one, a core waits for the other.
+    """
+    window = KEYFRAMES * 3 * record["height"] * record["width"]
+    return max(1, min(_MOST_AHEAD, _MEMORY_AHEAD // max(window, 1)))
+
+
 def _mine_job(out: Path, config: MineConfig, threads: int | None, job: Job) -> str | None:
     """What a worker does: mine one video; returns why it failed, or None."""
     ahead = threads != 1
@@ -239,14 +252,14 @@ def _mine_job(out: Path, config: MineConfig, threads: int | None, job: Job) -> s
 
 
 @contextlib.contextmanager
-def _one_ahead(items: Generator[T]) -> Iterator[Iterator[T]]:
-    """The same items; a thread makes the next one while the caller is busy with this one."""
+def _ahead(items: Generator[T], count: int) -> Iterator[Iterator[T]]:
+    """The same items; a thread makes up to `count` while the caller is busy with another."""
     end = object()
 
     def ahead(thread: ThreadPoolExecutor) -> Iterator[T]:
-        coming = thread.submit(next, items, end)
-        while (item := coming.result()) is not end:
-            coming = thread.submit(next, items, end)
+        coming = deque(thread.submit(next, items, end) for _ in range(count))
+        while (item := coming.popleft().result()) is not end:
+            coming.append(thread.submit(next, items, end))
             yield item  # type: ignore[misc]  # `end` is none of them
 
     # Closed after the thread has ended: a generator that runs cannot be
@@ -255,7 +268,7 @@ def _one_ahead(items: Generator[T]) -> Iterator[Iterator[T]]:
 
 
 @contextlib.contextmanager
-def _as_it_is(items: Generator[T]) -> Iterator[Iterator[T]]:
+def _as_it_is(items: Generator[T], count: int) -> Iterator[Iterator[T]]:
     with contextlib.closing(items):
         yield items
 

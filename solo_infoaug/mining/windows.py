@@ -15,7 +15,7 @@ from solo_infoaug.mining.frame import Frame
 # The cut detector looks at frames of this height, whatever the video's size.
 _DETECTOR_HEIGHT = 144
 # A window keeps at most so many full frames to take crops from.
-_KEYFRAMES = 8
+KEYFRAMES = 8
 
 
 @dataclass
@@ -75,7 +75,7 @@ def windows(
     change of the frame size is a cut, and so is a gap where frames are missing. The small frames
     are RGB with `colour`, and grey without, which takes a third of the time and memory.
     """
-    spacing = max(1, length // _KEYFRAMES)
+    spacing = max(1, length // KEYFRAMES)
     stride = max(spacing, stride - stride % spacing)  # so that windows share their keyframes
 
     def fresh_detector() -> AdaptiveDetector:

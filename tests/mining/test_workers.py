@@ -144,7 +144,7 @@ def test_shares_of_six_cores(
     assert pipeline._shares(**{"threads": None, "videos": 3, "ray": False, **given}) == expected
 
 
-def test_one_ahead() -> None:
+def test_ahead() -> None:
     made: list[int] = []
 
     def items() -> Generator[int]:
@@ -153,10 +153,14 @@ def test_one_ahead() -> None:
             yield number
         raise ConfigError("no more")
 
-    with pipeline._one_ahead(items()) as ahead:
+    with pipeline._ahead(items(), 1) as ahead:
         assert [next(ahead), next(ahead)] == [0, 1]
     assert made == [0, 1, 2]
-    with pipeline._one_ahead(items()) as ahead, pytest.raises(ConfigError, match="no more"):
+    made.clear()
+    with pipeline._ahead(items(), 2) as ahead:
+        assert next(ahead) == 0
+    assert made == [0, 1, 2]
+    with pipeline._ahead(items(), 2) as ahead, pytest.raises(ConfigError, match="no more"):
         list(ahead)
 
 
