@@ -143,7 +143,7 @@ class MineConfig:
     min_colour: float = 0.005
     """Least RMS of the change of its mean colour, as a fraction of the range."""
 
-    motion_over_noise: float = 6.0
+    motion_over_noise: float = 5.5
     """Least of either, as a multiple of the noise."""
 
     max_error_ratio: float = 0.5
