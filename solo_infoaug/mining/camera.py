@@ -19,9 +19,10 @@ _ITERATIONS = 500
 # Least-squares rounds after it; residuals below this many pixels are all the same.
 _REFITS, _MIN_RESIDUAL = 4, 0.05
 _MIN_POINTS = 20
-# A frame pair's model is trusted if so large a share of points follows it. Of two candidates the
-# background is the one whose points lie in more of the cells along the frame's border.
-_MIN_SHARE = 0.45
+# A frame pair's model is trusted if so large a share of points follows it; or so large a one, if
+# they lie all around the frame's border, as where an object fills it. Of two candidates the
+# background is the one whose points lie in more of the cells along the border.
+_MIN_SHARE, _MIN_SHARE_AROUND = 0.45, 0.2
 _CELLS = 4
 # Of the length of a vector whose two coordinates are normal: its RMS over its median.
 _RMS_OF_MEDIAN = (2 / (2 * np.log(2))) ** 0.5
@@ -96,10 +97,13 @@ def fit_camera(
         if best is None or score > best[0]:
             best = score, matrix, rest[inliers]
         rest = rest[~inliers]
-    if best is None or len(best[2]) < _MIN_SHARE * len(source):
+    if best is None:
         return None
     _, matrix, followers = best
     share = len(followers) / len(source)
+    around = share < _MIN_SHARE and _coverage(source[followers], size) == 1
+    if share < (_MIN_SHARE_AROUND if around else _MIN_SHARE):
+        return None
     # RANSAC bends towards slow objects within its tolerance: refitted to the nearer points alone
     fitted_to = np.zeros(0, bool)
     for _ in range(_REFITS):

@@ -73,16 +73,16 @@ def test_the_noise_is_measured(sigma: float) -> None:
 
 @pytest.mark.parametrize("movers", [20, 130])
 def test_a_foreground_that_does_not_reach_the_border_is_not_the_background(movers: int) -> None:
-    """130 points of a large object in the middle, against 60 that lie all over the frame."""
-    background, foreground = _points(60, 0), _points(movers, 1, 0.3, 0.7)
+    """130 points of a large object in the middle, against 90 that lie all over the frame."""
+    background, foreground = _points(90, 0), _points(movers, 1, 0.3, 0.7)
     source = np.concatenate([background, foreground])
     target = np.concatenate(
         [_moved(background, CAMERAS["similarity"]), foreground + np.array([-9.0, 7.0])]
     )
     step = fit_camera(source, target, SIZE)
     assert step is not None
-    assert np.allclose(step.apply(background), target[:60], atol=0.1)
-    assert step.share == pytest.approx(60 / (60 + movers), abs=0.02)
+    assert np.allclose(step.apply(background), target[:90], atol=0.1)
+    assert step.share == pytest.approx(90 / (90 + movers), abs=0.02)
 
 
 def test_nothing_fits_where_nothing_is_common() -> None:
@@ -90,6 +90,22 @@ def test_nothing_fits_where_nothing_is_common() -> None:
     target = source + np.random.default_rng(1).normal(0, 25, source.shape)
     for model in CAMERAS:
         assert fit_camera(source, target, SIZE, model) is None
+
+
+@pytest.mark.parametrize(("count", "trusted"), [(80, False), (160, True)])
+def test_less_than_half_is_the_background_only_if_it_lies_all_around(
+    count: int, trusted: bool
+) -> None:
+    """Points of the frame's left part, against 120 on the right that agree on nothing."""
+    left, rest = _points(count, 0), _points(120, 1)
+    left[:, 0] *= 0.6
+    rest[:, 0] = SIZE[1] - rest[:, 0] * 0.3
+    target = [
+        _moved(left, CAMERAS["similarity"]),
+        rest + 40 * np.random.default_rng(2).normal(size=rest.shape),
+    ]
+    step = fit_camera(np.concatenate([left, rest]), np.concatenate(target), SIZE)
+    assert (step is not None) == trusted
 
 
 def test_a_minority_is_no_background() -> None:
