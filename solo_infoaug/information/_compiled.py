@@ -46,9 +46,10 @@ THREE_KL, KSG1, KSG2 = 0, 1, 2
 RENORMALISE = 64  # vectors of mantissas whose product stays finite in float32
 
 # --- vector loops ------------------------------------------------------------------------------
+# What numba and llvmlite hand on is not typed: it would all be Any.
 
 
-def _vector_pointer(context: Any, builder: Any, array_type: Any, array: Any, offset: Any) -> Any:
+def _vector_pointer(context, builder, array_type, array, offset):
     data = context.make_array(array_type)(context, builder, value=array).data
     width = 64 if array_type.dtype.bitwidth == 64 else 32
     vector = ir.VectorType(ir.IntType(width), LANES)
@@ -58,27 +59,25 @@ def _vector_pointer(context: Any, builder: Any, array_type: Any, array: Any, off
 class _Lanes:
     """A vector in memory: `array[offset + LANES * slot:][:LANES]`, as integers."""
 
-    def __init__(
-        self, context: Any, builder: Any, array_type: Any, array: Any, offset: Any
-    ) -> None:
+    def __init__(self, context, builder, array_type, array, offset):
         self.builder = builder
         self.index_type = offset.type
         self.pointer = _vector_pointer(context, builder, array_type, array, offset)
         self.align = array_type.dtype.bitwidth // 8
         self.type = self.pointer.type.pointee
 
-    def _at(self, slot: Any) -> Any:
+    def _at(self, slot):
         if isinstance(slot, int):
             slot = ir.Constant(self.index_type, slot)
         return self.builder.gep(self.pointer, [slot])
 
-    def load(self, slot: Any) -> Any:
+    def load(self, slot):
         return self.builder.load(self._at(slot), align=self.align)
 
-    def store(self, value: Any, slot: Any) -> None:
+    def store(self, value, slot):
         self.builder.store(value, self._at(slot), align=self.align)
 
-    def all(self, value: int) -> Any:
+    def all(self, value):
         return ir.Constant(self.type, [value] * LANES)
 
 
@@ -107,15 +106,15 @@ def _for_each(
     return updated
 
 
-def _min(builder: Any, a: Any, b: Any) -> Any:
+def _min(builder, a, b):
     return builder.select(builder.icmp_signed("<", a, b), a, b)
 
 
-def _max(builder: Any, a: Any, b: Any) -> Any:
+def _max(builder, a, b):
     return builder.select(builder.icmp_signed(">", a, b), a, b)
 
 
-def _spread_code(context: Any, builder: Any, sig: Any, args: Any, first: bool) -> Any:
+def _spread_code(context, builder, sig, args, first):
     coordinates, at_s, at_t, count, strip, at_strip = args
     lanes = _Lanes(context, builder, sig.args[0], coordinates, at_t)
     out = _Lanes(context, builder, sig.args[4], strip, at_strip)
@@ -126,7 +125,7 @@ def _spread_code(context: Any, builder: Any, sig: Any, args: Any, first: bool) -
     data = context.make_array(sig.args[0])(context, builder, value=coordinates).data
     others = builder.gep(data, [at_s])
 
-    def body(s: Any, _: list[Any]) -> list[Any]:
+    def body(s, _):
         one = builder.insert_element(
             ir.Constant(vector, ir.Undefined),
             builder.load(builder.gep(others, [s])),
@@ -144,41 +143,39 @@ def _spread_code(context: Any, builder: Any, sig: Any, args: Any, first: bool) -
 
 
 @intrinsic
-def _spread_first(typing: Any, x: Any, s: Any, t: Any, count: Any, strip: Any, at: Any) -> Any:
+def _spread_first(typing, x, s, t, count, strip, at):
     """strip[s, lane] = |x[s] - x[t + lane]| for one coordinate."""
 
-    def code(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+    def code(context, builder, sig, args):
         return _spread_code(context, builder, sig, args, first=True)
 
     return types.void(x, s, t, count, strip, at), code
 
 
 @intrinsic
-def _spread_more(typing: Any, x: Any, s: Any, t: Any, count: Any, strip: Any, at: Any) -> Any:
+def _spread_more(typing, x, s, t, count, strip, at):
     """strip[s, lane] = max(strip[s, lane], |x[s] - x[t + lane]|) for one coordinate more."""
 
-    def code(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+    def code(context, builder, sig, args):
         return _spread_code(context, builder, sig, args, first=False)
 
     return types.void(x, s, t, count, strip, at), code
 
 
 @intrinsic
-def _select(
-    typing: Any, x: Any, at_x: Any, y: Any, at_y: Any, count: Any, best: Any, at: Any, ks: Any
-) -> Any:
+def _select(typing, x, at_x, y, at_y, count, best, at, ks):
     """Insert max(x[s], y[s]) for each s into the k smallest so far, `best` `[k, LANES]`, ascending.
 
     `ks` is a tuple of k zeros: its length is known to the compiler.
     """
 
-    def code(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+    def code(context, builder, sig, args):
         k = sig.args[7].count
         strip_x = _Lanes(context, builder, sig.args[0], args[0], args[1])
         strip_y = _Lanes(context, builder, sig.args[2], args[2], args[3])
         kept = _Lanes(context, builder, sig.args[5], args[5], args[6])
 
-        def body(s: Any, smallest: list[Any]) -> list[Any]:
+        def body(s, smallest):
             new = _max(builder, strip_x.load(s), strip_y.load(s))
             out = [_min(builder, smallest[0], new)]
             for i in range(1, k):
@@ -194,7 +191,7 @@ def _select(
 
 
 @intrinsic
-def _multiply(typing: Any, best: Any, at_best: Any, product: Any, at_product: Any) -> Any:
+def _multiply(typing, best, at_best, product, at_product):
     """Multiply `product` by a vector of distances; which lanes are 0, as bits.
 
     `product` is `[(mantissa, exponent), LANES]`.
@@ -202,7 +199,7 @@ def _multiply(typing: Any, best: Any, at_best: Any, product: Any, at_product: An
     Lanes that are 0 or absent count as 1, so that their logarithm is 0.
     """
 
-    def code(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+    def code(context, builder, sig, args):
         kept = _Lanes(context, builder, sig.args[0], args[0], args[1])
         held = _Lanes(context, builder, sig.args[2], args[2], args[3])
         bits = kept.type.element.width
@@ -227,28 +224,17 @@ def _multiply(typing: Any, best: Any, at_best: Any, product: Any, at_product: An
 
 
 @intrinsic
-def _reach(
-    typing: Any,
-    x: Any,
-    at_x: Any,
-    y: Any,
-    at_y: Any,
-    count: Any,
-    best: Any,
-    at_best: Any,
-    reach: Any,
-    at: Any,
-) -> Any:
+def _reach(typing, x, at_x, y, at_y, count, best, at_best, reach, at):
     """Largest x[s], and largest y[s], among the s with max(x[s], y[s]) <= best; into `reach`."""
 
-    def code(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+    def code(context, builder, sig, args):
         strip_x = _Lanes(context, builder, sig.args[0], args[0], args[1])
         strip_y = _Lanes(context, builder, sig.args[2], args[2], args[3])
         limit = _Lanes(context, builder, sig.args[5], args[5], args[6]).load(0)
         held = _Lanes(context, builder, sig.args[7], args[7], args[8])
         zero = held.all(0)
 
-        def body(s: Any, reached: list[Any]) -> list[Any]:
+        def body(s, reached):
             a, b = strip_x.load(s), strip_y.load(s)
             near = builder.icmp_signed("<=", _max(builder, a, b), limit)
             return [
@@ -265,21 +251,10 @@ def _reach(
 
 
 @intrinsic
-def _count(
-    typing: Any,
-    x: Any,
-    at_x: Any,
-    y: Any,
-    at_y: Any,
-    count: Any,
-    limits: Any,
-    at_limits: Any,
-    counts: Any,
-    at: Any,
-) -> Any:
+def _count(typing, x, at_x, y, at_y, count, limits, at_limits, counts, at):
     """Count the s that both have with x[s], y[s], max(x[s], y[s]) within limits 0, 1 and 2."""
 
-    def code(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+    def code(context, builder, sig, args):
         strip_x = _Lanes(context, builder, sig.args[0], args[0], args[1])
         strip_y = _Lanes(context, builder, sig.args[2], args[2], args[3])
         limit = _Lanes(context, builder, sig.args[5], args[5], args[6])
@@ -288,7 +263,7 @@ def _count(
         bits = held.type.element.width
         infinite = held.all(0x7F800000 if bits == 32 else 0x7FF0000000000000)
 
-        def body(s: Any, found: list[Any]) -> list[Any]:
+        def body(s, found):
             a, b = strip_x.load(s), strip_y.load(s)
             joint = _max(builder, a, b)
             present = builder.icmp_signed("<", joint, infinite)
