@@ -328,7 +328,7 @@ def plain_method(host: Any) -> Callable[[str, DictConfig], Any]:
             return method(cfg)
         from solo_infoaug.host.release import method_arguments
 
-        raw = method.__mro__[1]
+        raw = method.release_method
         return raw(**method_arguments(raw, cfg))
 
     return build

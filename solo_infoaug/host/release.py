@@ -31,6 +31,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from solo_infoaug.errors import ConfigError
 from solo_infoaug.host import Host, HostInfo
+from solo_infoaug.host.method import Method
 from solo_infoaug.host.small import SMALL, SmallResNet
 
 _NUM_CLASSES = {"cifar10": 10, "cifar100": 100, "stl10": 10, "imagenet": 1000, "imagenet100": 100}
@@ -261,80 +262,86 @@ def _small_backbone(cfg: DictConfig | None) -> Iterator[None]:
         setattr(backbones, _STANDS_FOR_SMALL, before)
 
 
+class _Adapter(Method):
+    """In front of a release method: it takes `cfg`, or the release's own keyword arguments."""
+
+    release_method: Any
+    """The class as the release has it."""
+    encoder: nn.Module
+    momentum_encoder: nn.Module
+    scheduler: str
+    max_epochs: float
+    warmup_epochs: float
+
+    # Lightning 2 looks at the class for a hook that it removed, and refuses to run it.
+    validation_epoch_end: Any = None
+
+    def __init__(self, cfg: DictConfig | None = None, **kwargs: Any) -> None:
+        if cfg is not None:
+            kwargs = method_arguments(self.release_method, cfg)
+        with _small_backbone(cfg):
+            super().__init__(**kwargs)
+        self.cfg = cfg
+        self.scheduler_interval = "epoch"
+        if cfg is not None:
+            self.encoder_name = str(cfg.backbone.name)
+            self.scheduler_interval = OmegaConf.select(cfg, "scheduler.interval") or "step"
+        self._validation_outputs: list[Any] = []
+
+    @property
+    def backbone(self) -> nn.Module:
+        return self.encoder
+
+    @property
+    def momentum_backbone(self) -> nn.Module:
+        return self.momentum_encoder
+
+    def configure_optimizers(self) -> Any:
+        """The release's optimizer; the schedule counts steps if the configuration says so."""
+        cosine = self.scheduler in ("warmup_cosine", "cosine")
+        if self.scheduler_interval == "epoch" or not cosine:
+            return super().configure_optimizers()
+        epochs, warmup = self.max_epochs, self.warmup_epochs
+        steps = self.trainer.estimated_stepping_batches
+        self.max_epochs, self.warmup_epochs = steps, warmup * steps / epochs
+        try:
+            optimizers, (scheduler,) = super().configure_optimizers()
+        finally:
+            self.max_epochs, self.warmup_epochs = epochs, warmup
+        return optimizers, [{"scheduler": scheduler, "interval": "step", "frequency": 1}]
+
+    def validation_step(self, *args: Any, **kwargs: Any) -> Any:
+        outputs = super().validation_step(*args, **kwargs)
+        self._validation_outputs.append(outputs)
+        return outputs
+
+    def on_validation_epoch_end(self) -> None:
+        outputs, self._validation_outputs = self._validation_outputs, []
+        self.release_method.validation_epoch_end(self, outputs)
+
+
+def _clip_gradients(self: Any, *args: Any, **kwargs: Any) -> None:
+    """DINO's, under a name that Lightning 2 calls as well."""
+    owner = LightningModule if len(args) + len(kwargs) > 1 else self.release_method
+    owner.clip_gradients(self, *args, **kwargs)
+
+
+def _on_train_batch_end(self: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+    self.release_method.on_train_batch_end(self, outputs, batch, batch_idx, 0)
+
+
 def adapt(method: type) -> type:
-    """A subclass of a release method with the current constructor and names.
-
-    It takes `cfg`, or the release's own keyword arguments.
-    """
-    base: Any = method
-
-    class Adapted(base):
-        max_epochs: float
-        warmup_epochs: float
-
-        def __init__(self, cfg: DictConfig | None = None, **kwargs: Any) -> None:
-            with _small_backbone(cfg):
-                super().__init__(**(kwargs if cfg is None else method_arguments(method, cfg)))
-            if cfg is not None:
-                self.encoder_name = str(cfg.backbone.name)
-            self.cfg = cfg
-            self.scheduler_interval = (
-                "epoch" if cfg is None else OmegaConf.select(cfg, "scheduler.interval") or "step"
-            )
-            self._validation_outputs: list[Any] = []
-
-        @property
-        def backbone(self) -> nn.Module:
-            return self.encoder
-
-        @property
-        def momentum_backbone(self) -> nn.Module:
-            return self.momentum_encoder
-
-        def configure_optimizers(self) -> Any:
-            """The release's optimizer; the schedule counts steps if the configuration says so."""
-            if self.scheduler_interval == "epoch" or self.scheduler not in (
-                "warmup_cosine",
-                "cosine",
-            ):
-                return super().configure_optimizers()
-            epochs, warmup = self.max_epochs, self.warmup_epochs
-            steps = self.trainer.estimated_stepping_batches
-            self.max_epochs, self.warmup_epochs = steps, warmup * steps / epochs
-            try:
-                optimizers, (scheduler,) = super().configure_optimizers()
-            finally:
-                self.max_epochs, self.warmup_epochs = epochs, warmup
-            return optimizers, [{"scheduler": scheduler, "interval": "step", "frequency": 1}]
-
-        def validation_step(self, *args: Any, **kwargs: Any) -> Any:
-            outputs = super().validation_step(*args, **kwargs)
-            self._validation_outputs.append(outputs)
-            return outputs
-
-        if "clip_gradients" in vars(method):  # DINO's, under a name that Lightning 2 calls as well
-
-            def clip_gradients(self, *args: Any, **kwargs: Any) -> None:
-                lightnings = len(args) + len(kwargs) > 1
-                (LightningModule if lightnings else base).clip_gradients(self, *args, **kwargs)
-
-        # Lightning 2 looks at the class for a hook that it removed, and refuses to run it.
-        validation_epoch_end = None
-
-        def on_validation_epoch_end(self) -> None:
-            outputs, self._validation_outputs = self._validation_outputs, []
-            super().validation_epoch_end(outputs)
-
+    """A subclass of a release method with the current constructor and names."""
+    members = {
+        "release_method": method,
+        "__module__": method.__module__,
+        "__doc__": method.__doc__,
+    }
+    if "clip_gradients" in vars(method):
+        members["clip_gradients"] = _clip_gradients
     if hasattr(method, "momentum_pairs"):
-
-        def on_train_batch_end(self: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-            method.on_train_batch_end(self, outputs, batch, batch_idx, 0)  # type: ignore[attr-defined]
-
-        Adapted.on_train_batch_end = on_train_batch_end
-    Adapted.__name__ = Adapted.__qualname__ = method.__name__
-    Adapted.__module__ = method.__module__
-    Adapted.__doc__ = method.__doc__
-    return Adapted
+        members["on_train_batch_end"] = _on_train_batch_end
+    return type(method.__name__, (_Adapter, method), members)
 
 
 def project(method: Any, outputs: dict[str, Any]) -> dict[str, Any]:
