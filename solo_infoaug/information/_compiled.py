@@ -35,6 +35,8 @@ from numba import njit, types
 from numba.extending import intrinsic
 from torch import Tensor
 
+from solo_infoaug.information._position import Series
+
 LANES = 8
 SIDE = 32  # tracks on each side of a block
 CHUNK = 96  # samples s in a strip
@@ -517,29 +519,21 @@ def _run_paired(x, y, block, shape, ks, psi, work, out):
 # --- all tasks ---------------------------------------------------------------------------------
 
 
-def neighbour_sums(
-    x: Tensor,
-    valid_x: Tensor | None,
-    y: Tensor,
-    valid_y: Tensor | None,
-    k: int,
-    kind: str,
-    layout: str,
-) -> Tensor:
+def neighbour_sums(x: Series, y: Series, k: int, kind: str, layout: str) -> Tensor:
     """See `_plain.neighbour_sums`."""
-    samples = x.shape[1]
-    same = x is y and valid_x is valid_y
-    flat_x = _coordinates(x, valid_x)
-    flat_y = flat_x if same else _coordinates(y, valid_y)
+    many, others, samples = len(x.x), len(y.x), x.x.shape[1]
+    same = x.x is y.x and x.valid is y.valid
+    flat_x = _coordinates(x.x, x.valid)
+    flat_y = flat_x if same else _coordinates(y.x, y.valid)
     padded = flat_x.shape[-1]
     shape = Shape(flat_x.shape[1], flat_y.shape[1], samples, padded, KINDS.index(kind), same)
     psi = torch.digamma(torch.arange(samples + 2, dtype=torch.float64)).numpy()
     psi[0] = 0.0
     paired = layout == "paired"
-    work_to_do = len(x) * (1 if paired else len(y)) * samples**2
+    work_to_do = many * (1 if paired else others) * samples**2
     threads = torch.get_num_threads() if work_to_do > INLINE else 1
-    out = np.zeros((len(x), 1 if paired else len(y), 4))
-    blocks = _blocks(len(x), len(y), padded, layout, threads)
+    out = np.zeros((many, 1 if paired else others, 4))
+    blocks = _blocks(many, others, padded, layout, threads)
     run, ks = (_run_paired if paired else _run_block), (0,) * k
     flat_x, flat_y = flat_x.reshape(-1), flat_y.reshape(-1)
 

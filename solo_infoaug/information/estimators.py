@@ -334,7 +334,7 @@ def _as_they_are(
     Nothing is noted of pairs whose value comes from other coordinates, or is to be taken `anew`.
     """
     k, notes = how.k, how.notes
-    joint = neighbour_sums(x.x, x.valid, y.x, y.valid, k, how.kind, layout, how.max_memory)
+    joint = neighbour_sums(x, y, k, how.kind, layout, how.max_memory)
     if notes is not None and _has_ties(joint, x, y, how, layout, anew):
         notes.add("ties")
     own = None if how.kind == "ksg1" else _marginals(x, y, k, layout, how.max_memory)
@@ -409,7 +409,7 @@ def _has_ties(
     if not bool(doubtful.any()):
         return False
     if how.kind != "3kl":
-        joint = neighbour_sums(x.x, x.valid, y.x, y.valid, how.k, "3kl", layout, how.max_memory)
+        joint = neighbour_sums(x, y, how.k, "3kl", layout, how.max_memory)
     with one_thread():
         return _untied(joint, doubtful, x, y, how.min_count, layout)
 
@@ -502,8 +502,8 @@ def _marginal(x: Series, y: Series, k: int, layout: str, max_memory: int) -> Ten
         masks, group = None, None
     else:
         masks, group = torch.unique(y.valid, dim=0, return_inverse=True)
-    others = x.x.new_empty(1 if masks is None else len(masks), x.x.shape[1], 0)
-    sums = neighbour_sums(x.x, x.valid, others, masks, k, "3kl", "all", max_memory)
+    nothing = x.x.new_empty(1 if masks is None else len(masks), x.x.shape[1], 0)
+    sums = neighbour_sums(x, Series(nothing, masks), k, "3kl", "all", max_memory)
     if group is not None:
         return sums[:, group]
     return sums[:, 0] if layout == "paired" else sums

@@ -22,6 +22,7 @@ from solo_infoaug.information import (
     estimators,
     pairwise_mutual_information,
 )
+from solo_infoaug.information._position import Series
 
 
 def scene(seed: int, tracks: int, samples: int, d: int, tied: bool) -> torch.Tensor:
@@ -38,13 +39,14 @@ def scene(seed: int, tracks: int, samples: int, d: int, tied: bool) -> torch.Ten
 def by_the_kernel(*args: Any) -> torch.Tensor:
     """In the place of `_backend.neighbour_sums`."""
     *arguments, _ = args
-    assert _triton.fits(arguments[0], arguments[2], arguments[4])
+    assert _triton.fits(arguments[0].x, arguments[1].x, arguments[2])
     return _triton.neighbour_sums(*arguments)
 
 
 def sums(x: Any, valid_x: Any, y: Any, valid_y: Any, k: int, kind: str, layout: str) -> float:
-    got = _triton.neighbour_sums(x, valid_x, y, valid_y, k, kind, layout)
-    expected = _plain.neighbour_sums(x, valid_x, y, valid_y, k, kind, layout, 2**22)
+    sides = Series(x, valid_x), Series(y, valid_y)
+    got = _triton.neighbour_sums(*sides, k, kind, layout)
+    expected = _plain.neighbour_sums(*sides, k, kind, layout, 2**22)
     assert got.shape == expected.shape
     assert got.dtype == expected.dtype
     columns = [0, 1, 2] if kind == "3kl" else [2]
