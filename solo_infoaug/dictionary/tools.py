@@ -18,7 +18,7 @@ from PIL import Image
 from solo_infoaug._files import check_output_folder
 from solo_infoaug.dictionary import TwinDictionary
 from solo_infoaug.dictionary.format import COUNTS, MANIFEST, PARTS
-from solo_infoaug.dictionary.store import Part, WindowRecord
+from solo_infoaug.dictionary.store import Part
 from solo_infoaug.dictionary.writing import VideoWriter, check_target, only_writer, write_manifest
 from solo_infoaug.errors import ConfigError, DictionaryError
 
@@ -83,11 +83,9 @@ def split(
         raise ConfigError(f"by must be video or shot, not {by!r}")
     source = TwinDictionary.load(path)
     keys: list[str] = source.info["videos"]
-    units = (
-        list(dict.fromkeys((key, None) for key in keys))
-        if by == "video"
-        else list(dict.fromkeys((keys[_video_of(source, w)], w.shot) for w in source.windows))
-    )
+    by_video = [(key, None) for key in keys]
+    by_shot = [(keys[source.patches["video"][w.rows][0]], w.shot) for w in source.windows]
+    units = list(dict.fromkeys(by_video if by == "video" else by_shot))
     if len(units) < 2:
         raise DictionaryError(f"{source.path} has a single {by} and cannot be split by {by}")
     shuffled = sorted(units, key=lambda unit: hashlib.sha256(f"{seed}/{unit}".encode()).digest())
@@ -367,7 +365,7 @@ def _rewrite(
     try:
         for window in part.windows:
             if keep is None or window.shot in keep:
-                rows = slice(window.patches.start, window.patches.stop)
+                rows = window.rows
                 twins = part.twins[rows].numpy()
                 twins = np.where(twins >= 0, twins - rows.start, -1)
                 mi, p = part.mi[rows].numpy(), part.p_value[rows].numpy()
@@ -415,10 +413,6 @@ def _pixels(part: Part, rows: slice) -> np.ndarray:
             found.append(shard.map()[start:stop])
         first += shard.patches
     return torch.cat(found).numpy()
-
-
-def _video_of(dictionary: TwinDictionary, window: WindowRecord) -> int:
-    return int(dictionary.patches["video"][window.patches.start])
 
 
 def _hash(path: Path) -> str:

@@ -260,7 +260,8 @@ def _warn_of_entropies(tracks: Series, constant: Tensor) -> None:
 
 def _entropy(tracks: Series, k: int, max_memory: int) -> tuple[Tensor, Tensor]:
     """Entropy in nats, float64, `[P]`; and which tracks have none: constant, or too short."""
-    own = _marginal(tracks, _anything(tracks), k, "all", max_memory)[:, 0]
+    anything = Series(tracks.x[:1, :, :0], None)
+    own = _marginal(tracks, anything, k, "all", max_memory)[:, 0]
     count = tracks.counts()
     log_cell = _log_cell(tracks, own, max_memory)
     d = tracks.dimensions()
@@ -507,10 +508,6 @@ def _marginal(x: Series, y: Series, k: int, layout: str, max_memory: int) -> Ten
     if group is not None:
         return sums[:, group]
     return sums[:, 0] if layout == "paired" else sums
-
-
-def _anything(x: Series) -> Series:
-    return Series(x.x[:1, :, :0], None)
 
 
 def _common_counts(x: Series, y: Series, layout: str) -> Tensor:
