@@ -90,17 +90,7 @@ def pairwise_significance(
     """
     scenes, how = check_scenes(trajectories, mask, estimator, k, min_samples, "nats", max_memory)
     samples = trajectories.shape[-2]
-    if not isinstance(surrogates, int) or isinstance(surrogates, bool) or surrogates < 1:
-        raise ValueError(f"surrogates must be an integer of at least 1, got {surrogates!r}")
-    whole = isinstance(min_shift, int) and not isinstance(min_shift, bool)
-    if not whole or not 1 <= min_shift <= samples // 2:
-        raise ValueError(f"min_shift must be 1 to T/2 = {samples // 2} frames, got {min_shift!r}")
-    if dependence not in ("positive", "any"):
-        raise ValueError(f"dependence must be 'positive' or 'any', got {dependence!r}")
-    if generator is not None and not isinstance(generator, torch.Generator):
-        raise ValueError(
-            f"generator must be a torch.Generator or None, got {type(generator).__name__}"
-        )
+    _check_test(samples, surrogates, min_shift, generator, dependence)
     mi = all_pairs(scenes, trajectories, how)
     warn_of(how)
     drawn = torch.randperm(samples + 1 - 2 * min_shift, generator=generator) + min_shift
@@ -113,6 +103,27 @@ def pairwise_significance(
         p_values[scene].fill_diagonal_(1.0)
     q_values = torch.stack([_q_values(p, dependence) for p in p_values])
     return Significance(mi, p_values.reshape(mi.shape), q_values.reshape(mi.shape))
+
+
+def _check_test(
+    samples: int,
+    surrogates: int,
+    min_shift: int,
+    generator: torch.Generator | None,
+    dependence: str,
+) -> None:
+    """Raise ValueError for options that `pairwise_significance` does not take."""
+    if not isinstance(surrogates, int) or isinstance(surrogates, bool) or surrogates < 1:
+        raise ValueError(f"surrogates must be an integer of at least 1, got {surrogates!r}")
+    whole = isinstance(min_shift, int) and not isinstance(min_shift, bool)
+    if not whole or not 1 <= min_shift <= samples // 2:
+        raise ValueError(f"min_shift must be 1 to T/2 = {samples // 2} frames, got {min_shift!r}")
+    if dependence not in ("positive", "any"):
+        raise ValueError(f"dependence must be 'positive' or 'any', got {dependence!r}")
+    if generator is not None and not isinstance(generator, torch.Generator):
+        raise ValueError(
+            f"generator must be a torch.Generator or None, got {type(generator).__name__}"
+        )
 
 
 def shifted_information(
