@@ -60,6 +60,7 @@ class Watch(Callback):
         pl_module._twin_batch = watched
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+        self.folder.mkdir(exist_ok=True)
         torch.save(
             {"index": self.index, "weights": pl_module.state_dict()},
             self.folder / f"{trainer.global_rank}.pt",
@@ -74,6 +75,9 @@ if __name__ == "__main__":
     if what == "losses":
         losses(folders)
     else:
-        InfoAugMethod.prefetch_twins = what == "train_ahead"
-        cfg = OmegaConf.create(json.loads((folders[0] / "cfg.json").read_text()))
-        pretrain(cfg, [Watch(folders[0])])
+        for name in ("train", "train_ahead"):
+            InfoAugMethod.prefetch_twins = name == "train_ahead"
+            cfg = OmegaConf.create(json.loads((folders[0] / "cfg.json").read_text()))
+            pretrain(cfg, [Watch(folders[0] / name)])
+            # Lightning has started the second process, and is not to start it again
+            os.environ.setdefault("LOCAL_RANK", "0")
