@@ -51,22 +51,16 @@ RENORMALISE = 64  # vectors of mantissas whose product stays finite in float32
 # What numba and llvmlite hand on is not typed: it would all be Any.
 
 
-def _vector_pointer(context, builder, array_type, array, offset):
-    data = context.make_array(array_type)(context, builder, value=array).data
-    width = 64 if array_type.dtype.bitwidth == 64 else 32
-    vector = ir.VectorType(ir.IntType(width), LANES)
-    return builder.bitcast(builder.gep(data, [offset]), vector.as_pointer())
-
-
 class _Lanes:
     """A vector in memory: `array[offset + LANES * slot:][:LANES]`, as integers."""
 
     def __init__(self, context, builder, array_type, array, offset):
         self.builder = builder
         self.index_type = offset.type
-        self.pointer = _vector_pointer(context, builder, array_type, array, offset)
         self.align = array_type.dtype.bitwidth // 8
-        self.type = self.pointer.type.pointee
+        self.type = ir.VectorType(ir.IntType(8 * self.align), LANES)
+        data = context.make_array(array_type)(context, builder, value=array).data
+        self.pointer = builder.bitcast(builder.gep(data, [offset]), self.type.as_pointer())
 
     def _at(self, slot):
         if isinstance(slot, int):
@@ -343,8 +337,9 @@ def _fill(array, count, value):
 
 
 @njit(nogil=True)
-def _pack(x, first, last, rows, padded, s0, count, t0, strips, infinity):
+def _pack(x, first, last, rows, part, strips):
     """A strip for each track: L∞ distances from t0... to s0..., a sample to itself at infinity."""
+    padded, s0, count, t0, infinity = part
     for track in range(first, last):
         start = track * rows * padded
         at = (track - first) * CHUNK * LANES
@@ -367,19 +362,10 @@ def _sweep(action, x, y, block, shape, t0, ks, work):
     for s0 in range(0, shape.samples, CHUNK):
         count = min(CHUNK, shape.samples - s0)
         if action == SELECT or shape.samples > CHUNK:
-            for side in range(1 if triangle and shape.same else 2):
-                _pack(
-                    x if side == 0 else y,
-                    block.i0 if side == 0 else block.j0,
-                    block.i1 if side == 0 else block.j1,
-                    shape.rows_x if side == 0 else shape.rows_y,
-                    shape.padded,
-                    s0,
-                    count,
-                    t0,
-                    strips_x if side == 0 else strips_y,
-                    infinity,
-                )
+            part = (shape.padded, s0, count, t0, infinity)
+            _pack(x, block.i0, block.i1, shape.rows_x, part, strips_x)
+            if not (triangle and shape.same):
+                _pack(y, block.j0, block.j1, shape.rows_y, part, strips_y)
         for i in range(rows):
             for j in range(i if triangle else 0, columns):
                 pair = i * columns + j
