@@ -731,7 +731,8 @@ def test_compiled_models_train(host: Any, make_cfg: Any, twins_folder: Path, ste
     """Without code generation, which would take minutes: the tracing is what may fail."""
     losses = []
     for compiled in (False, True):
-        cfg = host.parse_cfg(make_cfg("simclr", {"twins": str(twins_folder)}))
+        small = {"backbone.name": "small_resnet"}  # each layer is traced
+        cfg = host.parse_cfg(make_cfg("simclr", {"twins": str(twins_folder)}, **small))
         torch.manual_seed(0)
         run = steps(host.methods["simclr"](cfg), cfg)
         number = run.start()
