@@ -1,4 +1,4 @@
-"""What `test_features.py` runs in two processes; not a test by itself.
+"""What `test_features.py` and `test_gpu.py` run in two processes; not a test by itself.
 
     two_processes.py TRAIN LOSSES...
 
@@ -82,4 +82,5 @@ if __name__ == "__main__":
         pretrain(cfg, [Watch(trained / name)])
         # Lightning has started the second process, and is not to start it again
         os.environ.setdefault("LOCAL_RANK", "0")
-    losses(others)
+    if others:
+        losses(others)
