@@ -1,4 +1,4 @@
-"""What `test_features.py` and `test_gpu.py` run in two processes; not a test by itself.
+"""What `training/test_features.py` and `test_gpu.py` run in two processes; not a test by itself.
 
     two_processes.py TRAIN LOSSES...
 

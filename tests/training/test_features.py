@@ -224,7 +224,7 @@ def test_more_large_crops_than_the_method_takes_are_named(
 
 # --- two processes ---------------------------------------------------------------------------
 
-_SCRIPT = Path(__file__).with_name("two_processes.py")
+_SCRIPT = Path(__file__).parents[1] / "two_processes.py"
 
 
 def _settings(cfg: DictConfig, folder: Path) -> None:
