@@ -34,6 +34,7 @@ from solo_infoaug.host import Host, HostInfo
 from solo_infoaug.host.method import Method
 from solo_infoaug.host.small import SMALL, SmallResNet
 
+_EMBEDDED = "the embedded solo-learn 1.0.2"
 _NUM_CLASSES = {"cifar10": 10, "cifar100": 100, "stl10": 10, "imagenet": 1000, "imagenet100": 100}
 
 # The keys that the current solo-learn's auto-resume compares, for the release's runs as well.
@@ -165,25 +166,22 @@ def _mapping(cfg: DictConfig, key: str) -> dict[str, Any]:
     return dict(container)
 
 
-def _refuse_what_is_missing(method: type, cfg: DictConfig) -> None:
-    backbone = str(cfg.backbone.name)
-    if backbone not in method._SUPPORTED_ENCODERS:  # type: ignore[attr-defined]
-        raise ConfigError(
-            f"backbone.name: {backbone!r} is not in the embedded solo-learn 1.0.2, which has "
-            f"{', '.join(method._SUPPORTED_ENCODERS)}; "  # type: ignore[attr-defined]
-            "set SOLO_LEARN_HOME to a clone of the current solo-learn"
-        )
-    if OmegaConf.select(cfg, "optimizer.exclude_bias_n_norm_wd", default=False):
-        raise ConfigError(
-            "optimizer.exclude_bias_n_norm_wd: the embedded solo-learn 1.0.2 does not have it; "
-            "set it to False, or set SOLO_LEARN_HOME to a clone of the current solo-learn"
-        )
-    if OmegaConf.select(cfg, "knn_eval.enabled", default=False):
-        raise ConfigError(
-            "knn_eval.enabled: the embedded solo-learn 1.0.2's online k-NN does not run on today's "
-            "torchmetrics; set it to False (solo-infoaug evaluate has k-NN), or set "
-            "SOLO_LEARN_HOME to a clone of the current solo-learn"
-        )
+def _lacks(key: str, what: str, instead: str = "") -> ConfigError:
+    """About what the release does not have; `instead` is what else helps."""
+    way = f"{instead}set SOLO_LEARN_HOME to a clone of the current solo-learn"
+    return ConfigError(f"{key}: {what}; {way}")
+
+
+def _refuse_what_is_missing(method: Any, cfg: DictConfig) -> None:
+    backbone, known = str(cfg.backbone.name), method._SUPPORTED_ENCODERS
+    if backbone not in known:
+        what = f"{backbone!r} is not in {_EMBEDDED}, which has {', '.join(known)}"
+        raise _lacks("backbone.name", what)
+    if OmegaConf.select(cfg, key := "optimizer.exclude_bias_n_norm_wd", default=False):
+        raise _lacks(key, f"{_EMBEDDED} does not have it", "set it to False, or ")
+    if OmegaConf.select(cfg, key := "knn_eval.enabled", default=False):
+        what = f"{_EMBEDDED}'s online k-NN does not run on today's torchmetrics"
+        raise _lacks(key, what, "set it to False (solo-infoaug evaluate has k-NN), or ")
 
 
 def method_arguments(method: type, cfg: DictConfig) -> dict[str, Any]:
@@ -386,15 +384,9 @@ def parse_cfg(cfg: DictConfig) -> DictConfig:
     for key in map(str, merged):
         cfg[key] = OmegaConf.select(merged, key)
     if cfg.data.format != "image_folder":
-        raise ConfigError(
-            f"data.format: the embedded solo-learn 1.0.2 reads image_folder, got "
-            f"{cfg.data.format!r}; set SOLO_LEARN_HOME to a clone of the current solo-learn"
-        )
+        raise _lacks("data.format", f"{_EMBEDDED} reads image_folder, got {cfg.data.format!r}")
     if cfg.data.fraction > 0:
-        raise ConfigError(
-            "data.fraction: the embedded solo-learn 1.0.2 does not have it; "
-            "set SOLO_LEARN_HOME to a clone of the current solo-learn"
-        )
+        raise _lacks("data.fraction", f"{_EMBEDDED} does not have it")
     dataset = cfg.data.dataset
     cfg.data.num_classes = _NUM_CLASSES.get(dataset) or max(
         1, sum(entry.is_dir() for entry in os.scandir(cfg.data.train_path))
@@ -416,15 +408,10 @@ def build_transform_pipeline(dataset: str, cfg: DictConfig) -> Callable[[Any], t
     from solo.utils.pretrain_dataloader import prepare_transform
 
     if not OmegaConf.select(cfg, "rrc.enabled", default=True):
-        raise ConfigError(
-            "augmentations: rrc.enabled: false is not in the embedded solo-learn 1.0.2; "
-            "set SOLO_LEARN_HOME to a clone of the current solo-learn"
-        )
+        raise _lacks("augmentations", f"rrc.enabled: false is not in {_EMBEDDED}")
     if OmegaConf.select(cfg, "equalization.prob", default=0.0):
-        raise ConfigError(
-            "augmentations: equalization is not in the embedded solo-learn 1.0.2; set its prob to "
-            "0, or set SOLO_LEARN_HOME to a clone of the current solo-learn"
-        )
+        what = f"equalization is not in {_EMBEDDED}"
+        raise _lacks("augmentations", what, "set its prob to 0, or ")
     jitter = cfg.color_jitter
     arguments = {
         "brightness": jitter.get("brightness", 0.0),

@@ -407,16 +407,12 @@ def prepare_scenes(folder: Path, config: ScenesConfig, workers: int = 1) -> Benc
         if not marker.is_file():
             scenes = [SceneVideo.make(config, number) for number in range(config.videos)]
             _write_stills(folder / "stills", config)
-            (folder / "videos").mkdir(exist_ok=True)
+            videos = folder / "videos"
+            videos.mkdir(exist_ok=True)
             for number, scene in enumerate(scenes):
-                scene.write(folder / "videos" / f"scene-{number:04d}.mp4")
-            mined = mine(
-                folder / "videos",
-                folder / "twins",
-                mine_config(config),
-                workers=workers,
-                overwrite=True,
-            )
+                scene.write(videos / f"scene-{number:04d}.mp4")
+            how = mine_config(config)
+            mined = mine(videos, folder / "twins", how, workers=workers, overwrite=True)
             shutil.rmtree(folder / "oracle", ignore_errors=True)
             write_oracle(mined, scenes, folder / "oracle")
             found = {
