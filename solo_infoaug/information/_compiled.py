@@ -13,8 +13,8 @@ The scheme, from the outside in:
    vector.
 
 Distances are not negative, so their bits order as integers do, and integers compare faster. A
-sample that is absent (masked, or past the end) has an infinite extra coordinate: its distance to
-anything has bits of at least those of +inf.
+sample that is absent (masked, or past the end) has infinite coordinates: its distance to anything,
++inf or NaN, has bits of at least those of +inf.
 
 numba's vectoriser does not keep the insertion in registers, so the inner loops are written with
 llvmlite, each as one loop over s on vectors of `LANES` lanes.
@@ -294,7 +294,7 @@ def _entry(function: Callable[..., None]) -> Callable[..., None]:
 
 
 class Shape(NamedTuple):
-    """What all tasks of a call share; `rows` counts a track's coordinates and the absence row."""
+    """What all tasks of a call share; `rows` counts a track's coordinates."""
 
     rows_x: int
     rows_y: int
@@ -302,6 +302,7 @@ class Shape(NamedTuple):
     padded: int
     kind: int
     same: bool  # x and y are the same tracks
+    alone: bool  # y has no coordinates: x by itself, for which nearest distances are added too
 
 
 class Block(NamedTuple):
@@ -455,7 +456,7 @@ def _task(x, y, block, shape, ks, psi, work, out):
     """Add to `out` `[pairs of the block, 4]` what `neighbour_sums` describes, for samples t0:t1."""
     columns, width, kind = block.j1 - block.j0, len(ks) * LANES, shape.kind
     pairs = (block.i1 - block.i0) * columns
-    alone = kind == THREE_KL and shape.rows_y == 1 and len(ks) > 1
+    alone = shape.alone and kind == THREE_KL and len(ks) > 1
     for pair in range(pairs):
         work.active[pair] = True
     for pair in range(2 * pairs if alone else pairs):
@@ -512,7 +513,8 @@ def neighbour_sums(x: Series, y: Series, k: int, kind: str, layout: str) -> Tens
     flat_x = _coordinates(x.x, x.valid)
     flat_y = flat_x if same else _coordinates(y.x, y.valid)
     padded = flat_x.shape[-1]
-    shape = Shape(flat_x.shape[1], flat_y.shape[1], samples, padded, KINDS.index(kind), same)
+    rows = flat_x.shape[1], flat_y.shape[1]
+    shape = Shape(*rows, samples, padded, KINDS.index(kind), same, y.d == 0)
     psi = torch.digamma(torch.arange(samples + 2, dtype=torch.float64)).numpy()
     psi[0] = 0.0
     paired = layout == "paired"
@@ -600,15 +602,15 @@ def _even(length: int) -> int:
 
 
 def _coordinates(x: Tensor, valid: Tensor | None) -> np.ndarray:
-    """`[P, 1 + d, T padded]`: row 0 is 0, or infinite where the sample is absent."""
+    """`[P, d, T padded]`, infinite where a sample is absent; a row of zeros where d is 0."""
     tracks, samples, d = x.shape
     padded = -(-samples // LANES) * LANES
     # numpy, not torch: OpenMP threads that torch has woken spin on for a while, on our cores.
-    out = np.zeros((tracks, 1 + d, padded), x.numpy().dtype)
-    out[:, 0, samples:] = np.inf
+    out = np.zeros((tracks, max(d, 1), padded), x.numpy().dtype)
+    out[:, :d, :samples] = x.numpy().transpose(0, 2, 1)
+    out[:, :, samples:] = np.inf
     if valid is not None:
-        out[:, 0, :samples][~valid.numpy()] = np.inf
-    out[:, 1:, :samples] = x.numpy().transpose(0, 2, 1)
+        out[:, :, :samples].transpose(0, 2, 1)[~valid.numpy()] = np.inf
     return out
 
 

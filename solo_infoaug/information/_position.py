@@ -49,6 +49,7 @@ class Series(NamedTuple):
     log_scale: Tensor | None = None  # [P]: log of the volume of z's unit cube in x
     recurs: Tensor | None = None  # [P], bool: many values of some column recur
     lattice: Tensor | None = None  # [P], bool: and these lie on a lattice
+    source: Tensor | None = None  # [P]: rows of one number are one track, circularly shifted
 
     @property
     def d(self) -> int:
@@ -71,14 +72,18 @@ class Series(NamedTuple):
         valid, rank = (None if v is None else v[rows] for v in (self.valid, self.rank))
         return Series(self.x[rows], valid, rank, frame, *rest)
 
-    def roll(self, shift: int) -> Series:
-        """All samples later by `shift`, circularly."""
-        frame = self.frame
-        return self._replace(
-            x=self.x.roll(shift, -2),
-            valid=None if self.valid is None else self.valid.roll(shift, -1),
-            frame=None if frame is None else frame._replace(z=frame.z.roll(shift, -2)),
-        )
+    def rolled(self, shifts: list[int]) -> Series:
+        """`[S·P, ...]`: all tracks later by the first shift, circularly, then by the second, ..."""
+
+        def roll(field: Tensor) -> Tensor:
+            return torch.cat([field.roll(shift, 1) for shift in shifts])
+
+        every = self.part(torch.arange(len(self.x), device=self.x.device).repeat(len(shifts)))
+        frame = None
+        if self.frame is not None and every.frame is not None:
+            frame = every.frame._replace(z=roll(self.frame.z))
+        valid = None if self.valid is None else roll(self.valid)
+        return every._replace(x=roll(self.x), valid=valid, frame=frame)
 
     def even(self) -> Series:
         """In the coordinates of equal spread."""

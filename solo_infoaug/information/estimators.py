@@ -318,7 +318,9 @@ def over_shared(a: Series, b: Series) -> tuple[Series, Series]:
     if a.valid is None or b.valid is None:
         return a, b
     common = a.valid & b.valid
-    one, two = (side._replace(x=side.x * common[..., None], valid=common) for side in (a, b))
+    one, two = (
+        side._replace(x=side.x * common[..., None], valid=common, source=None) for side in (a, b)
+    )
     return one, two
 
 
@@ -499,6 +501,11 @@ def _marginals(x: Series, y: Series, k: int, layout: str, max_memory: int) -> tu
 
 def _marginal(x: Series, y: Series, k: int, layout: str, max_memory: int) -> Tensor:
     """The sums of x alone, over the samples that y has too: a pair whose other side has d = 0."""
+    if layout == "paired" and x.source is not None:  # once for all shifts of a track
+        number, row = torch.unique(x.source, return_inverse=True)
+        first = torch.empty_like(number)
+        first[row] = torch.arange(len(row), device=row.device)
+        return _marginal(x.part(first)._replace(source=None), y, k, layout, max_memory)[row]
     if layout == "paired" or y.valid is None:  # y's samples are x's own
         masks, group = None, None
     else:

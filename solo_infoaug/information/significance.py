@@ -19,6 +19,7 @@ from solo_infoaug.information.estimators import (
     all_pairs,
     check_scenes,
     information,
+    one_thread,
     over_shared,
     upper_rows,
     warn_of,
@@ -154,20 +155,31 @@ def shifted_information(
     """
     (tracks,), how = check_scenes(trajectories, mask, estimator, k, None, "nats", max_memory)
     how = how._replace(notes=None)
-    one, two = pairs.unbind(1)
-    first = tracks.part(one)
-    columns = []
-    for shift in shifts:
-        a, b = over_shared(first, tracks.roll(shift).part(two))
-        columns.append(information(a, b, how, "paired"))
-    return torch.stack(columns, dim=1)
+    count = len(tracks.x)
+    tracks = tracks._replace(source=torch.arange(count, device=pairs.device))
+    out = torch.zeros(len(pairs), len(shifts), dtype=torch.float64, device=pairs.device)
+    # Pairs that have all samples go by themselves: a shift does not change what each has alone
+    whole = (tracks.counts() == trajectories.shape[1])[pairs].all(1)
+    for rows in (whole.nonzero()[:, 0], (~whole).nonzero()[:, 0]):
+        step = max(1, max_memory // (64 * max(len(rows), count) * trajectories[0].numel()))
+        for start in range(0, len(shifts) if len(rows) else 0, step):
+            some = shifts[start : start + step]
+            one, two = pairs[rows].repeat(len(some), 1).unbind(1)
+            later = count * torch.arange(len(some), device=two.device).repeat_interleave(len(rows))
+            with one_thread():
+                a, b = tracks.part(one), tracks.rolled(some).part(two + later)
+                if not whole[rows[0]]:
+                    a, b = over_shared(a, b)
+            value = information(a, b, how, "paired")
+            out[rows, start : start + step] = value.reshape(len(some), len(rows)).T
+    return out
 
 
 def _p_values(tracks: Series, mi: Tensor, shifts: list[int], how: Estimator) -> Tensor:
     """p-values above the diagonal."""
     reached, drawn = torch.ones_like(mi), torch.ones_like(mi)
     for shift in shifts:
-        shifted = tracks.roll(shift)
+        shifted = tracks.rolled([shift])
         valid = shifted.valid
         for rows, value in upper_rows(tracks, shifted, how):
             surrogate = value.to(mi.dtype)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import cv2
 import numpy as np
+from numba import njit
 
 # RANSAC's tolerance: pixels, or so large a share of the median step, which is as blurred.
 _TOLERANCE, _RELATIVE_TOLERANCE = 0.7, 0.03
@@ -102,7 +103,7 @@ def fit_camera(
     # RANSAC bends towards slow objects within its tolerance: refitted to the nearer points alone
     fitted_to = np.zeros(0, bool)
     for _ in range(_REFITS):
-        residual = np.linalg.norm(_apply(matrix, source) - target, axis=1)
+        residual = _residuals(matrix, source, target)
         near = residual <= max(2.5 * float(np.median(residual[followers])), _MIN_RESIDUAL)
         if near.sum() < _MIN_POINTS or np.array_equal(near, fitted_to):
             break
@@ -110,7 +111,7 @@ def fit_camera(
         if refitted is None:
             break
         matrix, followers, fitted_to = refitted, np.flatnonzero(near), near
-    residual = np.linalg.norm(_apply(matrix, source[followers]) - target[followers], axis=1)
+    residual = _residuals(matrix, source[followers], target[followers])
     # From the median, so that slow objects among the followers do not count as noise.
     return CameraStep(matrix, float(np.median(residual)) * _RMS_OF_MEDIAN, share)
 
@@ -296,28 +297,54 @@ def _least_squares_homography(a: np.ndarray, b: np.ndarray) -> np.ndarray | None
     Hartley and Zisserman (2004), "Multiple View Geometry", 4.1 and 4.4.
     """
     mean, spread = a.mean(axis=0), max(float(a.std()), 1e-9)
-    (x, y), (u, v) = ((a - mean) / spread).T, ((b - mean) / spread).T
-    one, zero = np.ones_like(x), np.zeros_like(x)
-    rows = np.concatenate(
-        [
-            np.stack([x, y, one, zero, zero, zero, -u * x, -u * y], axis=1),
-            np.stack([zero, zero, zero, x, y, one, -v * x, -v * y], axis=1),
-        ]
-    )
-    right, weight = np.concatenate([u, v]), np.ones(2 * len(x))
-    for _ in range(2):
-        weighted = rows * (weight**2)[:, None]
-        try:
-            found = np.linalg.solve(weighted.T @ rows, weighted.T @ right)
-        except np.linalg.LinAlgError:
-            return None
-        depth = found[6] * x + found[7] * y + 1
-        if depth.min() <= 1e-3:
-            return None
-        weight = np.tile(1 / depth, 2)
+    try:
+        found, positive = _solve_homography((a - mean) / spread, (b - mean) / spread)
+    except np.linalg.LinAlgError:
+        return None
+    if not positive:
+        return None
     normal = np.array([[1, 0, -mean[0]], [0, 1, -mean[1]], [0, 0, spread]]) / spread
     matrix = np.linalg.inv(normal) @ np.append(found, 1).reshape(3, 3) @ normal
     return matrix if np.isfinite(matrix).all() else None
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def _solve_homography(a, b):  # type: ignore[no-untyped-def]
+    """[8], the elements of the matrix but the last; and whether all denominators are positive."""
+    count = len(a)
+    weight, positive = np.ones(count), True
+    row = np.empty(8)
+    for _ in range(2):
+        left, right = np.zeros((8, 8)), np.zeros(8)
+        for n in range(count):
+            for i in range(2):
+                row[:] = 0
+                row[3 * i], row[3 * i + 1], row[3 * i + 2] = a[n, 0], a[n, 1], 1
+                row[6], row[7] = -b[n, i] * a[n, 0], -b[n, i] * a[n, 1]
+                for j in range(8):
+                    scaled = weight[n] ** 2 * row[j]
+                    right[j] += scaled * b[n, i]
+                    for k in range(8):
+                        left[j, k] += scaled * row[k]
+        found = np.linalg.solve(left, right)
+        for n in range(count):
+            depth = found[6] * a[n, 0] + found[7] * a[n, 1] + 1
+            positive = positive and depth > 1e-3
+            weight[n] = 1 / depth
+    return found, positive
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def _residuals(matrix, source, target):  # type: ignore[no-untyped-def]
+    """float64 [N]: how far `matrix` takes the points of `source` from those of `target`."""
+    found = np.empty(len(source))
+    for n in range(len(source)):
+        x, y = float(source[n, 0]), float(source[n, 1])
+        depth = matrix[2, 0] * x + matrix[2, 1] * y + matrix[2, 2]
+        dx = (matrix[0, 0] * x + matrix[0, 1] * y + matrix[0, 2]) / depth - target[n, 0]
+        dy = (matrix[1, 0] * x + matrix[1, 1] * y + matrix[1, 2]) / depth - target[n, 1]
+        found[n] = np.sqrt(dx**2 + dy**2)
+    return found
 
 
 def _fit(

@@ -11,6 +11,8 @@ import cv2
 import numpy as np
 from numba import njit
 
+from solo_infoaug.mining.medians import LANES, median, sort_columns
+
 PRESETS = ("ultrafast", "fast", "medium")
 # Forth and back, the flow may miss by so much of the lengths of both vectors (squared), beside a
 # constant: Sundaram, Brox and Keutzer (2010), DOI 10.1007/978-3-642-15549-9_32.
@@ -47,14 +49,12 @@ class Flow:
         (height, width), (rows, columns) = self.size, self.forth.shape[:2]
         unit = np.array([width / columns, height / rows])
         first, every = (np.maximum(np.round(n / unit), 1).astype(int) for n in (_INSET, _SPACING))
-        lattice = (
-            slice(first[1], rows - first[1] + 1, every[1]),
-            slice(first[0], columns - first[0] + 1, every[0]),
-        )
-        agree = _agreeing(self.forth, self.back, self.size, max_error)[lattice]
-        y, x = np.mgrid[lattice]
-        points = ((np.stack([x, y], axis=2)[agree] + 0.5) * unit - 0.5).astype(np.float32)
-        return points, points + self.forth[lattice][agree]
+        y = np.arange(first[1], rows - first[1] + 1, every[1])
+        x = np.arange(first[0], columns - first[0] + 1, every[0])
+        agree = _agreeing(self.forth, self.back, self.size, max_error, y, x)
+        lattice = np.stack(np.meshgrid(x, y), axis=2)[agree]
+        points = ((lattice + 0.5) * unit - 0.5).astype(np.float32)
+        return points, points + self.forth[lattice[:, 1], lattice[:, 0]]
 
 
 def flow_maker(preset: str = "fast") -> Callable[[np.ndarray, np.ndarray], Flow]:
@@ -135,31 +135,25 @@ def follow_patches(
     steps += [(t, t - 1, flows[t - 1].back, flows[t - 1].forth) for t in range(seed, 0, -1)]
     for t, then, forth, back in steps:
         size = flows[min(t, then)].size
-        agree = _agreeing(forth, back, size, max_error)
+        every = (np.arange(length) for length in forth.shape[:2])
+        agree = _agreeing(forth, back, size, max_error, *every)
         _step(forth, agree, size, path[t], visible[t], side, path[then], visible[then])
     return path, visible
 
 
-@njit(nogil=True, cache=True)
-def _middle(values):  # type: ignore[no-untyped-def]
-    """The median, by insertion: they are few. Sorts in place."""
-    for i in range(1, len(values)):
-        value, j = values[i], i
-        while j > 0 and values[j - 1] > value:
-            values[j] = values[j - 1]
-            j -= 1
-        values[j] = value
-    half = len(values) // 2
-    return values[half] if len(values) % 2 else (values[half - 1] + values[half]) / 2
-
-
 def _agreeing(
-    forth: np.ndarray, back: np.ndarray, size: tuple[int, int], max_error: float
+    forth: np.ndarray,
+    back: np.ndarray,
+    size: tuple[int, int],
+    max_error: float,
+    y: np.ndarray,
+    x: np.ndarray,
 ) -> np.ndarray:
-    """bool [h, w]: from which of the flow's own pixels the way ends in the frame and comes back."""
+    """bool [len(y), len(x)]: from which of the flow's own pixels the way ends in the frame and
+    comes back."""
     rows, columns = forth.shape[:2]
     down, across = np.float32(rows / size[0]), np.float32(columns / size[1])
-    found = _comes_back(forth, back, down, across, np.float32(max_error**2))
+    found = _comes_back(forth, back, y, x, down, across, np.float32(max_error**2))
     return np.asarray(found, np.bool_)
 
 
@@ -180,15 +174,15 @@ def _bilinear(flow, x, y):  # type: ignore[no-untyped-def]
 
 
 @njit(nogil=True, cache=True, fastmath=True)
-def _comes_back(forth, back, down, across, least_limit):  # type: ignore[no-untyped-def]
+def _comes_back(forth, back, ys, xs, down, across, least_limit):  # type: ignore[no-untyped-def]
     rows, columns = forth.shape[:2]
-    agree = np.empty((rows, columns), np.bool_)
+    agree = np.empty((len(ys), len(xs)), np.bool_)
     half = np.float32(0.5)
-    for i in range(rows):
-        for j in range(columns):
-            dx, dy = forth[i, j, 0], forth[i, j, 1]
+    for i, top in enumerate(ys):
+        for j, left in enumerate(xs):
+            dx, dy = forth[top, left, 0], forth[top, left, 1]
             # Where it ends, in the flow's pixels, held inside of them
-            end_x, end_y = np.float32(j) + dx * across, np.float32(i) + dy * down
+            end_x, end_y = np.float32(left) + dx * across, np.float32(top) + dy * down
             x = min(max(end_x, np.float32(0)), np.float32(columns - 1))
             y = min(max(end_y, np.float32(0)), np.float32(rows - 1))
             bx, by = _bilinear(back, x, y)
@@ -203,32 +197,41 @@ def _comes_back(forth, back, down, across, least_limit):  # type: ignore[no-unty
 @njit(nogil=True, cache=True)
 def _step(forth, agree, size, path, visible, side, next_path, next_visible):  # type: ignore[no-untyped-def]
     """One step of all patches that are visible, written to `next_path` and `next_visible`."""
-    height, width = size
     rows, columns = forth.shape[:2]
-    down, across = np.float32(rows / height), np.float32(columns / width)
-    half, zero = np.float32(0.5), np.float32(0)
+    height, width = np.float32(size[0]), np.float32(size[1])
+    down, across = np.float32(rows) / height, np.float32(columns) / width
+    half, zero, one = np.float32(0.5), np.float32(0), np.float32(1)
     count = _POINTS * _POINTS
-    xs, ys = np.empty(count, np.float32), np.empty(count, np.float32)
-    for p in range(len(path)):
-        next_path[p] = path[p]
-        if not visible[p]:
-            continue
-        found = 0
-        for i in range(_POINTS):
-            y = path[p, 1] + np.float32(((i + 0.5) / _POINTS - 0.5) * side * _SPREAD)
-            if y < 0 or y > height - 1:
+    offset = np.empty(_POINTS, np.float32)
+    for i in range(_POINTS):
+        offset[i] = ((i + 0.5) / _POINTS - 0.5) * side * _SPREAD
+    xs, ys = np.empty((count, LANES), np.float32), np.empty((count, LANES), np.float32)
+    found = np.empty(LANES, np.int64)
+    for first in range(0, len(path), LANES):
+        last = min(first + LANES, len(path))
+        xs[:], ys[:], found[:] = np.inf, np.inf, 0
+        for p in range(first, last):
+            if not visible[p]:
                 continue
-            y = min(max((y + half) * down - half, zero), np.float32(rows - 1))
-            for j in range(_POINTS):
-                x = path[p, 0] + np.float32(((j + 0.5) / _POINTS - 0.5) * side * _SPREAD)
-                if x < 0 or x > width - 1:
+            for i in range(_POINTS):
+                y = path[p, 1] + offset[i]
+                if y < zero or y > height - one:
                     continue
-                x = min(max((x + half) * across - half, zero), np.float32(columns - 1))
-                if agree[np.int32(y + half), np.int32(x + half)]:
-                    xs[found], ys[found] = _bilinear(forth, x, y)
-                    found += 1
-        if found < _MIN_POINTS * count:
-            continue
-        next_path[p, 0] = path[p, 0] + _middle(xs[:found])
-        next_path[p, 1] = path[p, 1] + _middle(ys[:found])
-        next_visible[p] = True
+                y = min(max((y + half) * down - half, zero), np.float32(rows - 1))
+                for j in range(_POINTS):
+                    x = path[p, 0] + offset[j]
+                    if x < zero or x > width - one:
+                        continue
+                    x = min(max((x + half) * across - half, zero), np.float32(columns - 1))
+                    if agree[np.int32(y + half), np.int32(x + half)]:
+                        at = found[p - first], p - first
+                        xs[at], ys[at] = _bilinear(forth, x, y)
+                        found[p - first] += 1
+        sort_columns(xs)
+        sort_columns(ys)
+        for p in range(first, last):
+            next_path[p] = path[p]
+            if found[p - first] >= _MIN_POINTS * count:
+                next_path[p, 0] += median(xs, p - first, found[p - first])
+                next_path[p, 1] += median(ys, p - first, found[p - first])
+                next_visible[p] = True

@@ -10,6 +10,9 @@ from collections.abc import Sequence
 
 import cv2
 import numpy as np
+from numba import njit
+
+from solo_infoaug.mining.medians import LANES, median, sort_columns
 
 # Each patch is compared at a grid of so many points a side, over so much of its side.
 _POINTS, _SPREAD = 6, 0.9
@@ -80,18 +83,55 @@ def error_ratio(
         where they fit alike.
     """
     smooth = [cv2.GaussianBlur(frame, (0, 0), _BLUR).astype(np.float32) for frame in frames]
-    own, background = np.zeros((2, len(motion)))
+    errors = np.zeros((2, len(motion)))
+    grid = grid_points(np.zeros((1, 2)), side)[0]
     for t in range(len(frames) - 1):
-        here = np.flatnonzero(known[:, t])
-        if not len(here):
-            continue
-        end = path[t + 1, here]
-        before = sample(smooth[t], grid_points(path[t, here], side))
-        own[here] += _error(sample(smooth[t + 1], grid_points(end, side)) - before)
-        moved = sample(smooth[t + 1], grid_points(end - motion[here, t], side))
-        background[here] += _error(moved - before)
-    steps = np.maximum(known.sum(axis=1), 1)
-    return np.asarray((own / steps + _NOISE) / (background / steps + _NOISE))
+        start, end = (path[u].astype(np.float32) for u in (t, t + 1))
+        still = (path[t + 1] - motion[:, t]).astype(np.float32)
+        _add_errors(smooth[t], smooth[t + 1], start, end, still, grid, known[:, t], errors)
+    own, background = errors / np.maximum(known.sum(axis=1), 1)
+    return np.asarray((own + _NOISE) / (background + _NOISE))
+
+
+@njit(nogil=True, cache=True, fastmath=True)
+def _bilinear(image, x, y):  # type: ignore[no-untyped-def]
+    """The image at (x, y), float32; beyond its border, as on it."""
+    x = min(max(x, np.float32(0)), np.float32(image.shape[1] - 1))
+    y = min(max(y, np.float32(0)), np.float32(image.shape[0] - 1))
+    left, top = min(np.int32(x), image.shape[1] - 2), min(np.int32(y), image.shape[0] - 2)
+    u, v = x - np.float32(left), y - np.float32(top)
+    above = image[top, left] + u * (image[top, left + 1] - image[top, left])
+    below = image[top + 1, left] + u * (image[top + 1, left + 1] - image[top + 1, left])
+    return above + v * (below - above)
+
+
+@njit(nogil=True, cache=True, fastmath=True)
+def _add_errors(before, after, start, end, still, grid, known, errors):  # type: ignore[no-untyped-def]
+    """Add each patch's error along its own track to errors[0], along the background to [1]."""
+    count = len(grid)
+    residual = np.zeros((2, count, LANES), np.float32)
+    ordered = np.empty((count, LANES), np.float32)
+    for first in range(0, len(start), LANES):
+        last = min(first + LANES, len(start))
+        for p in range(first, last):
+            for i in range(count):
+                dx, dy = grid[i]
+                was = _bilinear(before, start[p, 0] + dx, start[p, 1] + dy)
+                own = _bilinear(after, end[p, 0] + dx, end[p, 1] + dy)
+                background = _bilinear(after, still[p, 0] + dx, still[p, 1] + dy)
+                residual[0, i, p - first] = own - was
+                residual[1, i, p - first] = background - was
+        for way in range(2):
+            ordered[:] = residual[way]
+            sort_columns(ordered)
+            for p in range(first, last):
+                # A change of brightness left out, outliers bounded
+                brightness, total = median(ordered, p - first, count), np.float32(0)
+                for i in range(count):
+                    error = (residual[way, i, p - first] - brightness) ** 2
+                    total += min(error, np.float32(_MAX_ERROR**2))
+                if known[p]:
+                    errors[way, p] += total / count
 
 
 def difference(motion: np.ndarray, known: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -139,9 +179,3 @@ def sample(image: np.ndarray, points: np.ndarray) -> np.ndarray:
         for part in (points[start : start + rows] for start in range(0, len(points), rows))
     ]
     return np.concatenate(parts) if parts else np.zeros((*points.shape[:2], *image.shape[2:]))
-
-
-def _error(residual: np.ndarray) -> np.ndarray:
-    """float64 [P]: mean square of [P, N], a change of brightness left out, outliers bounded."""
-    centred = residual - np.median(residual, axis=1, keepdims=True)
-    return np.asarray(np.minimum(centred**2, _MAX_ERROR**2).mean(axis=1, dtype=np.float64))

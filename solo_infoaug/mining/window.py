@@ -344,12 +344,13 @@ def pick_moments(visible: np.ndarray, keyframes: list[int], seed: int, count: in
     `visible` is bool [T, P]. The first is the seed frame; where a patch is visible in fewer
     keyframes than `count`, some come twice.
     """
-    found = np.empty((visible.shape[1], count), np.int64)
-    for patch, there in enumerate(visible[keyframes].T):
+    patterns, which = np.unique(visible[keyframes].T, axis=0, return_inverse=True)
+    found = np.empty((len(patterns), count), np.int64)
+    for row, there in zip(found, patterns, strict=True):
         rest = [t for t, seen in zip(keyframes, there, strict=True) if seen and t != seed]
         spread = np.linspace(0, max(len(rest) - 1, 0), max(count - 1, 0)).round().astype(int)
-        found[patch] = [seed, *(rest[i] if rest else seed for i in spread)]
-    return found
+        row[:] = [seed, *(rest[i] if rest else seed for i in spread)]
+    return found[which]
 
 
 def crops(
@@ -369,11 +370,13 @@ def crops(
     """
     found = np.empty((*moments.shape, 3, side, side), np.uint8)
     how = cv2.INTER_AREA if size >= side else cv2.INTER_LINEAR
-    for patch, times in enumerate(moments):
-        for moment, t in enumerate(times):
-            image = images[int(t)]
-            corner = np.round(path[t, patch] - size / 2).astype(int)
-            x, y = np.clip(corner, 0, (image.shape[1] - size, image.shape[0] - size))
-            square = cv2.resize(image[y : y + size, x : x + size], (side, side), interpolation=how)
-            found[patch, moment] = square.transpose(2, 0, 1)
+    height, width = next(iter(images.values())).shape[:2]
+    centres = path[moments, np.arange(len(moments))[:, None]]
+    corners = np.clip(np.round(centres - size / 2).astype(int), 0, (width - size, height - size))
+    places = np.ndindex(moments.shape)
+    for place, t, (x, y) in zip(
+        places, moments.ravel().tolist(), corners.reshape(-1, 2).tolist(), strict=True
+    ):
+        square = images[t][y : y + size, x : x + size]
+        found[place] = cv2.resize(square, (side, side), interpolation=how).transpose(2, 0, 1)
     return found
