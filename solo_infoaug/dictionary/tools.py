@@ -6,6 +6,7 @@ import hashlib
 import math
 import os
 import shutil
+from collections import Counter
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -166,10 +167,9 @@ def describe(dictionary: TwinDictionary, verify: bool = False) -> dict[str, Any]
     mi = dictionary.mi[dictionary.anchors, 0]
     parts = [Part.read(dictionary.path / PARTS / key) for key in dictionary.info["videos"]]
     by_video = [_summary(part, dictionary.info) for part in parts]
-    reasons: dict[str, int] = {}
+    reasons: Counter[str] = Counter()
     for row in by_video:
-        for name, count in row["patches_by_reason"].items():
-            reasons[name] = reasons.get(name, 0) + count
+        reasons.update(row["patches_by_reason"])
     sources = [{**dict(part.record.get("source") or {}), **_counts(part)} for part in parts]
     if verify:
         for part in parts:
@@ -195,7 +195,7 @@ def describe(dictionary: TwinDictionary, verify: bool = False) -> dict[str, Any]
             if len(mi)
             else None
         ),
-        "patches_by_reason": reasons,
+        "patches_by_reason": dict(reasons),
         "twins_apart": _distances(dictionary),
         "by_video": by_video,
         "sources": sources,
@@ -280,10 +280,10 @@ def _summary(part: Part, info: Mapping[str, Any]) -> dict[str, Any]:
     source, config = dict(record.get("source") or {}), dict(info.get("config") or {})
     reasons = record.get("reasons")
     if not isinstance(reasons, dict):  # format 1 has them by shot
-        reasons = {}
+        reasons = Counter()
         for window in part.windows:
-            for name, count in dict(window.record.get("reasons") or {}).items():
-                reasons[name] = reasons.get(name, 0) + int(count)
+            counts = dict(window.record.get("reasons") or {})
+            reasons.update({name: int(count) for name, count in counts.items()})
     reasons = {str(name): int(count) for name, count in reasons.items()}
     twins, patches = int((part.twins[:, 0] >= 0).sum()), sum(reasons.values())
     minutes = None

@@ -209,14 +209,7 @@ class _Nothing:
         if "on_train_epoch_start" in self.inside:
             self.method.on_train_epoch_start()
 
-    def on_after_backward(self) -> None:
+    def _nothing(self, *args: Any) -> None:
         return
 
-    def on_train_end(self) -> None:
-        return
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        return
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        return
+    on_after_backward = on_train_end = on_save_checkpoint = on_load_checkpoint = _nothing
