@@ -11,6 +11,7 @@ batch of views can be drawn ahead, in any thread, and sent to a device in one co
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -324,7 +325,7 @@ class ResizedCrop:
 
 
 @dataclass(frozen=True)
-class _OnSome:
+class _OnSome(ABC):
     """An operation on each image with a probability."""
 
     p: float
@@ -345,9 +346,9 @@ class _OnSome:
         """What is drawn besides, for `some` images of `count`."""
         return ()
 
+    @abstractmethod
     def _changed(self, image: Tensor, *parameters: Tensor) -> Tensor:
         """The chosen images, which it may change in place."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True)

@@ -595,6 +595,24 @@ def test_copies_are_whole_and_their_own(
     assert first == second or (first != first and second != second)  # DeepCluster's is NaN
 
 
+@pytest.mark.skipif(_KIND == "current", reason="the current solo-learn takes cfg alone")
+def test_the_releases_own_arguments_make_its_own_method(
+    host: Any, make_cfg: Callable[..., Any], steps: type
+) -> None:
+    from solo_infoaug.host.release import method_arguments
+
+    method = host.methods["simclr"]
+    cfg = host.parse_cfg(make_cfg("simclr"))
+    arguments = method_arguments(method.infoaug_plain.fmicl_plain.release_method, cfg)
+    losses = []
+    for given in ({"cfg": cfg}, arguments):
+        torch.manual_seed(0)
+        module = method(**given)
+        assert (module.infoaug, module.fmicl) == (None, None)
+        losses.append(steps(module, cfg).run(2))
+    assert losses[0] == losses[1]
+
+
 def test_method_without_patch_is_refused_only_when_on(
     host: Any, make_cfg: Callable[..., Any], twins_folder: Path
 ) -> None:
