@@ -1,19 +1,32 @@
-"""Fixtures that every test module may use."""
+"""Fixtures that every test module may use.
+
+The process that starts the others imports this module too: what takes long is imported where it is
+needed.
+"""
 
 from __future__ import annotations
 
 import gc
 import os
-from collections.abc import Callable, Iterator, Sequence
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pytest
-import torch
 from omegaconf import DictConfig, OmegaConf
-from PIL import Image
-from slim_backbone import install
+
+if TYPE_CHECKING:
+    import torch
+    from training_steps import Steps
+
+if sys.dont_write_bytecode:
+    # Containers say so (PYTHONDONTWRITEBYTECODE). Then each of these processes, and each program
+    # that a test starts, would compile torch and Lightning anew, for ten seconds.
+    _BYTECODE = str(Path(__file__).parent.parent / ".pytest_cache" / "bytecode")
+    sys.pycache_prefix = os.environ["PYTHONPYCACHEPREFIX"] = _BYTECODE
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    sys.dont_write_bytecode = False
 
 _METHOD_KWARGS: dict[str, dict[str, Any]] = {
     "simclr": {"temperature": 0.2},
@@ -72,9 +85,6 @@ _METHOD_KWARGS: dict[str, dict[str, Any]] = {
     },
 }
 
-# Images in the training set of the tests, and batches in one of their epochs.
-_IMAGES, _BATCHES = 24, 3
-
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     """A process a core, and no more than four: each imports torch anew and takes 1.5 GB."""
@@ -92,6 +102,8 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Mon
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread() -> None:
     """The tests' tensors are small, and pytest-xdist runs as many processes as there are cores."""
+    import torch
+
     torch.set_num_threads(1)
 
 
@@ -113,6 +125,8 @@ def host() -> Any:
 @pytest.fixture(scope="session")
 def cuda() -> torch.device:
     """The first card; the test is skipped where there is none."""
+    import torch
+
     if not torch.cuda.is_available():
         pytest.skip("torch finds no CUDA device: run the tests marked gpu on a machine with a card")
     return torch.device("cuda", 0)
@@ -130,6 +144,8 @@ def solo_learn_home() -> Path:
 @pytest.fixture(scope="session")
 def twins_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A twin dictionary of 24 patches in two windows, 2 moments each; patch i's twin is i ± 1."""
+    import torch
+
     from solo_infoaug.dictionary import TwinDictionary
 
     folder = tmp_path_factory.mktemp("dictionary") / "twins"
@@ -144,6 +160,9 @@ def twins_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def image_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two classes of 12 small images each."""
+    import numpy as np
+    from PIL import Image
+
     folder = tmp_path_factory.mktemp("images")
     random = np.random.default_rng(0)
     for name in ("a", "b"):
@@ -178,6 +197,8 @@ def _augmentation(**changes: Any) -> dict[str, Any]:
 @pytest.fixture
 def slim_backbone(host: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """`resnet18` is a narrow one, in this process."""
+    from slim_backbone import install
+
     install(host, monkeypatch)
 
 
@@ -237,84 +258,11 @@ def make_cfg(slim_backbone: None, image_folder: Path, tmp_path: Path) -> Callabl
     return make
 
 
-class _Loader:
-    dataset = range(_IMAGES)
-
-    def __len__(self) -> int:
-        return _BATCHES
-
-
-class _Trainer:
-    """What solo-learn's hooks ask of a Trainer."""
-
-    world_size = 1
-    global_rank = 0
-    current_epoch = 0
-    global_step = 0
-    training = True
-    train_dataloader = _Loader()
-
-
-class Steps:
-    """Runs training steps of a solo-learn method by hand, hooks and all, in epochs of 3 steps."""
-
-    def __init__(self, module: Any, cfg: DictConfig) -> None:
-        self.module = module
-        self.logged: dict[str, float] = {}
-        module.log = self._log
-        module.log_dict = lambda values, *args, **kwargs: [
-            self._log(name, value) for name, value in values.items()
-        ]
-        self.trainer = module._trainer = _Trainer()
-        if hasattr(module, "twin"):
-            module.twin._trainer = self.trainer
-        self.optimizer = torch.optim.SGD(module.learnable_params, lr=0.05, momentum=0.9)
-        self.crops = [
-            entry.crop_size for entry in cfg.augmentations for _ in range(entry.num_crops)
-        ]
-        self.random = torch.Generator().manual_seed(7)
-        self.done = 0
-
-    def _log(self, name: str, value: Any, *args: Any, **kwargs: Any) -> None:
-        self.logged[name] = float(torch.as_tensor(value).detach())
-
-    def batch(self, number: int = 0, size: int = 8) -> list[Any]:
-        """A batch in solo-learn's format: indices, one tensor a crop, labels."""
-        views = [torch.randn(size, 3, crop, crop, generator=self.random) for crop in self.crops]
-        labels = torch.randint(0, 2, (size,), generator=self.random)
-        return [torch.arange(size) + size * number, views, labels]
-
-    def start(self) -> int:
-        """Run the hooks that are due before the next step; returns its number in the epoch."""
-        epoch, number = divmod(self.done, _BATCHES)
-        if self.done == 0:
-            self.module.on_train_start()
-        if number == 0:
-            self.trainer.current_epoch = epoch
-            self.module.on_train_epoch_start()
-        return number
-
-    def step(self) -> float:
-        """One step of loss, gradients, optimizer and momentum; returns the loss."""
-        number = self.start()
-        loss = self.module.training_step(self.batch(number), number)
-        self.optimizer.zero_grad()
-        loss.backward()
-        self.module.on_after_backward()
-        self.optimizer.step()
-        for pair in getattr(self.module, "momentum_pairs", []):
-            self.module.momentum_updater.update(*pair)
-        self.done += 1
-        return float(loss.detach())
-
-    def run(self, count: int) -> Sequence[float]:
-        """Several steps; returns their losses."""
-        return [self.step() for _ in range(count)]
-
-
 @pytest.fixture(scope="session")
 def steps() -> type[Steps]:
     """The class `Steps`."""
+    from training_steps import Steps
+
     return Steps
 
 
@@ -328,7 +276,7 @@ def plain_method(host: Any) -> Callable[[str, DictConfig], Any]:
             return method(cfg)
         from solo_infoaug.host.release import method_arguments
 
-        raw = method.__mro__[1]
+        raw = method.release_method
         return raw(**method_arguments(raw, cfg))
 
     return build

@@ -148,19 +148,19 @@ def test_two_cards(
     cfg.optimizer.batch_size = 4
     (tmp_path / "cfg.json").write_text(json.dumps(OmegaConf.to_container(cfg)))
     script = Path(__file__).with_name("two_processes.py")
+    done = subprocess.run(
+        [sys.executable, str(script), str(tmp_path)],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=500,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
     drawn = []
     for what in ("train", "train_ahead"):
-        done = subprocess.run(
-            [sys.executable, str(script), what, str(tmp_path)],
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-            capture_output=True,
-            text=True,
-            timeout=300,
-            check=False,
-        )
-        assert done.returncode == 0, done.stderr[-2000:]
         first, second = (
-            torch.load(tmp_path / f"{rank}.pt", map_location="cpu") for rank in range(2)
+            torch.load(tmp_path / what / f"{rank}.pt", map_location="cpu") for rank in range(2)
         )
         assert not torch.equal(first["index"][0], second["index"][0])
         for name, weight in first["weights"].items():

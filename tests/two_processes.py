@@ -1,4 +1,10 @@
-"""What `test_features.py` runs in two processes; not a test by itself."""
+"""What `training/test_features.py` and `test_gpu.py` run in two processes; not a test by itself.
+
+    two_processes.py TRAIN LOSSES...
+
+Trains with the configuration in the folder TRAIN, twice, and computes a loss with that in each of
+the others.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +29,6 @@ from solo_infoaug.twin.branch import InfoAugMethod
 def losses(folders: list[Path]) -> None:
     """Each process's share of the twin loss, of its half of the batch."""
     host = solo_infoaug.register()
-    distributed.init_process_group("gloo")
     rank = distributed.get_rank()
     for folder in folders:
         cfg = host.parse_cfg(OmegaConf.create(json.loads((folder / "cfg.json").read_text())))
@@ -60,6 +65,7 @@ class Watch(Callback):
         pl_module._twin_batch = watched
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+        self.folder.mkdir(exist_ok=True)
         torch.save(
             {"index": self.index, "weights": pl_module.state_dict()},
             self.folder / f"{trainer.global_rank}.pt",
@@ -67,13 +73,14 @@ class Watch(Callback):
 
 
 if __name__ == "__main__":
-    what, *where = sys.argv[1:]
     install(solo_infoaug.register(), pytest.MonkeyPatch())
-    folders = [Path(name) for name in where]
-    os.environ.setdefault("SOLO_INFOAUG_CACHE", str(folders[0] / "cache"))
-    if what == "losses":
-        losses(folders)
-    else:
-        InfoAugMethod.prefetch_twins = what == "train_ahead"
-        cfg = OmegaConf.create(json.loads((folders[0] / "cfg.json").read_text()))
-        pretrain(cfg, [Watch(folders[0])])
+    trained, *others = map(Path, sys.argv[1:])
+    os.environ.setdefault("SOLO_INFOAUG_CACHE", str(trained / "cache"))
+    for name in ("train", "train_ahead"):
+        InfoAugMethod.prefetch_twins = name == "train_ahead"
+        cfg = OmegaConf.create(json.loads((trained / "cfg.json").read_text()))
+        pretrain(cfg, [Watch(trained / name)])
+        # Lightning has started the second process, and is not to start it again
+        os.environ.setdefault("LOCAL_RANK", "0")
+    if others:
+        losses(others)

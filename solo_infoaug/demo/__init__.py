@@ -85,14 +85,7 @@ def run_demo(
     console = Console(markup=False, highlight=False)  # paths are no markup
     seconds: dict[str, float] = {}
 
-    @contextmanager
-    def stage(title: str, name: str) -> Iterator[None]:
-        console.rule(Text(title, "bold"))
-        start = time.perf_counter()
-        yield
-        seconds[name] = round(time.perf_counter() - start, 1)
-
-    with stage("What are twins?", "mining"):
+    with _stage(console, "What are twins?", seconds, "mining"):
         clips = list(videos) or sample_clips()
         twins = mine(clips, folder / "twins", config, workers=None)
         found = twins_text(twins)
@@ -102,13 +95,13 @@ def run_demo(
         _print_table(console, table[0], table[1:])
         console.print(f"Pictures: {folder / 'pictures' / 'pairs.png'}", soft_wrap=True)
 
-    with stage("What do they do?", "scenes"):
+    with _stage(console, "What do they do?", seconds, "scenes"):
         compared, scene_twins = compare_arms(folder / "scenes", seed, scenes)
         _print_table(console, *arms_table(compared))
         for line in scenes_text(compared):
             console.print(line, soft_wrap=True)
 
-    with stage("A backbone from these videos", "backbone"):
+    with _stage(console, "A backbone from these videos", seconds, "backbone"):
         backbone = pretrain_backbone(twins, folder, epochs, seed, overrides)
         console.print(backbone_text(backbone), soft_wrap=True)
 
@@ -119,6 +112,15 @@ def run_demo(
     console.rule()
     console.print(f"Report: {page}\nTotal: {seconds['total']:.0f} s", soft_wrap=True)
     return demo
+
+
+@contextmanager
+def _stage(console: Console, title: str, seconds: dict[str, float], name: str) -> Iterator[None]:
+    """A part of the demo under a heading; `seconds[name]` is how long it took."""
+    console.rule(Text(title, "bold"))
+    start = time.perf_counter()
+    yield
+    seconds[name] = round(time.perf_counter() - start, 1)
 
 
 def compare_arms(

@@ -8,7 +8,6 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
 
 from solo_infoaug.compare.arms import ARMS
 from solo_infoaug.compare.results import read_losses
@@ -19,6 +18,7 @@ from solo_infoaug.viewer.pictures import (
     draw_tracks,
     draw_twins,
     richest_windows,
+    square_of,
     strongest_pairs,
 )
 
@@ -208,26 +208,18 @@ def draw_pairs_in_place(twins: TwinDictionary, count: int = 12) -> Figure:
     for axes, (number, patch, twin) in zip(grid, chosen, strict=False):
         image = images[number]
         height, width = image.shape[:2]
-        places = np.array([[twins.patches[name][row] for name in "xy"] for row in (patch, twin)])
-        size = float(twins.patches["size"][patch])
+        both = twins.patches[[patch, twin]]
+        places = np.stack([both["x"], both["y"]], axis=1)
+        size = float(both["size"][0])
         side = min(max(6 * size, float(np.ptp(places, axis=0).max()) + 2 * size), height, width)
         middle = places.mean(axis=0)
         left, top = np.clip(middle - side / 2, 0, np.array([width, height]) - side)
         axes.imshow(image)
         axes.set(xlim=(left, left + side), ylim=(top + side, top))
-        for (x, y), style in zip(places, ("-", (0, (2, 1))), strict=True):
-            corner = (x - size / 2, y - size / 2)
+        for row, style in zip(both, ("-", (0, (2, 1))), strict=True):
             for colour, line, thick in (("black", "-", 3.2), ("#ffe14d", style, 1.8)):
-                square = Rectangle(
-                    corner,
-                    size,
-                    size,
-                    fill=False,
-                    edgecolor=colour,
-                    linestyle=line,
-                    linewidth=thick,
-                )
-                axes.add_patch(square)
+                outline = square_of(row, edgecolor=colour, linestyle=line, linewidth=thick)
+                axes.add_patch(outline)
         name = Path(twins.windows[number].video).name.replace("$", r"\$")
         axes.set_title(f"{name}: {float(twins.mi[patch, 0]):.2f} nats", fontsize=8)
     return figure
@@ -271,8 +263,7 @@ def _windows(twins: TwinDictionary) -> list[int]:
     """The richest window of each video, and of these the richest."""
 
     def count(number: int) -> int:
-        rows = twins.windows[number].patches
-        return int((twins.twins[rows.start : rows.stop, 0] >= 0).sum())
+        return int((twins.twins[twins.windows[number].rows, 0] >= 0).sum())
 
     richest: dict[str, int] = {}
     for number in sorted(range(len(twins.windows)), key=count, reverse=True):

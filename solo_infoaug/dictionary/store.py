@@ -60,6 +60,11 @@ class WindowRecord:
     _folder: Path
 
     @property
+    def rows(self) -> slice:
+        """`patches`, as arrays take it."""
+        return slice(self.patches.start, self.patches.stop)
+
+    @property
     def shot(self) -> int:
         """Which shot of the video it is from."""
         return int(self.record.get("shot", self.index))
@@ -382,14 +387,7 @@ class Part:
         record = read_json(folder / "video.json")
         try:
             return cls._read(folder, record)
-        except (
-            KeyError,
-            TypeError,
-            ValueError,
-            IndexError,
-            AttributeError,
-            OverflowError,
-        ) as error:
+        except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise DictionaryError(
                 f"{folder / 'video.json'}: damaged: {type(error).__name__}: {error}"
             ) from error

@@ -6,6 +6,7 @@ import hashlib
 import math
 import os
 import shutil
+from collections import Counter
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,7 +19,7 @@ from PIL import Image
 from solo_infoaug._files import check_output_folder
 from solo_infoaug.dictionary import TwinDictionary
 from solo_infoaug.dictionary.format import COUNTS, MANIFEST, PARTS
-from solo_infoaug.dictionary.store import Part, WindowRecord
+from solo_infoaug.dictionary.store import Part
 from solo_infoaug.dictionary.writing import VideoWriter, check_target, only_writer, write_manifest
 from solo_infoaug.errors import ConfigError, DictionaryError
 
@@ -83,11 +84,9 @@ def split(
         raise ConfigError(f"by must be video or shot, not {by!r}")
     source = TwinDictionary.load(path)
     keys: list[str] = source.info["videos"]
-    units = (
-        list(dict.fromkeys((key, None) for key in keys))
-        if by == "video"
-        else list(dict.fromkeys((keys[_video_of(source, w)], w.shot) for w in source.windows))
-    )
+    by_video = [(key, None) for key in keys]
+    by_shot = [(keys[source.patches["video"][w.rows][0]], w.shot) for w in source.windows]
+    units = list(dict.fromkeys(by_video if by == "video" else by_shot))
     if len(units) < 2:
         raise DictionaryError(f"{source.path} has a single {by} and cannot be split by {by}")
     shuffled = sorted(units, key=lambda unit: hashlib.sha256(f"{seed}/{unit}".encode()).digest())
@@ -168,10 +167,9 @@ def describe(dictionary: TwinDictionary, verify: bool = False) -> dict[str, Any]
     mi = dictionary.mi[dictionary.anchors, 0]
     parts = [Part.read(dictionary.path / PARTS / key) for key in dictionary.info["videos"]]
     by_video = [_summary(part, dictionary.info) for part in parts]
-    reasons: dict[str, int] = {}
+    reasons: Counter[str] = Counter()
     for row in by_video:
-        for name, count in row["patches_by_reason"].items():
-            reasons[name] = reasons.get(name, 0) + count
+        reasons.update(row["patches_by_reason"])
     sources = [{**dict(part.record.get("source") or {}), **_counts(part)} for part in parts]
     if verify:
         for part in parts:
@@ -197,7 +195,7 @@ def describe(dictionary: TwinDictionary, verify: bool = False) -> dict[str, Any]
             if len(mi)
             else None
         ),
-        "patches_by_reason": reasons,
+        "patches_by_reason": dict(reasons),
         "twins_apart": _distances(dictionary),
         "by_video": by_video,
         "sources": sources,
@@ -282,10 +280,10 @@ def _summary(part: Part, info: Mapping[str, Any]) -> dict[str, Any]:
     source, config = dict(record.get("source") or {}), dict(info.get("config") or {})
     reasons = record.get("reasons")
     if not isinstance(reasons, dict):  # format 1 has them by shot
-        reasons = {}
+        reasons = Counter()
         for window in part.windows:
-            for name, count in dict(window.record.get("reasons") or {}).items():
-                reasons[name] = reasons.get(name, 0) + int(count)
+            counts = dict(window.record.get("reasons") or {})
+            reasons.update({name: int(count) for name, count in counts.items()})
     reasons = {str(name): int(count) for name, count in reasons.items()}
     twins, patches = int((part.twins[:, 0] >= 0).sum()), sum(reasons.values())
     minutes = None
@@ -367,7 +365,7 @@ def _rewrite(
     try:
         for window in part.windows:
             if keep is None or window.shot in keep:
-                rows = slice(window.patches.start, window.patches.stop)
+                rows = window.rows
                 twins = part.twins[rows].numpy()
                 twins = np.where(twins >= 0, twins - rows.start, -1)
                 mi, p = part.mi[rows].numpy(), part.p_value[rows].numpy()
@@ -415,10 +413,6 @@ def _pixels(part: Part, rows: slice) -> np.ndarray:
             found.append(shard.map()[start:stop])
         first += shard.patches
     return torch.cat(found).numpy()
-
-
-def _video_of(dictionary: TwinDictionary, window: WindowRecord) -> int:
-    return int(dictionary.patches["video"][window.patches.start])
 
 
 def _hash(path: Path) -> str:

@@ -244,50 +244,20 @@ def _check_arrays(
             came = f"{value.dtype} {list(value.shape)}"
             raise DictionaryError(f"{name}: expected {expected}, got {came}")
 
-    shape = pixels.shape
-    require(
-        pixels.dtype == torch.uint8
-        and len(shape) == 5
-        and shape[2] == 3
-        and shape[3] == shape[4]
-        and min(shape) > 0,
-        "pixels",
-        "uint8 [N, S, 3, H, H]",
-        pixels,
-    )
-    count = len(pixels)
-    require(
-        twins.dtype == torch.int64
-        and twins.ndim == 2
-        and len(twins) == count
-        and twins.numel() > 0,
-        "twins",
-        f"int64 [{count}, K]",
-        twins,
-    )
-    require(
-        mi.dtype == torch.float32 and mi.shape == twins.shape,
-        "mi",
-        f"float32 {list(twins.shape)}",
-        mi,
-    )
-    require(
-        windows.shape == (count,)
-        and np.issubdtype(windows.dtype, np.integer)
-        and bool((np.diff(windows, prepend=0) >= 0).all()),
-        "windows",
-        f"{count} whole numbers ≥ 0 in ascending order",
-        windows,
-    )
+    shape, count = pixels.shape, len(pixels)
+    square = len(shape) == 5 and shape[2] == 3 and shape[3] == shape[4] and min(shape) > 0
+    require(pixels.dtype == torch.uint8 and square, "pixels", "uint8 [N, S, 3, H, H]", pixels)
+    matrix = twins.ndim == 2 and len(twins) == count and twins.numel() > 0
+    require(twins.dtype == torch.int64 and matrix, "twins", f"int64 [{count}, K]", twins)
+    alike = mi.dtype == torch.float32 and mi.shape == twins.shape
+    require(alike, "mi", f"float32 {list(twins.shape)}", mi)
+    whole = windows.shape == (count,) and np.issubdtype(windows.dtype, np.integer)
+    ascending = whole and bool((np.diff(windows, prepend=0) >= 0).all())
+    require(ascending, "windows", f"{count} whole numbers ≥ 0 in ascending order", windows)
     there = twins >= 0
-    require(
-        int(twins.min()) >= -1 and int(twins.max()) < count, "twins", f"-1 to {count - 1}", twins
-    )
+    inside = int(twins.min()) >= -1 and int(twins.max()) < count
+    require(inside, "twins", f"-1 to {count - 1}", twins)
     require(not bool((there[:, 1:] & ~there[:, :-1]).any()), "twins", "-1 behind the others", twins)
     own = torch.from_numpy(windows.astype(np.int64))
-    require(
-        not bool(((own[twins.clamp(min=0)] != own[:, None]) & there).any()),
-        "twins",
-        "patches of the same window",
-        twins,
-    )
+    elsewhere = (own[twins.clamp(min=0)] != own[:, None]) & there
+    require(not bool(elsewhere.any()), "twins", "patches of the same window", twins)

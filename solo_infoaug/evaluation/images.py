@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -75,8 +75,6 @@ def load_images(
     Raises:
         ConfigError: a name or path that cannot be used.
     """
-    from torchvision import datasets
-
     require(dataset in DATASETS, "--data", f"one of {', '.join(DATASETS)}", dataset)
     paths = {"--train-path": train_path, "--val-path": val_path}
     taken = {"digits": (), "folder": tuple(paths)}.get(dataset, ("--train-path",))
@@ -90,35 +88,43 @@ def load_images(
         some, some_test = list(_drawn(len(y), limit)), list(_drawn(len(y_test), limit))
         return (x[some], y[some]), (x_test[some_test], y_test[some_test])
     if dataset == "folder":
-        classes = {}
-        for option, path in paths.items():
-            if not Path(str(path)).is_dir():
-                there = "a file" if Path(str(path)).exists() else "not there"
-                raise ConfigError(
-                    f"{option}: expected a folder with a folder of images for each class, got "
-                    f"{path}, which is {there}"
-                )
-            classes[option] = image_classes(Path(str(path)), option)
-        if classes["--train-path"] != classes["--val-path"]:
+        train, test = _folders({option: Path(str(path)) for option, path in paths.items()})
+    else:
+        train, test = _downloaded(dataset, str(train_path))
+    return _to_tensors(train, side, limit), _to_tensors(test, side, limit)
+
+
+def _folders(paths: dict[str, Path]) -> Iterator[Any]:
+    """Two folders of images, by the option that names each, as torchvision's data sets."""
+    from torchvision.datasets import ImageFolder
+
+    classes = {}
+    for option, path in paths.items():
+        if not path.is_dir():
+            there = "a file" if path.exists() else "not there"
             raise ConfigError(
-                f"--val-path: expected the classes of --train-path, {classes['--train-path']}, "
-                f"got {classes['--val-path']}"
+                f"{option}: expected a folder with a folder of images for each class, got "
+                f"{path}, which is {there}"
             )
-        train, test = (
-            datasets.ImageFolder(str(path), loader=read_image) for path in paths.values()
+        classes[option] = image_classes(path, option)
+    if classes["--train-path"] != classes["--val-path"]:
+        raise ConfigError(
+            f"--val-path: expected the classes of --train-path, {classes['--train-path']}, "
+            f"got {classes['--val-path']}"
         )
-        return _to_tensors(train, side, limit), _to_tensors(test, side, limit)
+    return (ImageFolder(str(path), loader=read_image) for path in paths.values())
+
+
+def _downloaded(dataset: str, path: str) -> list[Any]:
+    """torchvision's two halves of a data set that it downloads to `path`, or finds there."""
+    from torchvision.datasets import CIFAR10, CIFAR100, STL10
+
     try:
         if dataset == "stl10":
-            train, test = (
-                datasets.STL10(str(train_path), split=split, download=True)
-                for split in ("train", "test")
-            )
-        else:
-            kind = datasets.CIFAR10 if dataset == "cifar10" else datasets.CIFAR100
-            train, test = (kind(str(train_path), train=t, download=True) for t in (True, False))
+            return [STL10(path, split=split, download=True) for split in ("train", "test")]
+        kind = CIFAR10 if dataset == "cifar10" else CIFAR100
+        return [kind(path, train=train, download=True) for train in (True, False)]
     except (OSError, RuntimeError) as error:
         raise ConfigError(
-            f"--train-path: {dataset} is not at {train_path} and cannot be downloaded ({error})"
+            f"--train-path: {dataset} is not at {path} and cannot be downloaded ({error})"
         ) from error
-    return _to_tensors(train, side, limit), _to_tensors(test, side, limit)

@@ -31,8 +31,10 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from solo_infoaug.errors import ConfigError
 from solo_infoaug.host import Host, HostInfo
+from solo_infoaug.host.method import Method
 from solo_infoaug.host.small import SMALL, SmallResNet
 
+_EMBEDDED = "the embedded solo-learn 1.0.2"
 _NUM_CLASSES = {"cifar10": 10, "cifar100": 100, "stl10": 10, "imagenet": 1000, "imagenet100": 100}
 
 # The keys that the current solo-learn's auto-resume compares, for the release's runs as well.
@@ -164,25 +166,22 @@ def _mapping(cfg: DictConfig, key: str) -> dict[str, Any]:
     return dict(container)
 
 
-def _refuse_what_is_missing(method: type, cfg: DictConfig) -> None:
-    backbone = str(cfg.backbone.name)
-    if backbone not in method._SUPPORTED_ENCODERS:  # type: ignore[attr-defined]
-        raise ConfigError(
-            f"backbone.name: {backbone!r} is not in the embedded solo-learn 1.0.2, which has "
-            f"{', '.join(method._SUPPORTED_ENCODERS)}; "  # type: ignore[attr-defined]
-            "set SOLO_LEARN_HOME to a clone of the current solo-learn"
-        )
-    if OmegaConf.select(cfg, "optimizer.exclude_bias_n_norm_wd", default=False):
-        raise ConfigError(
-            "optimizer.exclude_bias_n_norm_wd: the embedded solo-learn 1.0.2 does not have it; "
-            "set it to False, or set SOLO_LEARN_HOME to a clone of the current solo-learn"
-        )
-    if OmegaConf.select(cfg, "knn_eval.enabled", default=False):
-        raise ConfigError(
-            "knn_eval.enabled: the embedded solo-learn 1.0.2's online k-NN does not run on today's "
-            "torchmetrics; set it to False (solo-infoaug evaluate has k-NN), or set "
-            "SOLO_LEARN_HOME to a clone of the current solo-learn"
-        )
+def _lacks(key: str, what: str, instead: str = "") -> ConfigError:
+    """About what the release does not have; `instead` is what else helps."""
+    way = f"{instead}set SOLO_LEARN_HOME to a clone of the current solo-learn"
+    return ConfigError(f"{key}: {what}; {way}")
+
+
+def _refuse_what_is_missing(method: Any, cfg: DictConfig) -> None:
+    backbone, known = str(cfg.backbone.name), method._SUPPORTED_ENCODERS
+    if backbone not in known:
+        what = f"{backbone!r} is not in {_EMBEDDED}, which has {', '.join(known)}"
+        raise _lacks("backbone.name", what)
+    if OmegaConf.select(cfg, key := "optimizer.exclude_bias_n_norm_wd", default=False):
+        raise _lacks(key, f"{_EMBEDDED} does not have it", "set it to False, or ")
+    if OmegaConf.select(cfg, key := "knn_eval.enabled", default=False):
+        what = f"{_EMBEDDED}'s online k-NN does not run on today's torchmetrics"
+        raise _lacks(key, what, "set it to False (solo-infoaug evaluate has k-NN), or ")
 
 
 def method_arguments(method: type, cfg: DictConfig) -> dict[str, Any]:
@@ -261,80 +260,86 @@ def _small_backbone(cfg: DictConfig | None) -> Iterator[None]:
         setattr(backbones, _STANDS_FOR_SMALL, before)
 
 
+class _Adapter(Method):
+    """In front of a release method: it takes `cfg`, or the release's own keyword arguments."""
+
+    release_method: Any
+    """The class as the release has it."""
+    encoder: nn.Module
+    momentum_encoder: nn.Module
+    scheduler: str
+    max_epochs: float
+    warmup_epochs: float
+
+    # Lightning 2 looks at the class for a hook that it removed, and refuses to run it.
+    validation_epoch_end: Any = None
+
+    def __init__(self, cfg: DictConfig | None = None, **kwargs: Any) -> None:
+        if cfg is not None:
+            kwargs = method_arguments(self.release_method, cfg)
+        with _small_backbone(cfg):
+            super().__init__(**kwargs)
+        self.cfg = cfg
+        self.scheduler_interval = "epoch"
+        if cfg is not None:
+            self.encoder_name = str(cfg.backbone.name)
+            self.scheduler_interval = OmegaConf.select(cfg, "scheduler.interval") or "step"
+        self._validation_outputs: list[Any] = []
+
+    @property
+    def backbone(self) -> nn.Module:
+        return self.encoder
+
+    @property
+    def momentum_backbone(self) -> nn.Module:
+        return self.momentum_encoder
+
+    def configure_optimizers(self) -> Any:
+        """The release's optimizer; the schedule counts steps if the configuration says so."""
+        cosine = self.scheduler in ("warmup_cosine", "cosine")
+        if self.scheduler_interval == "epoch" or not cosine:
+            return super().configure_optimizers()
+        epochs, warmup = self.max_epochs, self.warmup_epochs
+        steps = self.trainer.estimated_stepping_batches
+        self.max_epochs, self.warmup_epochs = steps, warmup * steps / epochs
+        try:
+            optimizers, (scheduler,) = super().configure_optimizers()
+        finally:
+            self.max_epochs, self.warmup_epochs = epochs, warmup
+        return optimizers, [{"scheduler": scheduler, "interval": "step", "frequency": 1}]
+
+    def validation_step(self, *args: Any, **kwargs: Any) -> Any:
+        outputs = super().validation_step(*args, **kwargs)
+        self._validation_outputs.append(outputs)
+        return outputs
+
+    def on_validation_epoch_end(self) -> None:
+        outputs, self._validation_outputs = self._validation_outputs, []
+        self.release_method.validation_epoch_end(self, outputs)
+
+
+def _clip_gradients(self: Any, *args: Any, **kwargs: Any) -> None:
+    """DINO's, under a name that Lightning 2 calls as well."""
+    owner = LightningModule if len(args) + len(kwargs) > 1 else self.release_method
+    owner.clip_gradients(self, *args, **kwargs)
+
+
+def _on_train_batch_end(self: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+    self.release_method.on_train_batch_end(self, outputs, batch, batch_idx, 0)
+
+
 def adapt(method: type) -> type:
-    """A subclass of a release method with the current constructor and names.
-
-    It takes `cfg`, or the release's own keyword arguments.
-    """
-    base: Any = method
-
-    class Adapted(base):
-        max_epochs: float
-        warmup_epochs: float
-
-        def __init__(self, cfg: DictConfig | None = None, **kwargs: Any) -> None:
-            with _small_backbone(cfg):
-                super().__init__(**(kwargs if cfg is None else method_arguments(method, cfg)))
-            if cfg is not None:
-                self.encoder_name = str(cfg.backbone.name)
-            self.cfg = cfg
-            self.scheduler_interval = (
-                "epoch" if cfg is None else OmegaConf.select(cfg, "scheduler.interval") or "step"
-            )
-            self._validation_outputs: list[Any] = []
-
-        @property
-        def backbone(self) -> nn.Module:
-            return self.encoder
-
-        @property
-        def momentum_backbone(self) -> nn.Module:
-            return self.momentum_encoder
-
-        def configure_optimizers(self) -> Any:
-            """The release's optimizer; the schedule counts steps if the configuration says so."""
-            if self.scheduler_interval == "epoch" or self.scheduler not in (
-                "warmup_cosine",
-                "cosine",
-            ):
-                return super().configure_optimizers()
-            epochs, warmup = self.max_epochs, self.warmup_epochs
-            steps = self.trainer.estimated_stepping_batches
-            self.max_epochs, self.warmup_epochs = steps, warmup * steps / epochs
-            try:
-                optimizers, (scheduler,) = super().configure_optimizers()
-            finally:
-                self.max_epochs, self.warmup_epochs = epochs, warmup
-            return optimizers, [{"scheduler": scheduler, "interval": "step", "frequency": 1}]
-
-        def validation_step(self, *args: Any, **kwargs: Any) -> Any:
-            outputs = super().validation_step(*args, **kwargs)
-            self._validation_outputs.append(outputs)
-            return outputs
-
-        if "clip_gradients" in vars(method):  # DINO's, under a name that Lightning 2 calls as well
-
-            def clip_gradients(self, *args: Any, **kwargs: Any) -> None:
-                lightnings = len(args) + len(kwargs) > 1
-                (LightningModule if lightnings else base).clip_gradients(self, *args, **kwargs)
-
-        # Lightning 2 looks at the class for a hook that it removed, and refuses to run it.
-        validation_epoch_end = None
-
-        def on_validation_epoch_end(self) -> None:
-            outputs, self._validation_outputs = self._validation_outputs, []
-            super().validation_epoch_end(outputs)
-
+    """A subclass of a release method with the current constructor and names."""
+    members = {
+        "release_method": method,
+        "__module__": method.__module__,
+        "__doc__": method.__doc__,
+    }
+    if "clip_gradients" in vars(method):
+        members["clip_gradients"] = _clip_gradients
     if hasattr(method, "momentum_pairs"):
-
-        def on_train_batch_end(self: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-            method.on_train_batch_end(self, outputs, batch, batch_idx, 0)  # type: ignore[attr-defined]
-
-        Adapted.on_train_batch_end = on_train_batch_end
-    Adapted.__name__ = Adapted.__qualname__ = method.__name__
-    Adapted.__module__ = method.__module__
-    Adapted.__doc__ = method.__doc__
-    return Adapted
+        members["on_train_batch_end"] = _on_train_batch_end
+    return type(method.__name__, (_Adapter, method), members)
 
 
 def project(method: Any, outputs: dict[str, Any]) -> dict[str, Any]:
@@ -379,15 +384,9 @@ def parse_cfg(cfg: DictConfig) -> DictConfig:
     for key in map(str, merged):
         cfg[key] = OmegaConf.select(merged, key)
     if cfg.data.format != "image_folder":
-        raise ConfigError(
-            f"data.format: the embedded solo-learn 1.0.2 reads image_folder, got "
-            f"{cfg.data.format!r}; set SOLO_LEARN_HOME to a clone of the current solo-learn"
-        )
+        raise _lacks("data.format", f"{_EMBEDDED} reads image_folder, got {cfg.data.format!r}")
     if cfg.data.fraction > 0:
-        raise ConfigError(
-            "data.fraction: the embedded solo-learn 1.0.2 does not have it; "
-            "set SOLO_LEARN_HOME to a clone of the current solo-learn"
-        )
+        raise _lacks("data.fraction", f"{_EMBEDDED} does not have it")
     dataset = cfg.data.dataset
     cfg.data.num_classes = _NUM_CLASSES.get(dataset) or max(
         1, sum(entry.is_dir() for entry in os.scandir(cfg.data.train_path))
@@ -409,15 +408,10 @@ def build_transform_pipeline(dataset: str, cfg: DictConfig) -> Callable[[Any], t
     from solo.utils.pretrain_dataloader import prepare_transform
 
     if not OmegaConf.select(cfg, "rrc.enabled", default=True):
-        raise ConfigError(
-            "augmentations: rrc.enabled: false is not in the embedded solo-learn 1.0.2; "
-            "set SOLO_LEARN_HOME to a clone of the current solo-learn"
-        )
+        raise _lacks("augmentations", f"rrc.enabled: false is not in {_EMBEDDED}")
     if OmegaConf.select(cfg, "equalization.prob", default=0.0):
-        raise ConfigError(
-            "augmentations: equalization is not in the embedded solo-learn 1.0.2; set its prob to "
-            "0, or set SOLO_LEARN_HOME to a clone of the current solo-learn"
-        )
+        what = f"equalization is not in {_EMBEDDED}"
+        raise _lacks("augmentations", what, "set its prob to 0, or ")
     jitter = cfg.color_jitter
     arguments = {
         "brightness": jitter.get("brightness", 0.0),

@@ -10,46 +10,37 @@ import torch
 from torch import Tensor
 
 from solo_infoaug.information import _plain
+from solo_infoaug.information._position import Series
 
 _CHUNK = 8192  # samples that a tree is asked about at once: Ctrl-C waits for no more
 LONG = 8192  # samples from which a tree of its own pays for each pair
 
 
-def neighbour_sums(
-    x: Tensor,
-    valid_x: Tensor | None,
-    y: Tensor,
-    valid_y: Tensor | None,
-    k: int,
-    kind: str,
-    layout: str,
-    max_memory: int,
-) -> Tensor:
+def neighbour_sums(x: Series, y: Series, k: int, kind: str, layout: str, max_memory: int) -> Tensor:
     """As `_plain.neighbour_sums`, by the fastest backend that can."""
-    if kind == "3kl" and x.shape[1] >= LONG and x.device.type == "cpu":
-        return _long_series(x, valid_x, y, valid_y, k, layout)
-    kernel = _triton() if x.is_cuda else None
-    if kernel is not None and kernel.fits(x, y, k) and kernel.works(x.device):
-        return kernel.neighbour_sums(x, valid_x, y, valid_y, k, kind, layout)
-    compiled = _compiled() if x.device.type == "cpu" else None
+    device = x.x.device
+    if kind == "3kl" and x.x.shape[1] >= LONG and device.type == "cpu":
+        return _long_series(x, y, k, layout)
+    kernel = _triton() if x.x.is_cuda else None
+    if kernel is not None and kernel.fits(x.x, y.x, k) and kernel.works(device):
+        return kernel.neighbour_sums(x, y, k, kind, layout)
+    compiled = _compiled() if device.type == "cpu" else None
     if compiled is None or k > compiled.K_LIMIT:
-        return _plain.neighbour_sums(x, valid_x, y, valid_y, k, kind, layout, max_memory)
-    return compiled.neighbour_sums(x, valid_x, y, valid_y, k, kind, layout)
+        return _plain.neighbour_sums(x, y, k, kind, layout, max_memory)
+    return compiled.neighbour_sums(x, y, k, kind, layout)
 
 
-def _long_series(
-    x: Tensor, valid_x: Tensor | None, y: Tensor, valid_y: Tensor | None, k: int, layout: str
-) -> Tensor:
+def _long_series(x: Series, y: Series, k: int, layout: str) -> Tensor:
     """Pair by pair, each by a tree over its own joint space; the `upper` diagonal is left out."""
-    same = layout == "upper" and x.data_ptr() == y.data_ptr()
+    same = layout == "upper" and x.x.data_ptr() == y.x.data_ptr()
     paired = layout == "paired"
-    out = torch.zeros(len(x), 1 if paired else len(y), 4, dtype=torch.float64)
-    for i in range(len(x)):
-        for j in [i] if paired else range(i if layout == "upper" else 0, len(y)):
+    out = torch.zeros(len(x.x), 1 if paired else len(y.x), 4, dtype=torch.float64)
+    for i in range(len(x.x)):
+        for j in [i] if paired else range(i if layout == "upper" else 0, len(y.x)):
             if same and i == j:
                 continue
-            series = torch.cat([x[i], y[j]], -1)
-            masks = [v for v in (_row(valid_x, i), _row(valid_y, j)) if v is not None]
+            series = torch.cat([x.x[i], y.x[j]], -1)
+            masks = [s.valid[n] for s, n in ((x, i), (y, j)) if s.valid is not None]
             if masks:
                 series = series[torch.stack(masks).all(0)]
             if len(series) > k:
@@ -76,10 +67,6 @@ def _tree_sums(series: Tensor, k: int) -> Tensor:
     psi = (ties * torch.digamma(torch.from_numpy(ties).double()).numpy()).sum()
     logs = [np.log(distances[distances > 0]).sum() for distances in (rho, first)]
     return torch.tensor([logs[0], ties.sum(), psi, logs[1]], dtype=torch.float64)
-
-
-def _row(valid: Tensor | None, track: int) -> Tensor | None:
-    return None if valid is None else valid[track]
 
 
 @functools.cache

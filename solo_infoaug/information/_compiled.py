@@ -35,6 +35,8 @@ from numba import njit, types
 from numba.extending import intrinsic
 from torch import Tensor
 
+from solo_infoaug.information._position import Series
+
 LANES = 8
 SIDE = 32  # tracks on each side of a block
 CHUNK = 96  # samples s in a strip
@@ -46,39 +48,32 @@ THREE_KL, KSG1, KSG2 = 0, 1, 2
 RENORMALISE = 64  # vectors of mantissas whose product stays finite in float32
 
 # --- vector loops ------------------------------------------------------------------------------
-
-
-def _vector_pointer(context: Any, builder: Any, array_type: Any, array: Any, offset: Any) -> Any:
-    data = context.make_array(array_type)(context, builder, value=array).data
-    width = 64 if array_type.dtype.bitwidth == 64 else 32
-    vector = ir.VectorType(ir.IntType(width), LANES)
-    return builder.bitcast(builder.gep(data, [offset]), vector.as_pointer())
+# What numba and llvmlite hand on is not typed: it would all be Any.
 
 
 class _Lanes:
     """A vector in memory: `array[offset + LANES * slot:][:LANES]`, as integers."""
 
-    def __init__(
-        self, context: Any, builder: Any, array_type: Any, array: Any, offset: Any
-    ) -> None:
+    def __init__(self, context, builder, array_type, array, offset):
         self.builder = builder
         self.index_type = offset.type
-        self.pointer = _vector_pointer(context, builder, array_type, array, offset)
         self.align = array_type.dtype.bitwidth // 8
-        self.type = self.pointer.type.pointee
+        self.type = ir.VectorType(ir.IntType(8 * self.align), LANES)
+        data = context.make_array(array_type)(context, builder, value=array).data
+        self.pointer = builder.bitcast(builder.gep(data, [offset]), self.type.as_pointer())
 
-    def _at(self, slot: Any) -> Any:
+    def _at(self, slot):
         if isinstance(slot, int):
             slot = ir.Constant(self.index_type, slot)
         return self.builder.gep(self.pointer, [slot])
 
-    def load(self, slot: Any) -> Any:
+    def load(self, slot):
         return self.builder.load(self._at(slot), align=self.align)
 
-    def store(self, value: Any, slot: Any) -> None:
+    def store(self, value, slot):
         self.builder.store(value, self._at(slot), align=self.align)
 
-    def all(self, value: int) -> Any:
+    def all(self, value):
         return ir.Constant(self.type, [value] * LANES)
 
 
@@ -107,15 +102,15 @@ def _for_each(
     return updated
 
 
-def _min(builder: Any, a: Any, b: Any) -> Any:
+def _min(builder, a, b):
     return builder.select(builder.icmp_signed("<", a, b), a, b)
 
 
-def _max(builder: Any, a: Any, b: Any) -> Any:
+def _max(builder, a, b):
     return builder.select(builder.icmp_signed(">", a, b), a, b)
 
 
-def _spread_code(context: Any, builder: Any, sig: Any, args: Any, first: bool) -> Any:
+def _spread_code(context, builder, sig, args, first):
     coordinates, at_s, at_t, count, strip, at_strip = args
     lanes = _Lanes(context, builder, sig.args[0], coordinates, at_t)
     out = _Lanes(context, builder, sig.args[4], strip, at_strip)
@@ -126,7 +121,7 @@ def _spread_code(context: Any, builder: Any, sig: Any, args: Any, first: bool) -
     data = context.make_array(sig.args[0])(context, builder, value=coordinates).data
     others = builder.gep(data, [at_s])
 
-    def body(s: Any, _: list[Any]) -> list[Any]:
+    def body(s, _):
         one = builder.insert_element(
             ir.Constant(vector, ir.Undefined),
             builder.load(builder.gep(others, [s])),
@@ -144,41 +139,39 @@ def _spread_code(context: Any, builder: Any, sig: Any, args: Any, first: bool) -
 
 
 @intrinsic
-def _spread_first(typing: Any, x: Any, s: Any, t: Any, count: Any, strip: Any, at: Any) -> Any:
+def _spread_first(typing, x, s, t, count, strip, at):
     """strip[s, lane] = |x[s] - x[t + lane]| for one coordinate."""
 
-    def code(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+    def code(context, builder, sig, args):
         return _spread_code(context, builder, sig, args, first=True)
 
     return types.void(x, s, t, count, strip, at), code
 
 
 @intrinsic
-def _spread_more(typing: Any, x: Any, s: Any, t: Any, count: Any, strip: Any, at: Any) -> Any:
+def _spread_more(typing, x, s, t, count, strip, at):
     """strip[s, lane] = max(strip[s, lane], |x[s] - x[t + lane]|) for one coordinate more."""
 
-    def code(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+    def code(context, builder, sig, args):
         return _spread_code(context, builder, sig, args, first=False)
 
     return types.void(x, s, t, count, strip, at), code
 
 
 @intrinsic
-def _select(
-    typing: Any, x: Any, at_x: Any, y: Any, at_y: Any, count: Any, best: Any, at: Any, ks: Any
-) -> Any:
+def _select(typing, x, at_x, y, at_y, count, best, at, ks):
     """Insert max(x[s], y[s]) for each s into the k smallest so far, `best` `[k, LANES]`, ascending.
 
     `ks` is a tuple of k zeros: its length is known to the compiler.
     """
 
-    def code(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+    def code(context, builder, sig, args):
         k = sig.args[7].count
         strip_x = _Lanes(context, builder, sig.args[0], args[0], args[1])
         strip_y = _Lanes(context, builder, sig.args[2], args[2], args[3])
         kept = _Lanes(context, builder, sig.args[5], args[5], args[6])
 
-        def body(s: Any, smallest: list[Any]) -> list[Any]:
+        def body(s, smallest):
             new = _max(builder, strip_x.load(s), strip_y.load(s))
             out = [_min(builder, smallest[0], new)]
             for i in range(1, k):
@@ -194,7 +187,7 @@ def _select(
 
 
 @intrinsic
-def _multiply(typing: Any, best: Any, at_best: Any, product: Any, at_product: Any) -> Any:
+def _multiply(typing, best, at_best, product, at_product):
     """Multiply `product` by a vector of distances; which lanes are 0, as bits.
 
     `product` is `[(mantissa, exponent), LANES]`.
@@ -202,7 +195,7 @@ def _multiply(typing: Any, best: Any, at_best: Any, product: Any, at_product: An
     Lanes that are 0 or absent count as 1, so that their logarithm is 0.
     """
 
-    def code(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+    def code(context, builder, sig, args):
         kept = _Lanes(context, builder, sig.args[0], args[0], args[1])
         held = _Lanes(context, builder, sig.args[2], args[2], args[3])
         bits = kept.type.element.width
@@ -227,28 +220,17 @@ def _multiply(typing: Any, best: Any, at_best: Any, product: Any, at_product: An
 
 
 @intrinsic
-def _reach(
-    typing: Any,
-    x: Any,
-    at_x: Any,
-    y: Any,
-    at_y: Any,
-    count: Any,
-    best: Any,
-    at_best: Any,
-    reach: Any,
-    at: Any,
-) -> Any:
+def _reach(typing, x, at_x, y, at_y, count, best, at_best, reach, at):
     """Largest x[s], and largest y[s], among the s with max(x[s], y[s]) <= best; into `reach`."""
 
-    def code(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+    def code(context, builder, sig, args):
         strip_x = _Lanes(context, builder, sig.args[0], args[0], args[1])
         strip_y = _Lanes(context, builder, sig.args[2], args[2], args[3])
         limit = _Lanes(context, builder, sig.args[5], args[5], args[6]).load(0)
         held = _Lanes(context, builder, sig.args[7], args[7], args[8])
         zero = held.all(0)
 
-        def body(s: Any, reached: list[Any]) -> list[Any]:
+        def body(s, reached):
             a, b = strip_x.load(s), strip_y.load(s)
             near = builder.icmp_signed("<=", _max(builder, a, b), limit)
             return [
@@ -265,21 +247,10 @@ def _reach(
 
 
 @intrinsic
-def _count(
-    typing: Any,
-    x: Any,
-    at_x: Any,
-    y: Any,
-    at_y: Any,
-    count: Any,
-    limits: Any,
-    at_limits: Any,
-    counts: Any,
-    at: Any,
-) -> Any:
+def _count(typing, x, at_x, y, at_y, count, limits, at_limits, counts, at):
     """Count the s that both have with x[s], y[s], max(x[s], y[s]) within limits 0, 1 and 2."""
 
-    def code(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+    def code(context, builder, sig, args):
         strip_x = _Lanes(context, builder, sig.args[0], args[0], args[1])
         strip_y = _Lanes(context, builder, sig.args[2], args[2], args[3])
         limit = _Lanes(context, builder, sig.args[5], args[5], args[6])
@@ -288,7 +259,7 @@ def _count(
         bits = held.type.element.width
         infinite = held.all(0x7F800000 if bits == 32 else 0x7FF0000000000000)
 
-        def body(s: Any, found: list[Any]) -> list[Any]:
+        def body(s, found):
             a, b = strip_x.load(s), strip_y.load(s)
             joint = _max(builder, a, b)
             present = builder.icmp_signed("<", joint, infinite)
@@ -367,8 +338,9 @@ def _fill(array, count, value):
 
 
 @njit(nogil=True)
-def _pack(x, first, last, rows, padded, s0, count, t0, strips, infinity):
+def _pack(x, first, last, rows, part, strips):
     """A strip for each track: L∞ distances from t0... to s0..., a sample to itself at infinity."""
+    padded, s0, count, t0, infinity = part
     for track in range(first, last):
         start = track * rows * padded
         at = (track - first) * CHUNK * LANES
@@ -391,19 +363,10 @@ def _sweep(action, x, y, block, shape, t0, ks, work):
     for s0 in range(0, shape.samples, CHUNK):
         count = min(CHUNK, shape.samples - s0)
         if action == SELECT or shape.samples > CHUNK:
-            for side in range(1 if triangle and shape.same else 2):
-                _pack(
-                    x if side == 0 else y,
-                    block.i0 if side == 0 else block.j0,
-                    block.i1 if side == 0 else block.j1,
-                    shape.rows_x if side == 0 else shape.rows_y,
-                    shape.padded,
-                    s0,
-                    count,
-                    t0,
-                    strips_x if side == 0 else strips_y,
-                    infinity,
-                )
+            part = (shape.padded, s0, count, t0, infinity)
+            _pack(x, block.i0, block.i1, shape.rows_x, part, strips_x)
+            if not (triangle and shape.same):
+                _pack(y, block.j0, block.j1, shape.rows_y, part, strips_y)
         for i in range(rows):
             for j in range(i if triangle else 0, columns):
                 pair = i * columns + j
@@ -543,30 +506,22 @@ def _run_paired(x, y, block, shape, ks, psi, work, out):
 # --- all tasks ---------------------------------------------------------------------------------
 
 
-def neighbour_sums(
-    x: Tensor,
-    valid_x: Tensor | None,
-    y: Tensor,
-    valid_y: Tensor | None,
-    k: int,
-    kind: str,
-    layout: str,
-) -> Tensor:
+def neighbour_sums(x: Series, y: Series, k: int, kind: str, layout: str) -> Tensor:
     """See `_plain.neighbour_sums`."""
-    samples = x.shape[1]
-    same = x is y and valid_x is valid_y
-    flat_x = _coordinates(x, valid_x)
-    flat_y = flat_x if same else _coordinates(y, valid_y)
+    many, others, samples = len(x.x), len(y.x), x.x.shape[1]
+    same = x.x is y.x and x.valid is y.valid
+    flat_x = _coordinates(x.x, x.valid)
+    flat_y = flat_x if same else _coordinates(y.x, y.valid)
     padded = flat_x.shape[-1]
     rows = flat_x.shape[1], flat_y.shape[1]
-    shape = Shape(*rows, samples, padded, KINDS.index(kind), same, y.shape[2] == 0)
+    shape = Shape(*rows, samples, padded, KINDS.index(kind), same, y.d == 0)
     psi = torch.digamma(torch.arange(samples + 2, dtype=torch.float64)).numpy()
     psi[0] = 0.0
     paired = layout == "paired"
-    work_to_do = len(x) * (1 if paired else len(y)) * samples**2
+    work_to_do = many * (1 if paired else others) * samples**2
     threads = torch.get_num_threads() if work_to_do > INLINE else 1
-    out = np.zeros((len(x), 1 if paired else len(y), 4))
-    blocks = _blocks(len(x), len(y), padded, layout, threads)
+    out = np.zeros((many, 1 if paired else others, 4))
+    blocks = _blocks(many, others, padded, layout, threads)
     run, ks = (_run_paired if paired else _run_block), (0,) * k
     flat_x, flat_y = flat_x.reshape(-1), flat_y.reshape(-1)
 

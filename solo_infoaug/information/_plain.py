@@ -14,20 +14,13 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from solo_infoaug.information._position import Series
+
 _LONG = 4096
 _INSERTION_LIMIT = 16  # above this k a selection over the stacked distances beats the insertion
 
 
-def neighbour_sums(
-    x: Tensor,
-    valid_x: Tensor | None,
-    y: Tensor,
-    valid_y: Tensor | None,
-    k: int,
-    kind: str,
-    layout: str,
-    max_memory: int,
-) -> Tensor:
+def neighbour_sums(x: Series, y: Series, k: int, kind: str, layout: str, max_memory: int) -> Tensor:
     """What all estimators are made of: sums over the samples that both tracks of a pair have.
 
     With ρ the L∞ distance of a sample to its k-th neighbour in the joint space of the pair:
@@ -45,24 +38,26 @@ def neighbour_sums(
     Where ρ = 0, both KSG kinds take ψ(n + 1) - ψ(n_x + 1) - ψ(n_y + 1) of the samples at distance
     0.
 
-    x is `[P, T, dx]`, y `[Q, T, dy]`, either of them with d >= 0; masks are `[P, T]` and `[Q, T]`.
+    Of x and y nothing is read but `x`, `[P, T, dx]` and `[Q, T, dy]`, either of them with d >= 0,
+    and `valid`, `[P, T]` and `[Q, T]`.
     The layout is `all` pairs, `[P, Q, 4]`; the `upper` ones, j >= i, others undefined; or `paired`,
     x[p] with y[p] only, `[P, 4]`. The result is float64.
     """
     paired = layout == "paired"
-    shape = (len(x), 4) if paired else (len(x), len(y), 4)
-    out = torch.zeros(shape, dtype=torch.float64, device=x.device)
-    side, rows = _block_shape(x, len(y), k, max_memory, paired)
-    for i in _slices(len(x), side):
-        for j in [i] if paired else _slices(len(y), side):
+    many, others, samples = len(x.x), len(y.x), x.x.shape[1]
+    shape = (many, 4) if paired else (many, others, 4)
+    out = torch.zeros(shape, dtype=torch.float64, device=x.x.device)
+    side, rows = _block_shape(x.x, others, k, max_memory, paired)
+    for i in _slices(many, side):
+        for j in [i] if paired else _slices(others, side):
             if layout == "upper" and j.stop <= i.start:
                 continue
-            for t in _slices(x.shape[1], rows):
-                to_x, to_y = _distances(x, valid_x, i, t), _distances(y, valid_y, j, t)
+            for t in _slices(samples, rows):
+                to_x, to_y = _distances(x.x, x.valid, i, t), _distances(y.x, y.valid, j, t)
                 if paired:
-                    out[i] += _sums(to_x, to_y, k, kind, y.shape[2] == 0)
+                    out[i] += _sums(to_x, to_y, k, kind, y.d == 0)
                 else:
-                    out[i, j] += _sums(to_x[:, :, None], to_y[:, None], k, kind, y.shape[2] == 0)
+                    out[i, j] += _sums(to_x[:, :, None], to_y[:, None], k, kind, y.d == 0)
     return out
 
 

@@ -22,6 +22,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from solo_infoaug.information._position import Series
+
 K_LIMIT = 8  # neighbours that a thread's registers hold for all pairs of a tile
 WIDTH_LIMIT = 8  # columns of a track, whose coordinates a thread holds as well
 KINDS = ("3kl", "ksg1", "ksg2")
@@ -42,7 +44,7 @@ def works(device: torch.device) -> bool:
     """Whether Triton can compile for the device and run there: it needs a C compiler besides."""
     x = torch.arange(12.0, device=device).reshape(2, 6, 1)
     try:
-        neighbour_sums(x, None, x, None, 1, "3kl", "all")
+        neighbour_sums(Series(x, None), Series(x, None), 1, "3kl", "all")
     except Exception as error:  # whatever a compiler, a driver or a linker may say
         warnings.warn(
             f"mutual information: Triton does not work on {device} ({type(error).__name__}: "
@@ -55,16 +57,9 @@ def works(device: torch.device) -> bool:
     return True
 
 
-def neighbour_sums(
-    x: Tensor,
-    valid_x: Tensor | None,
-    y: Tensor,
-    valid_y: Tensor | None,
-    k: int,
-    kind: str,
-    layout: str,
-) -> Tensor:
+def neighbour_sums(a: Series, b: Series, k: int, kind: str, layout: str) -> Tensor:
     """See `_plain.neighbour_sums`; for tracks that `fits` takes."""
+    x, valid_x, y, valid_y = a.x, a.valid, b.x, b.valid
     samples = x.shape[1]
     paired = layout == "paired"
     many, others = len(x), 1 if paired else len(y)

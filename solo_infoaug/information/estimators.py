@@ -26,8 +26,9 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -41,6 +42,22 @@ ESTIMATORS = ("3kl", "ksg1", "ksg2")
 UNITS = {"nats": 1.0, "bits": 1.0 / math.log(2.0)}
 DEFAULT_MEMORY = 2**29
 CONSTANT_WIDTH = 2.0**-126
+
+
+class Estimator(NamedTuple):
+    """How MI is estimated, checked; and what is met on the way."""
+
+    kind: str
+    """One of `ESTIMATORS`."""
+    k: int
+    min_count: int
+    """The fewest samples for an estimate."""
+    max_memory: int
+    """Bytes."""
+    scale: float
+    """Of the unit, from nats."""
+    notes: set[str] | None
+    """What an estimator cannot do with the data, for `warn_of`; None if nobody asks."""
 
 
 def entropy(
@@ -136,6 +153,7 @@ def mutual_information(
     check_options(k, estimator, units, max_memory)
     x, valid = check_series("x", x, mask, k)
     min_count = resolve_min_samples(min_samples, k, x.shape[-2], mask)
+    how = Estimator(estimator, k, min_count, max_memory, UNITS[units], set())
     y, _ = check_series("y", y, mask if isinstance(y, Tensor) and y.ndim == x.ndim else None, k)
     if x.shape[:-1] != y.shape[:-1] or x.dtype != y.dtype or x.device != y.device:
         raise ValueError(
@@ -143,10 +161,9 @@ def mutual_information(
         )
     a = Series(x.reshape(-1, *x.shape[-2:]), _flat(valid))
     a, b = _position.prepare(a, Series(y.reshape(-1, *y.shape[-2:]), a.valid))
-    notes: set[str] = set()
-    value = information(a, b, estimator, k, min_count, "paired", max_memory, notes)
-    warn_of(notes, estimator)
-    return (value * UNITS[units]).reshape(x.shape[:-2]).to(x.dtype)
+    value = information(a, b, how, "paired")
+    warn_of(how)
+    return (value * how.scale).reshape(x.shape[:-2]).to(x.dtype)
 
 
 def pairwise_mutual_information(
@@ -184,21 +201,18 @@ def pairwise_mutual_information(
         EstimateWarning: values recur and the estimator cannot tell what they share; samples lie on
             a curve or surface (`3kl`); no pair has `min_samples` samples.
     """
-    scenes, min_count = check_scenes(
-        trajectories, mask, estimator, k, min_samples, units, max_memory
-    )
-    notes: set[str] = set()
-    out = all_pairs(scenes, trajectories, estimator, k, min_count, units, max_memory, notes)
-    warn_of(notes, estimator)
+    scenes, how = check_scenes(trajectories, mask, estimator, k, min_samples, units, max_memory)
+    out = all_pairs(scenes, trajectories, how)
+    warn_of(how)
     return out
 
 
 # --- warnings ---------------------------------------------------------------------------------
 
 
-def warn_of(notes: set[str], estimator: str) -> None:
+def warn_of(how: Estimator) -> None:
     """One `EstimateWarning` about what an estimate of MI met; called by a public function."""
-    met = []
+    notes, met = how.notes or set(), []
     if "few" in notes and "enough" not in notes:
         met.append(
             "no pair has min_samples common samples, so that every MI is 0; give longer series, "
@@ -211,11 +225,11 @@ def warn_of(notes: set[str], estimator: str) -> None:
         )
     if "ties" in notes:
         advice = "make the values finer, or coarser, or use ksg1"
-        if estimator == "ksg1":
+        if how.kind == "ksg1":
             advice = "make the values finer, or so coarse that samples coincide"
         met.append(
             f"values recur (whole numbers, or tracks that rest), but not all samples of a pair "
-            f"coincide with k others: {estimator} can be off by a nat or more, either way; {advice}"
+            f"coincide with k others: {how.kind} can be off by a nat or more, either way; {advice}"
         )
     if met:
         warnings.warn("; ".join(met), EstimateWarning, stacklevel=3)
@@ -246,7 +260,8 @@ def _warn_of_entropies(tracks: Series, constant: Tensor) -> None:
 
 def _entropy(tracks: Series, k: int, max_memory: int) -> tuple[Tensor, Tensor]:
     """Entropy in nats, float64, `[P]`; and which tracks have none: constant, or too short."""
-    own = _marginal(tracks, _anything(tracks), k, "all", max_memory)[:, 0]
+    anything = Series(tracks.x[:1, :, :0], None)
+    own = _marginal(tracks, anything, k, "all", max_memory)[:, 0]
     count = tracks.counts()
     log_cell = _log_cell(tracks, own, max_memory)
     d = tracks.dimensions()
@@ -255,78 +270,47 @@ def _entropy(tracks: Series, k: int, max_memory: int) -> tuple[Tensor, Tensor]:
         return value, _constant(own, count) | (count <= k)
 
 
-def information(
-    x: Series,
-    y: Series,
-    estimator: str,
-    k: int,
-    min_count: int,
-    layout: str,
-    max_memory: int,
-    notes: set[str] | None = None,
-) -> Tensor:
+def information(x: Series, y: Series, how: Estimator, layout: str) -> Tensor:
     """MI in nats, float64: `[P, Q]`, or `[P]` where the layout is `paired`.
 
-    What the estimator cannot do with these data is added to `notes`.
+    What the estimator cannot do with these data is added to its notes.
     """
     with one_thread():
         uneven = _position.uneven(x, y, layout)
         suspects = None
         if layout != "paired" and x.valid is not None and y.valid is not None:
             suspects = _position.narrow_in_common(x, y, uneven)
-    value = _as_they_are(x, y, estimator, k, min_count, layout, max_memory, notes, uneven, suspects)
+    value = _as_they_are(x, y, how, layout, uneven, suspects)
     if uneven is not None:
         with one_thread():
             pairs = torch.triu(uneven) if layout == "upper" else uneven
             some = int(pairs.sum())
         even_x = x.even()
         even_y = even_x if y is x else y.even()
-        if (
-            layout != "paired" and 20 * some < pairs.numel()
-        ):  # a pair at a time takes ten times as long
-            _anew(value, pairs, even_x, even_y, estimator, k, min_count, max_memory, notes)
+        # a pair at a time takes ten times as long
+        if layout != "paired" and 20 * some < pairs.numel():
+            _anew(value, pairs, even_x, even_y, how)
         elif some:
-            even = _as_they_are(
-                even_x,
-                even_y,
-                estimator,
-                k,
-                min_count,
-                layout,
-                max_memory,
-                notes,
-                ~uneven,
-                suspects,
-            )
+            even = _as_they_are(even_x, even_y, how, layout, ~uneven, suspects)
             value = torch.where(uneven, even, value)
     if suspects is not None:
         a, b = x._replace(frame=None), y._replace(frame=None)
-        _anew(value, torch.triu(suspects), a, b, estimator, k, min_count, max_memory, notes, True)
+        _anew(value, torch.triu(suspects), a, b, how, framed=True)
     return value
 
 
 def _anew(
-    value: Tensor,
-    pairs: Tensor,
-    x: Series,
-    y: Series,
-    estimator: str,
-    k: int,
-    min_count: int,
-    max_memory: int,
-    notes: set[str] | None,
-    framed: bool = False,
+    value: Tensor, pairs: Tensor, x: Series, y: Series, how: Estimator, framed: bool = False
 ) -> None:
     """Estimate some pairs one by one, in place; `framed`: with frames over the common samples."""
     rows, columns = pairs.nonzero().unbind(1)
-    step = max(1, max_memory // (64 * x.x.shape[1] * x.d))
+    step = max(1, how.max_memory // (64 * x.x.shape[1] * x.d))
     for some in range(0, len(rows), step):
         i, j = rows[some : some + step], columns[some : some + step]
-        a, b = x.part(i), y.part(j)
-        a, b = over_shared(a, b)
+        a, b = over_shared(x.part(i), y.part(j))
         if framed:
             a, b = _position.over_common(a), _position.over_common(b)
-        value[i, j] = information(a, b, estimator, k, min_count, "paired", max_memory, notes)
+        value[i, j] = information(a, b, how, "paired")
 
 
 def over_shared(a: Series, b: Series) -> tuple[Series, Series]:
@@ -343,105 +327,94 @@ def over_shared(a: Series, b: Series) -> tuple[Series, Series]:
 def _as_they_are(
     x: Series,
     y: Series,
-    estimator: str,
-    k: int,
-    min_count: int,
+    how: Estimator,
     layout: str,
-    max_memory: int,
-    notes: set[str] | None,
     elsewhere: Tensor | None,
     anew: Tensor | None,
 ) -> Tensor:
     """MI as `information`, in the coordinates that the tracks have.
 
-    `notes` is not told of pairs whose value comes from other coordinates, or is to be taken `anew`.
+    Nothing is noted of pairs whose value comes from other coordinates, or is to be taken `anew`.
     """
-    joint = neighbour_sums(x.x, x.valid, y.x, y.valid, k, estimator, layout, max_memory)
-    if notes is not None:
-        _look_for_ties(joint, x, y, estimator, k, min_count, layout, max_memory, notes, anew)
-    if estimator == "ksg1":  # which is 0 by itself where a track is constant
-        with one_thread():
-            count = _common_counts(x, y, layout)
-            _look_for_samples(count, min_count, notes)
-            value = torch.digamma(count) + joint[..., 2] / count
-            return value.masked_fill(count < min_count, 0.0)
-    own_x, own_y = _marginals(x, y, k, layout, max_memory)
+    k, notes = how.k, how.notes
+    joint = neighbour_sums(x, y, k, how.kind, layout, how.max_memory)
+    if notes is not None and _has_ties(joint, x, y, how, layout, anew):
+        notes.add("ties")
+    own = None if how.kind == "ksg1" else _marginals(x, y, k, layout, how.max_memory)
     with one_thread():
         count = _common_counts(x, y, layout)
-        _look_for_samples(count, min_count, notes)
-        terms = joint[..., 2]
-        if estimator == "3kl":
-            if layout == "upper" and x.x.data_ptr() == y.x.data_ptr():  # a track with itself
-                alone = own_x.expand_as(joint).diagonal(0, 0, 1)
-                joint.diagonal(0, 0, 1).copy_(alone)
-            cell_x = _log_cell(x, own_x, max_memory)
-            cell_y = _log_cell(
-                y, own_y if layout == "paired" else own_y.transpose(0, 1), max_memory
-            )
-            d_x, d_y = x.dimensions(), y.dimensions()
-            if layout != "paired":
-                cell_x, cell_y = cell_x[:, None], cell_y[None, :]
-                d_x = d_x if isinstance(d_x, int) else d_x[:, None]
-                d_y = d_y if isinstance(d_y, int) else d_y[None, :]
-            if notes is not None and k > 1 and max(x.d, y.d) > 1:
-                thin = _thin(own_x, count, k, d_x) | _thin(own_y, count, k, d_y)
+        if notes is not None and count.numel():
+            notes.add("enough" if bool((count >= how.min_count).any()) else "few")
+        nothing, terms = count < how.min_count, joint[..., 2]
+        if own is not None:  # ksg1 is 0 by itself where a track is constant
+            if how.kind == "3kl":
+                noted = ~nothing
                 for other in (elsewhere, anew):
-                    thin = thin if other is None else thin & ~other
-                thin = thin & (count >= min_count)
-                if bool((torch.triu(thin, 1) if layout == "upper" else thin).any()):
-                    notes.add("thin")
-            terms = (
-                _log_volume(own_x, count, k, d_x, cell_x)
-                + _log_volume(own_y, count, k, d_y, cell_y)
-                - _log_volume(joint, count, k, d_x + d_y, cell_x + cell_y)
-            )
-        constant = _constant(own_x, count) | _constant(own_y, count)
+                    noted = noted if other is None else noted & ~other
+                terms = _three_entropies(x, y, joint, own, count, noted, how, layout)
+            nothing = nothing | _constant(own[0], count) | _constant(own[1], count)
         value = torch.digamma(count) + terms / count
-        return value.masked_fill(constant | (count < min_count), 0.0)
+        return value.masked_fill(nothing, 0.0)
 
 
-def _look_for_samples(count: Tensor, min_count: int, notes: set[str] | None) -> None:
-    if notes is not None and count.numel():
-        notes.add("enough" if bool((count >= min_count).any()) else "few")
-
-
-def _look_for_ties(
-    joint: Tensor,
+def _three_entropies(
     x: Series,
     y: Series,
-    estimator: str,
-    k: int,
-    min_count: int,
+    joint: Tensor,
+    own: tuple[Tensor, Tensor],
+    count: Tensor,
+    noted: Tensor,
+    how: Estimator,
     layout: str,
-    max_memory: int,
-    notes: set[str],
-    anew: Tensor | None,
-) -> None:
-    """Add to `notes` if values recur and yet the pairs' samples are not all tied.
+) -> Tensor:
+    """Log volumes of x and of y alone, less that of the pair; notes if any of `noted` is thin."""
+    k, (own_x, own_y) = how.k, own
+    if layout == "upper" and x.x.data_ptr() == y.x.data_ptr():  # a track with itself
+        joint.diagonal(0, 0, 1).copy_(own_x.expand_as(joint).diagonal(0, 0, 1))
+    cell_x = _log_cell(x, own_x, how.max_memory)
+    cell_y = _log_cell(y, own_y if layout == "paired" else own_y.transpose(0, 1), how.max_memory)
+    d_x, d_y = x.dimensions(), y.dimensions()
+    if layout != "paired":
+        cell_x, cell_y = cell_x[:, None], cell_y[None, :]
+        d_x = d_x if isinstance(d_x, int) else d_x[:, None]
+        d_y = d_y if isinstance(d_y, int) else d_y[None, :]
+    if how.notes is not None and k > 1 and max(x.d, y.d) > 1:
+        thin = (_thin(own_x, count, k, d_x) | _thin(own_y, count, k, d_y)) & noted
+        if bool((torch.triu(thin, 1) if layout == "upper" else thin).any()):
+            how.notes.add("thin")
+    return (
+        _log_volume(own_x, count, k, d_x, cell_x)
+        + _log_volume(own_y, count, k, d_y, cell_y)
+        - _log_volume(joint, count, k, d_x + d_y, cell_x + cell_y)
+    )
+
+
+def _has_ties(
+    joint: Tensor, x: Series, y: Series, how: Estimator, layout: str, anew: Tensor | None
+) -> bool:
+    """Whether values recur and yet the pairs' samples are not all tied.
 
     All tied, every estimator is the plug-in estimate of discrete variables. Where one track has
     ties and the other not, or where only the tracks do and the pair does not, `3kl` and `ksg2` are
     at a loss, and `ksg1` only if both are on lattices, where distances are equal that are not 0.
     """
     if x.recurs is None and y.recurs is None:
-        return
-    flag = "lattice" if estimator == "ksg1" else "recurs"
+        return False
+    flag = "lattice" if how.kind == "ksg1" else "recurs"
     at_x, at_y = (
         torch.zeros(len(side.x), dtype=torch.bool, device=side.x.device) if v is None else v
         for side, v in ((x, getattr(x, flag)), (y, getattr(y, flag)))
     )
     if layout != "paired":
         at_x, at_y = at_x[:, None], at_y[None, :]
-    doubtful = at_x & at_y if estimator == "ksg1" else at_x | at_y
+    doubtful = at_x & at_y if how.kind == "ksg1" else at_x | at_y
     doubtful = doubtful if anew is None else doubtful & ~anew
     if not bool(doubtful.any()):
-        return
-    if estimator != "3kl":
-        joint = neighbour_sums(x.x, x.valid, y.x, y.valid, k, "3kl", layout, max_memory)
+        return False
+    if how.kind != "3kl":
+        joint = neighbour_sums(x, y, how.k, "3kl", layout, how.max_memory)
     with one_thread():
-        doubtful = _untied(joint, doubtful, x, y, min_count, layout)
-    if doubtful:
-        notes.add("ties")
+        return _untied(joint, doubtful, x, y, how.min_count, layout)
 
 
 def _untied(
@@ -537,15 +510,11 @@ def _marginal(x: Series, y: Series, k: int, layout: str, max_memory: int) -> Ten
         masks, group = None, None
     else:
         masks, group = torch.unique(y.valid, dim=0, return_inverse=True)
-    others = x.x.new_empty(1 if masks is None else len(masks), x.x.shape[1], 0)
-    sums = neighbour_sums(x.x, x.valid, others, masks, k, "3kl", "all", max_memory)
+    nothing = x.x.new_empty(1 if masks is None else len(masks), x.x.shape[1], 0)
+    sums = neighbour_sums(x, Series(nothing, masks), k, "3kl", "all", max_memory)
     if group is not None:
         return sums[:, group]
     return sums[:, 0] if layout == "paired" else sums
-
-
-def _anything(x: Series) -> Series:
-    return Series(x.x[:1, :, :0], None)
 
 
 def _common_counts(x: Series, y: Series, layout: str) -> Tensor:
@@ -557,22 +526,13 @@ def _common_counts(x: Series, y: Series, layout: str) -> Tensor:
     return x.valid.double() @ y.valid.double().T
 
 
-def all_pairs(
-    scenes: list[Series],
-    x: Tensor,
-    estimator: str,
-    k: int,
-    min_count: int,
-    units: str,
-    max_memory: int,
-    notes: set[str],
-) -> Tensor:
+def all_pairs(scenes: list[Series], x: Tensor, how: Estimator) -> Tensor:
     """`pairwise_mutual_information` of trajectories x that were checked and made into scenes."""
     out = torch.empty(len(scenes), x.shape[-3], x.shape[-3], dtype=x.dtype, device=x.device)
     for scene, tracks in zip(out, scenes, strict=True):
-        for rows, value in upper_rows(tracks, tracks, estimator, k, min_count, max_memory, notes):
+        for rows, value in upper_rows(tracks, tracks, how):
             with one_thread():
-                part = (torch.triu(value) * UNITS[units]).to(x.dtype)
+                part = (torch.triu(value) * how.scale).to(x.dtype)
                 scene[rows, rows.start :] = part
                 scene[rows.start :, rows] = part.T
                 here = part[:, : rows.stop - rows.start]
@@ -580,22 +540,14 @@ def all_pairs(
     return out.reshape(*x.shape[:-2], x.shape[-3])
 
 
-def upper_rows(
-    x: Series,
-    y: Series,
-    estimator: str,
-    k: int,
-    min_count: int,
-    max_memory: int,
-    notes: set[str] | None = None,
-) -> Iterator[tuple[slice, Tensor]]:
+def upper_rows(x: Series, y: Series, how: Estimator) -> Iterator[tuple[slice, Tensor]]:
     """MI of x[i] with y[j] for j >= i, in nats, by bands of rows: `[rows, P - rows.start]`.
 
     What lies below the diagonal is undefined. x and y have the same number of tracks.
     """
     tracks = len(x.x)
     # A dozen float64 numbers a pair live at a time.
-    band = max(1, min(tracks, max_memory // 2 // (96 * tracks)))
+    band = max(1, min(tracks, how.max_memory // 2 // (96 * tracks)))
     if band < tracks:
         band = max(1, band // 32 * 32)
     for start in range(0, tracks, band):
@@ -603,7 +555,7 @@ def upper_rows(
         top, right = x.part(rows), y.part(rest)
         if start == 0 and band == tracks and x is y:
             top = right = x
-        yield rows, information(top, right, estimator, k, min_count, "upper", max_memory, notes)
+        yield rows, information(top, right, how, "upper")
 
 
 # --- the public edge ---------------------------------------------------------------------------
@@ -662,21 +614,22 @@ def check_scenes(
     min_samples: int | None,
     units: str,
     max_memory: int,
-) -> tuple[list[Series], int]:
-    """The scenes of `[..., P, T, d]`, and the fewest samples that a pair needs."""
+) -> tuple[list[Series], Estimator]:
+    """The scenes of `[..., P, T, d]`, and how the MI of their pairs is estimated."""
     check_options(k, estimator, units, max_memory)
     x, valid = check_series("trajectories", trajectories, mask, k)
     min_count = resolve_min_samples(min_samples, k, x.shape[-2], mask)
+    how = Estimator(estimator, k, min_count, max_memory, UNITS[units], set())
     if x.ndim < 3:
         raise ValueError(f"trajectories must be [..., P, T, d], got shape {tuple(x.shape)}")
     if x.shape[-3] < 1:
         raise ValueError(f"trajectories must have at least one track, got shape {tuple(x.shape)}")
     scenes = x.reshape(-1, *x.shape[-3:]).unbind(0)
-    if valid is None:
-        return [_position.prepare(Series(scene, None))[0] for scene in scenes], min_count
-    masks = valid.reshape(-1, *valid.shape[-2:]).unbind(0)
+    masks: Sequence[Tensor | None] = [None] * len(scenes)
+    if valid is not None:
+        masks = valid.reshape(-1, *valid.shape[-2:]).unbind(0)
     pairs = zip(scenes, masks, strict=True)
-    return [_position.prepare(Series(*scene))[0] for scene in pairs], min_count
+    return [_position.prepare(Series(*scene))[0] for scene in pairs], how
 
 
 def resolve_min_samples(min_samples: int | None, k: int, samples: int, mask: Tensor | None) -> int:

@@ -7,7 +7,6 @@ from torch import Tensor
 
 from solo_infoaug.information.estimators import (
     DEFAULT_MEMORY,
-    UNITS,
     check_scenes,
     upper_rows,
     warn_of,
@@ -45,9 +44,7 @@ def top_k_partners(
     Warns:
         EstimateWarning: as `pairwise_mutual_information`, of the tracks as they are.
     """
-    scenes, min_count = check_scenes(
-        trajectories, mask, estimator, k, min_samples, units, max_memory
-    )
+    scenes, how = check_scenes(trajectories, mask, estimator, k, min_samples, units, max_memory)
     if trajectories.ndim != 3:
         raise ValueError(f"trajectories must be [P, T, d], got shape {tuple(trajectories.shape)}")
     tracks = scenes[0]
@@ -65,13 +62,12 @@ def top_k_partners(
         best[rows], kept = values.topk(count, dim=1)
         partners[rows] = candidates.gather(1, kept)
 
-    notes: set[str] = set()
-    for rows, value in upper_rows(tracks, tracks, estimator, k, min_count, max_memory, notes):
+    for rows, value in upper_rows(tracks, tracks, how):
         width = rows.stop - rows.start
         square = torch.triu(value[:, :width], 1)
         value[:, :width] = (square + square.T).fill_diagonal_(-torch.inf)
         offer(rows, value, rows.start)
         if rows.stop < total:
             offer(slice(rows.stop, total), value[:, width:].T, rows.start)
-    warn_of(notes, estimator)
-    return (best * UNITS[units]).to(trajectories.dtype), partners
+    warn_of(how)
+    return (best * how.scale).to(trajectories.dtype), partners

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from solo_infoaug.information.estimators import (
     DEFAULT_MEMORY,
+    Estimator,
     Series,
     all_pairs,
     check_scenes,
@@ -88,8 +89,31 @@ def pairwise_significance(
     Warns:
         EstimateWarning: as `pairwise_mutual_information`, of the tracks as they are.
     """
-    scenes, least = check_scenes(trajectories, mask, estimator, k, min_samples, "nats", max_memory)
+    scenes, how = check_scenes(trajectories, mask, estimator, k, min_samples, "nats", max_memory)
     samples = trajectories.shape[-2]
+    _check_test(samples, surrogates, min_shift, generator, dependence)
+    mi = all_pairs(scenes, trajectories, how)
+    warn_of(how)
+    drawn = torch.randperm(samples + 1 - 2 * min_shift, generator=generator) + min_shift
+    shifts = drawn[:surrogates].tolist()
+    flat = mi.reshape(-1, *mi.shape[-2:])
+    p_values = torch.ones_like(flat)
+    for scene, tracks in enumerate(scenes):
+        p = _p_values(tracks, flat[scene], shifts, how._replace(notes=None))
+        p_values[scene] = torch.triu(p, 1) + torch.triu(p, 1).T
+        p_values[scene].fill_diagonal_(1.0)
+    q_values = torch.stack([_q_values(p, dependence) for p in p_values])
+    return Significance(mi, p_values.reshape(mi.shape), q_values.reshape(mi.shape))
+
+
+def _check_test(
+    samples: int,
+    surrogates: int,
+    min_shift: int,
+    generator: torch.Generator | None,
+    dependence: str,
+) -> None:
+    """Raise ValueError for options that `pairwise_significance` does not take."""
     if not isinstance(surrogates, int) or isinstance(surrogates, bool) or surrogates < 1:
         raise ValueError(f"surrogates must be an integer of at least 1, got {surrogates!r}")
     whole = isinstance(min_shift, int) and not isinstance(min_shift, bool)
@@ -101,20 +125,6 @@ def pairwise_significance(
         raise ValueError(
             f"generator must be a torch.Generator or None, got {type(generator).__name__}"
         )
-    seen: set[str] = set()
-    mi = all_pairs(scenes, trajectories, estimator, k, least, "nats", max_memory, seen)
-    warn_of(seen, estimator)
-    shifts = torch.randperm(samples + 1 - 2 * min_shift, generator=generator) + min_shift
-    flat = mi.reshape(-1, *mi.shape[-2:])
-    p_values = torch.ones_like(flat)
-    for scene, tracks in enumerate(scenes):
-        p = _p_values(
-            tracks, flat[scene], shifts[:surrogates].tolist(), estimator, k, least, max_memory
-        )
-        p_values[scene] = torch.triu(p, 1) + torch.triu(p, 1).T
-        p_values[scene].fill_diagonal_(1.0)
-    q_values = torch.stack([_q_values(p, dependence) for p in p_values])
-    return Significance(mi, p_values.reshape(mi.shape), q_values.reshape(mi.shape))
 
 
 def shifted_information(
@@ -143,7 +153,8 @@ def shifted_information(
     Raises:
         ValueError: as `pairwise_mutual_information`.
     """
-    (tracks,), least = check_scenes(trajectories, mask, estimator, k, None, "nats", max_memory)
+    (tracks,), how = check_scenes(trajectories, mask, estimator, k, None, "nats", max_memory)
+    how = how._replace(notes=None)
     count = len(tracks.x)
     tracks = tracks._replace(source=torch.arange(count, device=pairs.device))
     out = torch.zeros(len(pairs), len(shifts), dtype=torch.float64, device=pairs.device)
@@ -159,31 +170,23 @@ def shifted_information(
                 a, b = tracks.part(one), tracks.rolled(some).part(two + later)
                 if not whole[rows[0]]:
                     a, b = over_shared(a, b)
-            value = information(a, b, estimator, k, least, "paired", max_memory)
+            value = information(a, b, how, "paired")
             out[rows, start : start + step] = value.reshape(len(some), len(rows)).T
     return out
 
 
-def _p_values(
-    tracks: Series,
-    mi: Tensor,
-    shifts: list[int],
-    estimator: str,
-    k: int,
-    least: int,
-    max_memory: int,
-) -> Tensor:
+def _p_values(tracks: Series, mi: Tensor, shifts: list[int], how: Estimator) -> Tensor:
     """p-values above the diagonal."""
     reached, drawn = torch.ones_like(mi), torch.ones_like(mi)
     for shift in shifts:
         shifted = tracks.rolled([shift])
         valid = shifted.valid
-        for rows, value in upper_rows(tracks, shifted, estimator, k, least, max_memory):
+        for rows, value in upper_rows(tracks, shifted, how):
             surrogate = value.to(mi.dtype)
             enough: Tensor | bool = True
             if tracks.valid is not None and valid is not None:
                 common = tracks.valid[rows].float() @ valid[rows.start :].float().T
-                enough = common >= least
+                enough = common >= how.min_count
             reached[rows, rows.start :] += (surrogate >= mi[rows, rows.start :]) & enough
             drawn[rows, rows.start :] += enough
     return torch.where(mi == 0, 1.0, reached / drawn)

@@ -25,37 +25,25 @@ def log_kernel(cosine: Tensor, sigma: float) -> Tensor:
     return (cosine - 1) / sigma**2
 
 
-def gaussian_similarity(log_g: Tensor, divergence: Divergence) -> Tensor:
-    """s = f′(G), from log G; any shape."""
-    return divergence.f_prime_of_log(log_g)
-
-
-def gaussian_penalty(log_g: Tensor, divergence: Divergence) -> Tensor:
-    """f*(s) of the f-Gaussian similarity, from log G; any shape."""
-    return divergence.composed_of_log(log_g)
-
-
-def cosine_similarity(log_g: Tensor, divergence: Divergence) -> Tensor:
-    """s = f′(1) + (⟨x, y⟩ − 1)/σ², from log G; any shape."""
-    return log_g + divergence.f_prime_at_one
-
-
-def cosine_penalty(log_g: Tensor, divergence: Divergence) -> Tensor:
-    """f*(s) of the cosine similarity, from log G; any shape."""
-    return divergence.conjugate(cosine_similarity(log_g, divergence))
-
-
 @dataclass(frozen=True)
 class Similarity:
-    """A similarity s of log G and a divergence, and the penalty f*(s)."""
+    """A similarity s of log G and a divergence, and the penalty f*(s); any shape."""
 
     name: str
     value: Callable[[Tensor, Divergence], Tensor]
     penalty: Callable[[Tensor, Divergence], Tensor]
 
 
-GAUSSIAN = Similarity("gaussian", gaussian_similarity, gaussian_penalty)
-COSINE = Similarity("cosine", cosine_similarity, cosine_penalty)
+GAUSSIAN = Similarity(
+    name="gaussian",
+    value=lambda log_g, divergence: divergence.f_prime_of_log(log_g),
+    penalty=lambda log_g, divergence: divergence.composed_of_log(log_g),
+)
+COSINE = Similarity(
+    name="cosine",
+    value=lambda log_g, divergence: log_g + divergence.f_prime_at_one,
+    penalty=lambda log_g, divergence: divergence.conjugate(log_g + divergence.f_prime_at_one),
+)
 
 SIMILARITIES = ("gaussian", "cosine")
 """Names of the similarities."""

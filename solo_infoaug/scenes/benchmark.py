@@ -33,6 +33,7 @@ from solo_infoaug.dictionary import TwinDictionary
 from solo_infoaug.errors import ConfigError
 from solo_infoaug.mining import MineConfig, mine
 from solo_infoaug.mining.encoding import write_video
+from solo_infoaug.scenes.generated import pose_of
 
 VERSION = 2
 """Part of the digest: changes with what the generator makes of the same settings."""
@@ -227,10 +228,7 @@ class _PartImage:
         """Draw into `canvas` float32 [H, W, 3] with the middle at `centre` (x, y), turned."""
         side = int(np.ceil(1.5 * _PART))
         left, top = np.floor(centre - side / 2).astype(int)
-        c, s = np.cos(angle), np.sin(angle)
-        turn = np.array([[c, -s], [s, c]])
-        middle = np.full(2, (self.alpha.shape[0] - 1) / 2)
-        pose = np.concatenate([turn, (centre - (left, top) - turn @ middle)[:, None]], axis=1)
+        pose = pose_of(centre - (left, top), angle, self.alpha.shape)[:2]
         alpha = cv2.warpAffine(self.alpha, pose, (side, side))[..., None]
         image = cv2.warpAffine(self.image, pose, (side, side), borderMode=cv2.BORDER_REPLICATE)
         height, width = canvas.shape[:2]
@@ -409,16 +407,12 @@ def prepare_scenes(folder: Path, config: ScenesConfig, workers: int = 1) -> Benc
         if not marker.is_file():
             scenes = [SceneVideo.make(config, number) for number in range(config.videos)]
             _write_stills(folder / "stills", config)
-            (folder / "videos").mkdir(exist_ok=True)
+            videos = folder / "videos"
+            videos.mkdir(exist_ok=True)
             for number, scene in enumerate(scenes):
-                scene.write(folder / "videos" / f"scene-{number:04d}.mp4")
-            mined = mine(
-                folder / "videos",
-                folder / "twins",
-                mine_config(config),
-                workers=workers,
-                overwrite=True,
-            )
+                scene.write(videos / f"scene-{number:04d}.mp4")
+            how = mine_config(config)
+            mined = mine(videos, folder / "twins", how, workers=workers, overwrite=True)
             shutil.rmtree(folder / "oracle", ignore_errors=True)
             write_oracle(mined, scenes, folder / "oracle")
             found = {

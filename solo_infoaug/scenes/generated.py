@@ -487,7 +487,9 @@ def _object(
     # Beyond depth 1: evenly from near the background to near the nearest things.
     nearness = 1 / config.depth + (1 - 1 / config.depth) * (owner - 0.5) / config.objects
     body.nearness = np.array([0, 0, nearness])
-    body.poses = np.stack([_pose(p, a, body.alpha.shape) for p, a in zip(path, angle, strict=True)])
+    body.poses = np.stack(
+        [pose_of(p, a, body.alpha.shape) for p, a in zip(path, angle, strict=True)]
+    )
     if not articulated:
         return [body]
     limb = _ellipse(owner, radius * np.array([0.6, 0.3]), config, rng)
@@ -497,7 +499,7 @@ def _object(
     joint = path + 0.55 * radius * np.stack([np.cos(angle), np.sin(angle)], axis=1)
     middle = joint + 0.5 * radius * np.stack([np.cos(swing), np.sin(swing)], axis=1)
     limb.poses = np.stack(
-        [_pose(p, a, limb.alpha.shape) for p, a in zip(middle, swing, strict=True)]
+        [pose_of(p, a, limb.alpha.shape) for p, a in zip(middle, swing, strict=True)]
     )
     return [body, limb]
 
@@ -554,7 +556,7 @@ def _boxes(config: SceneConfig) -> list[_Sprite]:
         across = (column + rng.uniform(0, 1)) / config.boxes
         middle = np.array([config.width * (1.2 * across - 0.1), foot - height / 2])
         image = _texture(height, width, rng, contrast=50.0)
-        pose = _pose(middle, 0.0, image.shape)
+        pose = pose_of(middle, 0.0, image.shape)
         boxes.append(_resting(0, image, pose, nearness, config))
     return boxes
 
@@ -580,7 +582,7 @@ def _pole(index: int, config: SceneConfig, rng: np.random.Generator) -> _Sprite:
     width = max(8, config.width // 32)
     image = _texture(config.height * 3, width, rng, contrast=40.0)
     x = config.width * (index + 1) / (config.poles + 1)
-    pose = _pose(np.array([x, config.height / 2]), 0.0, image.shape)
+    pose = pose_of(np.array([x, config.height / 2]), 0.0, image.shape)
     return _resting(-1, image, pose, 1.0, config)
 
 
@@ -597,7 +599,7 @@ def _ellipse(
     return made
 
 
-def _pose(centre: np.ndarray, angle: float, shape: tuple[int, ...]) -> np.ndarray:
+def pose_of(centre: np.ndarray, angle: float, shape: tuple[int, ...]) -> np.ndarray:
     """[3, 3]: turns a sprite about its middle and puts that at `centre`."""
     c, s = np.cos(angle), np.sin(angle)
     turn = np.array([[c, -s], [s, c]])

@@ -42,15 +42,8 @@ def load_config(
         raise ConfigError(
             f"--config-path: expected a folder of YAML configurations, got {config_path}"
         )
-    file = next(
-        (
-            folder / f"{config_name}{ending}"
-            for ending in (".yaml", "")
-            if (folder / f"{config_name}{ending}").is_file()
-        ),
-        None,
-    )
-    if file is None or file.suffix != ".yaml" or file.parent != folder:  # Hydra takes no other
+    file = folder / f"{config_name.removesuffix('.yaml')}.yaml"
+    if not file.is_file() or file.parent != folder:  # Hydra takes no other
         names = ", ".join(sorted(p.name for p in folder.glob("*.yaml"))) or "no .yaml file"
         raise ConfigError(f"--config-name: no {config_name!r} in {folder}; there is {names}")
     parse_overrides(overrides)

@@ -262,8 +262,20 @@ def pretrain(cfg: DictConfig, callbacks: Sequence[Callback] = ()) -> TrainingRes
     except DataError as error:
         # a worker's process hands over its whole traceback as the message
         raise DataError(str(error).strip().rpartition("DataError: ")[2]) from error
-    last = Path(resume) if resume is not None else None
-    folder = None
+    folder, last = _left_by(checkpointer, cfg, Path(resume) if resume is not None else None)
+    return TrainingResult(
+        folder=folder,
+        checkpoint=last,
+        metrics={name: float(value) for name, value in trainer.callback_metrics.items()},
+        model=model,
+    )
+
+
+def _left_by(
+    checkpointer: Any, cfg: DictConfig, resumed: Path | None
+) -> tuple[Path | None, Path | None]:
+    """The folder of a run and its last checkpoint, if there are any."""
+    last, folder = resumed, None
     if checkpointer is not None:
         # it looks for its folder when training starts, and a finished run does not train again
         started = hasattr(checkpointer, "path")
@@ -271,9 +283,4 @@ def pretrain(cfg: DictConfig, callbacks: Sequence[Callback] = ()) -> TrainingRes
             say(f"Nothing to do: {last} has all its {cfg.max_epochs} epochs")
         folder = checkpointer.path if started else last.parent if last is not None else None
         last = Path(checkpointer.last_ckpt) if started and checkpointer.last_ckpt else last
-    return TrainingResult(
-        folder=folder,
-        checkpoint=last,
-        metrics={name: float(value) for name, value in trainer.callback_metrics.items()},
-        model=model,
-    )
+    return folder, last

@@ -25,8 +25,7 @@ from solo_infoaug.errors import ConfigError
 from solo_infoaug.host import BACKBONE_NAMES, Host
 from solo_infoaug.host.method import Method
 from solo_infoaug.twin.batch_norm import exchanged, frozen, norms_of, own_norms
-from solo_infoaug.twin.config import InfoAugConfig, read_infoaug, write_infoaug
-from solo_infoaug.twin.fmicl import check_method
+from solo_infoaug.twin.config import InfoAugConfig, complete_infoaug, write_infoaug
 from solo_infoaug.twin.method import MethodSpec, find_method
 from solo_infoaug.twin.prefetch import Prefetch, TwinRequest
 from solo_infoaug.twin.randomness import fork_rng
@@ -260,7 +259,7 @@ class InfoAugMethod(Method):
     infoaug_name: str
     infoaug_branch = _BranchClass()
 
-    infoaug: InfoAugConfig | None
+    infoaug: InfoAugConfig | None = None
     twin_dictionary: TwinDictionary | None
     """None where a finished run is read whose dictionary is gone."""
     twin_views: list[Pipeline]
@@ -272,24 +271,17 @@ class InfoAugMethod(Method):
     """Prepare the next twin batch while a step runs; None: where the model is on a card."""
 
     def __init__(self, cfg: DictConfig | None = None, *args: Any, **kwargs: Any) -> None:
-        config = None if cfg is None else read_infoaug(cfg)
         if cfg is None:  # the PyPI release's own keyword arguments
             super().__init__(*args, **kwargs)
-        else:
-            if config is not None:
-                spec = find_method(self.infoaug_name)
-                if config.objective:
-                    check_method(self.infoaug_name, "infoaug.objective")
-            super().__init__(cfg, *args, **kwargs)
-        self.infoaug = config
-        if cfg is None or config is None:
-            if cfg is not None:
-                write_infoaug(cfg, None)
             return
-        config.batch_size = config.batch_size or int(cfg.optimizer.batch_size)
-        config.heads = config.heads or spec.heads_by_default
-        spec.check(self, config.batch_size, 1)
-        self.infoaug_spec = spec
+        config = complete_infoaug(cfg, self.infoaug_name)
+        super().__init__(cfg, *args, **kwargs)
+        self.infoaug = config
+        if config is None:
+            write_infoaug(cfg, None)
+            return
+        self.infoaug_spec = spec = find_method(self.infoaug_name)
+        spec.check(self, config.batch_size or 0, 1)
         self.twin_dictionary = open_if_there(config)
         if self.twin_dictionary is not None:
             check_dictionary(self.twin_dictionary, config)

@@ -15,6 +15,8 @@ from solo_infoaug._checks import is_number, is_whole, require
 from solo_infoaug.dictionary.store import PARTNERS
 from solo_infoaug.errors import ConfigError
 from solo_infoaug.objectives.config import FMICLConfig
+from solo_infoaug.twin.fmicl import check_method
+from solo_infoaug.twin.method import find_method
 
 HEADS = ("full", "none")
 BATCH_NORMS = ("shared", "separate", "frozen")
@@ -161,6 +163,21 @@ def read_infoaug(cfg: DictConfig) -> InfoAugConfig | None:
         raise ConfigError(f"{key}: {str(error).splitlines()[0]}") from error
     assert isinstance(config, InfoAugConfig)
     return config if config.enabled else None
+
+
+def complete_infoaug(cfg: DictConfig, method: str) -> InfoAugConfig | None:
+    """`read_infoaug`, with what follows from the run and its method filled in.
+
+    Raises:
+        ConfigError: as there; or a method without a twin branch, or without an InfoNCE to replace.
+    """
+    config = read_infoaug(cfg)
+    if config is not None:
+        config.heads = config.heads or find_method(method).heads_by_default
+        config.batch_size = config.batch_size or int(cfg.optimizer.batch_size)
+        if config.objective:
+            check_method(method, "infoaug.objective")
+    return config
 
 
 def _known_keys() -> str:

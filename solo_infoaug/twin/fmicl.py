@@ -77,19 +77,18 @@ def check_method(method: str, key: str) -> None:
 class FMICLMethod(Method):
     """Mixed into every method of solo-learn by `with_fmicl`."""
 
+    fmicl: FMICLConfig | None = None
     fmicl_name: str
     fmicl_plain: type
     fmicl_owner: type
 
     def __init__(self, cfg: DictConfig | None = None, *args: Any, **kwargs: Any) -> None:
-        config = None if cfg is None else read_fmicl(cfg, self.fmicl_name)
         if cfg is None:  # the PyPI release's own keyword arguments
             super().__init__(*args, **kwargs)
-        else:
-            super().__init__(cfg, *args, **kwargs)
-        self.fmicl: FMICLConfig | None = None
-        if cfg is not None:
-            write_fmicl(cfg, config)
+            return
+        config = read_fmicl(cfg, self.fmicl_name)
+        super().__init__(cfg, *args, **kwargs)
+        write_fmicl(cfg, config)
         if config is not None:
             self.use_fmicl(config)
 

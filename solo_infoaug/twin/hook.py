@@ -40,18 +40,13 @@ class InfoAugPlugin(Plugin):
         """
         if "infoaug" not in cfg and "fmicl" not in cfg:
             return cfg
-        from solo_infoaug.twin.config import read_infoaug, write_infoaug
-        from solo_infoaug.twin.fmicl import check_method, read_fmicl, write_fmicl
-        from solo_infoaug.twin.method import find_method
+        from solo_infoaug.twin.config import complete_infoaug, write_infoaug
+        from solo_infoaug.twin.fmicl import read_fmicl, write_fmicl
         from solo_infoaug.twin.twins import open_if_there
 
         write_fmicl(cfg, read_fmicl(cfg, cfg.method))
-        config = read_infoaug(cfg)
+        config = complete_infoaug(cfg, cfg.method)
         if config is not None:
-            config.heads = config.heads or find_method(cfg.method).heads_by_default
-            if config.objective:
-                check_method(cfg.method, "infoaug.objective")
-            config.batch_size = config.batch_size or int(cfg.optimizer.batch_size)
             open_if_there(config)
         write_infoaug(cfg, config)
         return cfg
@@ -214,14 +209,7 @@ class _Nothing:
         if "on_train_epoch_start" in self.inside:
             self.method.on_train_epoch_start()
 
-    def on_after_backward(self) -> None:
+    def _nothing(self, *args: Any) -> None:
         return
 
-    def on_train_end(self) -> None:
-        return
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        return
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        return
+    on_after_backward = on_train_end = on_save_checkpoint = on_load_checkpoint = _nothing

@@ -11,6 +11,7 @@ batch of views can be drawn ahead, in any thread, and sent to a device in one co
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,19 +28,6 @@ from torch import Tensor, nn
 from solo_infoaug.errors import ConfigError
 from solo_infoaug.host import Host
 
-_KEYS = {
-    "rrc",
-    "color_jitter",
-    "grayscale",
-    "gaussian_blur",
-    "solarization",
-    "equalization",
-    "horizontal_flip",
-    "crop_size",
-    "num_crops",
-    "mean",
-    "std",
-}
 _BLUR_SIGMA = (0.1, 2.0)  # pixels, as solo-learn draws it
 _ASPECT_RATIO = (3 / 4, 4 / 3)  # width / height of a crop, torchvision's default
 _CROP_TRIES = 10  # torchvision's, before it takes the middle of the image
@@ -317,13 +305,6 @@ def _uniform(shape: tuple[int, ...], low: float, high: float, random: torch.Gene
     return torch.rand(shape, dtype=torch.float64, generator=random) * (high - low) + low
 
 
-def _some(count: int, probability: float, random: torch.Generator) -> Tensor:
-    """The indices of the images that an operation acts on."""
-    # with a "true" precision Lightning sets another default dtype, which draws other numbers
-    draw = torch.rand(count, dtype=torch.float32, generator=random)
-    return (draw < probability).nonzero()[:, 0]
-
-
 @dataclass(frozen=True)
 class ResizedCrop:
     """The whole image, or a random box of it for `scale`, resized to a square."""
@@ -344,117 +325,102 @@ class ResizedCrop:
 
 
 @dataclass(frozen=True)
-class ColorJitter:
+class _OnSome(ABC):
+    """An operation on each image with a probability."""
+
+    p: float
+
+    def draw(self, count: int, height: int, width: int, random: torch.Generator) -> Drawn:
+        """Which images, and what is done to them."""
+        # with a "true" precision Lightning sets another default dtype, which draws other numbers
+        draw = torch.rand(count, dtype=torch.float32, generator=random)
+        some = (draw < self.p).nonzero()[:, 0]
+        return some, *self._parameters(len(some), count, random)
+
+    def __call__(self, image: Tensor, *drawn: Tensor) -> Tensor:
+        """Float [B, 3, H, W] in [0, 1] → the same, each image by its own draw."""
+        some, *parameters = drawn
+        return image.index_copy_(0, some, self._changed(image[some], *parameters))
+
+    def _parameters(self, some: int, count: int, random: torch.Generator) -> Drawn:
+        """What is drawn besides, for `some` images of `count`."""
+        return ()
+
+    @abstractmethod
+    def _changed(self, image: Tensor, *parameters: Tensor) -> Tensor:
+        """The chosen images, which it may change in place."""
+
+
+@dataclass(frozen=True)
+class ColorJitter(_OnSome):
     """torchvision's `ColorJitter` with a probability; see `jitter`."""
 
     strengths: tuple[float, ...]
-    p: float
 
-    def draw(self, count: int, height: int, width: int, random: torch.Generator) -> Drawn:
-        """Which images, and what is done to them in each turn."""
-        some = _some(count, self.p, random)
+    def _parameters(self, some: int, count: int, random: torch.Generator) -> Drawn:
         *blends, hue = self.strengths
         ranges = [(max(0.0, 1 - strength), 1 + strength) for strength in blends] + [(-hue, hue)]
-        factors = torch.stack([_uniform((len(some),), *limits, random) for limits in ranges], dim=1)
-        shape = (len(some), len(ranges))
+        factors = torch.stack([_uniform((some,), *limits, random) for limits in ranges], dim=1)
+        shape = (some, len(ranges))
         order = torch.rand(shape, dtype=torch.float32, generator=random).argsort(1)
-        return some, *_turns(factors, order)
+        return _turns(factors, order)
 
-    def __call__(self, image: Tensor, *drawn: Tensor) -> Tensor:
-        """Float [B, 3, H, W] in [0, 1] → the same, each image by its own draw."""
-        some, *turns = drawn
-        return image.index_copy_(0, some, _jittered(image[some], *turns))
+    def _changed(self, image: Tensor, *parameters: Tensor) -> Tensor:
+        return _jittered(image, *parameters)
 
 
-@dataclass(frozen=True)
-class Grayscale:
+class Grayscale(_OnSome):
     """The luminance in all three channels, with a probability."""
 
-    p: float
-
-    def draw(self, count: int, height: int, width: int, random: torch.Generator) -> Drawn:
-        """Which images."""
-        return (_some(count, self.p, random),)
-
-    def __call__(self, image: Tensor, *drawn: Tensor) -> Tensor:
-        """Float [B, 3, H, W] in [0, 1] → the same."""
-        (some,) = drawn
-        return image.index_copy_(0, some, rgb_to_grayscale(image[some]).expand(-1, 3, -1, -1))
+    def _changed(self, image: Tensor, *parameters: Tensor) -> Tensor:
+        return rgb_to_grayscale(image).expand(-1, 3, -1, -1)
 
 
-@dataclass(frozen=True)
-class GaussianBlur:
+class GaussianBlur(_OnSome):
     """solo-learn's `GaussianBlur` with a probability; see `blur`."""
 
-    p: float
+    def _parameters(self, some: int, count: int, random: torch.Generator) -> Drawn:
+        return (_uniform((some,), *_BLUR_SIGMA, random).float(),)
 
-    def draw(self, count: int, height: int, width: int, random: torch.Generator) -> Drawn:
-        """Which images, and their sigma."""
-        some = _some(count, self.p, random)
-        return some, _uniform((len(some),), *_BLUR_SIGMA, random).float()
+    def _changed(self, image: Tensor, *parameters: Tensor) -> Tensor:
+        return blur(image, *parameters)
+
+
+class Solarize(_OnSome):
+    """Invert what is bright, with a probability."""
+
+    def _parameters(self, some: int, count: int, random: torch.Generator) -> Drawn:
+        # Kornia's module draws a threshold and an addition an image: what follows draws as after it
+        torch.rand(2 * count, dtype=torch.float32, generator=random)
+        return ()
+
+    def _changed(self, image: Tensor, *parameters: Tensor) -> Tensor:
+        image.clamp_(0, 1)
+        return image.where(image < _SOLARIZE_FROM, 1 - image)
+
+
+class Equalize(_OnSome):
+    """Equalize the histograms of the 8-bit levels, with a probability.
+
+    All images are rounded to multiples of 1/255: those are the levels that Pillow counts, and
+    Kornia would cut the fraction off.
+    """
 
     def __call__(self, image: Tensor, *drawn: Tensor) -> Tensor:
         """Float [B, 3, H, W] in [0, 1] → the same, each image by its own draw."""
-        some, sigma = drawn
-        return image.index_copy_(0, some, blur(image[some], sigma))
-
-
-@dataclass(frozen=True)
-class Solarize:
-    """Invert what is bright, with a probability."""
-
-    p: float
-
-    def draw(self, count: int, height: int, width: int, random: torch.Generator) -> Drawn:
-        """Which images."""
-        some = _some(count, self.p, random)
-        # Kornia's module draws a threshold and an addition an image: what follows draws as after it
-        torch.rand(2 * count, dtype=torch.float32, generator=random)
-        return (some,)
-
-    def __call__(self, image: Tensor, *drawn: Tensor) -> Tensor:
-        """Float [B, 3, H, W] in [0, 1] → the same."""
-        (some,) = drawn
-        chosen = image[some].clamp_(0, 1)
-        return image.index_copy_(0, some, chosen.where(chosen < _SOLARIZE_FROM, 1 - chosen))
-
-
-@dataclass(frozen=True)
-class Equalize:
-    """Equalize the histograms of the 8-bit levels, with a probability."""
-
-    p: float
-
-    def draw(self, count: int, height: int, width: int, random: torch.Generator) -> Drawn:
-        """Which images."""
-        return (_some(count, self.p, random),)
-
-    def __call__(self, image: Tensor, *drawn: Tensor) -> Tensor:
-        """Float [B, 3, H, W] in [0, 1] → the same, all rounded to multiples of 1/255.
-
-        Those are the levels that Pillow counts; Kornia would cut the fraction off.
-        """
-        (some,) = drawn
         image.mul_(255).round_().div_(255)
-        if not len(some):  # of which Kornia would look for the largest level
-            return image
-        return image.index_copy_(0, some, equalize(image[some].clamp_(0, 1)))
+        # of no images Kornia would look for the largest level
+        return super().__call__(image, *drawn) if len(drawn[0]) else image
+
+    def _changed(self, image: Tensor, *parameters: Tensor) -> Tensor:
+        return equalize(image.clamp_(0, 1))
 
 
-@dataclass(frozen=True)
-class HorizontalFlip:
+class HorizontalFlip(_OnSome):
     """Left and right exchanged, with a probability."""
 
-    p: float
-
-    def draw(self, count: int, height: int, width: int, random: torch.Generator) -> Drawn:
-        """Which images."""
-        return (_some(count, self.p, random),)
-
-    def __call__(self, image: Tensor, *drawn: Tensor) -> Tensor:
-        """Float [B, 3, H, W] → the same."""
-        (some,) = drawn
-        return image.index_copy_(0, some, image[some].flip(-1))
+    def _changed(self, image: Tensor, *parameters: Tensor) -> Tensor:
+        return image.flip(-1)
 
 
 @dataclass(frozen=True)
@@ -474,6 +440,16 @@ class Normalize:
         return image.sub_(mean).div_(std)
 
 
+# The others, in the order in which solo-learn has them.
+_BY_KEY: dict[str, type[_OnSome]] = {
+    "grayscale": Grayscale,
+    "gaussian_blur": GaussianBlur,
+    "solarization": Solarize,
+    "equalization": Equalize,
+    "horizontal_flip": HorizontalFlip,
+}
+
+
 def _probability(augmentation: Any, name: str) -> float:
     return float(OmegaConf.select(augmentation, f"{name}.prob", default=0.0) or 0.0)
 
@@ -489,11 +465,10 @@ def build_pipeline(augmentation: Any, mean: Sequence[float], std: Sequence[float
     Raises:
         ConfigError: a key that solo-learn does not have.
     """
-    unknown = set(augmentation) - _KEYS
-    if unknown:
+    known = {*_BY_KEY, "rrc", "color_jitter", "crop_size", "num_crops", "mean", "std"}
+    if unknown := set(augmentation) - known:
         raise ConfigError(
-            f"augmentations: unknown key {sorted(unknown)[0]!r}; "
-            f"expected {', '.join(sorted(_KEYS))}"
+            f"augmentations: unknown key {min(unknown)!r}; expected {', '.join(sorted(known))}"
         )
     size = int(augmentation.crop_size)
     scale: tuple[float, float] | None = None
@@ -503,17 +478,12 @@ def build_pipeline(augmentation: Any, mean: Sequence[float], std: Sequence[float
     if p := _probability(augmentation, "color_jitter"):
         given = augmentation.color_jitter
         parts = ("brightness", "contrast", "saturation", "hue")
-        operations.append(ColorJitter(tuple(float(given.get(part, 0.0)) for part in parts), p))
-    if p := _probability(augmentation, "grayscale"):
-        operations.append(Grayscale(p))
-    if p := _probability(augmentation, "gaussian_blur"):
-        operations.append(GaussianBlur(p))
-    if p := _probability(augmentation, "solarization"):
-        operations.append(Solarize(p))
-    if p := _probability(augmentation, "equalization"):
-        operations.append(Equalize(p))
-    if p := _probability(augmentation, "horizontal_flip"):
-        operations.append(HorizontalFlip(p))
+        operations.append(ColorJitter(p, tuple(float(given.get(part, 0.0)) for part in parts)))
+    operations += [
+        operation(p)
+        for name, operation in _BY_KEY.items()
+        if (p := _probability(augmentation, name))
+    ]
     operations.append(Normalize(tuple(mean), tuple(std)))
     return Pipeline(tuple(operations), size, int(augmentation.num_crops))
 

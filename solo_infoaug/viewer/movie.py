@@ -73,7 +73,7 @@ def _annotated(
     arrays = window.arrays
     tracks = arrays["tracks"]
     visible = arrays.get("visible", arrays.get("seen", np.ones(tracks.shape[:2], bool)))
-    size = dictionary.patches["size"][window.patches.start : window.patches.stop]
+    size = dictionary.patches["size"][window.rows]
     pairs = strongest_pairs(dictionary, window)
     colours = matplotlib.colormaps["hsv"](np.linspace(0, 1, len(pairs), endpoint=False))
     height, width = window.image.shape[:2]

@@ -37,11 +37,11 @@ def draw_twins(dictionary: TwinDictionary, window: int, pairs: int = _PAIRS) -> 
     record = _window(dictionary, window)
     image = record.image
     figure, (axes,) = _frame_axes(image)
-    rows = dictionary.patches[record.patches.start : record.patches.stop]
-    twins = dictionary.twins[record.patches.start : record.patches.stop, 0].numpy()
-    mi = dictionary.mi[record.patches.start : record.patches.stop, 0].numpy()
+    rows = dictionary.patches[record.rows]
+    twins = dictionary.twins[record.rows, 0].numpy()
+    mi = dictionary.mi[record.rows, 0].numpy()
     for row in rows[twins < 0]:
-        axes.add_patch(_square(row, edgecolor="white", alpha=0.35, linewidth=0.6))
+        axes.add_patch(square_of(row, edgecolor="white", alpha=0.35, linewidth=0.6))
 
     chosen = strongest_pairs(dictionary, record, pairs)
     colours = matplotlib.colormaps["plasma"]
@@ -50,7 +50,7 @@ def draw_twins(dictionary: TwinDictionary, window: int, pairs: int = _PAIRS) -> 
     for i, j in chosen:
         colour = colours(norm(mi[i]))
         for row in (rows[i], rows[j]):
-            axes.add_patch(_square(row, edgecolor=colour, linewidth=1.8))
+            axes.add_patch(square_of(row, edgecolor=colour, linewidth=1.8))
         axes.plot(
             [rows["x"][i], rows["x"][j]], [rows["y"][i], rows["y"][j]], color=colour, linewidth=1.4
         )
@@ -73,8 +73,8 @@ def strongest_pairs(
 
     Patches count within the window.
     """
-    twins = dictionary.twins[window.patches.start : window.patches.stop, 0].numpy()
-    mi = dictionary.mi[window.patches.start : window.patches.stop, 0].numpy()
+    twins = dictionary.twins[window.rows, 0].numpy()
+    mi = dictionary.mi[window.rows, 0].numpy()
     chosen: list[tuple[int, int]] = []
     used: set[int] = set()
     for i in np.argsort(-mi, kind="stable"):
@@ -102,13 +102,14 @@ def draw_tracks(dictionary: TwinDictionary, window: int) -> Figure:
     arrays = record.arrays
     shown = [("as seen", arrays["tracks"])]
     if "motion" in arrays:
-        rest = _places(dictionary, record)
+        patches = dictionary.patches[record.rows]
+        rest = np.stack([patches["x"], patches["y"]], axis=1)
         own = arrays["motion"].swapaxes(0, 1).cumsum(axis=0)
         own = np.concatenate([np.zeros_like(own[:1]), own])
         shown.append(("without the background's motion", rest + own - own[len(own) // 2]))
     figure, panels = _frame_axes(record.image, len(shown))
     visible = arrays.get("visible", arrays.get("seen"))
-    has_twin = dictionary.twins[record.patches.start : record.patches.stop, 0].numpy() >= 0
+    has_twin = dictionary.twins[record.rows, 0].numpy() >= 0
     for axes, (title, tracks) in zip(panels, shown, strict=True):
         for p in range(tracks.shape[1]):
             path = tracks[:, p] if visible is None else tracks[visible[:, p], p]
@@ -152,7 +153,7 @@ def draw_mi_histogram(dictionary: TwinDictionary, window: int) -> Figure:
     """The MI of all pairs and of the twins of a window, beside that of time-shifted surrogates."""
     record = _window(dictionary, window)
     arrays = record.arrays
-    rows = slice(record.patches.start, record.patches.stop)
+    rows = record.rows
     pairs = arrays["mi"][np.triu_indices(len(arrays["mi"]), 1)]
     shown = {
         "time-shifted surrogates": (arrays.get("null", np.zeros(0)), "#999999"),
@@ -236,12 +237,6 @@ def _window(dictionary: TwinDictionary, window: int) -> WindowRecord:
     return dictionary.windows[window]
 
 
-def _places(dictionary: TwinDictionary, record: WindowRecord) -> np.ndarray:
-    """[P, 2]: where the patches of a window are, (x, y)."""
-    rows = dictionary.patches[record.patches.start : record.patches.stop]
-    return np.stack([rows["x"], rows["y"]], axis=1)
-
-
 def _name(record: WindowRecord) -> str:
     # a dollar sign would begin a formula
     return f"{record.video}, window {record.index}".replace("$", r"\$")
@@ -263,6 +258,7 @@ def _frame_axes(image: np.ndarray, panels: int = 1) -> tuple[Figure, list[Axes]]
     return figure, made
 
 
-def _square(row: np.void, **style: Any) -> Rectangle:
+def square_of(row: np.void, **style: Any) -> Rectangle:
+    """The outline of a patch, a row of the dictionary's."""
     half = row["size"] / 2
     return Rectangle((row["x"] - half, row["y"] - half), 2 * half, 2 * half, fill=False, **style)

@@ -40,6 +40,8 @@ def main(rank: int, world: int, rendezvous: str, out: str) -> None:
             found[negatives, gather] = (total / world, encoder.weight.grad.clone())
     if rank == 0:
         torch.save(found, out)
+    del model  # whose threads are to end before the group does, and not with the process
+    dist.barrier()
     dist.destroy_process_group()
 
 

@@ -337,7 +337,7 @@ def test_finished_run_has_nothing_to_do(
 
 @pytest.mark.parametrize("precision", ["64", "bf16-true", "bf16-mixed"])
 def test_precisions_of_plain_solo_learn(
-    image_folder: Path, twins_folder: Path, tmp_path: Path, precision: str
+    slim_backbone: None, image_folder: Path, twins_folder: Path, tmp_path: Path, precision: str
 ) -> None:
     cfg = _small(image_folder, tmp_path)
     cfg.precision = precision

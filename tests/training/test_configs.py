@@ -95,6 +95,7 @@ def test_all_configurations_are_there() -> None:
 
 @pytest.mark.parametrize(("method", "data"), list(product(METHODS, DATA)))
 def test_configuration_trains(
+    slim_backbone: None,
     method: str,
     data: str,
     datasets: Path,

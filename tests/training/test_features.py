@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -225,13 +224,7 @@ def test_more_large_crops_than_the_method_takes_are_named(
 
 # --- two processes ---------------------------------------------------------------------------
 
-_SCRIPT = Path(__file__).with_name("two_processes.py")
-
-
-def _port() -> str:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return str(listener.getsockname()[1])
+_SCRIPT = Path(__file__).parents[1] / "two_processes.py"
 
 
 def _settings(cfg: DictConfig, folder: Path) -> None:
@@ -239,75 +232,62 @@ def _settings(cfg: DictConfig, folder: Path) -> None:
 
 
 @pytest.mark.slow
-def test_two_processes_gather_as_the_method_does(
+def test_two_processes(
     host: Any, make_cfg: Callable[..., DictConfig], twins_folder: Path, steps: Any, tmp_path: Path
 ) -> None:
-    """The loss of a batch does not depend on how many processes share it.
-
-    Batch norm is at rest, for its statistics are a process's own without SyncBatchNorm.
-    """
+    """They train alike, and gather as the method does; started once, for it takes long."""
+    cfg = make_cfg("mocov2plus", {"twins": str(twins_folder), "batch_size": 4})
+    cfg.merge_with({"devices": 2, "strategy": "ddp", "max_epochs": 1})
+    cfg.optimizer.batch_size = 4
+    _settings(cfg, tmp_path)
     gather = ["byol"]  # a mean over pairs, which needs no gathering
     if _KIND == "current":  # where the release's losses see their own process's pairs only
         gather += ["simclr", "vicreg", "mocov3", "supcon"]
     expected = {}
     for method in gather:
+        (tmp_path / method).mkdir()
         cfg = make_cfg(method, {"twins": str(twins_folder)})
-        torch.manual_seed(0)
-        module = steps(host.methods[method](host.parse_cfg(cfg.copy())), cfg).module
-        for norm in module.modules():
-            if isinstance(norm, nn.modules.batchnorm._BatchNorm):
-                norm.eval()
-        with module._twin_randomness(0) as generator:
-            batch = module._twin_batch(generator)
-        folder = tmp_path / method
-        folder.mkdir()
-        _settings(cfg, folder)
-        torch.save({"weights": module.state_dict(), "batch": batch}, folder / "state.pt")
-        expected[method] = module.twin.training_step(batch, 0).item()
-    env = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": _port(), "WORLD_SIZE": "2"}
-    env["OMP_NUM_THREADS"] = "1"
-    processes = [
-        subprocess.Popen(
-            [sys.executable, str(_SCRIPT), "losses", *(str(tmp_path / name) for name in gather)],
-            env={**env, "RANK": str(rank)},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    for process in processes:
-        _, errors = process.communicate(timeout=200)
-        assert process.returncode == 0, errors[-2000:]
+        expected[method] = _loss_of_one_process(host, cfg, steps, tmp_path / method)
+    done = subprocess.run(
+        [sys.executable, str(_SCRIPT), *(str(tmp_path / name) for name in ("", *gather))],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=400,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    _check_training(tmp_path)
     for method in gather:
         losses = [json.loads((tmp_path / method / f"{r}.json").read_text()) for r in range(2)]
         assert sum(losses) / 2 == pytest.approx(expected[method], rel=1e-4), method
 
 
-@pytest.mark.slow
-def test_two_processes_train(
-    make_cfg: Callable[..., DictConfig], twins_folder: Path, tmp_path: Path
-) -> None:
-    cfg = make_cfg("mocov2plus", {"twins": str(twins_folder), "batch_size": 4})
-    cfg.merge_with({"devices": 2, "strategy": "ddp", "max_epochs": 1})
-    cfg.optimizer.batch_size = 4
-    _settings(cfg, tmp_path)
-    for what in ("train", "train_ahead"):
-        done = subprocess.run(
-            [sys.executable, str(_SCRIPT), what, str(tmp_path)],
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-            capture_output=True,
-            text=True,
-            timeout=200,
-            check=False,
-        )
-        assert done.returncode == 0, done.stderr[-2000:]
-        for rank in range(2):
-            (tmp_path / f"{rank}.pt").rename(tmp_path / f"{what}_{rank}.pt")
+def _loss_of_one_process(host: Any, cfg: DictConfig, steps: Any, folder: Path) -> float:
+    """The loss of a batch, which does not depend on how many processes share it.
+
+    Batch norm is at rest, for its statistics are a process's own without SyncBatchNorm.
+    """
+    torch.manual_seed(0)
+    module = steps(host.methods[cfg.method](host.parse_cfg(cfg.copy())), cfg).module
+    for norm in module.modules():
+        if isinstance(norm, nn.modules.batchnorm._BatchNorm):
+            norm.eval()
+    with module._twin_randomness(0) as generator:
+        batch = module._twin_batch(generator)
+    _settings(cfg, folder)
+    torch.save({"weights": module.state_dict(), "batch": batch}, folder / "state.pt")
+    loss: float = module.twin.training_step(batch, 0).item()
+    return loss
+
+
+def _check_training(folder: Path) -> None:
+    """With batches prepared ahead the bits are the same; each process draws its own patches."""
     for rank in range(2):
-        later, ahead = (torch.load(tmp_path / f"{w}_{rank}.pt") for w in ("train", "train_ahead"))
+        later, ahead = (torch.load(folder / w / f"{rank}.pt") for w in ("train", "train_ahead"))
         assert all(map(torch.equal, later["index"], ahead["index"]))
         assert all(torch.equal(later["weights"][n], value) for n, value in ahead["weights"].items())
-    first, second = (torch.load(tmp_path / f"train_{rank}.pt") for rank in range(2))
+    first, second = (torch.load(folder / "train" / f"{rank}.pt") for rank in range(2))
     assert len(first["index"]) == 3
     assert not torch.equal(first["index"][0], second["index"][0])
     assert first["weights"].keys() == second["weights"].keys()

@@ -210,7 +210,7 @@ def test_model_without_infoaug_is_pickled_as_plain_solo_learns(
         "print(type(model) is METHODS['simclr'], len(model.state_dict()))",
         str(tmp_path / "model.pt"),
         # The tests' own backbone lies beside them
-        PYTHONPATH=os.pathsep.join([str(solo_learn_home), str(Path(__file__).parent)]),
+        PYTHONPATH=os.pathsep.join([str(solo_learn_home), str(Path(__file__).parents[1])]),
     )
     assert out.split() == ["True", str(len(module.state_dict()))]
 
