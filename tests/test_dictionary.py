@@ -152,10 +152,8 @@ def test_patches_without_a_twin_are_their_own_partners(made: TwinDictionary) -> 
     # at least one pair of twins is left
     assert _sample(made, 2, others=0.9)[2][0] in made.anchors
     # others of a batch change nothing about the pairs of a smaller one
-    alone = _sample(made, 3)
-    assert all(
-        torch.equal(a, b[:3]) for a, b in zip(alone, _sample(made, 6, others=0.5), strict=True)
-    )
+    alone, beside = _sample(made, 3), _sample(made, 6, others=0.5)
+    assert all(torch.equal(a, b[:3]) for a, b in zip(alone, beside, strict=True))
 
 
 def test_self_arm_and_moments(made: TwinDictionary) -> None:
