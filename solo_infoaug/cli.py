@@ -202,6 +202,12 @@ def export(
     typer.echo(f"{backbone.name} → {out}")
     if backbone.cifar_stem:
         typer.echo("Its stem is CIFAR's: 3×3 conv1 with padding 2, and no max-pooling.")
+    if backbone.standardize is not None:
+        then = ", which then standardises each image itself" if backbone.standardize else ""
+        typer.echo(
+            "Neither torchvision nor timm has it: load it into "
+            f"solo_infoaug.host.small.SmallResNet(){then}."
+        )
     typer.echo(f"Normalise images with mean {backbone.mean} and std {backbone.std}.")
 
 

@@ -181,6 +181,7 @@ def _twins(cuda: torch.device, folder: Path, step: int) -> TwinRequest:
         arm="random",
         top_k=1,
         temporal=True,
+        others=0.25,
         pipelines=[build_pipeline(entry, [0.0] * 3, [1.0] * 3)],
         both=False,
     )

@@ -25,6 +25,7 @@ from solo_infoaug.compare.folder import RunFolder, State
 from solo_infoaug.dictionary import TwinDictionary
 from solo_infoaug.dictionary.locate import choose_dictionary
 from solo_infoaug.errors import ConfigError
+from solo_infoaug.host.small import SMALL
 from solo_infoaug.objectives.config import FMICLConfig
 from solo_infoaug.resources import config_folder
 from solo_infoaug.scenes.benchmark import Benchmark, ScenesConfig, prepare_scenes
@@ -251,10 +252,26 @@ class Planner:
                 *cell.variant,
             ],
         )
+        self._fit_backbone(cfg)
         read_infoaug(cfg)
         FMICLConfig.parse(OmegaConf.select(cfg, "fmicl"))
         check_values(cfg)
         return cfg
+
+    def _fit_backbone(self, cfg: DictConfig) -> None:
+        """Another backbone than a data set's own does without what that alone has."""
+        kwargs = cfg.backbone.get("kwargs") or {}
+        if cfg.backbone.name != SMALL and kwargs.pop("standardize", None):
+            self._tell(
+                f"backbone.kwargs.standardize: {SMALL} alone has it; {cfg.backbone.name} sees "
+                "images that are not standardised"
+            )
+
+    def _tell(self, text: str) -> None:
+        """Say it on standard error, once."""
+        if text not in self._told:
+            self._told.add(text)
+            print(text, file=sys.stderr)
 
     def _run(self, cell: Cell, cfg: DictConfig) -> Run:
         twins = self._data(cell, cfg)
@@ -314,9 +331,7 @@ class Planner:
             return None
         choice = choose_dictionary(cfg.infoaug.twins)
         choice.check(self._fingerprint(str(choice.path.resolve())))
-        if (told := f"Twins: {choice.path.resolve()} ({choice.rule})") not in self._told:
-            self._told.add(told)
-            print(told, file=sys.stderr)
+        self._tell(f"Twins: {choice.path.resolve()} ({choice.rule})")
         return choice.path.resolve()
 
     def _benchmark(self, config: ScenesConfig) -> Benchmark:

@@ -83,8 +83,8 @@ class VideoConfig:
 
     @property
     def digest(self) -> str:
-        """A short hash of the settings and of the generator's version."""
-        return digest([VERSION, asdict(self)])
+        """A short hash of the settings, the miner's among them, and of the generator's version."""
+        return digest([VERSION, asdict(self), asdict(self.mining)])
 
     @property
     def mining(self) -> MineConfig:

@@ -118,6 +118,7 @@ class TwinDictionary:
             frame), `size`, `entropy` (nats).
         moment_frames: int32 [N, S]: the video's frame in which each moment was taken.
         anchors: int64 [A]: the patches that have a twin.
+        without_twin: int64 [N − A]: the others.
         videos: names of the videos.
         windows: a record of each window in which there are twins.
         fingerprint: a short hash of the content, the same wherever the dictionary lies.
@@ -158,6 +159,7 @@ class TwinDictionary:
             first = rows.stop
         self._shard_starts = np.cumsum([0, *(shard.patches for shard in self._shards)])
         self.anchors = (self.twins[:, 0] >= 0).nonzero()[:, 0]
+        self.without_twin = (self.twins[:, 0] < 0).nonzero()[:, 0]
         self.fingerprint = hashlib.sha256(
             "".join(digest for part in parts for digest in part.digests).encode()
         ).hexdigest()[:16]
@@ -248,6 +250,7 @@ class TwinDictionary:
         arm: str = "mi",
         top_k: int | None = None,
         temporal: bool = False,
+        others: float = 0.0,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Draw patches that have a twin, and a partner for each.
 
@@ -260,6 +263,8 @@ class TwinDictionary:
             top_k: draw the twin among the best `top_k` instead of taking the best.
             temporal: take patch and partner each at a moment of its own along their tracks,
                 instead of both in the same frame.
+            others: this share of the batch, in [0, 1), are patches without a twin, each its own
+                partner. They come last.
 
         Returns:
             patch uint8 [B, 3, H, W], partner uint8 [B, 3, H, W], index of the patch int64 [B].
@@ -276,18 +281,28 @@ class TwinDictionary:
             raise ConfigError(f"top_k must be at least 1 or None, not {top_k!r}")
         if len(self.anchors) == 0:
             raise DictionaryError(f"{self.path}: no patch has a twin; mine more or other video")
-        index = self.anchors[draw(len(self.anchors), batch_size, generator)]
+        if not 0 <= others < 1:
+            raise ConfigError(f"others must be at least 0 and less than 1, not {others!r}")
+        lone = min(round(others * batch_size), batch_size - 1)
+        if lone and len(self.without_twin) == 0:
+            raise DictionaryError(f"{self.path}: every patch has a twin; others must be 0")
+        index = self.anchors[draw(len(self.anchors), batch_size - lone, generator)]
         # Every random number is drawn for every arm, so that all arms see the same patches.
-        choice = torch.rand(batch_size, dtype=torch.float32, generator=generator)
-        moments = torch.randint(self.pixels_shape[1], (2, batch_size), generator=generator)
-        if not temporal:
-            moments.zero_()
+        choice = torch.rand(len(index), dtype=torch.float32, generator=generator)
+        moments = torch.randint(self.pixels_shape[1], (2, len(index)), generator=generator)
         if arm == "mi":
             partner = self._twin(index, top_k or 1, choice)
         elif arm == "self":
             partner = index
         else:
             partner = self._window_mate(index, choice, arm == "random_anchor")
+        if lone:
+            more = self.without_twin[draw(len(self.without_twin), lone, generator)]
+            index, partner = torch.cat([index, more]), torch.cat([partner, more])
+            drawn = torch.randint(self.pixels_shape[1], (2, lone), generator=generator)
+            moments = torch.cat([moments, drawn], dim=1)
+        if not temporal:
+            moments.zero_()
         return self.crops(index, moments[0]), self.crops(partner, moments[1]), index
 
     def _twin(self, index: torch.Tensor, top_k: int, choice: torch.Tensor) -> torch.Tensor:

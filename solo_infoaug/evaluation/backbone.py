@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from solo_infoaug._files import check_output_folder, new_file
 from solo_infoaug.errors import ConfigError
 from solo_infoaug.host import backbone_entries
+from solo_infoaug.host.small import SmallResNet
 from solo_infoaug.twin.registration import register
 
 
@@ -31,6 +32,11 @@ class Backbone:
     cifar_stem: bool
     """3×3 first convolution and no max-pooling, as solo-learn builds ResNets for CIFAR."""
     cfg: DictConfig
+
+    @property
+    def standardize(self) -> bool | None:
+        """Whether `small_resnet` standardises each image itself; None for every other backbone."""
+        return bool(self.module.standardize) if isinstance(self.module, SmallResNet) else None
 
 
 def checkpoint_config(checkpoint: str | Path) -> DictConfig:
@@ -189,6 +195,8 @@ def export(checkpoint: str | Path, out: str | Path) -> Backbone:
             from safetensors.torch import save
 
             notes = {"backbone": backbone.name, "cifar_stem": str(backbone.cifar_stem)}
+            if backbone.standardize is not None:
+                notes["standardize"] = str(backbone.standardize)
             file.write(save(state, metadata=notes))
         else:
             torch.save(state, file)

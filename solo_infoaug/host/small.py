@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from itertools import pairwise
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.models.resnet import BasicBlock
@@ -35,7 +36,8 @@ class SmallResNet(nn.Sequential):
             standardize: first give each image, all its channels together, mean 0 and variance 1
                 (`backbone.kwargs.standardize`). Light and contrast are the easiest that two views
                 have in common: BYOL and SimSiam learn little else in 140 to 560 steps
-                (docs/results.md). Colours stay.
+                (docs/results.md). Colours stay. It is part of the state dict: weights bring the
+                setting that they were trained with.
         """
         first = _WIDTHS[0]
         layers: list[nn.Module] = [
@@ -51,10 +53,11 @@ class SmallResNet(nn.Sequential):
             )
             layers.append(BasicBlock(before, width, 2, shortcut))
         super().__init__(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
-        self.standardize = standardize
+        self.standardize: Tensor
+        self.register_buffer("standardize", torch.tensor(standardize))
 
     def forward(self, images: Tensor) -> Tensor:
         """float32 [N, 3, H, W] → [N, 128]."""
-        if self.standardize:
-            images = F.layer_norm(images, images.shape[1:])
-        return super().forward(images)
+        # a choice that does not wait for the device to say which
+        standardized = F.layer_norm(images, images.shape[1:])
+        return super().forward(torch.where(self.standardize, standardized, images))

@@ -363,6 +363,7 @@ class InfoAugMethod(Method):
             arm=self.infoaug.arm,
             top_k=self.infoaug.top_k,
             temporal=self.infoaug.temporal,
+            others=self.infoaug.others,
             pipelines=self.twin_views,
             both=self.infoaug_spec.both_views,
         )

@@ -32,6 +32,7 @@ SHOULD_MATCH = [
     "infoaug.batch_size",
     "infoaug.top_k",
     "infoaug.temporal",
+    "infoaug.others",
     "infoaug.augmentations",
     "infoaug.batch_norm",
     "infoaug.heads",
@@ -74,6 +75,11 @@ class InfoAugConfig:
     temporal: bool = False
     """Show a patch and its twin at different moments of their tracks."""
 
+    others: float = 0.0
+    """This share of the pairs, in [0, 1), are patches without a twin, each paired with itself. They
+    show the branch what does not move by itself; without them all it sees are moving objects, and
+    where these are few, what it tells apart are parts of one object."""
+
     batch_norm: str = "shared"
     """How the backbone's batch norms see twins: `shared` with the run's images, `separate` with
     statistics and weights of their own, `frozen` with the running statistics as they are."""
@@ -114,6 +120,7 @@ class InfoAugConfig:
             ("heads", self.heads in (None, *HEADS), f"one of {', '.join(HEADS)}"),
             ("batch_norm", self.batch_norm in BATCH_NORMS, f"one of {', '.join(BATCH_NORMS)}"),
             ("weight", finite, "a finite number ≥ 0"),
+            ("others", is_number(self.others, 0) and self.others < 1, "a number in [0, 1)"),
             ("top_k", is_whole(self.top_k, 1), "a whole number ≥ 1"),
             ("batch_size", batch, "a whole number ≥ 1"),
             (

@@ -38,6 +38,7 @@ class TwinRequest:
     arm: str
     top_k: int
     temporal: bool
+    others: float
     pipelines: Sequence[Pipeline]
     both: bool
     """Every crop is made of the patch and of the twin."""
@@ -80,6 +81,7 @@ def prepare(request: TwinRequest, stream: torch.cuda.Stream | None = None) -> Pr
         arm=request.arm,
         top_k=request.top_k,
         temporal=request.temporal,
+        others=request.others,
     )
     count, _, height, width = patch.shape
     random = torch.Generator().manual_seed(request.views)

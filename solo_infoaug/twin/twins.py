@@ -84,6 +84,11 @@ def check_dictionary(dictionary: TwinDictionary, config: InfoAugConfig) -> None:
             f"infoaug.top_k: expected at most {kept}, the twins of a patch that "
             f"{dictionary.path} keeps, got {config.top_k}"
         )
+    if config.others and len(dictionary.without_twin) == 0:
+        raise ConfigError(
+            f"infoaug.others: {dictionary.path} keeps no patch without a twin; mine it with "
+            "-s others=64, or leave it out"
+        )
     if config.temporal and moments < 2:
         raise ConfigError(
             f"infoaug.temporal: {dictionary.path} keeps one moment of each patch; "

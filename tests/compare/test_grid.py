@@ -84,6 +84,17 @@ def test_sweeps_of_the_twin_branch_do_not_repeat_the_baselines() -> None:
     assert len({cell.variant for cell in batch if cell.arm == "baseline_images"}) == 2
 
 
+def test_another_backbone_does_without_what_small_resnet_alone_has(
+    overrides: Overrides, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, expected in (("small_resnet", {"standardize": True}), ("resnet18", {})):
+        more = [f"backbone.name={name}", "+backbone.kwargs.standardize=true"]
+        runs = _plan(overrides(*more))
+        assert [_container(run)["backbone"]["kwargs"] for run in runs] == [expected] * len(runs)
+        told = capsys.readouterr().err.count("resnet18 sees images that are not standardised")
+        assert told == (name == "resnet18")
+
+
 def test_arms_share_everything_but_the_twins(overrides: Overrides) -> None:
     runs = {
         run.cell.arm: run

@@ -139,6 +139,23 @@ def test_a_window_with_a_single_patch_has_no_mate(tmp_path: Path) -> None:
         assert set(_ids(partner)[index == 3].tolist()) == set(range(1, N)) - {3}
 
 
+def test_patches_without_a_twin_are_their_own_partners(made: TwinDictionary) -> None:
+    assert made.without_twin.tolist() == [4, 5, 7, 9]
+    for arm in PARTNERS:
+        patch, partner, index = _sample(made, 7, arm=arm, temporal=True, others=0.5)
+        assert set(index[:3].tolist()) <= set(made.anchors.tolist())
+        assert sorted(index[3:].tolist()) == [4, 5, 7, 9]
+        assert torch.equal(_ids(patch), index)
+        assert torch.equal(_ids(partner)[3:], index[3:])
+        expected = made.twins[index[:3], 0] if arm == "mi" else None
+        assert expected is None or torch.equal(_ids(partner)[:3], expected)
+    # at least one pair of twins is left
+    assert _sample(made, 2, others=0.9)[2][0] in made.anchors
+    # others of a batch change nothing about the pairs of a smaller one
+    alone, beside = _sample(made, 3), _sample(made, 6, others=0.5)
+    assert all(torch.equal(a, b[:3]) for a, b in zip(alone, beside, strict=True))
+
+
 def test_self_arm_and_moments(made: TwinDictionary) -> None:
     patch, partner, index = _sample(made, 300, arm="self", temporal=True)
     assert torch.equal(_ids(partner), index)
@@ -157,6 +174,7 @@ def test_the_generator_decides(made: TwinDictionary) -> None:
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
+        ({"others": 1.0}, "others must be at least 0 and less than 1, not 1.0"),
         ({"arm": "best"}, "arm must be one of mi, random, random_anchor, self, not 'best'"),
         ({"size": 0}, "batch_size must be at least 1, not 0"),
         ({"top_k": 0}, "top_k must be at least 1 or None, not 0"),

@@ -13,7 +13,7 @@ from PIL import Image
 from torchvision.datasets import ImageFolder
 
 from solo_infoaug.errors import ConfigError
-from solo_infoaug.host.small import SMALL
+from solo_infoaug.host.small import SMALL, SmallResNet
 from solo_infoaug.training.batches import whole_batches
 from solo_infoaug.training.data import read_image
 from solo_infoaug.twin.views import run_pipelines
@@ -82,3 +82,7 @@ def test_standardized_backbone_sees_neither_light_nor_contrast(host: Any) -> Non
         same = torch.allclose(backbone(images), backbone(0.3 * images + 2.0), atol=1e-4)
         assert same == standardize
         assert not torch.allclose(backbone(images), backbone(images.flip(1)), atol=1e-4)
+        # the weights say it, to whoever loads them
+        loaded = SmallResNet().eval()
+        loaded.load_state_dict(backbone.state_dict())
+        assert torch.equal(loaded(images), backbone(images))

@@ -13,12 +13,14 @@ from typing import Any
 import pytest
 import torch
 from omegaconf import OmegaConf
+from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import nn
 from torchvision.models import resnet18
 
 from solo_infoaug import evaluation
 from solo_infoaug.errors import ConfigError, DataError, InfoAugError
+from solo_infoaug.host.small import SMALL, SmallResNet
 from solo_infoaug.training import TrainingResult, choose_device, load_config, pretrain
 from solo_infoaug.twin.config import write_infoaug
 
@@ -152,6 +154,26 @@ def test_checkpoint_evaluates_and_exports(
         backbone = evaluation.load_backbone(checkpoint).module
         image = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
         torch.testing.assert_close(model.eval()(image), backbone.cpu()(image))
+
+
+def test_exported_small_backbone_brings_its_standardisation(
+    host: Any, image_folder: Path, tmp_path: Path
+) -> None:
+    cfg = _small(image_folder, tmp_path / "run")
+    cfg.backbone = {"name": SMALL, "kwargs": {"standardize": True}}
+    checkpoint = pretrain(cfg).checkpoint
+    assert checkpoint is not None
+    out = tmp_path / "backbone.safetensors"
+    backbone = evaluation.export(checkpoint, out)
+    assert backbone.standardize is True
+    with safe_open(out, "pt") as file:
+        assert file.metadata()["standardize"] == "True"
+    model = SmallResNet()  # not told
+    model.load_state_dict(load_file(out))
+    image = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    expected = backbone.module.cpu()(image)
+    torch.testing.assert_close(model.eval()(image), expected)
+    torch.testing.assert_close(model(0.5 * image), expected, atol=1e-3, rtol=1e-3)
 
 
 def test_knn_and_probe_on_separable_and_random_features() -> None:
