@@ -114,6 +114,8 @@ def _add_errors(before, after, start, end, still, grid, known, errors):  # type:
     for first in range(0, len(start), LANES):
         last = min(first + LANES, len(start))
         for p in range(first, last):
+            if not known[p]:  # then it may lie anywhere
+                continue
             for i in range(count):
                 dx, dy = grid[i]
                 was = _bilinear(before, start[p, 0] + dx, start[p, 1] + dy)

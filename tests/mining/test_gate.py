@@ -109,6 +109,9 @@ def test_what_is_not_known_does_not_count() -> None:
     spoilt, motion = path.copy(), steps.copy()
     spoilt[4:], motion[3:] = -50.0, 33.0
     assert np.array_equal(error_ratio(frames, spoilt, motion[None], known, 16.0), whole)
+    for nowhere in (np.nan, 1e9):  # what a file of tracks may say of a hidden point
+        spoilt[4:] = nowhere
+        assert np.array_equal(error_ratio(frames, spoilt, motion[None], known, 16.0), whole)
     known[:] = False
     assert error_ratio(frames, path, steps[None], known, 16.0).tolist() == [1.0]
 
