@@ -51,8 +51,7 @@ class Flow:
         first, every = (np.maximum(np.round(n / unit), 1).astype(int) for n in (_INSET, _SPACING))
         y = np.arange(first[1], rows - first[1] + 1, every[1])
         x = np.arange(first[0], columns - first[0] + 1, every[0])
-        limits = np.float32(_RELATIVE_ERROR), np.float32(max_error**2)
-        agree = _agreeing(self.forth, self.back, self.size, limits, y, x)
+        agree = _agreeing(self.forth, self.back, self.size, np.float32(max_error), y, x)
         lattice = np.stack(np.meshgrid(x, y), axis=2)[agree]
         points = ((lattice + 0.5) * unit - 0.5).astype(np.float32)
         return points, points + self.forth[lattice[:, 1], lattice[:, 0]]
@@ -135,9 +134,9 @@ def follow_patches(
     steps = [(t, t + 1, flows[t].forth, flows[t].back) for t in range(seed, frames - 1)]
     steps += [(t, t - 1, flows[t - 1].back, flows[t - 1].forth) for t in range(seed, 0, -1)]
     for t, then, forth, back in steps:
-        limits = np.float32(_RELATIVE_ERROR), np.float32(max_error**2)
         size = flows[min(t, then)].size
-        _step(forth, back, size, limits, path[t], visible[t], side, path[then], visible[then])
+        here, there = (path[t], visible[t]), (path[then], visible[then])
+        _step(forth, back, size, np.float32(max_error), *here, side, *there)
     return path, visible
 
 
@@ -158,7 +157,7 @@ def _bilinear(flow, x, y):  # type: ignore[no-untyped-def]
 
 
 @njit(nogil=True, cache=True, fastmath=True)
-def _agrees(forth, back, row, column, down, across, limits):  # type: ignore[no-untyped-def]
+def _agrees(forth, back, row, column, down, across, max_error):  # type: ignore[no-untyped-def]
     """Whether the way from a pixel of the flow ends in the frame, and comes back to it."""
     rows, columns = forth.shape[:2]
     half = np.float32(0.5)
@@ -173,23 +172,23 @@ def _agrees(forth, back, row, column, down, across, limits):  # type: ignore[no-
     bx, by = _bilinear(back, x, y)
     error = (dx + bx) ** 2 + (dy + by) ** 2
     lengths = dx * dx + dy * dy + bx * bx + by * by
-    return error < limits[0] * lengths + limits[1]
+    return error < np.float32(_RELATIVE_ERROR) * lengths + max_error * max_error
 
 
 @njit(nogil=True, cache=True)
-def _agreeing(forth, back, size, limits, ys, xs):  # type: ignore[no-untyped-def]
+def _agreeing(forth, back, size, max_error, ys, xs):  # type: ignore[no-untyped-def]
     """bool [len(ys), len(xs)]: `_agrees` of the flow's pixels in these rows and columns."""
     down = np.float32(forth.shape[0]) / np.float32(size[0])
     across = np.float32(forth.shape[1]) / np.float32(size[1])
     agree = np.empty((len(ys), len(xs)), np.bool_)
     for i in range(len(ys)):
         for j in range(len(xs)):
-            agree[i, j] = _agrees(forth, back, ys[i], xs[j], down, across, limits)
+            agree[i, j] = _agrees(forth, back, ys[i], xs[j], down, across, max_error)
     return agree
 
 
 @njit(nogil=True, cache=True)
-def _step(forth, back, size, limits, path, visible, side, next_path, next_visible):  # type: ignore[no-untyped-def]
+def _step(forth, back, size, max_error, path, visible, side, next_path, next_visible):  # type: ignore[no-untyped-def]
     """One step of all patches that are visible, written to `next_path` and `next_visible`."""
     rows, columns = forth.shape[:2]
     height, width = np.float32(size[0]), np.float32(size[1])
@@ -218,7 +217,7 @@ def _step(forth, back, size, limits, path, visible, side, next_path, next_visibl
                         continue
                     x = min(max((x + half) * across - half, zero), np.float32(columns - 1))
                     row, column = np.int32(y + half), np.int32(x + half)
-                    if _agrees(forth, back, row, column, down, across, limits):
+                    if _agrees(forth, back, row, column, down, across, max_error):
                         at = found[p - first], p - first
                         xs[at], ys[at] = _bilinear(forth, x, y)
                         found[p - first] += 1
