@@ -13,6 +13,8 @@ import cv2
 import numpy as np
 from numba import njit
 
+# Degrees of freedom of the camera's models.
+_FREEDOM = {"similarity": 4, "affine": 6, "homography": 8}
 # RANSAC's tolerance: pixels, or so large a share of the median step, which is as blurred.
 _TOLERANCE, _RELATIVE_TOLERANCE = 0.7, 0.03
 _ITERATIONS = 500
@@ -80,6 +82,7 @@ def fit_camera(
     """
     if model == "none":
         return CameraStep(np.eye(3), 0.0, 1.0)
+    source, target = source.astype(np.float64), target.astype(np.float64)
     best: tuple[float, np.ndarray, np.ndarray] | None = None
     rest = np.arange(len(source))
     steps = np.linalg.norm(target - source, axis=1)
@@ -105,19 +108,9 @@ def fit_camera(
     if share < (_MIN_SHARE_AROUND if around else _MIN_SHARE):
         return None
     # RANSAC bends towards slow objects within its tolerance: refitted to the nearer points alone
-    fitted_to = np.zeros(0, bool)
-    for _ in range(_REFITS):
-        residual = _residuals(matrix, source, target)
-        near = residual <= max(2.5 * float(np.median(residual[followers])), _MIN_RESIDUAL)
-        if near.sum() < _MIN_POINTS or np.array_equal(near, fitted_to):
-            break
-        refitted = _least_squares(source[near], target[near], model)
-        if refitted is None:
-            break
-        matrix, followers, fitted_to = refitted, np.flatnonzero(near), near
-    residual = _residuals(matrix, source[followers], target[followers])
+    matrix, residual = _refitted(matrix, source, target, followers, _FREEDOM[model])
     # From the median, so that slow objects among the followers do not count as noise.
-    return CameraStep(matrix, float(np.median(residual)) * _RMS_OF_MEDIAN, share)
+    return CameraStep(matrix, residual * _RMS_OF_MEDIAN, share)
 
 
 def own_motion(
@@ -276,66 +269,70 @@ def _apply(matrix: np.ndarray, points: np.ndarray) -> np.ndarray:
     return np.asarray(mapped[:, :2] / mapped[:, 2:])
 
 
-def _least_squares(source: np.ndarray, target: np.ndarray, model: str) -> np.ndarray | None:
-    """[3, 3]: the model that fits all points best."""
-    a, b = source.astype(np.float64), target.astype(np.float64)
-    if model == "homography":
-        return _least_squares_homography(a, b)
-    mean_a, mean_b = a.mean(axis=0), b.mean(axis=0)
-    a, b = a - mean_a, b - mean_b
-    if model == "affine":
-        linear = np.linalg.lstsq(a, b, rcond=None)[0].T
-    else:
-        # a rotation and a scale: one complex factor
-        z, w = a[:, 0] + 1j * a[:, 1], b[:, 0] + 1j * b[:, 1]
-        factor = (z.conj() * w).sum() / max(float((abs(z) ** 2).sum()), 1e-12)
-        linear = np.array([[factor.real, -factor.imag], [factor.imag, factor.real]])
-    full = np.eye(3)
-    full[:2, :2], full[:2, 2] = linear, mean_b - linear @ mean_a
-    return full
+@njit(nogil=True, cache=True, error_model="numpy")
+def _refitted(matrix, source, target, followers, freedom):  # type: ignore[no-untyped-def]
+    """The model fitted again to the points that are nearest to it, until these stay the same.
 
-
-def _least_squares_homography(a: np.ndarray, b: np.ndarray) -> np.ndarray | None:
-    """[3, 3]: the linear solution, normalised, and once more weighted by its denominators.
-
-    Hartley and Zisserman (2004), "Multiple View Geometry", 4.1 and 4.4.
+    Returns [3, 3] and the median residual of those points, pixels.
     """
-    mean, spread = a.mean(axis=0), max(float(a.std()), 1e-9)
-    try:
-        found, positive = _solve_homography((a - mean) / spread, (b - mean) / spread)
-    except np.linalg.LinAlgError:
-        return None
-    if not positive:
-        return None
-    normal = np.array([[1, 0, -mean[0]], [0, 1, -mean[1]], [0, 0, spread]]) / spread
-    matrix = np.linalg.inv(normal) @ np.append(found, 1).reshape(3, 3) @ normal
-    return matrix if np.isfinite(matrix).all() else None
+    fitted_to = np.zeros(len(source), np.bool_)
+    for _ in range(_REFITS):
+        residual = _residuals(matrix, source, target)
+        near = residual <= max(2.5 * np.median(residual[followers]), _MIN_RESIDUAL)
+        if near.sum() < _MIN_POINTS or (near == fitted_to).all():
+            break
+        found = _least_squares(source[near], target[near], freedom)
+        if not np.isfinite(found).all():
+            break
+        matrix, followers, fitted_to = found, np.flatnonzero(near), near
+    return matrix, np.median(_residuals(matrix, source, target)[followers])
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
-def _solve_homography(a, b):  # type: ignore[no-untyped-def]
-    """[8], the elements of the matrix but the last; and whether all denominators are positive."""
-    count = len(a)
-    weight, positive = np.ones(count), True
-    row = np.empty(8)
-    for _ in range(2):
-        left, right = np.zeros((8, 8)), np.zeros(8)
-        for n in range(count):
+def _least_squares(source, target, freedom):  # type: ignore[no-untyped-def]
+    """[3, 3]: the model of 4, 6 or 8 degrees of freedom that fits all points best; else NaN.
+
+    A homography's is the linear solution, normalised, and once more weighted by its denominators,
+    which are to be positive: Hartley and Zisserman (2004), "Multiple View Geometry", 4.1 and 4.4.
+    """
+    mean = np.array([source[:, 0].mean(), source[:, 1].mean()])
+    spread = max(source.std(), 1e-9)
+    a, b = (source - mean) / spread, (target - mean) / spread
+    weight = np.ones(len(a))
+    row, inner = np.zeros(freedom), np.eye(3)
+    for _ in range(2 if freedom == 8 else 1):
+        left, right = np.zeros((freedom, freedom)), np.zeros(freedom)
+        for n in range(len(a)):
+            x, y = a[n]
             for i in range(2):
-                row[:] = 0
-                row[3 * i], row[3 * i + 1], row[3 * i + 2] = a[n, 0], a[n, 1], 1
-                row[6], row[7] = -b[n, i] * a[n, 0], -b[n, i] * a[n, 1]
-                for j in range(8):
+                if freedom == 4:  # a rotation and a scale
+                    row[0], row[1] = (x, -y) if i == 0 else (y, x)
+                    row[2], row[3] = 1 - i, i
+                else:
+                    row[:6] = 0
+                    row[3 * i], row[3 * i + 1], row[3 * i + 2] = x, y, 1
+                    if freedom == 8:
+                        row[6], row[7] = -b[n, i] * x, -b[n, i] * y
+                for j in range(freedom):
                     scaled = weight[n] ** 2 * row[j]
                     right[j] += scaled * b[n, i]
-                    for k in range(8):
+                    for k in range(freedom):
                         left[j, k] += scaled * row[k]
-        found = np.linalg.solve(left, right)
-        for n in range(count):
-            depth = found[6] * a[n, 0] + found[7] * a[n, 1] + 1
-            positive = positive and depth > 1e-3
-            weight[n] = 1 / depth
-    return found, positive
+        try:
+            p = np.linalg.solve(left, right)
+        except Exception:  # singular; numba knows no narrower ones
+            return np.full((3, 3), np.nan)
+        if freedom == 4:
+            inner[0], inner[1] = np.array([p[0], -p[1], p[2]]), np.array([p[1], p[0], p[3]])
+        else:
+            inner[0], inner[1] = p[:3], p[3:6]
+        if freedom == 8:
+            inner[2, :2] = p[6:]
+            weight = 1 / (a @ p[6:] + 1)
+            if not (weight > 0).all() or weight.max() > 1e3:
+                return np.full((3, 3), np.nan)
+    normal = np.array([[1, 0, -mean[0]], [0, 1, -mean[1]], [0, 0, spread]]) / spread
+    return np.linalg.inv(normal) @ inner @ normal
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
@@ -343,7 +340,7 @@ def _residuals(matrix, source, target):  # type: ignore[no-untyped-def]
     """float64 [N]: how far `matrix` takes the points of `source` from those of `target`."""
     found = np.empty(len(source))
     for n in range(len(source)):
-        x, y = float(source[n, 0]), float(source[n, 1])
+        x, y = source[n]
         depth = matrix[2, 0] * x + matrix[2, 1] * y + matrix[2, 2]
         dx = (matrix[0, 0] * x + matrix[0, 1] * y + matrix[0, 2]) / depth - target[n, 0]
         dy = (matrix[1, 0] * x + matrix[1, 1] * y + matrix[1, 2]) / depth - target[n, 1]
@@ -355,13 +352,14 @@ def _fit(
     source: np.ndarray, target: np.ndarray, model: str, tolerance: float
 ) -> tuple[np.ndarray | None, np.ndarray]:
     """[3, 3] and which points follow it. OpenCV's RANSAC starts from a fixed seed."""
-    a, b = source.astype(np.float64), target.astype(np.float64)
     if model == "homography":
-        matrix, inliers = cv2.findHomography(a, b, cv2.RANSAC, tolerance, maxIters=_ITERATIONS)
+        matrix, inliers = cv2.findHomography(
+            source, target, cv2.RANSAC, tolerance, maxIters=_ITERATIONS
+        )
     else:
         fit = cv2.estimateAffine2D if model == "affine" else cv2.estimateAffinePartial2D
         matrix, inliers = fit(
-            a, b, method=cv2.RANSAC, ransacReprojThreshold=tolerance, maxIters=_ITERATIONS
+            source, target, method=cv2.RANSAC, ransacReprojThreshold=tolerance, maxIters=_ITERATIONS
         )
     if matrix is None or not np.isfinite(matrix).all():
         return None, np.zeros(len(source), bool)
@@ -370,13 +368,14 @@ def _fit(
     return full, inliers.reshape(-1).astype(bool)
 
 
-def _coverage(points: np.ndarray, size: tuple[int, int]) -> float:
-    """The share of the cells along the border of a 4×4 grid that hold one of `points`."""
+@njit(nogil=True, cache=True)
+def _coverage(points, size):  # type: ignore[no-untyped-def]
+    """The share of the cells along the border of a 4×4 grid that hold one of `points` [N, 2]."""
     height, width = size
-    column = np.clip(points[:, 0] / width * _CELLS, 0, _CELLS - 1).astype(int)
-    row = np.clip(points[:, 1] / height * _CELLS, 0, _CELLS - 1).astype(int)
-    hit = np.zeros((_CELLS, _CELLS), bool)
-    hit[row, column] = True
-    border = np.ones((_CELLS, _CELLS), bool)
-    border[1:-1, 1:-1] = False
-    return float(hit[border].mean())
+    hit = np.zeros((_CELLS, _CELLS), np.bool_)
+    for n in range(len(points)):
+        column = min(max(int(points[n, 0] / width * _CELLS), 0), _CELLS - 1)
+        row = min(max(int(points[n, 1] / height * _CELLS), 0), _CELLS - 1)
+        hit[row, column] = True
+    hit[1:-1, 1:-1] = False
+    return hit.sum() / (4 * (_CELLS - 1))
