@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import math
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -164,10 +165,17 @@ class VideoWriter:
         if not self._pixels:
             return
         name = f"pixels-{len(self._record['pixels']):04d}.safetensors"
-        pixels = np.concatenate(self._pixels)
-        self._pixels = []
-        digest = self._write(name, {"pixels": pixels})
-        self._record["pixels"].append({"file": name, "patches": len(pixels), "sha256": digest})
+        parts, self._pixels = self._pixels, []
+        shape = [sum(map(len, parts)), *parts[0].shape[1:]]
+        digest = hashlib.sha256()
+        with (self._folder / name).open("wb") as file:
+            # Piece by piece: joined and serialised, the pixels would be in memory three times
+            for piece in (_header("pixels", shape), *map(np.ascontiguousarray, parts)):
+                file.write(piece)
+                digest.update(piece)
+        self._record["pixels"].append(
+            {"file": name, "patches": shape[0], "sha256": digest.hexdigest()}
+        )
 
     def _write(self, name: str, arrays: Mapping[str, np.ndarray]) -> str:
         tensors = {
@@ -176,6 +184,14 @@ class VideoWriter:
         data = to_safetensors(tensors)
         (self._folder / name).write_bytes(data)
         return hashlib.sha256(data).hexdigest()
+
+
+def _header(name: str, shape: list[int]) -> bytes:
+    """What a safetensors file of one uint8 tensor begins with: its length, JSON, padding to 8."""
+    described = {"dtype": "U8", "shape": shape, "data_offsets": [0, math.prod(shape)]}
+    text = json.dumps({name: described}, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
 
 
 def write_manifest(out: Path, keys: Sequence[str], info: Mapping[str, Any]) -> None:

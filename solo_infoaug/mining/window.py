@@ -369,7 +369,8 @@ def crops(
         uint8 [P, S, 3, side, side].
     """
     found = np.empty((*moments.shape, 3, side, side), np.uint8)
-    how = cv2.INTER_AREA if size >= side else cv2.INTER_LINEAR
+    # Below two pixels for one, the two by two that bilinear weighs miss next to none, six times as fast
+    how = cv2.INTER_AREA if size >= 2 * side else cv2.INTER_LINEAR
     height, width = next(iter(images.values())).shape[:2]
     centres = path[moments, np.arange(len(moments))[:, None]]
     corners = np.clip(np.round(centres - size / 2).astype(int), 0, (width - size, height - size))
