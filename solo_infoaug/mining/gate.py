@@ -156,9 +156,15 @@ def support(
     centres: np.ndarray, side: float, differences: np.ndarray, energy: np.ndarray
 ) -> np.ndarray:
     """int64 [P]: how many of a patch's neighbours, within one and a half sides, move alike."""
-    distance = np.abs(centres[:, None] - centres[None]).max(axis=2)
+    distance = distances(centres)
     near = (distance < 1.5 * side) & (distance > 0)
     return np.asarray((near & (differences < _ALIKE * energy)).sum(axis=1))
+
+
+def distances(centres: np.ndarray) -> np.ndarray:
+    """[P, P]: the larger of how far centres [P, 2] lie apart along x and along y."""
+    x, y = (np.abs(np.subtract.outer(along, along)) for along in centres.T)
+    return np.maximum(x, y, out=x)
 
 
 def grid_points(centres: np.ndarray, side: float) -> np.ndarray:

@@ -17,6 +17,7 @@ from solo_infoaug.mining.config import MineConfig
 from solo_infoaug.mining.depth import DEFAULT_MODEL, depth_along
 from solo_infoaug.mining.gate import (
     difference,
+    distances,
     error_ratio,
     motion_threshold,
     smoothed,
@@ -249,8 +250,8 @@ def _gate(
     chosen = chosen[supported]
     relative = differences / np.maximum(np.sqrt(energy * energy.T), 1e-12)
     allowed = relative[np.ix_(supported, supported)] < config.max_difference
-    distance = np.abs(centres[chosen][:, None] - centres[chosen][None]).max(axis=2)
-    allowed &= distance >= config.min_distance * size - 0.5
+    if config.min_distance:
+        allowed &= distances(centres[chosen]) >= config.min_distance * size - 0.5
     samples, there = represent(signal[chosen], known[chosen], config.representation)
     return _Gated(reason, chosen, samples, there, allowed, record)
 

@@ -13,7 +13,7 @@ from scenedetect.detectors import AdaptiveDetector
 from solo_infoaug.mining.frame import Frame
 
 # The cut detector looks at frames of this height, whatever the video's size.
-_DETECTOR_HEIGHT = 144
+_DETECTOR_HEIGHT = 90
 # A window keeps at most so many full frames to take crops from.
 KEYFRAMES = 8
 
