@@ -301,6 +301,7 @@ class Shape(NamedTuple):
     samples: int
     padded: int
     kind: int
+    side: int  # at most so many tracks of y at a time
     same: bool  # x and y are the same tracks
     alone: bool  # y has no coordinates: x by itself, for which nearest distances are added too
 
@@ -491,16 +492,34 @@ def _task(x, y, block, shape, ks, psi, work, out):
 
 @_entry
 def _run_block(x, y, block, shape, ks, psi, work, out):
-    """One block of pairs."""
-    _task(x, y, block, shape, ks, psi, work, out)
+    """Blocks side by side; of a triangle's, the first is on the diagonal."""
+    for j0 in range(block.j0, block.j1, shape.side):
+        j1 = min(j0 + shape.side, block.j1)
+        triangle = block.triangle and j0 == block.j0
+        one = Block(block.i0, block.i1, j0, j1, block.t0, block.t1, triangle)
+        _task(x, y, one, shape, ks, psi, work, out[:, j0 - block.j0 : j1 - block.j0])
 
 
 @_entry
 def _run_paired(x, y, block, shape, ks, psi, work, out):
-    """x[p] with y[p] only, for p in i0:i1."""
-    for p in range(block.i0, block.i1):
-        one = Block(p, p + 1, p, p + 1, block.t0, block.t1, False)
-        _task(x, y, one, shape, ks, psi, work, out[p - block.i0 : p - block.i0 + 1])
+    """x[p] with y[p] only, for p in j0:j1; a track of x that comes again has its strips already."""
+    size = shape.rows_x * shape.padded
+    p = block.j0
+    while p < block.j1:
+        after = p + 1
+        while after < min(p + SIDE, block.j1) and _equal(x, p * size, after * size, size):
+            after += 1
+        one = Block(p, p + 1, p, after, block.t0, block.t1, False)
+        _task(x, y, one, shape, ks, psi, work, out[:, p - block.j0 : after - block.j0])
+        p = after
+
+
+@njit(nogil=True)
+def _equal(values, one, other, count):
+    for i in range(count):
+        if values[one + i] != values[other + i]:
+            return False
+    return True
 
 
 # --- all tasks ---------------------------------------------------------------------------------
@@ -514,25 +533,25 @@ def neighbour_sums(x: Series, y: Series, k: int, kind: str, layout: str) -> Tens
     flat_y = flat_x if same else _coordinates(y.x, y.valid)
     padded = flat_x.shape[-1]
     rows = flat_x.shape[1], flat_y.shape[1]
-    shape = Shape(*rows, samples, padded, KINDS.index(kind), same, y.d == 0)
     psi = torch.digamma(torch.arange(samples + 2, dtype=torch.float64)).numpy()
     psi[0] = 0.0
     paired = layout == "paired"
     work_to_do = many * (1 if paired else others) * samples**2
     threads = torch.get_num_threads() if work_to_do > INLINE else 1
-    out = np.zeros((many, 1 if paired else others, 4))
-    blocks = _blocks(many, others, padded, layout, threads)
+    out = np.zeros((1 if paired else many, others, 4))
+    blocks, side = _blocks(many, others, padded, layout, threads)
+    shape = Shape(*rows, samples, padded, KINDS.index(kind), side, same, y.d == 0)
     run, ks = (_run_paired if paired else _run_block), (0,) * k
     flat_x, flat_y = flat_x.reshape(-1), flat_y.reshape(-1)
 
     def run_one(block: Block, work: Work) -> tuple[Any, np.ndarray]:
-        place = (slice(block.i0, block.i1), slice(0, 1) if paired else slice(block.j0, block.j1))
+        place = (slice(block.i0, block.i1), slice(block.j0, block.j1))
         part = np.zeros_like(out[place])
         run(flat_x, flat_y, block, shape, ks, psi, work, part)
         return place, part
 
-    _share(blocks, threads, lambda: _work(flat_x.dtype, 1 if paired else SIDE, k), run_one, out)
-    return torch.from_numpy(out[:, 0] if paired else out)
+    _share(blocks, threads, lambda: _work(flat_x.dtype, SIDE, k), run_one, out)
+    return torch.from_numpy(out[0] if paired else out)
 
 
 def _share(
@@ -571,30 +590,37 @@ def _share(
             raise
 
 
-def _blocks(rows: int, columns: int, padded: int, layout: str, threads: int) -> list[Block]:
-    """The tasks, enough of them to occupy the threads."""
+def _blocks(
+    rows: int, columns: int, padded: int, layout: str, threads: int
+) -> tuple[list[Block], int]:
+    """The tasks, enough of them to occupy the threads; and the side of the blocks in each."""
+    tasks = 8 * threads if threads > 1 else 1
+    side = SIDE
     if layout == "paired":
-        step = max(1, min(256, -(-rows // (4 * threads)), INTERRUPT // padded**2))
-        pairs = [(i, min(i + step, rows), 0, 0, False) for i in range(0, rows, step)]
+        step = max(1, min(-(-columns // tasks), INTERRUPT // padded**2))
+        pairs = [(0, 1, j, min(j + step, columns), False) for j in range(0, columns, step)]
     else:
         # Equal blocks: 196 tracks make seven of 28, not six of 32 and one of 4.
-        side_x, side_y = _even(rows), _even(columns)
-        if layout == "upper":
-            side_x = side_y
+        upper, side_x, side = layout == "upper", _even(rows), _even(columns)
+        if upper:
+            side_x = side
+        many = -(-rows // side_x) * -(-columns // side) // (2 if upper else 1)
+        step = side * max(1, min(many // tasks, INTERRUPT // (side_x * side * padded**2)))
         pairs = [
-            (i, min(i + side_x, rows), j, min(j + side_y, columns), layout == "upper" and i == j)
+            (i, min(i + side_x, rows), j, min(j + step, columns), upper and i == j)
             for i in range(0, rows, side_x)
-            for j in range(i if layout == "upper" else 0, columns, side_y)
+            for j in range(i if upper else 0, columns, step)
         ]
-    largest = max(i1 - i0 if j0 == j1 else (i1 - i0) * (j1 - j0) for i0, i1, j0, j1, _ in pairs)
-    parts = max(-(-8 * threads // len(pairs)), -(-largest * padded**2 // INTERRUPT))
+    largest = max((i1 - i0) * (j1 - j0) for i0, i1, j0, j1, _ in pairs)
+    parts = max(-(-tasks // len(pairs)), -(-largest * padded**2 // INTERRUPT))
     parts = max(1, min(parts, padded // (4 * LANES)))
     step = -(-padded // (parts * LANES)) * LANES
-    return [
+    blocks = [
         Block(i0, i1, j0, j1, t0, min(t0 + step, padded), triangle)
         for i0, i1, j0, j1, triangle in pairs
         for t0 in range(0, padded, step)
     ]
+    return blocks, side
 
 
 def _even(length: int) -> int:

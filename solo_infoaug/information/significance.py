@@ -164,14 +164,15 @@ def shifted_information(
         step = max(1, max_memory // (64 * max(len(rows), count) * trajectories[0].numel()))
         for start in range(0, len(shifts) if len(rows) else 0, step):
             some = shifts[start : start + step]
-            one, two = pairs[rows].repeat(len(some), 1).unbind(1)
-            later = count * torch.arange(len(some), device=two.device).repeat_interleave(len(rows))
+            # All shifts of a pair, then of the next: what its first track needs is found once
+            one, two = pairs[rows].repeat_interleave(len(some), 0).unbind(1)
+            later = count * torch.arange(len(some), device=two.device).repeat(len(rows))
             with one_thread():
                 a, b = tracks.part(one), tracks.rolled(some).part(two + later)
                 if not whole[rows[0]]:
                     a, b = over_shared(a, b)
             value = information(a, b, how, "paired")
-            out[rows, start : start + step] = value.reshape(len(some), len(rows)).T
+            out[rows, start : start + step] = value.reshape(len(rows), len(some))
     return out
 
 
