@@ -167,10 +167,11 @@ class VideoWriter:
         name = f"pixels-{len(self._record['pixels']):04d}.safetensors"
         parts, self._pixels = self._pixels, []
         shape = [sum(map(len, parts)), *parts[0].shape[1:]]
+        pieces: list[Any] = [_header("pixels", shape), *map(np.ascontiguousarray, parts)]
         digest = hashlib.sha256()
         with (self._folder / name).open("wb") as file:
             # Piece by piece: joined and serialised, the pixels would be in memory three times
-            for piece in (_header("pixels", shape), *map(np.ascontiguousarray, parts)):
+            for piece in pieces:
                 file.write(piece)
                 digest.update(piece)
         self._record["pixels"].append(

@@ -516,10 +516,10 @@ def _run_paired(x, y, block, shape, ks, psi, work, out):
 
 @njit(nogil=True)
 def _equal(values, one, other, count):
+    equal = True
     for i in range(count):
-        if values[one + i] != values[other + i]:
-            return False
-    return True
+        equal = equal and values[one + i] == values[other + i]
+    return equal
 
 
 # --- all tasks ---------------------------------------------------------------------------------
