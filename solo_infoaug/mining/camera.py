@@ -36,8 +36,9 @@ _LEFT_SHARE, _LEFT_NOISE = 0.3, 1.5
 # share of those that move, or of all: what explains fewer are things that happen to move alike.
 _MIN_EXPLAINED, _MIN_COVERAGE = 12, 0.3
 _MIN_OF_MOVING, _MIN_OF_ALL = 0.27, 0.1
-# The camera's own steps, and a constant, must explain so large a share of the pattern's energy.
-_MIN_OF_CAMERA = 0.6
+# The camera's own steps, and a constant, must explain so large a share of the pattern's energy; and
+# with the share of what moves that follows the pattern, so much: one thing may sway as the camera.
+_MIN_OF_CAMERA, _MIN_TOGETHER = 0.5, 0.95
 _REFINEMENTS = 5
 # Patches within this of the border, in frame heights, tell how strong parallax is at most.
 _RING = 0.2
@@ -230,7 +231,8 @@ def _without_mode(
         factor = _strength(flat[followers], mask[followers], mode)[:, None]
         mode = (flat[followers] * factor).sum(axis=0)
         mode /= np.maximum((mask[followers] * factor**2).sum(axis=0), 1e-9)
-    if _explained(mode.reshape(-1, 2), camera) < _MIN_OF_CAMERA:
+    by_camera = _explained(mode.reshape(-1, 2), camera)
+    if by_camera < max(_MIN_OF_CAMERA, _MIN_TOGETHER - len(followers) / len(sample)):
         return None
     factor = _strength(flat, mask, mode)
 
