@@ -143,12 +143,12 @@ class MineConfig:
     min_colour: float = 0.005
     """Least RMS of the change of its mean colour, as a fraction of the range."""
 
-    motion_over_noise: float = 5.5
+    motion_over_noise: float = 5.0
     """Least of either, as a multiple of the noise."""
 
     max_error_ratio: float = 0.5
     """A patch's own motion must leave at most this share of the error of its pixels that the
-    background's leaves. 1 does without the test."""
+    background's leaves, or up to 0.9 amid others that pass. 1 does without the test."""
 
     min_support: int = 2
     """So many neighbours must move alike."""

@@ -25,6 +25,11 @@ _BLUR = 0.7
 _SMOOTHING = 5
 # A neighbour moves alike if the difference has less than this share of the patch's energy.
 _ALIKE = 0.25
+# Neighbours are the patches within so many sides.
+_NEAR = 1.5
+# Amid patches whose own motion explains their pixels, so many of its neighbours or more, a patch
+# with a ratio of errors up to this does as they do: too flat, or too noisy, to tell by itself.
+_MIN_AMID, _MAX_RATIO_AMID = 0.5, 0.9
 
 
 def smoothed(motion: np.ndarray, known: np.ndarray) -> np.ndarray:
@@ -93,6 +98,43 @@ def error_ratio(
     return np.asarray((own + _NOISE) / (background + _NOISE))
 
 
+def explained_by_own(
+    ratio: np.ndarray, moving: np.ndarray, centres: np.ndarray, side: float, max_ratio: float
+) -> np.ndarray:
+    """bool [M]: whose pixels their own motion explains: by themselves, or amid others that do.
+
+    Args:
+        ratio: [M], see `error_ratio`.
+        moving: int [M], which of all patches these are.
+        centres: [P, 2], of all patches.
+        side: of the patches, pixels as in `centres`.
+        max_ratio: up to which a patch does so by itself.
+    """
+    by_themselves = ratio <= max_ratio
+    own = np.zeros(len(centres), np.bool_)
+    own[moving[by_themselves]] = True
+    perhaps = np.flatnonzero(~by_themselves & (ratio <= _MAX_RATIO_AMID))
+    explained = by_themselves.copy()
+    explained[perhaps] = _amid(centres, own, moving[perhaps], _NEAR * side) >= _MIN_AMID
+    return explained
+
+
+@njit(nogil=True, cache=True)
+def _amid(centres, own, patches, reach):  # type: ignore[no-untyped-def]
+    """float64 [N]: the share of `own` among all the neighbours of each of `patches`."""
+    share = np.zeros(len(patches))
+    for n in range(len(patches)):
+        x, y = centres[patches[n]]
+        inside, count = 0, 0
+        for p in range(len(centres)):
+            near = abs(centres[p, 0] - x) < reach and abs(centres[p, 1] - y) < reach
+            if near and p != patches[n]:
+                count += 1
+                inside += own[p]
+        share[n] = inside / max(count, 1)
+    return share
+
+
 @njit(nogil=True, cache=True, fastmath=True)
 def _bilinear(image, x, y):  # type: ignore[no-untyped-def]
     """The image at (x, y), float32; beyond its border, as on it."""
@@ -155,9 +197,9 @@ def difference(motion: np.ndarray, known: np.ndarray) -> tuple[np.ndarray, np.nd
 def support(
     centres: np.ndarray, side: float, differences: np.ndarray, energy: np.ndarray
 ) -> np.ndarray:
-    """int64 [P]: how many of a patch's neighbours, within one and a half sides, move alike."""
+    """int64 [P]: how many of a patch's neighbours move alike."""
     distance = distances(centres)
-    near = (distance < 1.5 * side) & (distance > 0)
+    near = (distance < _NEAR * side) & (distance > 0)
     return np.asarray((near & (differences < _ALIKE * energy)).sum(axis=1))
 
 

@@ -19,6 +19,7 @@ from solo_infoaug.mining.gate import (
     difference,
     distances,
     error_ratio,
+    explained_by_own,
     motion_threshold,
     smoothed,
     support,
@@ -222,8 +223,9 @@ def _gate(
             known[moving],
             size / float(scale.mean()),
         )
-        reason[moving[ratio > config.max_error_ratio]] = _BORDER
-        passed[moving[ratio <= config.max_error_ratio]] = True
+        own = explained_by_own(ratio, moving, centres, size, config.max_error_ratio)
+        reason[moving[~own]] = _BORDER
+        passed[moving[own]] = True
         unit = threshold or 1.0
         steps.append(motion / unit)
         record["least_motion"] = round(threshold, 4)

@@ -10,6 +10,7 @@ from scipy.ndimage import map_coordinates
 from solo_infoaug.mining.gate import (
     difference,
     error_ratio,
+    explained_by_own,
     grid_points,
     motion_threshold,
     sample,
@@ -237,3 +238,32 @@ def test_grid_points_lie_in_the_patch_around_its_centre() -> None:
     # Six cells of 3 pixels: the outermost centres are 7.5 away
     assert np.allclose(np.abs(points - points.mean(axis=1, keepdims=True)).max(axis=1), 7.5)
     assert len(np.unique(points[0].round(3), axis=0)) == 36
+
+
+def test_a_patch_too_flat_to_tell_does_as_those_around_it() -> None:
+    side, count = 10.0, 5
+    centres = np.stack(np.meshgrid(np.arange(count), np.arange(count)), -1).reshape(-1, 2) * side
+    moving, middle, corner = np.arange(len(centres)), 12, 0
+    ratio = np.full(len(centres), 0.2)
+    ratio[[middle, corner]] = 0.8
+
+    def explained(limit: float = 0.5) -> np.ndarray:
+        return explained_by_own(ratio, moving, centres.astype(np.float32), side, limit)
+
+    assert explained().all()
+    ratio[middle] = 0.95  # the background explains it as well
+    assert explained().tolist() == (ratio < 0.9).tolist()
+    ratio[:] = 0.8  # nobody around it can tell either
+    assert not explained().any()
+    ratio[centres[:, 0] < 20] = (
+        0.2  # the outline of a thing: three of the eight around are the thing
+    )
+    assert explained().tolist() == (centres[:, 0] < 20).tolist()
+
+
+def test_a_patch_that_does_not_move_is_nobodys_support() -> None:
+    centres = np.array([[0, 0], [10, 0], [20, 0], [0, 10], [10, 10], [20, 10]], np.float32)
+    moving = np.array([0, 1, 2])
+    ratio = np.array([0.2, 0.8, 0.2])
+    explained = explained_by_own(ratio, moving, centres, 10.0, 0.5)
+    assert explained.tolist() == [True, False, True]  # two of five neighbours, the rest is at rest
