@@ -113,19 +113,9 @@ def mine(
     check_target(folder, "out")
     with only_writer(folder):
         _check_target(folder, plan.jobs, config, overwrite)
-        todo = [job for job in plan.jobs if not _is_mined(folder, job)]
-        workers, threads = _shares(workers, threads, len(todo), ray is not None)
-        failed = dict(plan.failed)
-        with _bar(progress) as bar:
-            done = len(plan.jobs) - len(todo)
-            task = bar.add_task("mining", total=len(plan.jobs), completed=done)
-            work = functools.partial(_mine_job, folder, config, threads)
-            gpu = config.tracker in ("cotracker3", "bootstapir") and config.device != "cpu"
-            for job, why in run_jobs(todo, work, workers, ray, gpu, threads or 1):
-                if why is not None:
-                    failed[str(job.path)] = why
-                bar.update(task, advance=1, description=f"mined {printable(video_name(job.path))}")
-
+        failed = plan.failed | _mine_jobs(
+            plan.jobs, folder, config, workers, threads, ray, progress
+        )
         mined = [job.key for job in plan.jobs if (folder / PARTS / job.key).is_dir()]
         if not mined:
             raise VideoError("\n".join(failed.values()) or "no video given")
@@ -138,6 +128,30 @@ def mine(
         }
         write_manifest(folder, mined, info)
     return TwinDictionary.load(folder)
+
+
+def _mine_jobs(
+    jobs: list[Job],
+    folder: Path,
+    config: MineConfig,
+    workers: int | None,
+    threads: int | None,
+    ray: str | None,
+    progress: bool,
+) -> dict[str, str]:
+    """Mine what is not mined yet; returns why some failed, by path."""
+    todo = [job for job in jobs if not _is_mined(folder, job)]
+    workers, threads = _shares(workers, threads, len(todo), ray is not None)
+    work = functools.partial(_mine_job, folder, config, threads)
+    gpu = config.tracker in ("cotracker3", "bootstapir") and config.device != "cpu"
+    failed: dict[str, str] = {}
+    with _bar(progress) as bar:
+        task = bar.add_task("mining", total=len(jobs), completed=len(jobs) - len(todo))
+        for job, why in run_jobs(todo, work, workers, ray, gpu, threads or 1):
+            if why is not None:
+                failed[str(job.path)] = why
+            bar.update(task, advance=1, description=f"mined {printable(video_name(job.path))}")
+    return failed
 
 
 def mine_video(
@@ -159,15 +173,7 @@ def mine_video(
     """
     watch = watch or Stopwatch()
     with open_video(path, config.fps) as video:
-        tracker = make_tracker(
-            config.tracker,
-            path,
-            checkpoint=config.tracker_checkpoint,
-            folder=config.tracks_folder,
-            device=config.device,
-            max_roundtrip=config.max_roundtrip,
-            flow=config.flow,
-        )
+        tracker = _tracker(path, config)
         source = {
             "file": printable(path.name),
             "sha256": digest,
@@ -206,6 +212,18 @@ def mine_video(
             )
         finally:
             writer.discard()
+
+
+def _tracker(path: Path, config: MineConfig) -> Tracker:
+    return make_tracker(
+        config.tracker,
+        path,
+        checkpoint=config.tracker_checkpoint,
+        folder=config.tracks_folder,
+        device=config.device,
+        max_roundtrip=config.max_roundtrip,
+        flow=config.flow,
+    )
 
 
 def _shares(

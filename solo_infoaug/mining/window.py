@@ -195,12 +195,11 @@ def _gate(
     config: MineConfig,
 ) -> _Gated:
     """Which patches carry information of their own, and what of them enters the estimator."""
-    centres, scale = tracks.path[window.seed], window.scale
-    least = config.min_frames - 1
+    min_steps = config.min_frames - 1
     reason = np.full(len(motion), _INSIGNIFICANT, np.uint8)
-    reason[known.sum(axis=1) < least] = _NO_BACKGROUND
+    reason[known.sum(axis=1) < min_steps] = _NO_BACKGROUND
     both = tracks.visible[1:] & tracks.visible[:-1]
-    reason[both.sum(axis=0) < least] = _LOST
+    reason[both.sum(axis=0) < min_steps] = _LOST
     tracked = reason == _INSIGNIFICANT
 
     # Each signal: which patches pass its gate, and its steps in units of its threshold, if any
@@ -208,31 +207,17 @@ def _gate(
     steps: list[np.ndarray] = []
     record: dict[str, Any] = {}
     if config.signal != "colour":
-        speed = rms(smoothed(motion, known), known)
-        threshold = motion_threshold(
-            speed[tracked],
-            _fit_noise(tracks.camera),
-            config.min_motion * min(window.size),
-            config.motion_over_noise,
-        )
-        moving = np.flatnonzero(tracked & (speed >= threshold))
-        ratio = error_ratio(
-            window.grey,
-            tracks.path[:, moving] / scale,
-            motion[moving] / scale,
-            known[moving],
-            size / float(scale.mean()),
-        )
-        own = explained_by_own(ratio, moving, centres, size, config.max_error_ratio)
+        moving, own, threshold = _own_movers(window, tracks, motion, known, tracked, size, config)
         reason[moving[~own]] = _BORDER
         passed[moving[own]] = True
-        unit = threshold or 1.0
-        steps.append(motion / unit)
+        steps.append(motion / (threshold or 1.0))
         record["least_motion"] = round(threshold, 4)
         if config.depth:
-            steps.append(_depth_steps(window, tracks, known, config) / unit)
+            steps.append(_depth_steps(window, tracks, known, config) / (threshold or 1.0))
     if config.signal != "motion":
-        colour = colour_changes(window.small, tracks.path / scale, known, size / scale.mean())
+        colour = colour_changes(
+            window.small, tracks.path / window.scale, known, size / window.scale.mean()
+        )
         change = rms(smoothed(colour, known), known)
         threshold = motion_threshold(
             change[tracked], np.inf, config.min_colour, config.motion_over_noise
@@ -244,8 +229,8 @@ def _gate(
     reason[passed] = _INSIGNIFICANT
 
     # Neighbours that do the same
-    chosen = np.flatnonzero(passed)
-    signal = np.concatenate(steps, axis=2)
+    chosen, signal = np.flatnonzero(passed), np.concatenate(steps, axis=2)
+    centres = tracks.path[window.seed]
     differences, energy = difference(signal[chosen], known[chosen])
     supported = support(centres[chosen], size, differences, energy) >= config.min_support
     reason[chosen[~supported]] = _ALONE
@@ -256,6 +241,40 @@ def _gate(
         allowed &= distances(centres[chosen]) >= config.min_distance * size - 0.5
     samples, there = represent(signal[chosen], known[chosen], config.representation)
     return _Gated(reason, chosen, samples, there, allowed, record)
+
+
+def _own_movers(
+    window: Window,
+    tracks: Tracks,
+    motion: np.ndarray,
+    known: np.ndarray,
+    tracked: np.ndarray,
+    size: int,
+    config: MineConfig,
+) -> tuple[np.ndarray, np.ndarray, float]:
+    """Which patches move, int [M]; bool [M], whether it is their own motion that explains their
+    pixels; and the threshold, source pixels a frame."""
+    speed, scale = rms(smoothed(motion, known), known), window.scale
+    threshold = motion_threshold(
+        speed[tracked],
+        _fit_noise(tracks.camera),
+        config.min_motion * min(window.size),
+        config.motion_over_noise,
+    )
+    moving = np.flatnonzero(tracked & (speed >= threshold))
+    ratio = error_ratio(
+        window.grey,
+        tracks.path[:, moving] / scale,
+        motion[moving] / scale,
+        known[moving],
+        size / float(scale.mean()),
+    )
+    centres = tracks.path[window.seed]
+    return (
+        moving,
+        explained_by_own(ratio, moving, centres, size, config.max_error_ratio),
+        threshold,
+    )
 
 
 def _depth_steps(
