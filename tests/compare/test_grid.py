@@ -139,6 +139,15 @@ def test_a_method_may_have_settings_of_its_own_on_a_data_set() -> None:
     assert elsewhere[0].max_epochs == elsewhere[1].max_epochs
 
 
+def test_files_of_methods_set_up_the_method_of_their_name() -> None:
+    names = sorted(path.stem for path in (config_folder() / "compare" / "methods").glob("*.yaml"))
+    assert {*parse_grid().methods, "mocov3"} <= {*names}
+    for name in names:
+        cfg = load_config(config_folder() / "compare", "run", [f"methods={name}"])
+        assert cfg.method == name
+        assert cfg.method_kwargs.proj_output_dim > 0
+
+
 def test_fmicl_is_a_method_of_its_own(overrides: Overrides) -> None:
     plain, js = _plan(overrides("methods=['simclr','simclr+fmicl=js']", "arms=infoaug"))
     assert (plain.cell.method, js.cell.method) == ("simclr", "simclr+fmicl=js")
