@@ -117,7 +117,12 @@ def test_multi_crop(
     with run.module._twin_randomness(0) as generator:
         _, views, _ = run.module._twin_batch(generator)
     assert [view.shape[-1] for view in views] == [16, 16, 12, 12, 12]
+    first = next(m for m in run.module.backbone.modules() if isinstance(m, nn.Conv2d))
+    passes: list[int] = []
+    hook = first.register_forward_hook(lambda _, images, __: passes.append(len(images[0])))
     assert np.isfinite(run.run(4)).all()
+    hook.remove()
+    assert passes == 4 * [8, 8, 8, 8, 8, 16, 24]  # the twin branch's views of a size in one
     assert np.isfinite(run.logged["twin_loss"])
 
 
