@@ -121,15 +121,15 @@ def draw_boxes(
     aspect = _uniform(shape, math.log(ratio[0]), math.log(ratio[1]), random).exp()
     tall, wide = (area / aspect).sqrt().round(), (area * aspect).sqrt().round()
     fits = (tall > 0) & (tall <= height) & (wide > 0) & (wide <= width)
-    found, first = fits.any(1), fits.int().argmax(1, keepdim=True)
+    fitting, first = fits.any(1), fits.int().argmax(1, keepdim=True)
     # where no try fits: the largest box in the middle with an allowed aspect ratio
     tallest, widest = min(height, round(width / ratio[0])), min(width, round(height * ratio[1]))
-    tall = tall.gather(1, first)[:, 0].where(found, float(tallest))
-    wide = wide.gather(1, first)[:, 0].where(found, float(widest))
+    tall = tall.gather(1, first)[:, 0].where(fitting, float(tallest))
+    wide = wide.gather(1, first)[:, 0].where(fitting, float(widest))
     room = torch.stack([height - tall, width - wide])
-    place = (_uniform((2, count), 0, 1, random) * (room + 1)).floor()
-    place = place.where(found, (room / 2).floor())
-    return torch.stack([*place, tall, wide], dim=1).long()
+    corner = (_uniform((2, count), 0, 1, random) * (room + 1)).floor()
+    corner = corner.where(fitting, (room / 2).floor())
+    return torch.stack([*corner, tall, wide], dim=1).long()
 
 
 def resized_crop(image: Tensor, boxes: Tensor, size: int) -> Tensor:
@@ -243,12 +243,12 @@ def turn_hue(image: Tensor, angle: Tensor) -> Tensor:
         float [B, 3, H, W] in [0, 1].
     """
     red, green, blue = image.unbind(1)
-    most, least = image.amax(1), image.amin(1)
-    spread = most - least
+    highest, lowest = image.amax(1), image.amin(1)
+    spread = highest - lowest
     # in sixths of the circle from red on: by which channel is the largest
     hue = (red - green).add_(spread, alpha=4)
-    hue.lerp_((blue - red).add_(spread, alpha=2), (most - green).eq_(0))
-    hue.lerp_(green - blue, (most - red).eq_(0))
+    hue.lerp_((blue - red).add_(spread, alpha=2), (highest - green).eq_(0))
+    hue.lerp_(green - blue, (highest - red).eq_(0))
     # the hue of grey counts for nothing
     hue.div_(spread.clamp(min=torch.finfo(image.dtype).tiny))
     hue.add_(angle.mul(3 / math.pi)[:, None, None])
@@ -256,7 +256,7 @@ def turn_hue(image: Tensor, angle: Tensor) -> Tensor:
     # a channel is the largest up to one sixth from its own hue, the least from two on
     own = torch.arange(0, 6, 2, device=image.device)[:, None, None]
     level = (hue[:, None] - own).abs_().sub_(3).abs_().sub_(1).clamp_(0, 1)
-    return torch.addcmul(least[:, None], spread[:, None], level)
+    return torch.addcmul(lowest[:, None], spread[:, None], level)
 
 
 def blur(image: Tensor, sigma: Tensor) -> Tensor:
@@ -284,8 +284,8 @@ def _three_boxes(sigma: Tensor, pixels: int) -> Tensor:
     """Weights [B, pixels, pixels] of three box blurs that have the variance sigma² together."""
     variance = sigma**2 / 3
     whole = (((12 * variance + 1).sqrt() - 1) / 2).floor()  # of the radius, and what is left
-    part = (2 * whole + 1) * (whole * (whole + 1) - 3 * variance)
-    radius = whole + part / (6 * (variance - (whole + 1) ** 2))
+    fraction = (2 * whole + 1) * (whole * (whole + 1) - 3 * variance)
+    radius = whole + fraction / (6 * (variance - (whole + 1) ** 2))
     reach = math.ceil(_BLUR_SIGMA[1]) + 1
     offset = torch.arange(-reach, reach + 1, device=sigma.device)
     box = (radius[:, None] + 1 - offset.abs()).clamp(0, 1) / (2 * radius[:, None] + 1)
