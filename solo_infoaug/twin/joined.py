@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from solo_infoaug.twin.batch_norm import norms_of
 
@@ -37,7 +39,7 @@ def joined(backbone: nn.Module, views: Sequence[Tensor]) -> Iterator[None]:
             with ExitStack() as stack:
                 for norm in norms_of(backbone):
                     if norm.training:
-                        stack.enter_context(_replaced(norm, _by_view(norm.forward, len(alike))))
+                        stack.enter_context(_replaced(norm, _by_view(norm, len(alike))))
                 features = alone(torch.cat(alike)).chunk(len(alike))
             ready.update(zip(map(id, alike), features, strict=True))
         return ready.pop(id(view))
@@ -46,8 +48,71 @@ def joined(backbone: nn.Module, views: Sequence[Tensor]) -> Iterator[None]:
         yield
 
 
-def _by_view(forward: Callable[[Tensor], Tensor], views: int) -> Callable[[Tensor], Tensor]:
-    return lambda images: torch.cat([forward(view) for view in images.chunk(views)])
+def _by_view(norm: _BatchNorm, views: int) -> Callable[[Tensor], Tensor]:
+    """A forward pass of the batch norm for so many views, each by itself."""
+    alone: Callable[[Tensor], Tensor] = norm.forward
+
+    def forward(images: Tensor) -> Tensor:
+        usual = (
+            type(norm) is nn.BatchNorm2d
+            and norm.affine
+            and norm.momentum is not None
+            and images.device.type == "cpu"
+            and images.dtype == norm.weight.dtype
+        )
+        if not usual or norm.num_batches_tracked is None:
+            return torch.cat([alone(view) for view in images.chunk(views)])
+        norm.num_batches_tracked.add_(views)
+        settings = norm.running_mean, norm.running_var, norm.momentum, norm.eps, views
+        normalised: Tensor = _NormByView.apply(images, norm.weight, norm.bias, *settings)
+        return normalised
+
+    return forward
+
+
+class _NormByView(torch.autograd.Function):
+    """Batch norm of each view by itself, written to where all lie.
+
+    To put the views together afterwards costs a hundredth of a step.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        images: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        mean: Tensor,
+        variance: Tensor,
+        momentum: float,
+        eps: float,
+        views: int,
+    ) -> Tensor:
+        out = torch.empty_like(images)
+        statistics = images.new_empty(views, 2, images.shape[1])
+        pieces = images.chunk(views), out.chunk(views), *statistics.unbind(1)
+        for view, *written in zip(*pieces, strict=True):
+            torch.native_batch_norm(
+                view, weight, bias, mean, variance, True, momentum, eps, out=written
+            )
+        ctx.save_for_backward(images, weight, statistics)
+        ctx.eps = eps
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        images, weight, statistics = ctx.saved_tensors
+        views = len(statistics)
+        pieces = gradient.chunk(views), images.chunk(views), *statistics.unbind(1)
+        gradients = [
+            torch.ops.aten.native_batch_norm_backward(
+                of_view, view, weight, None, None, mean, scale, True, ctx.eps, [True] * 3
+            )
+            for of_view, view, mean, scale in zip(*pieces, strict=True)
+        ]
+        of_images, of_weight, of_bias = zip(*gradients, strict=True)
+        return torch.cat(of_images), sum(of_weight), sum(of_bias), *[None] * 5
 
 
 @contextmanager
