@@ -6,6 +6,7 @@ take longer than one of 48. Batch norm alone looks across images, so it sees eac
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -26,11 +27,14 @@ def joined(backbone: nn.Module, views: Sequence[Tensor]) -> Iterator[None]:
     arguments (MAE's share of masked patches), or is none of `views`, gets a pass of its own; and
     so does all where PyTorch compiles, which would do that anew every step.
     """
+    if torch.compiler.is_compiling() or _has_compiled():
+        yield
+        return
     ready: dict[int, Tensor] = {}
     alone = backbone.forward
 
     def forward(view: Tensor, *args: Any, **kwargs: Any) -> Any:
-        if torch.compiler.is_compiling() or args or kwargs:
+        if args or kwargs:
             return alone(view, *args, **kwargs)
         alike = [other for other in views if other.shape == view.shape]
         if len(alike) < 2 or not any(other is view for other in alike):
@@ -46,6 +50,12 @@ def joined(backbone: nn.Module, views: Sequence[Tensor]) -> Iterator[None]:
 
     with _replaced(backbone, forward):
         yield
+
+
+def _has_compiled() -> bool:
+    """Whether PyTorch has compiled anything in this process."""
+    dynamo = sys.modules.get("torch._dynamo")
+    return dynamo is not None and bool(dynamo.utils.counters.get("frames"))
 
 
 def _by_view(norm: _BatchNorm, views: int) -> Callable[[Tensor], Tensor]:

@@ -6,7 +6,7 @@ import contextlib
 import copy
 import pickle
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -778,9 +778,20 @@ def test_settings_are_written_back_for_args_json(
     assert OmegaConf.select(off, "infoaug") is None
 
 
+@pytest.fixture
+def compiler() -> Iterator[None]:
+    """As if nothing had been compiled, afterwards too: then views pass the backbone together."""
+    torch._dynamo.utils.counters.clear()
+    yield
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+
+
 # PyTorch warns of each place that it cannot trace, and goes on without compiling it
 @pytest.mark.filterwarnings("ignore::UserWarning")
-def test_compiled_models_train(host: Any, make_cfg: Any, twins_folder: Path, steps: Any) -> None:
+def test_compiled_models_train(
+    host: Any, make_cfg: Any, twins_folder: Path, steps: Any, compiler: None
+) -> None:
     """Without code generation, which would take minutes: the tracing is what may fail."""
     losses = []
     for compiled in (False, True):
