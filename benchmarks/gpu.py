@@ -599,7 +599,8 @@ def objective(report: Report, device: Any, sizes: Sizes, clock: Clock) -> None:
 # --- the command ----------------------------------------------------------------------------------
 
 
-def main() -> None:
+def parsed_options() -> argparse.Namespace:
+    """The command line, with `device` as torch has it."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
@@ -612,7 +613,6 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
     options = parser.parse_args()
     check_needs(options.parts)
-    sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent)]
     import torch
 
     device = torch.device(options.device)
@@ -625,6 +625,32 @@ def main() -> None:
         torch.cuda.set_device(device)
     elif not options.tiny:
         parser.error("--device cpu is for --tiny: on a CPU the rest takes hours")
+    options.device = device
+    return options
+
+
+def waits_text(device: Any) -> str:
+    """What the columns of waits and copies count."""
+    if device.type == "cuda":
+        return (
+            "waits: cudaStreamSynchronize, cudaDeviceSynchronize and cudaEventSynchronize; "
+            "copies: from the host to the device"
+        )
+    return (
+        "waits: `.item()`, `nonzero` and `masked_select`, also on what is drawn on the CPU, "
+        "for which no card is waited for; copies: calls of `.to(device)`, `.cpu()` and `.cuda()`. "
+        "To a device that is not the CPU a step sends its twins and all that is drawn for their "
+        "views in one copy, and neither views nor steps wait for anything of it: both is tested on "
+        "torch's device `meta`"
+    )
+
+
+def main() -> None:
+    options = parsed_options()
+    device = options.device
+    sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent)]
+    import torch
+
     warnings.filterwarnings("ignore")
     logging.disable(logging.WARNING)
     name = "gpu" if not options.tiny else f"gpu_tiny_{device.type}"
@@ -651,17 +677,8 @@ def main() -> None:
         share = math.inf if options.tiny else remains * PARTS[part] / left
         left -= PARTS[part]
         works[part](report, device, sizes, Clock(share))
-    waits = (
-        "waits: cudaStreamSynchronize, cudaDeviceSynchronize and cudaEventSynchronize; "
-        "copies: from the host to the device"
-        if device.type == "cuda"
-        else "waits: `.item()`, `nonzero` and `masked_select`, also on what is drawn on the CPU, "
-        "for which no card is waited for; copies: calls of `.to(device)`, `.cpu()` and `.cuda()`. "
-        "To a device that is not the CPU a step sends its twins and all that is drawn for their "
-        "views in one copy, and neither views nor steps wait for anything of it: both is tested on "
-        "torch's device `meta`"
-    )
-    report.say(f"\n{waits}. All of it took {time.perf_counter() - started:.0f} s.")
+    took = time.perf_counter() - started
+    report.say(f"\n{waits_text(device)}. All of it took {took:.0f} s.")
     options.out.mkdir(parents=True, exist_ok=True)
     (options.out / f"{name}.md").write_text("\n".join(report.lines) + "\n", encoding="utf-8")
     content = {

@@ -10,7 +10,7 @@ import io
 import sys
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TextIO
+from typing import TYPE_CHECKING, Annotated, NoReturn, TextIO
 
 import typer
 
@@ -28,6 +28,14 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+def _exit_partly(heading: str, *lines: str) -> NoReturn:
+    """Say what failed while the rest was done: exit code 2."""
+    typer.secho(heading, fg=typer.colors.RED, err=True)
+    for line in lines:
+        typer.echo(line, err=True)
+    raise typer.Exit(2)
 
 
 @app.callback(invoke_without_command=True)
@@ -90,8 +98,7 @@ def upstream(
     if done.commit != done.base:
         typer.echo(f"The patches were made for {done.base}, and apply to {done.commit}.")
     if not done.passed:
-        typer.secho("Some tests fail: see above.", fg=typer.colors.RED, err=True)
-        raise typer.Exit(2)
+        _exit_partly("Some tests fail: see above.")
     text = upstream_folder() / "pull-request.md"
     typer.echo(
         f"Next, with a fork of solo-learn:\n  git -C {clone} push git@github.com:YOU/solo-learn "
@@ -160,15 +167,8 @@ def compare(
     typer.echo(f"{outcome.done} runs finished:")
     for file in outcome.files:
         typer.echo(f"  {file}")
-    if outcome.failed:
-        typer.secho(
-            f"{len(outcome.failed)} runs failed (--retry-failed runs them again):",
-            fg=typer.colors.RED,
-            err=True,
-        )
-        for name, why in outcome.failed:
-            typer.secho(f"  {name}: {why}", err=True)
-        raise typer.Exit(2)
+    if failed := [f"  {name}: {why}" for name, why in outcome.failed]:
+        _exit_partly(f"{len(failed)} runs failed (--retry-failed runs them again):", *failed)
 
 
 @app.command()
@@ -260,7 +260,6 @@ def mine(
 
     Exit code 2: some videos failed, the others are mined.
     """
-    from solo_infoaug.cache import cache_dir, remember_dictionary
     from solo_infoaug.mining import MineConfig
     from solo_infoaug.mining import mine as run
 
@@ -272,6 +271,14 @@ def mine(
     )
     typer.echo(dictionary.summary)
     _print_videos(dictionary)
+    _remember(dictionary)
+    if failed := dictionary.info["failed"]:
+        _exit_partly(f"{len(failed)} videos failed:", *(f"  {why}" for why in failed.values()))
+
+
+def _remember(dictionary: TwinDictionary) -> None:
+    from solo_infoaug.cache import cache_dir, remember_dictionary
+
     try:
         remember_dictionary(dictionary.path, dictionary.fingerprint)
     except OSError as error:
@@ -282,11 +289,6 @@ def mine(
         )
     else:
         typer.echo("Remembered: `infoaug: true` without `twins` means this dictionary now.")
-    if failed := dictionary.info["failed"]:
-        typer.secho(f"{len(failed)} videos failed:", fg=typer.colors.RED, err=True)
-        for why in failed.values():
-            typer.secho(f"  {why}", err=True)
-        raise typer.Exit(2)
 
 
 def _print_videos(dictionary: TwinDictionary, err: bool = False) -> None:
@@ -376,8 +378,8 @@ def split(
     """Split a dictionary into two that share no video, or no shot."""
     from solo_infoaug.dictionary.tools import split as run
 
-    for part in run(dictionary, out, fraction, by, seed):
-        typer.echo(part.summary)
+    for half in run(dictionary, out, fraction, by, seed):
+        typer.echo(half.summary)
 
 
 @app.command(name="filter")

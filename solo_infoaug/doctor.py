@@ -114,8 +114,8 @@ def _host() -> Iterator[Finding]:
     except HostError as error:
         yield Finding("solo-learn", "not found", False, str(error))
         return
-    kind = "current" if info.kind == "current" else "PyPI release, behind our adapter"
-    yield Finding("solo-learn", f"{info.version} ({kind}) at {info.path}, from {info.source}")
+    which = "current" if info.kind == "current" else "PyPI release, behind our adapter"
+    yield Finding("solo-learn", f"{info.version} ({which}) at {info.path}, from {info.source}")
     try:
         host = register()
     except InfoAugError as error:
@@ -144,14 +144,7 @@ def _device() -> Finding:
 def _codecs() -> Finding:
     import av
 
-    def decodes(name: str) -> bool:
-        try:
-            av.Codec(name, "r")
-        except ValueError:
-            return False
-        return True
-
-    have = [name for name in _CODECS if decodes(name)]
+    have = [name for name in _CODECS if name in av.codecs_available]
     missing = [name for name in _CODECS if name not in have]
     mend = (
         f"no decoder for {', '.join(missing)}: pip install --force-reinstall av" if missing else ""
@@ -165,9 +158,9 @@ def findings() -> Iterator[Finding]:
     wanted = _wanted()
     usable = True
     for package in _PACKAGES:
-        found = _package(package, wanted.get(package, SpecifierSet()))
-        usable &= found.good
-        yield found
+        finding = _package(package, wanted.get(package, SpecifierSet()))
+        usable &= finding.good
+        yield finding
     for package, mend in _OPTIONAL.items():
         version = _version(package)
         yield Finding(

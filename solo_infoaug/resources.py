@@ -18,4 +18,4 @@ def upstream_folder() -> Path:
 
 
 def _folder(name: str) -> Path:
-    return next(f for place in solo_infoaug.__path__ if (f := Path(place) / name).is_dir())
+    return next(f for parent in solo_infoaug.__path__ if (f := Path(parent) / name).is_dir())

@@ -42,12 +42,12 @@ def settings(config: type, leave_out: Collection[str] = ()) -> list[Setting]:
 def _field_docstrings(config: type) -> dict[str, str]:
     (class_,) = ast.parse(textwrap.dedent(inspect.getsource(config))).body
     assert isinstance(class_, ast.ClassDef)
-    found = {}
+    texts = {}
     for field, below in zip(class_.body, class_.body[1:], strict=False):
         match field, below:
             case ast.AnnAssign(target=ast.Name(name)), ast.Expr(ast.Constant(str(text))):
-                found[name] = " ".join(text.split())
-    return found
+                texts[name] = " ".join(text.split())
+    return texts
 
 
 def _yaml(value: Any) -> str:
@@ -65,8 +65,8 @@ def markdown_table(config: type, leave_out: Collection[str] = ()) -> str:
     """The settings as a table in Markdown."""
     rows = ["| key | type | default | |", "|---|---|---|---|"]
     for s in settings(config, leave_out):
-        kind = s.type.replace("|", r"\|")
-        rows.append(f"| `{s.name}` | `{kind}` | `{s.default}` | {s.text} |")
+        type_ = s.type.replace("|", r"\|")
+        rows.append(f"| `{s.name}` | `{type_}` | `{s.default}` | {s.text} |")
     return "\n".join(rows)
 
 

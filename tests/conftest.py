@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from augmentations import augmentation
 from omegaconf import DictConfig, OmegaConf
 
 if TYPE_CHECKING:
@@ -173,27 +174,6 @@ def image_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def _augmentation(**changes: Any) -> dict[str, Any]:
-    return {
-        "rrc": {"enabled": True, "crop_min_scale": 0.3, "crop_max_scale": 1.0},
-        "color_jitter": {
-            "prob": 0.8,
-            "brightness": 0.4,
-            "contrast": 0.4,
-            "saturation": 0.2,
-            "hue": 0.1,
-        },
-        "grayscale": {"prob": 0.2},
-        "gaussian_blur": {"prob": 0.5},
-        "solarization": {"prob": 0.1},
-        "equalization": {"prob": 0.0},
-        "horizontal_flip": {"prob": 0.5},
-        "crop_size": 16,
-        "num_crops": 2,
-        **changes,
-    }
-
-
 @pytest.fixture
 def slim_backbone(host: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """`resnet18` is a narrow one, in this process."""
@@ -244,7 +224,7 @@ def make_cfg(slim_backbone: None, image_folder: Path, tmp_path: Path) -> Callabl
                 "log_every_n_steps": 1,
                 "enable_progress_bar": False,
                 "enable_model_summary": False,
-                "augmentations": [_augmentation()],
+                "augmentations": [augmentation()],
             }
         )
         if method == "mae":

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 import threading
 from collections.abc import Callable
 from dataclasses import replace
@@ -15,8 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from augmentations import augmentation
 from lightning.pytorch.callbacks import Callback
 from omegaconf import DictConfig, OmegaConf
+from processes import python
 
 from solo_infoaug.dictionary import TwinDictionary
 from solo_infoaug.host import find_host
@@ -148,15 +147,7 @@ def test_two_cards(
     cfg.optimizer.batch_size = 4
     (tmp_path / "cfg.json").write_text(json.dumps(OmegaConf.to_container(cfg)))
     script = Path(__file__).with_name("two_processes.py")
-    done = subprocess.run(
-        [sys.executable, str(script), str(tmp_path)],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=500,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
+    python(script, tmp_path, OMP_NUM_THREADS="1")
     drawn = []
     for what in ("train", "train_ahead"):
         first, second = (
@@ -244,23 +235,11 @@ def test_a_step_never_waits_for_the_card(
     torch.cuda.synchronize(cuda)
 
 
-_ALL = {
-    "rrc": {"enabled": True, "crop_min_scale": 0.08, "crop_max_scale": 1.0},
-    "color_jitter": {
-        "prob": 0.8,
-        "brightness": 0.4,
-        "contrast": 0.4,
-        "saturation": 0.2,
-        "hue": 0.1,
-    },
-    "grayscale": {"prob": 0.2},
-    "gaussian_blur": {"prob": 0.5},
-    "solarization": {"prob": 0.0},
-    "equalization": {"prob": 0.0},
-    "horizontal_flip": {"prob": 0.5},
-    "crop_size": 32,
-    "num_crops": 2,
-}
+_ALL = augmentation(
+    rrc={"enabled": True, "crop_min_scale": 0.08, "crop_max_scale": 1.0},
+    solarization={"prob": 0.0},
+    crop_size=32,
+)
 
 
 @pytest.mark.parametrize("left_out", ["solarization", "color_jitter", "gaussian_blur"])

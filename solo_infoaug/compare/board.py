@@ -51,11 +51,11 @@ class Board:
     def _line(self, run: Run) -> str:
         over = sum(value in ("done", "failed") for value in self._states.values())
         left = self.seconds_left()
-        found = run.result
+        result = run.result
         what = f"failed: {run.files.reason()}"
-        if found is not None:
-            what = ", ".join(f"{name} {value:.1f}" for name, value in found["metrics"].items())
-            what += f" ({found['total_seconds']:.0f} s)"
+        if result is not None:
+            what = ", ".join(f"{name} {value:.1f}" for name, value in result["metrics"].items())
+            what += f" ({result['total_seconds']:.0f} s)"
         time_left = "" if left is None else f"; {_clock(left)} left"
         return f"[{over}/{len(self._runs)}] {run.title}: {what}{time_left}"
 

@@ -69,8 +69,8 @@ class RunFolder:
 
     def result(self, run_hash: str) -> dict[str, Any] | None:
         """What the run found; None unless it is done."""
-        found = _read(self._result)
-        return found if found is not None and found.get("hash") == run_hash else None
+        result = _read(self._result)
+        return result if result is not None and result.get("hash") == run_hash else None
 
     def reason(self) -> str:
         """Why the run failed."""

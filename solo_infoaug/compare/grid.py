@@ -11,8 +11,9 @@ import itertools
 import json
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -107,8 +108,8 @@ class Run:
 
         Another grid may have made the run and called it otherwise: its swept value is fixed there.
         """
-        found = self.files.result(self.hash)
-        return None if found is None else {**found, **asdict(self.cell)}
+        result = self.files.result(self.hash)
+        return None if result is None else {**result, **asdict(self.cell)}
 
     def write(self, keep_checkpoint: bool) -> None:
         """Make its folder ready for the program of a run."""
@@ -217,9 +218,8 @@ class Planner:
     def __init__(self, grid: Grid, workers: int = 1) -> None:
         self.grid = grid
         self.workers = workers
-        self._benchmarks: dict[str, Benchmark] = {}
-        self._videos: dict[str, tuple[Path, Path]] = {}
-        self._fingerprints: dict[str, str] = {}
+        self._data_sets: dict[str, Any] = {}
+        self._fingerprint = cache(lambda path: TwinDictionary.load(path).fingerprint)
         self._told: set[str] = set()
 
     def plan(self) -> list[Run]:
@@ -287,38 +287,30 @@ class Planner:
             cfg.infoaug.twins = str(twins)
             cost *= same_images_epochs(cfg) / cfg.max_epochs
             fingerprint = self._fingerprint(str(twins))
-        found: Any = OmegaConf.to_container(cfg.evaluate, resolve=True)
+        evaluate: Any = OmegaConf.to_container(cfg.evaluate, resolve=True)
         cfg.pop("evaluate")
-        return self._finish(cell, cfg, found, fingerprint, cost)
+        return self._finish(cell, cfg, evaluate, fingerprint, cost)
 
     def _data(self, cell: Cell, cfg: DictConfig) -> Path | None:
         """Fill in where data and twins are; returns the dictionary of the cell's arm."""
         evaluate = cfg.evaluate
         if evaluate.dataset == "scenes":
-            given: Any = OmegaConf.to_container(cfg.pop("scenes"))
-            try:
-                config = ScenesConfig(**given)
-            except TypeError as error:
-                raise ConfigError(f"scenes: {error}") from error
-            benchmark = self._benchmark(config)
+            evaluate.scenes = cfg.pop("scenes")
+            scenes = _settings("scenes", ScenesConfig, evaluate.scenes)
+            benchmark: Benchmark = self._prepared("scenes", scenes, prepare_scenes)
             cfg.data.train_path = str(benchmark.folder / "stills" / "train")
-            evaluate.scenes = given
             return benchmark.oracle if cell.arm == "oracle" else benchmark.twins
         if cell.arm == "oracle":
             raise ConfigError(
                 f"arms: oracle needs data whose true twins are known, not {cell.data}"
             )
         if evaluate.dataset == "video":
-            given = OmegaConf.to_container(cfg.pop("video"))
             if OmegaConf.is_missing(cfg.data, "videos"):
                 raise ConfigError("data.videos: expected a folder of videos with masks, got none")
             videos = str(Path(cfg.data.pop("videos")).expanduser().resolve())
-            try:
-                settings = video.VideoConfig(videos, **given)
-            except TypeError as error:
-                raise ConfigError(f"video: {error}") from error
+            settings = _settings("video", video.VideoConfig, cfg.pop("video"), videos=videos)
             evaluate.video = asdict(settings)
-            stills, twins = self._video(settings)
+            stills, twins = self._prepared("video", settings, video.prepare_video)
             cfg.data.train_path = str(stills)
             return twins
         for name, section in (("data", cfg.data), ("evaluate", evaluate)):
@@ -334,22 +326,12 @@ class Planner:
         self._tell(f"Twins: {choice.path.resolve()} ({choice.rule})")
         return choice.path.resolve()
 
-    def _benchmark(self, config: ScenesConfig) -> Benchmark:
-        if config.digest not in self._benchmarks:
-            folder = self.grid.out / "data" / f"scenes-{config.digest}"
-            self._benchmarks[config.digest] = prepare_scenes(folder, config, self.workers)
-        return self._benchmarks[config.digest]
-
-    def _video(self, config: video.VideoConfig) -> tuple[Path, Path]:
-        if config.digest not in self._videos:
-            folder = self.grid.out / "data" / f"video-{config.digest}"
-            self._videos[config.digest] = video.prepare_video(folder, config, self.workers)
-        return self._videos[config.digest]
-
-    def _fingerprint(self, path: str) -> str:
-        if path not in self._fingerprints:
-            self._fingerprints[path] = TwinDictionary.load(path).fingerprint
-        return self._fingerprints[path]
+    def _prepared(self, name: str, config: Any, prepare: Callable[..., Any]) -> Any:
+        """The benchmark `name` of these settings, made once."""
+        folder = self.grid.out / "data" / f"{name}-{config.digest}"
+        if folder.name not in self._data_sets:
+            self._data_sets[folder.name] = prepare(folder, config, self.workers)
+        return self._data_sets[folder.name]
 
     def _finish(
         self,
@@ -372,6 +354,13 @@ class Planner:
         cfg.name = f"{cell.method}-{cell.arm}"
         cfg.checkpoint.dir = str(RunFolder(folder).training)
         return Run(cell, folder, digest, cfg, evaluate, fingerprint, cost)
+
+
+def _settings(key: str, config: Callable[..., Any], given: DictConfig, **more: Any) -> Any:
+    try:
+        return config(**more, **OmegaConf.to_container(given))  # type: ignore[arg-type]
+    except TypeError as error:
+        raise ConfigError(f"{key}: {error}") from error
 
 
 def same_images_epochs(cfg: DictConfig) -> int:

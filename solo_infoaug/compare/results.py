@@ -37,7 +37,7 @@ def write_results(runs: Sequence[Run], out: Path) -> list[Path]:
         runs: of the grid, finished or not.
         out: the folder.
     """
-    results = [found for run in runs if (found := run.result) is not None]
+    results = [result for run in runs if (result := run.result) is not None]
     files = {"results.csv": results_csv(results)}
     out.mkdir(parents=True, exist_ok=True)
     if results:
@@ -198,7 +198,7 @@ def draw_curves(runs: Sequence[Run]) -> Figure:
     figure = Figure(figsize=(2.6 * max(2, len(methods)), 4.6), layout="constrained")
     grid = figure.subplots(2, max(1, len(methods)), squeeze=False)
     for i, method in enumerate(methods):
-        for row, kind in enumerate(("view", "twin")):
+        for row, branch in enumerate(("view", "twin")):
             axes = grid[row][i]
             for column in columns:
                 curves = [
@@ -206,21 +206,21 @@ def draw_curves(runs: Sequence[Run]) -> Figure:
                     for run in runs
                     if (run.cell.method, run.cell.arm, run.cell.variant)
                     == (method, column.arm, column.variant)
-                    and (found := _curve(run.files.metrics, kind)) is not None
+                    and (found := _curve(run.files.metrics, branch)) is not None
                 ]
                 if curves:
                     length = min(len(curve[0]) for curve in curves)
                     mean = np.mean([curve[1][:length] for curve in curves], axis=0)
                     colour = _shade(column, columns)
                     axes.plot(curves[0][0][:length], mean, color=colour, lw=1.2)
-            axes.set_title(f"{method}, {kind} branch", fontsize=9)
+            axes.set_title(f"{method}, {branch} branch", fontsize=9)
             axes.grid(alpha=0.3)
     return figure
 
 
-def _curve(file: Path, kind: str) -> tuple[list[int], np.ndarray] | None:
+def _curve(file: Path, branch: str) -> tuple[list[int], np.ndarray] | None:
     """Steps and values of a branch's loss in Lightning's metrics.csv; None where it has none."""
-    steps, values = read_losses(file)[f"{kind} branch"]
+    steps, values = read_losses(file)[f"{branch} branch"]
     return (steps, np.array(values)) if steps else None
 
 
@@ -230,11 +230,11 @@ def read_losses(metrics: Path) -> dict[str, tuple[list[int], list[float]]]:
         rows = list(csv.DictReader(file))
     # the method's own loss; solo-learn logs that of the online classifier beside it
     names = [n for n in rows[0] if re.fullmatch("train_(?!.*class).*_loss_step", n)] if rows else []
-    found = {}
+    losses = {}
     for branch, columns in (("view branch", names[:1]), ("twin branch", ["twin_loss_step"])):
         points = [(int(r["step"]), float(r[n])) for r in rows for n in columns if r.get(n)]
-        found[branch] = [step for step, _ in points], [value for _, value in points]
-    return found
+        losses[branch] = [step for step, _ in points], [value for _, value in points]
+    return losses
 
 
 def _gallery(runs: Sequence[Run]) -> list[Figure]:

@@ -58,12 +58,9 @@ def execute(folder: Path) -> dict[str, Any]:
     training, of both branches; `seconds` is the time of the training loop with its validation,
     `total_seconds` all of it; `memory_mib` the peak resident size of the process.
     """
-    import torch
     from omegaconf import DictConfig, OmegaConf
 
-    from solo_infoaug import __version__
     from solo_infoaug.compare.callback import Watch
-    from solo_infoaug.host import find_host
     from solo_infoaug.training import pretrain
 
     start = time.perf_counter()
@@ -76,16 +73,11 @@ def execute(folder: Path) -> dict[str, Any]:
     assert trained.checkpoint is not None
     online = trained.metrics.get("val_acc1", trained.metrics.get("train_acc1_epoch"))
     metrics = {} if online is None else {"online": online}
-    more: dict[str, Any] = {}
-    if plan["evaluate"]["dataset"] == "video":
-        found, more = evaluate_video(trained.checkpoint, plan["evaluate"]["video"])
-    else:
-        found = evaluate_run(trained.checkpoint, plan["evaluate"])
-    metrics |= found
+    measured, more = evaluate_run(trained.checkpoint, plan["evaluate"])
+    metrics |= measured
     shutil.copyfile(trained.checkpoint.parent / "metrics.csv", files.metrics)
     if not plan["keep_checkpoint"]:
         trained.checkpoint.unlink()
-    host = find_host()
     result = {
         **{key: plan[key] for key in ("method", "arm", "data", "seed", "variant", "hash")},
         "fingerprint": plan["fingerprint"],
@@ -97,11 +89,25 @@ def execute(folder: Path) -> dict[str, Any]:
         "seconds": watch.seconds,
         "images_per_second": watch.images / watch.seconds,
         "total_seconds": time.perf_counter() - start,
-        "memory_mib": _peak_memory(),
-        "gpu_memory_mib": torch.cuda.max_memory_allocated() / 2**20
-        if torch.cuda.is_available()
-        else None,
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        **_machine(),
+    }
+    files.note_result(result)
+    return result
+
+
+def _machine() -> dict[str, Any]:
+    """What the run had and took of the machine, and what it ran on."""
+    import torch
+
+    from solo_infoaug import __version__
+    from solo_infoaug.host import find_host
+
+    card, host = torch.cuda.is_available(), find_host()
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return {
+        "memory_mib": peak / 2**20 if sys.platform == "darwin" else peak / 2**10,
+        "gpu_memory_mib": torch.cuda.max_memory_allocated() / 2**20 if card else None,
+        "device": torch.cuda.get_device_name() if card else "cpu",
         "threads": torch.get_num_threads(),
         "versions": {
             "solo_infoaug": __version__,
@@ -110,30 +116,33 @@ def execute(folder: Path) -> dict[str, Any]:
             "python": platform.python_version(),
         },
     }
-    files.note_result(result)
-    return result
 
 
-def evaluate_run(checkpoint: Path, how: dict[str, Any]) -> dict[str, float]:
+def evaluate_run(checkpoint: Path, how: dict[str, Any]) -> tuple[dict[str, float], dict[str, Any]]:
     """`linear` and `knn`, and for `scenes` `linear_across` and `knn_across`; per cent.
 
     Args:
         checkpoint: of the run.
-        how: `dataset` and the further arguments of `evaluation.evaluate`, or "scenes" and its
-            settings.
+        how: `dataset` and the further arguments of `evaluation.evaluate`, or "scenes" or "video"
+            and its settings.
+
+    Returns:
+        The metrics, and what goes into the result beside them.
     """
     from solo_infoaug.evaluation import evaluate, extract_features, load_backbone
     from solo_infoaug.scenes.benchmark import ScenesConfig, stills
 
+    if how["dataset"] == "video":
+        return evaluate_video(checkpoint, how["video"])
     if how["dataset"] != "scenes":
-        found = evaluate(checkpoint, **how)
-        return {"linear": found["linear"], "knn": found["knn"]}
+        accuracies = evaluate(checkpoint, **how)
+        return {"linear": accuracies["linear"], "knn": accuracies["knn"]}, {}
     backbone = load_backbone(checkpoint)
     splits = [stills(ScenesConfig(**how["scenes"]), split) for split in ("labelled", "test")]
     labelled, test = (
         (extract_features(backbone, images), classes, parts) for images, classes, parts in splits
     )
-    return evaluate_features(labelled, test, how["k"])
+    return evaluate_features(labelled, test, how["k"]), {}
 
 
 def evaluate_video(
@@ -156,7 +165,7 @@ def evaluate_video(
     torch.manual_seed(int(OmegaConf.select(backbone.cfg, "seed", default=0)))
     module = load_host().build_backbone(backbone.cfg).eval().requires_grad_(False)
     untrained = replace(backbone, module=module)
-    found = evaluate_clips(
+    scores = evaluate_clips(
         VideoConfig(**how),
         {
             "ours": partial(extract_features, backbone),
@@ -166,9 +175,9 @@ def evaluate_video(
     )
     means = {
         name: {metric: float(np.mean(list(of.values()))) for metric, of in metrics.items()}
-        for name, metrics in found.items()
+        for name, metrics in scores.items()
     }
-    return means.pop("ours"), {"sequences": found["ours"], "references": means}
+    return means.pop("ours"), {"sequences": scores["ours"], "references": means}
 
 
 def evaluate_features(labelled: Labelled, test: Labelled, k: int) -> dict[str, float]:
@@ -195,11 +204,6 @@ def evaluate_features(labelled: Labelled, test: Labelled, k: int) -> dict[str, f
         "linear_across": linear,
         "knn_across": knn,
     }
-
-
-def _peak_memory() -> float:
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
 
 
 @hydra.main(version_base="1.2", config_path=None, config_name="solo_infoaug_compare_run")

@@ -97,34 +97,32 @@ Values = dict[tuple[str, Column], dict[Any, float]]
 
 def collect(results: Iterable[Mapping[str, Any]], data: str, metric: str) -> Values:
     """The values of one metric on one data set, by seed."""
-    found = collect_pairs([{**result, "sequences": {}} for result in results], data, metric)
-    return {
-        cell: {seed: value for (seed, _), value in seeds.items()} for cell, seeds in found.items()
-    }
+    pairs = collect_pairs([{**result, "sequences": {}} for result in results], data, metric)
+    return {cell: {seed: value for (seed, _), value in of.items()} for cell, of in pairs.items()}
 
 
 def collect_pairs(results: Iterable[Mapping[str, Any]], data: str, metric: str) -> Values:
     """The same by seed and video, where a result has a value for each video."""
-    found: Values = {}
+    values: Values = {}
     for result in results:
         if result["data"] == data and metric in result["metrics"]:
             cell = str(result["method"]), Column(result["arm"], tuple(result["variant"]))
             of_videos = result.get("sequences", {}).get(metric, {"": result["metrics"][metric]})
             for video, value in of_videos.items():
-                found.setdefault(cell, {})[int(result["seed"]), video] = float(value)
-    return found
+                values.setdefault(cell, {})[int(result["seed"]), video] = float(value)
+    return values
 
 
 def collect_references(
     results: Iterable[Mapping[str, Any]], data: str, metric: str
 ) -> dict[str, list[float]]:
     """What results say of models that were not trained: name → a value a seed."""
-    found: dict[str, dict[int, float]] = {}
+    by_seed: dict[str, dict[int, float]] = {}
     for result in results:
         for name, metrics in result.get("references", {}).items():
             if result["data"] == data and metric in metrics:
-                found.setdefault(name, {})[int(result["seed"])] = float(metrics[metric])
-    return {name: list(values.values()) for name, values in found.items()}
+                by_seed.setdefault(name, {})[int(result["seed"])] = float(metrics[metric])
+    return {name: list(values.values()) for name, values in by_seed.items()}
 
 
 def reference_of(column: Column, arm: str) -> Column:
@@ -136,15 +134,15 @@ def reference_of(column: Column, arm: str) -> Column:
 
 def differences(values: Values, method: str, column: Column) -> dict[str, Difference]:
     """Paired differences of a column to each reference that there is."""
-    found = {}
+    by_reference = {}
     for arm in _REFERENCES:
         theirs = values.get((method, reference_of(column, arm)))
         if arm == column.arm or theirs is None:
             continue
         difference = paired_difference(values[method, column], theirs)
         if difference is not None:
-            found[arm] = difference
-    return found
+            by_reference[arm] = difference
+    return by_reference
 
 
 @dataclass(frozen=True)
@@ -256,8 +254,8 @@ def _differences(values: Values, title: str) -> list[Table]:
         row = [method]
         for column, arm in pairs:
             known = (method, column) in values
-            found = differences(values, method, column).get(arm) if known else None
-            row.append("" if found is None else str(found) + ("*" if found.significant else ""))
+            gap = differences(values, method, column).get(arm) if known else None
+            row.append("" if gap is None else str(gap) + ("*" if gap.significant else ""))
         rows.append(row)
     header = [f"{column.label} − {ARMS[arm].label}" for column, arm in pairs]
     videos = any(key[1] for keys in values.values() for key in keys)
@@ -275,16 +273,9 @@ def results_csv(results: Sequence[Mapping[str, Any]]) -> str:
     """One row a run, sorted, accuracies in full precision."""
     metrics = [m for m in METRICS if any(m in result["metrics"] for result in results)]
     text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow([*_FIRST, *metrics, *_LAST])
-    rows: list[list[Any]] = []
-    for result in results:
-        flat = {**result, "variant": " ".join(result["variant"])}
-        rows.append(
-            [flat[key] for key in _FIRST]
-            + [result["metrics"].get(metric, "") for metric in metrics]
-            + ["" if flat[key] is None else flat[key] for key in _LAST]
-        )
-    rows.sort(key=lambda row: [str(value) for value in row[: len(_FIRST)]])
-    writer.writerows(rows)
+    columns = [*_FIRST, *metrics, *_LAST]
+    writer = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    rows = [{**r, **r["metrics"], "variant": " ".join(r["variant"])} for r in results]
+    writer.writerows(sorted(rows, key=lambda row: [str(row[key]) for key in _FIRST]))
     return text.getvalue()

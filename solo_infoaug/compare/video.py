@@ -131,27 +131,27 @@ def find_clips(folder: Path) -> list[Clip]:
         ConfigError: there are fewer than two.
     """
     images = folder / "JPEGImages"
-    found = []
+    clips = []
     for source in search([images if images.is_dir() else folder])[0] if folder.is_dir() else []:
         if images.is_dir():
             masks = folder / "Annotations" / source.relative_to(images)
         else:
             masks = source.with_name(f"{source.stem}.npz")
         if masks.exists():
-            found.append(Clip(video_stem(source), source, masks))
-    if len(found) < 2:
+            clips.append(Clip(video_stem(source), source, masks))
+    if len(clips) < 2:
         raise ConfigError(
             f"data.videos: expected a folder with two videos or more that have masks (NAME.mp4 and "
-            f"NAME.npz, or JPEGImages and Annotations), got {folder}, which has {len(found)}"
+            f"NAME.npz, or JPEGImages and Annotations), got {folder}, which has {len(clips)}"
         )
-    return sorted(found, key=lambda sequence: sequence.name)
+    return sorted(clips, key=lambda sequence: sequence.name)
 
 
 def split_clips(config: VideoConfig) -> dict[str, list[Clip]]:
     """The sequences of each of `SPLITS`."""
-    found = find_clips(Path(config.videos))
-    unseen = found[config.held_out - 1 :: config.held_out]
-    return {"seen": [s for s in found if s not in unseen], "unseen": unseen}
+    clips = find_clips(Path(config.videos))
+    unseen = clips[config.held_out - 1 :: config.held_out]
+    return {"seen": [s for s in clips if s not in unseen], "unseen": unseen}
 
 
 # --- patches -------------------------------------------------------------------------------------
@@ -207,21 +207,21 @@ def _frames(
     """`count` frames spread over a part of the video: their numbers, uint8 [H, W, 3]."""
     with open_video(sequence.source) as video:
         there = [(frame.number, frame.image()) for frame in video.frames(start, stop)]
-    for place in np.unique(np.linspace(0, len(there) - 1, count).round().astype(int)):
-        yield there[place]
+    for index in np.unique(np.linspace(0, len(there) - 1, count).round().astype(int)):
+        yield there[index]
 
 
 def kept_back(sequence: Clip, start: float, config: VideoConfig) -> list[Tiles]:
     """The patches of a video's tested frames: all that lie on objects, some of the background."""
-    masks, found = sequence.read_masks(), []
+    masks, tested = sequence.read_masks(), []
     for number, image in _frames(sequence, start, 1.0, config.test_frames):
         tiles = cut(image, masks[min(number, len(masks) - 1)], config.mining)
         rng = np.random.default_rng([config.seed, number])
         background = rng.permutation(np.flatnonzero(tiles.objects == 0))[: config.background]
         rows = np.sort(np.concatenate([np.flatnonzero(tiles.objects > 0), background]))
         chosen = tiles.pixels[rows], tiles.corners[rows], tiles.objects[rows]
-        found.append(Tiles(*chosen, tiles.side))
-    return found
+        tested.append(Tiles(*chosen, tiles.side))
+    return tested
 
 
 # --- the benchmark on disk -----------------------------------------------------------------------
@@ -304,17 +304,17 @@ def evaluate_sequence(tiles: Sequence[Tiles], features: Features | None) -> dict
         frame.pixels.float().mean((2, 3)) if features is None else features(frame.pixels)
         for frame in tiles
     ]
-    found: dict[str, list[float]] = {"auc": [], "same_frame": [], "later_frame": []}
-    for place, frame in enumerate(tiles):
-        here = scores(similarity(known[place], known[place]), frame, frame)
+    measured: dict[str, list[float]] = {"auc": [], "same_frame": [], "later_frame": []}
+    for index, frame in enumerate(tiles):
+        here = scores(similarity(known[index], known[index]), frame, frame)
         if here is not None:
-            found["auc"].append(here[0])
-            found["same_frame"].append(here[1])
-        if place + 1 < len(tiles):
-            later = scores(similarity(known[place], known[place + 1]), frame, tiles[place + 1])
+            measured["auc"].append(here[0])
+            measured["same_frame"].append(here[1])
+        if index + 1 < len(tiles):
+            later = scores(similarity(known[index], known[index + 1]), frame, tiles[index + 1])
             if later is not None:
-                found["later_frame"].append(later[1])
-    return {name: float(np.mean(values)) for name, values in found.items() if values}
+                measured["later_frame"].append(later[1])
+    return {name: float(np.mean(values)) for name, values in measured.items() if values}
 
 
 def evaluate_clips(config: VideoConfig, models: dict[str, Features | None]) -> dict[str, Any]:
@@ -323,12 +323,12 @@ def evaluate_clips(config: VideoConfig, models: dict[str, Features | None]) -> d
     Returns:
         model → `SPLIT_METRIC` → video → per cent.
     """
-    found: dict[str, Any] = {name: {} for name in models}
-    for part, sequences in split_clips(config).items():
-        start = config.stop_fraction if part == "seen" else 0.0
+    measured: dict[str, Any] = {name: {} for name in models}
+    for split, sequences in split_clips(config).items():
+        start = config.stop_fraction if split == "seen" else 0.0
         for sequence in sequences:
             tiles = kept_back(sequence, start, config)
             for name, features in models.items():
                 for metric, value in evaluate_sequence(tiles, features).items():
-                    found[name].setdefault(f"{part}_{metric}", {})[sequence.name] = value
-    return found
+                    measured[name].setdefault(f"{split}_{metric}", {})[sequence.name] = value
+    return measured

@@ -88,24 +88,23 @@ def run_demo(
     with _stage(console, "What are twins?", seconds, "mining"):
         clips = list(videos) or sample_clips()
         twins = mine(clips, folder / "twins", config, workers=None)
-        found = twins_text(twins)
+        summary = twins_text(twins)
         table = video_table(twins)
         pictures = draw_twin_pictures(twins, folder / "pictures")
-        console.print(found, soft_wrap=True)
+        console.print(summary, soft_wrap=True)
         _print_table(console, table[0], table[1:])
         console.print(f"Pictures: {folder / 'pictures' / 'pairs.png'}", soft_wrap=True)
 
     with _stage(console, "What do they do?", seconds, "scenes"):
         compared, scene_twins = compare_arms(folder / "scenes", seed, scenes)
         _print_table(console, *arms_table(compared))
-        for line in scenes_text(compared):
-            console.print(line, soft_wrap=True)
+        console.print(*scenes_text(compared), sep="\n", soft_wrap=True)
 
     with _stage(console, "A backbone from these videos", seconds, "backbone"):
         backbone = pretrain_backbone(twins, folder, epochs, seed, overrides)
         console.print(backbone_text(backbone), soft_wrap=True)
 
-    demo = DemoResult(found, table, compared, backbone, seconds)
+    demo = DemoResult(summary, table, compared, backbone, seconds)
     seconds["total"] = round(sum(seconds.values()), 1)
     page = write_report(demo, pictures, scene_twins, folder)
     (folder / "results.json").write_text(json.dumps(asdict(demo), indent=2), encoding="utf-8")
@@ -213,8 +212,8 @@ def _print_table(
     console: Console, header: Sequence[str], rows: Sequence[Sequence[str]], title: str | None = None
 ) -> None:
     table = Table(title=title)
-    for place, column in enumerate(header):
-        table.add_column(column, justify="right" if place else "left")
+    for index, column in enumerate(header):
+        table.add_column(column, justify="right" if index else "left")
     for row in rows:
         table.add_row(*row)
     console.print(table)

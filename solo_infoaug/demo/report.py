@@ -149,8 +149,8 @@ def draw_arms(scenes: ScenesResult) -> Figure:
     figure = Figure(figsize=(7, 3.4), layout="constrained")
     axes = figure.subplots()
     width = 0.8 / len(scenes.arms)
-    for place, row in enumerate(scenes.arms):
-        left = (place - (len(scenes.arms) - 1) / 2) * width
+    for index, row in enumerate(scenes.arms):
+        left = (index - (len(scenes.arms) - 1) / 2) * width
         bars = axes.bar(
             [left, 1 + left],
             [row.across, row.usual],

@@ -125,21 +125,21 @@ def shape_of(path: Path, name: str) -> tuple[int, ...]:
 
 def expect(
     path: Path,
-    found: Mapping[str, torch.Tensor],
+    tensors: Mapping[str, torch.Tensor],
     name: str,
     dtype: torch.dtype,
     shape: tuple[int, ...],
 ) -> torch.Tensor:
-    """The tensor `name` of those in `found`; a DictionaryError unless it is of this kind.
+    """The tensor `name` of those in `tensors`; a DictionaryError unless it is of this kind.
 
     Args:
         path: of the file, for the message.
-        found: from `read_tensors`.
+        tensors: from `read_tensors`.
         name: which.
         dtype: that it must have.
         shape: likewise; −1 for any length.
     """
-    tensor = found.get(name)
+    tensor = tensors.get(name)
     good = (
         tensor is not None
         and tensor.dtype == dtype

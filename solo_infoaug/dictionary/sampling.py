@@ -14,5 +14,5 @@ def draw(count: int, size: int, generator: torch.Generator) -> torch.Tensor:
 
 def another(own: torch.Tensor, count: torch.Tensor, choice: torch.Tensor) -> torch.Tensor:
     """int64 [B]: a place below `count` that is not the `own`, by `choice` in [0, 1)."""
-    place = (choice * (count - 1).clamp(min=1)).long()
-    return torch.where(count > 1, place + (place >= own), own)
+    other = (choice * (count - 1).clamp(min=1)).long()
+    return torch.where(count > 1, other + (other >= own), own)

@@ -95,13 +95,13 @@ class WindowRecord:
         Raises:
             DictionaryError: the file is missing or damaged.
         """
-        found = read_tensors(self._folder / f"{self.index:04d}.safetensors")
+        tensors = read_tensors(self._folder / f"{self.index:04d}.safetensors")
         for name, shape in (
             ("tracks", (-1, len(self.patches), 2)),
             ("mi", (len(self.patches),) * 2),
         ):
-            expect(self._folder, found, name, torch.float32, shape)
-        return {name: tensor.numpy() for name, tensor in found.items()}
+            expect(self._folder, tensors, name, torch.float32, shape)
+        return {name: tensor.numpy() for name, tensor in tensors.items()}
 
 
 class TwinDictionary:
@@ -195,8 +195,8 @@ class TwinDictionary:
         keys = info.get("videos")
         if not isinstance(keys, list) or not all(map(is_name, keys)):
             raise DictionaryError(f"{manifest}: damaged: `videos` is no list of names")
-        for key, kind in (("config", dict), ("failed", dict), ("left_out", list)):
-            if not isinstance(info.get(key), (kind, type(None))):
+        for key, expected in (("config", dict), ("failed", dict), ("left_out", list)):
+            if not isinstance(info.get(key), (expected, type(None))):
                 raise DictionaryError(f"{manifest}: damaged: `{key}` is {info[key]!r}")
         return cls(folder, info, [Part.read(folder / PARTS / key) for key in keys])
 
@@ -232,15 +232,15 @@ class TwinDictionary:
     def crops(self, index: torch.Tensor, moment: torch.Tensor | int = 0) -> torch.Tensor:
         """uint8 [B, 3, H, W]: patches `index` int64 [B] at `moment` (int, or int64 [B])."""
         places, moments = index.numpy(), torch.as_tensor(moment).expand(len(index)).numpy()
-        found = np.empty((len(index), *self.pixels_shape[2:]), np.uint8)
+        crops = np.empty((len(index), *self.pixels_shape[2:]), np.uint8)
         shards = np.searchsorted(self._shard_starts, places, side="right") - 1
         inside = places - self._shard_starts[shards]
         order = np.argsort(shards, kind="stable")
         there, starts = np.unique(shards[order], return_index=True)
         # A batch of a large dictionary meets hundreds of files: few steps for each.
         for shard, rows in zip(there.tolist(), np.split(order, starts[1:]), strict=True):
-            found[rows] = self._open(shard).numpy()[inside[rows], moments[rows]]
-        return torch.from_numpy(found)
+            crops[rows] = self._open(shard).numpy()[inside[rows], moments[rows]]
+        return torch.from_numpy(crops)
 
     def sample(
         self,
@@ -273,16 +273,16 @@ class TwinDictionary:
             ConfigError: an argument cannot be used.
             DictionaryError: no patch has a twin.
         """
-        if arm not in PARTNERS:
-            raise ConfigError(f"arm must be one of {', '.join(PARTNERS)}, not {arm!r}")
-        if batch_size < 1:
-            raise ConfigError(f"batch_size must be at least 1, not {batch_size!r}")
-        if top_k is not None and top_k < 1:
-            raise ConfigError(f"top_k must be at least 1 or None, not {top_k!r}")
+        for name, good, expected, value in (
+            ("arm", arm in PARTNERS, f"one of {', '.join(PARTNERS)}", arm),
+            ("batch_size", batch_size >= 1, "at least 1", batch_size),
+            ("top_k", top_k is None or top_k >= 1, "at least 1 or None", top_k),
+            ("others", 0 <= others < 1, "at least 0 and less than 1", others),
+        ):
+            if not good:
+                raise ConfigError(f"{name} must be {expected}, not {value!r}")
         if len(self.anchors) == 0:
             raise DictionaryError(f"{self.path}: no patch has a twin; mine more or other video")
-        if not 0 <= others < 1:
-            raise ConfigError(f"others must be at least 0 and less than 1, not {others!r}")
         lone = min(round(others * batch_size), batch_size - 1)
         if lone and len(self.without_twin) == 0:
             raise DictionaryError(f"{self.path}: every patch has a twin; others must be 0")
@@ -290,12 +290,7 @@ class TwinDictionary:
         # Every random number is drawn for every arm, so that all arms see the same patches.
         choice = torch.rand(len(index), dtype=torch.float32, generator=generator)
         moments = torch.randint(self.pixels_shape[1], (2, len(index)), generator=generator)
-        if arm == "mi":
-            partner = self._twin(index, top_k or 1, choice)
-        elif arm == "self":
-            partner = index
-        else:
-            partner = self._window_mate(index, choice, arm == "random_anchor")
+        partner = self._partner(arm, index, top_k or 1, choice)
         if lone:
             more = self.without_twin[draw(len(self.without_twin), lone, generator)]
             index, partner = torch.cat([index, more]), torch.cat([partner, more])
@@ -305,7 +300,14 @@ class TwinDictionary:
             moments.zero_()
         return self.crops(index, moments[0]), self.crops(partner, moments[1]), index
 
-    def _twin(self, index: torch.Tensor, top_k: int, choice: torch.Tensor) -> torch.Tensor:
+    def _partner(
+        self, arm: str, index: torch.Tensor, top_k: int, choice: torch.Tensor
+    ) -> torch.Tensor:
+        """int64 [B], by `choice` in [0, 1)."""
+        if arm == "self":
+            return index
+        if arm != "mi":
+            return self._window_mate(index, choice, arm == "random_anchor")
         twins = self.twins[index, :top_k]
         available = (twins >= 0).sum(dim=1)
         return twins.gather(1, (choice * available).long()[:, None])[:, 0]
@@ -374,8 +376,8 @@ class _Shard:
 
     def map(self) -> torch.Tensor:
         """uint8 [n, S, 3, H, W], mapped."""
-        found = read_tensors(self.path)
-        return expect(self.path, found, "pixels", torch.uint8, (self.patches, *self.shape))
+        tensors = read_tensors(self.path)
+        return expect(self.path, tensors, "pixels", torch.uint8, (self.patches, *self.shape))
 
 
 @dataclass(frozen=True)
@@ -418,20 +420,20 @@ class Part:
             raise DictionaryError(f"{path}: cannot be read: {error.strerror}") from error
         if digest != record["index"]["sha256"]:
             raise DictionaryError(f"{path}: damaged: its content is not what video.json says")
-        found = read_tensors(path)
+        tensors = read_tensors(path)
         count = int(record["index"]["patches"])
-        twins = expect(path, found, "twins", torch.int64, (count, -1)).clone()
+        twins = expect(path, tensors, "twins", torch.int64, (count, -1)).clone()
         top_k = twins.shape[1]
-        mi = expect(path, found, "mi", torch.float32, (count, top_k))
-        p_value = expect(path, found, "p_value", torch.float32, (count, top_k))
-        frames = expect(path, found, "moment_frames", torch.int32, (count, -1))
+        mi = expect(path, tensors, "mi", torch.float32, (count, top_k))
+        p_value = expect(path, tensors, "p_value", torch.float32, (count, top_k))
+        frames = expect(path, tensors, "moment_frames", torch.int32, (count, -1))
         old = record["version"] == 1  # a window then was a shot, and was called so
         unit = "shot" if old else "window"
         patches = np.zeros(count, PATCH_COLUMNS)
         for column in STORED_COLUMNS:
             dtype = torch.int32 if column in ("window", "frame") else torch.float32
             stored = unit if column == "window" else column
-            patches[column] = expect(path, found, stored, dtype, (count,)).numpy()
+            patches[column] = expect(path, tensors, stored, dtype, (count,)).numpy()
         if count == 0 or top_k == 0 or frames.shape[1] == 0:
             raise DictionaryError(f"{path}: damaged: patches and {unit}s do not fit")
         windows = _windows(folder, name, record, patches, unit)
@@ -462,8 +464,8 @@ def _windows(
     for index, entry in enumerate(record[f"{unit}s"]):
         size = int(entry["patches"])
         rows = slice(first, first + size)
-        place, stored = range(first, rows.stop), folder / f"{unit}s"
-        window = WindowRecord(name, index, place, dict(entry), stored)
+        patch_rows, stored = range(first, rows.stop), folder / f"{unit}s"
+        window = WindowRecord(name, index, patch_rows, dict(entry), stored)
         if size < 0 or not (patches["window"][rows] == index).all():
             raise DictionaryError(f"{folder}: damaged: patches and {unit}s do not fit")
         patches["shot"][rows] = window.shot

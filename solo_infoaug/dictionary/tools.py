@@ -211,11 +211,11 @@ def describe(dictionary: TwinDictionary, verify: bool = False) -> dict[str, Any]
 def video_table(dictionary: TwinDictionary) -> list[tuple[str, ...]]:
     """What came of each video, for people: a heading and a row a video, most twins first."""
     parts = [Part.read(dictionary.path / PARTS / key) for key in dictionary.info["videos"]]
-    found = [_summary(part, dictionary.info) for part in parts]
+    summaries = [_summary(part, dictionary.info) for part in parts]
     rows: list[tuple[str, ...]] = [
         ("video", "minutes", "twins a minute", "patches with a twin", "why the others have none")
     ]
-    for row in sorted(found, key=lambda row: -(row["twins_a_minute"] or 0)):
+    for row in sorted(summaries, key=lambda row: -(row["twins_a_minute"] or 0)):
         reasons = dict(row["patches_by_reason"])
         reasons.pop("twin", None)
         others = max(sum(reasons.values()), 1)
@@ -265,12 +265,12 @@ def export_patches(dictionary: TwinDictionary, folder: str | os.PathLike[str]) -
 def _unique(names: list[str]) -> list[str]:
     """Names that differ: a number is put behind those that come again."""
     taken: set[str] = set()
-    for place, name in enumerate(names):
+    for index, name in enumerate(names):
         candidate, number = name, 2
         while candidate in taken:
             candidate, number = f"{name}-{number}", number + 1
         taken.add(candidate)
-        names[place] = candidate
+        names[index] = candidate
     return names
 
 
@@ -406,13 +406,13 @@ def _only(
 
 
 def _pixels(part: Part, rows: slice) -> np.ndarray:
-    first, found = 0, []
+    first, pieces = 0, []
     for shard in part.shards:
         start, stop = max(rows.start - first, 0), min(rows.stop - first, shard.patches)
         if start < stop:
-            found.append(shard.map()[start:stop])
+            pieces.append(shard.map()[start:stop])
         first += shard.patches
-    return torch.cat(found).numpy()
+    return torch.cat(pieces).numpy()
 
 
 def _hash(path: Path) -> str:

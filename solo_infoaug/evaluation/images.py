@@ -122,8 +122,8 @@ def _downloaded(dataset: str, path: str) -> list[Any]:
     try:
         if dataset == "stl10":
             return [STL10(path, split=split, download=True) for split in ("train", "test")]
-        kind = CIFAR10 if dataset == "cifar10" else CIFAR100
-        return [kind(path, train=train, download=True) for train in (True, False)]
+        data_set = CIFAR10 if dataset == "cifar10" else CIFAR100
+        return [data_set(path, train=train, download=True) for train in (True, False)]
     except (OSError, RuntimeError) as error:
         raise ConfigError(
             f"--train-path: {dataset} is not at {path} and cannot be downloaded ({error})"

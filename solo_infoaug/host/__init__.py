@@ -150,21 +150,21 @@ def _version(folder: Path, kind: Kind) -> str:
 
 def _folders() -> list[tuple[str, Path]]:
     """Where a solo-learn may be, the most explicit first."""
-    found: list[tuple[str, Path]] = []
+    folders: list[tuple[str, Path]] = []
     imported = getattr(sys.modules.get("solo"), "__path__", None)
     if imported:
         return [("imported", Path(next(iter(imported))).resolve().parent)]
     named = os.environ.get("SOLO_LEARN_HOME")
     if named:
         return [("SOLO_LEARN_HOME", Path(named).expanduser().resolve())]
-    found.append(("working directory", Path.cwd()))
+    folders.append(("working directory", Path.cwd()))
     try:
         spec = importlib.util.find_spec("solo")
     except (ImportError, ValueError):
         spec = None
-    for place in (spec.submodule_search_locations or []) if spec else []:
-        found.append(("sys.path", Path(place).resolve().parent))
-    return found
+    for folder in (spec.submodule_search_locations or []) if spec else []:
+        folders.append(("sys.path", Path(folder).resolve().parent))
+    return folders
 
 
 def find_host() -> HostInfo:

@@ -413,11 +413,9 @@ def build_transform_pipeline(dataset: str, cfg: DictConfig) -> Callable[[Any], t
         what = f"equalization is not in {_EMBEDDED}"
         raise _lacks("augmentations", what, "set its prob to 0, or ")
     jitter = cfg.color_jitter
+    parts = ("brightness", "contrast", "saturation", "hue")
     arguments = {
-        "brightness": jitter.get("brightness", 0.0),
-        "contrast": jitter.get("contrast", 0.0),
-        "saturation": jitter.get("saturation", 0.0),
-        "hue": jitter.get("hue", 0.0),
+        **{part: jitter.get(part, 0.0) for part in parts},
         "color_jitter_prob": jitter.prob,
         "gray_scale_prob": cfg.grayscale.prob,
         "horizontal_flip_prob": cfg.horizontal_flip.prob,
@@ -437,10 +435,8 @@ def prepare_datasets(
     dataset: str,
     transform: Callable[[Any], Any],
     train_data_path: str | os.PathLike[str] | None = None,
-    data_format: str = "image_folder",
     no_labels: bool = False,
-    download: bool = True,
-    data_fraction: float = -1.0,
+    **of_the_current: Any,
 ) -> Any:
     """The release's pretraining data set at `train_data_path`."""
     from solo.utils.pretrain_dataloader import prepare_datasets as prepare
@@ -451,7 +447,6 @@ def prepare_datasets(
         data_dir=Path(train_data_path) if train_data_path is not None else None,
         train_dir=".",
         no_labels=no_labels,
-        download=download,
     )
 
 
@@ -511,8 +506,8 @@ def find_checkpoint(
     """The newest checkpoint under `checkpoint.dir`/`method` with equal `keys` in its args.json."""
     oldest = datetime.now() - timedelta(hours=cfg.auto_resume.max_hours)
     folder = Path(cfg.checkpoint.dir) / cfg.method
-    found = sorted(folder.rglob("*.ckpt"), key=lambda path: path.stat().st_ctime, reverse=True)
-    for path in found:
+    written = sorted(folder.rglob("*.ckpt"), key=lambda path: path.stat().st_ctime, reverse=True)
+    for path in written:
         if datetime.fromtimestamp(path.stat().st_ctime) < oldest:
             continue
         args = path.parent / "args.json"

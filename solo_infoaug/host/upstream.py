@@ -61,9 +61,9 @@ def new_tests(patches: Sequence[Path]) -> list[str]:
 
 def base_commit(patches: Sequence[Path]) -> str:
     """The commit of solo-learn that the series was made for."""
-    found = re.search(r"^base-commit: (\w+)$", patches[0].read_text(encoding="utf-8"), re.M)
-    assert found is not None
-    return found[1]
+    line = re.search(r"^base-commit: (\w+)$", patches[0].read_text(encoding="utf-8"), re.M)
+    assert line is not None
+    return line[1]
 
 
 # --- git -------------------------------------------------------------------------------------

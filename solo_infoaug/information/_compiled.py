@@ -545,10 +545,10 @@ def neighbour_sums(x: Series, y: Series, k: int, kind: str, layout: str) -> Tens
     flat_x, flat_y = flat_x.reshape(-1), flat_y.reshape(-1)
 
     def run_one(block: Block, work: Work) -> tuple[Any, np.ndarray]:
-        place = (slice(block.i0, block.i1), slice(block.j0, block.j1))
-        part = np.zeros_like(out[place])
-        run(flat_x, flat_y, block, shape, ks, psi, work, part)
-        return place, part
+        target = (slice(block.i0, block.i1), slice(block.j0, block.j1))
+        sums = np.zeros_like(out[target])
+        run(flat_x, flat_y, block, shape, ks, psi, work, sums)
+        return target, sums
 
     _share(blocks, threads, lambda: _work(flat_x.dtype, SIDE, k), run_one, out)
     return torch.from_numpy(out[0] if paired else out)
@@ -571,9 +571,9 @@ def _share(
                 task = next(remaining, None)
             if task is None:
                 return
-            place, part = run(task, work)
+            target, sums = run(task, work)
             with lock:
-                out[place] += part
+                out[target] += sums
 
     threads = min(threads, len(tasks))
     if threads == 1:

@@ -86,9 +86,9 @@ def smallest_distances(x: Tensor, valid: Tensor | None, max_memory: int) -> Tens
 
 def _distances(x: Tensor, valid: Tensor | None, tracks: slice, rows: slice) -> Tensor:
     """L∞ distances `[T, tracks, rows]`."""
-    part = x[tracks]
-    out = x.new_zeros(part.shape[1], part.shape[0], rows.stop - rows.start)
-    for column in part.unbind(-1):
+    series = x[tracks]
+    out = x.new_zeros(series.shape[1], series.shape[0], rows.stop - rows.start)
+    for column in series.unbind(-1):
         torch.maximum(out, (column.T[:, :, None] - column[None, :, rows]).abs(), out=out)
     own = torch.arange(rows.start, rows.stop, device=x.device)
     out[own, :, own - rows.start] = math.inf

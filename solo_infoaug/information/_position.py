@@ -336,8 +336,8 @@ def _exact(side: Series, x: np.ndarray, mask: np.ndarray | None) -> Series:
             continue
         recurs[track] = True
         lattice[track] |= is_lattice
-        place = np.searchsorted(values, x[track, :, c])  # of each sample among the sorted
-        out[track, :, c] = points[np.minimum(place, len(values) - 1)]
+        rank = np.searchsorted(values, x[track, :, c])  # of each sample among the sorted
+        out[track, :, c] = points[np.minimum(rank, len(values) - 1)]
     if not (recurs.any() or (out != x).any()):
         return side
     if mask is not None:

@@ -144,6 +144,7 @@ def _to_sample(
     return far
 
 
+# Long, since Triton has no arrays in registers: the smallest distances are b0 to b7.
 @triton.jit
 def _kernel(
     x,

@@ -180,14 +180,9 @@ def pairwise_mutual_information(
 
     Args:
         trajectories: `[..., P, T, d]`, float32 or float64.
-        estimator: `3kl`, `ksg1` or `ksg2`.
-        k: which neighbour; 1 <= k < T.
+        estimator, k, min_samples, units, max_memory: as for `mutual_information`.
         mask: `[..., P, T]`, bool, true where a track has a sample. A pair uses the samples that
             both have; what lies outside may be anything, NaN too.
-        min_samples: fewest common samples for an estimate; more than k. By default k + 1, with a
-            mask 16 or 4k, whichever is more.
-        units: `nats` or `bits`.
-        max_memory: bytes that the work may take, beside input and output.
 
     Returns:
         `[..., P, P]`, symmetric, in the dtype of the trajectories. The diagonal is the estimate of
@@ -195,11 +190,10 @@ def pairwise_mutual_information(
         common samples, or where these are fewer than `min_samples`.
 
     Raises:
-        ValueError: wrong type, dtype or shape, T <= k, NaN or infinite samples, unknown estimator.
+        ValueError: as `mutual_information`.
 
     Warns:
-        EstimateWarning: values recur and the estimator cannot tell what they share; samples lie on
-            a curve or surface (`3kl`); no pair has `min_samples` samples.
+        EstimateWarning: as `mutual_information`.
     """
     scenes, how = check_scenes(trajectories, mask, estimator, k, min_samples, units, max_memory)
     out = all_pairs(scenes, trajectories, how)
@@ -439,8 +433,8 @@ def _thin(own: Tensor, count: Tensor, k: int, d: int | Tensor) -> Tensor:
     error is about 1/√T; edges make it smaller than d when samples are few.
     """
     steps = sum(1 / i for i in range(1, k))
-    found = steps * count / (own[..., 0] - own[..., 3])
-    return (own[..., 1] == 0) & (found < d * (0.8 - 1.8 / count.sqrt())) & (found < d - 0.4)
+    dimension = steps * count / (own[..., 0] - own[..., 3])
+    return (own[..., 1] == 0) & (dimension < d * (0.8 - 1.8 / count.sqrt())) & (dimension < d - 0.4)
 
 
 def _moving(side: Series) -> Tensor:
@@ -532,10 +526,10 @@ def all_pairs(scenes: list[Series], x: Tensor, how: Estimator) -> Tensor:
     for scene, tracks in zip(out, scenes, strict=True):
         for rows, value in upper_rows(tracks, tracks, how):
             with one_thread():
-                part = (torch.triu(value) * how.scale).to(x.dtype)
-                scene[rows, rows.start :] = part
-                scene[rows.start :, rows] = part.T
-                here = part[:, : rows.stop - rows.start]
+                block = (torch.triu(value) * how.scale).to(x.dtype)
+                scene[rows, rows.start :] = block
+                scene[rows.start :, rows] = block.T
+                here = block[:, : rows.stop - rows.start]
                 scene[rows, rows] = here + torch.triu(here, 1).T
     return out.reshape(*x.shape[:-2], x.shape[-3])
 

@@ -56,9 +56,9 @@ def top_k_partners(
 
     def offer(rows: slice, value: Tensor, first: int) -> None:
         """Let tracks first, first + 1, ... compete for the places of the rows."""
-        value, found = value.topk(min(count, value.shape[1]), dim=1)
+        value, columns = value.topk(min(count, value.shape[1]), dim=1)
         values = torch.cat([best[rows], value], 1)
-        candidates = torch.cat([partners[rows], found + first], 1)
+        candidates = torch.cat([partners[rows], columns + first], 1)
         best[rows], kept = values.topk(count, dim=1)
         partners[rows] = candidates.gather(1, kept)
 

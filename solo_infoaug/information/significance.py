@@ -66,8 +66,7 @@ def pairwise_significance(
 
     Args:
         trajectories: `[..., P, T, d]`, float32 or float64, regularly sampled.
-        estimator: `3kl`, `ksg1` or `ksg2`.
-        k: which neighbour; 1 <= k < T.
+        estimator, k, min_samples, max_memory: as for `pairwise_mutual_information`.
         surrogates: how many shifts; no p-value is below 1 / (1 + surrogates). There are at most
             T + 1 - 2·min_shift shifts, and no more than that are used.
         min_shift: smallest shift, in frames, in either direction.
@@ -76,8 +75,6 @@ def pairwise_significance(
         mask: `[..., P, T]`, bool, true where a track has a sample. It is shifted with its track,
             and a surrogate uses the samples that both then have; where they are fewer than
             `min_samples` the surrogate is left out of the pair's p-value.
-        min_samples: as for `pairwise_mutual_information`.
-        max_memory: bytes that the work may take, beside input and output.
 
     Returns:
         `Significance(mi, p_values, q_values)`; mi in nats. Pairs whose MI is 0 for want of samples
@@ -95,13 +92,9 @@ def pairwise_significance(
     mi = all_pairs(scenes, trajectories, how)
     warn_of(how)
     drawn = torch.randperm(samples + 1 - 2 * min_shift, generator=generator) + min_shift
-    shifts = drawn[:surrogates].tolist()
-    flat = mi.reshape(-1, *mi.shape[-2:])
-    p_values = torch.ones_like(flat)
-    for scene, tracks in enumerate(scenes):
-        p = _p_values(tracks, flat[scene], shifts, how._replace(notes=None))
-        p_values[scene] = torch.triu(p, 1) + torch.triu(p, 1).T
-        p_values[scene].fill_diagonal_(1.0)
+    shifts, quiet = drawn[:surrogates].tolist(), how._replace(notes=None)
+    flat = zip(scenes, mi.reshape(-1, *mi.shape[-2:]), strict=True)
+    p_values = torch.stack([_p_values(tracks, of, shifts, quiet) for tracks, of in flat])
     q_values = torch.stack([_q_values(p, dependence) for p in p_values])
     return Significance(mi, p_values.reshape(mi.shape), q_values.reshape(mi.shape))
 
@@ -177,7 +170,7 @@ def shifted_information(
 
 
 def _p_values(tracks: Series, mi: Tensor, shifts: list[int], how: Estimator) -> Tensor:
-    """p-values above the diagonal."""
+    """p-values `[P, P]`, symmetric; 1 on the diagonal."""
     reached, drawn = torch.ones_like(mi), torch.ones_like(mi)
     for shift in shifts:
         shifted = tracks.rolled([shift])
@@ -190,7 +183,8 @@ def _p_values(tracks: Series, mi: Tensor, shifts: list[int], how: Estimator) -> 
                 enough = common >= how.min_count
             reached[rows, rows.start :] += (surrogate >= mi[rows, rows.start :]) & enough
             drawn[rows, rows.start :] += enough
-    return torch.where(mi == 0, 1.0, reached / drawn)
+    upper = torch.triu(torch.where(mi == 0, 1.0, reached / drawn), 1)
+    return (upper + upper.T).fill_diagonal_(1.0)
 
 
 def _q_values(p_values: Tensor, dependence: str) -> Tensor:

@@ -275,12 +275,12 @@ class SceneVideo:
             path = middle + rng.uniform(-_OFF, _OFF, 2) + stray - stray[config.frames // 2]
             turn -= turn[config.frames // 2]
             places = rng.permutation(_PLACES)[: config.parts]
-            kind = int(rng.integers(config.classes))
-            for part, place in enumerate(places):
+            class_ = int(rng.integers(config.classes))
+            for part, corner in enumerate(places):
                 c, s = np.cos(turn), np.sin(turn)
-                offset = np.stack([c * place[0] - s * place[1], s * place[0] + c * place[1]], 1)
+                offset = np.stack([c * corner[0] - s * corner[1], s * corner[0] + c * corner[1]], 1)
                 objects.append(index)
-                classes.append(kind)
+                classes.append(class_)
                 parts.append(part)
                 centres.append(path + offset)
                 angles.append(turn)
@@ -308,8 +308,8 @@ class SceneVideo:
         background = _background(height, width, rng)
         known = families(self.config)
         sprites = [
-            _PartImage.make(known[kind][part], self.config, rng)
-            for kind, part in zip(self.classes, self.parts, strict=True)
+            _PartImage.make(known[class_][part], self.config, rng)
+            for class_, part in zip(self.classes, self.parts, strict=True)
         ]
         for centres, angles in zip(self.centres, self.angles, strict=True):
             canvas = background.copy()
@@ -415,12 +415,12 @@ def prepare_scenes(folder: Path, config: ScenesConfig, workers: int = 1) -> Benc
             mined = mine(videos, folder / "twins", how, workers=workers, overwrite=True)
             shutil.rmtree(folder / "oracle", ignore_errors=True)
             write_oracle(mined, scenes, folder / "oracle")
-            found = {
+            content = {
                 "digest": config.digest,
                 "config": dataclasses.asdict(config),
                 "truth": compare_with_truth(mined, scenes),
             }
-            write_json(marker, found)
+            write_json(marker, content)
     known = json.loads(marker.read_text(encoding="utf-8"))
     if known["digest"] != config.digest:
         raise ConfigError(
@@ -484,9 +484,9 @@ def write_oracle(mined: TwinDictionary, scenes: list[SceneVideo], folder: Path) 
     objects, parts = _truth(mined, scenes)
     rows = np.flatnonzero(objects >= 0)
     twins = np.full((len(rows), 4), -1)
-    for place, row in enumerate(rows):
+    for index, row in enumerate(rows):
         mates = np.flatnonzero((objects[rows] == objects[row]) & (parts[rows] != parts[row]))
-        twins[place, : min(4, len(mates))] = mates[:4]
+        twins[index, : min(4, len(mates))] = mates[:4]
     keep = twins[:, 0] >= 0
     return TwinDictionary.create(
         folder,

@@ -152,11 +152,11 @@ class Scene:
             sprites.insert(0, _ground(config))
         sprites = [background, *sprites, *poles]
         if config.camera in TRAVELLING:
-            place = _travel(config)
+            travelled = _travel(config)
             for sprite in sprites:
                 # A plane with n·(x, y, 1) = 1 / depth, seen by a camera that has moved by c, is
                 # shown by I − K c nᵀ.
-                sprite.poses = (np.eye(3) - place[:, :, None] * sprite.nearness) @ sprite.poses
+                sprite.poses = (np.eye(3) - travelled[:, :, None] * sprite.nearness) @ sprite.poses
         return cls(config, sprites, camera, _exposure(config))
 
     def frames(self) -> Iterator[np.ndarray]:
@@ -334,9 +334,9 @@ def _twins_in_grid(
 ) -> np.ndarray:
     """int [G]: of each patch of a window's grid the best twin, by its place in it; −1 for none."""
     rows = np.arange(window.patches.start, window.patches.stop)
-    found = dictionary.twins[rows, 0].numpy()
+    best = dictionary.twins[rows, 0].numpy()
     twin = np.full(len(centres), -1)
-    here, there = rows[found >= 0], found[found >= 0]
+    here, there = rows[best >= 0], best[best >= 0]
     twin[_places(dictionary, here, centres)] = _places(dictionary, there, centres)
     arrays = window.arrays
     if not np.array_equal(arrays["centres"].round(), centres.round()):
@@ -433,10 +433,10 @@ def _regions(config: SceneConfig) -> list[tuple[np.ndarray, np.ndarray]]:
     if config.touching:
         whole = np.array([config.width, config.height])
         return [
-            (0.5 * whole + 0.6 * (place * cell - 0.5 * whole), 0.3 * cell)
-            for place in places[: config.objects]
+            (0.5 * whole + 0.6 * (cell_centre * cell - 0.5 * whole), 0.3 * cell)
+            for cell_centre in places[: config.objects]
         ]
-    return [(place * cell, cell / 2) for place in places[: config.objects]]
+    return [(cell_centre * cell, cell / 2) for cell_centre in places[: config.objects]]
 
 
 def _backdrop(config: SceneConfig, rng: np.random.Generator) -> _Sprite:
@@ -548,11 +548,11 @@ def _boxes(config: SceneConfig) -> list[_Sprite]:
     rng = np.random.default_rng([config.seed, 6])
     boxes = []
     for index, column in enumerate(rng.permutation(config.boxes)):
-        part = (index + rng.uniform(0.2, 0.8)) / config.boxes  # of the way to the nearest things
-        nearness = 1 / config.depth + (1 - 1 / config.depth) * part
+        way = (index + rng.uniform(0.2, 0.8)) / config.boxes  # of the way to the nearest things
+        nearness = 1 / config.depth + (1 - 1 / config.depth) * way
         height = max(16, round(0.8 * config.height * nearness * rng.uniform(0.6, 1.0)))
         width = max(12, round(height * rng.uniform(0.3, 0.6)))
-        foot = config.height * (_WALL + (1 - _WALL) * part)
+        foot = config.height * (_WALL + (1 - _WALL) * way)
         across = (column + rng.uniform(0, 1)) / config.boxes
         middle = np.array([config.width * (1.2 * across - 0.1), foot - height / 2])
         image = _texture(height, width, rng, contrast=50.0)

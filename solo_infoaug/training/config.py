@@ -99,12 +99,13 @@ def choose_device(cfg: DictConfig) -> None:
         return
     devices = OmegaConf.select(cfg, "devices", default=1)
     processes = int(devices) if accelerator == "cpu" and str(devices).isdigit() else 1
-    changes: dict[str, Any] = {"accelerator": "cpu", "precision": _cpu_precision(cfg)}
-    # solo-learn scales the learning rate by len(devices)
-    changes["devices"] = str(processes)
-    if processes == 1:
-        changes["strategy"] = "auto"
-    changes["sync_batchnorm"] = False
+    changes: dict[str, Any] = {
+        "accelerator": "cpu",
+        "precision": _cpu_precision(cfg),
+        "devices": str(processes),  # solo-learn scales the learning rate by len(devices)
+        **({"strategy": "auto"} if processes == 1 else {}),
+        "sync_batchnorm": False,
+    }
     before = {key: OmegaConf.select(cfg, key) for key in changes}
     for key, value in changes.items():
         cfg[key] = value

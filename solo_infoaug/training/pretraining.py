@@ -56,9 +56,9 @@ class TrainingResult:
 
 
 def _logger_kind(cfg: DictConfig) -> str:
-    kind = OmegaConf.select(cfg, "logger", default="csv")
-    require(kind in LOGGERS, "logger", f"one of {', '.join(LOGGERS)}", kind)
-    return str(kind)
+    logger = OmegaConf.select(cfg, "logger", default="csv")
+    require(logger in LOGGERS, "logger", f"one of {', '.join(LOGGERS)}", logger)
+    return str(logger)
 
 
 def _logger(cfg: DictConfig, version: str) -> Logger | None:
@@ -71,12 +71,12 @@ def _logger(cfg: DictConfig, version: str) -> Logger | None:
             entity=cfg.wandb.entity,
             offline=cfg.wandb.offline,
         )
-    kind = _logger_kind(cfg)
+    logger = _logger_kind(cfg)
     if OmegaConf.select(cfg, "wandb.enabled"):
-        say(f"wandb.enabled, but wandb is not installed: logging to {kind}")
-    if kind == "none":
+        say(f"wandb.enabled, but wandb is not installed: logging to {logger}")
+    if logger == "none":
         return None
-    if kind == "tensorboard":
+    if logger == "tensorboard":
         if importlib.util.find_spec("tensorboard") is None:
             raise ConfigError(
                 "logger: tensorboard is not installed; pip install tensorboard, or logger=csv"

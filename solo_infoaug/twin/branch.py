@@ -9,7 +9,7 @@ is the host's; its batches are patches and their twins, and its loss is added wi
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from functools import cache
 from typing import Any, cast
@@ -26,6 +26,7 @@ from solo_infoaug.host import BACKBONE_NAMES, Host
 from solo_infoaug.host.method import Method
 from solo_infoaug.twin.batch_norm import exchanged, frozen, norms_of, own_norms
 from solo_infoaug.twin.config import InfoAugConfig, complete_infoaug, write_infoaug
+from solo_infoaug.twin.joined import joined
 from solo_infoaug.twin.method import MethodSpec, find_method
 from solo_infoaug.twin.prefetch import Prefetch, TwinRequest
 from solo_infoaug.twin.randomness import fork_rng
@@ -108,8 +109,11 @@ class _TwinBranch(Method):
         return super()._base_shared_step(X, torch.zeros_like(targets))
 
     @contextmanager
-    def backbone_for_twins(self) -> Iterator[None]:
-        """Inside, the shared backbone's batch norms work as `infoaug.batch_norm` says."""
+    def backbone_for_twins(self, views: Sequence[Tensor]) -> Iterator[None]:
+        """Inside, the shared backbone is that of the branch, and takes its views in one pass.
+
+        Its batch norms work as `infoaug.batch_norm` says.
+        """
         view_branch = self.view_branch
         backbones = [(view_branch.backbone, self.norms)]
         if hasattr(view_branch, "momentum_backbone"):
@@ -120,6 +124,7 @@ class _TwinBranch(Method):
                     stack.enter_context(frozen(backbone))
                 elif norms is not None:
                     stack.enter_context(exchanged(backbone, norms))
+                stack.enter_context(joined(backbone, views))
             yield
 
     def log(self, name: str, value: Any, *args: Any, **kwargs: Any) -> None:
@@ -325,7 +330,7 @@ class InfoAugMethod(Method):
         with self._twin_randomness(batch_idx) as seeds:
             twin_batch = self._twin_batch(seeds)
             self._prepare_next(batch_idx)
-            with self.twin.backbone_for_twins():
+            with self.twin.backbone_for_twins(twin_batch[1]):
                 twin_loss = self.twin.training_step(twin_batch, batch_idx)
         self.log("twin_loss", twin_loss, on_epoch=True, sync_dist=True)
         return loss + self.infoaug.weight * twin_loss
@@ -381,6 +386,8 @@ class InfoAugMethod(Method):
         views = apply_views(
             request.pipelines, twins.patch, twins.twin, twins.drawn, both=request.both
         )
+        if not getattr(self, "no_channel_last", True):  # the method would make copies of them
+            views = [view.to(memory_format=torch.channels_last) for view in views]
         # as the loader's batches are, for precisions in which the weights are not float32
         plugin = getattr(self._trainer, "precision_plugin", None)
         views = views if plugin is None else plugin.convert_input(views)

@@ -107,16 +107,16 @@ def risks(
         state: the method's buffers.
         pairs: drawn a step, by all processes.
     """
-    found = []
+    texts = []
     anchors = len(dictionary.anchors)
     if pairs > anchors:
-        found.append(
+        texts.append(
             f"infoaug.batch_size: {pairs} pairs a step (of all processes) are drawn from {anchors} "
             "patches with a twin: a patch comes more than once in a step, and is its own negative"
         )
     queue = OmegaConf.select(cfg, "method_kwargs.queue_size")
     if "queue" in state and queue is not None and int(queue) + pairs > anchors:
-        found.append(
+        texts.append(
             f"method_kwargs.queue_size: a queue of {queue} and {pairs} pairs a step, but "
             f"{anchors} patches with a twin: a patch meets itself in the queue, as its own "
             "negative or neighbour; mine more video, or use a shorter queue"
@@ -125,8 +125,8 @@ def risks(
     source = float(np.median(dictionary.patches["size"][dictionary.anchors.numpy()]))
     side = min(float(dictionary.pixels_shape[-1]), source)
     if crop > _ENLARGED * side:
-        found.append(
+        texts.append(
             f"infoaug.twins: patches of {side:.0f} pixels are enlarged to crops of {crop}: "
             "mine with a larger -s crop_size and -s patch_fraction, or video of a higher resolution"
         )
-    return found
+    return texts

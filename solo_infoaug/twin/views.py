@@ -20,7 +20,6 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from kornia.color import rgb_to_grayscale
 from kornia.enhance import equalize
 from omegaconf import OmegaConf
 from torch import Tensor, nn
@@ -122,15 +121,15 @@ def draw_boxes(
     aspect = _uniform(shape, math.log(ratio[0]), math.log(ratio[1]), random).exp()
     tall, wide = (area / aspect).sqrt().round(), (area * aspect).sqrt().round()
     fits = (tall > 0) & (tall <= height) & (wide > 0) & (wide <= width)
-    found, first = fits.any(1), fits.int().argmax(1, keepdim=True)
+    fitting, first = fits.any(1), fits.int().argmax(1, keepdim=True)
     # where no try fits: the largest box in the middle with an allowed aspect ratio
     tallest, widest = min(height, round(width / ratio[0])), min(width, round(height * ratio[1]))
-    tall = tall.gather(1, first)[:, 0].where(found, float(tallest))
-    wide = wide.gather(1, first)[:, 0].where(found, float(widest))
+    tall = tall.gather(1, first)[:, 0].where(fitting, float(tallest))
+    wide = wide.gather(1, first)[:, 0].where(fitting, float(widest))
     room = torch.stack([height - tall, width - wide])
-    place = (_uniform((2, count), 0, 1, random) * (room + 1)).floor()
-    place = place.where(found, (room / 2).floor())
-    return torch.stack([*place, tall, wide], dim=1).long()
+    corner = (_uniform((2, count), 0, 1, random) * (room + 1)).floor()
+    corner = corner.where(fitting, (room / 2).floor())
+    return torch.stack([*corner, tall, wide], dim=1).long()
 
 
 def resized_crop(image: Tensor, boxes: Tensor, size: int) -> Tensor:
@@ -153,8 +152,7 @@ def resized_crop(image: Tensor, boxes: Tensor, size: int) -> Tensor:
     across, down = _bicubic(left, wide, width, size), _bicubic(top, tall, height, size)
     rows = torch.bmm(image.reshape(count, channels * height, width), across.mul_(255).mT)
     rows = rows.round_().clamp_(0, 255).view(count, channels, height, size)
-    out = torch.stack([torch.bmm(down, channel) for channel in rows.unbind(1)], dim=1)
-    return out.round_().clamp_(0, 255).div_(255)
+    return torch.matmul(down[:, None], rows).round_().clamp_(0, 255).div_(255)
 
 
 def _bicubic(start: Tensor, length: Tensor, pixels: int, size: int) -> Tensor:
@@ -197,12 +195,13 @@ def _turns(factors: Tensor, order: Tensor) -> Drawn:
     """What `jitter` does in each of its four turns, float32.
 
     Returns:
-        [4, B, 3], of each turn and image: the factor of the blend (1 for none), 1 where its other
-        image is the mean grey, 1 where it is the grey; for each turn the images whose hue is
-        turned, int64 [B′]; for each turn the angles by which.
+        [4, B, 3], of each turn and image: the weights of the image, of its mean grey and of its
+        grey, which add up to 1, or to less where black is blended in; for each turn the images
+        whose hue is turned, int64 [B′]; for each turn the angles by which.
     """
     now = factors.gather(1, order)
-    blends = torch.stack([now.where(order != _HUE, 1.0), order == 1, order == 2]).transpose(0, 2)
+    own = now.where(order != _HUE, 1.0)
+    blends = torch.stack([own, (1 - own) * (order == 1), (1 - own) * (order == 2)]).transpose(0, 2)
     turn, turned = ((order == _HUE) & (now != 0)).T.nonzero().unbind(1)
     counts = torch.bincount(turn, minlength=order.shape[1]).tolist()
     angles = (2 * math.pi * now[turned, turn]).float()
@@ -212,57 +211,52 @@ def _turns(factors: Tensor, order: Tensor) -> Drawn:
 def _jittered(image: Tensor, blends: Tensor, *hues: Tensor) -> Tensor:
     """`jitter` in place, by `_turns`."""
     turned, angles = hues[: len(blends)], hues[len(blends) :]
-    places = zip(blends[..., None, None, None].unbind(0), turned, angles, strict=True)
-    for blend, rows, angle in places:
-        factor, to_mean, to_grey = blend.to(image.dtype).unbind(1)
-        grey = rgb_to_grayscale(image)
+    turns = zip(blends[..., None, None, None].unbind(0), turned, angles, strict=True)
+    for blend, rows, angle in turns:
+        own, of_mean, of_grey = blend.to(image.dtype).unbind(1)
+        grey = luminance(image)
         mean = grey.mean((-2, -1), keepdim=True)
-        other = grey.mul_(to_grey).add_(to_mean * mean)
-        torch.lerp(other, image, factor, out=image).clamp_(0, 1)
+        other = grey.mul_(of_grey).add_(of_mean * mean)
+        torch.addcmul(other, image, own, out=image).clamp_(0, 1)
         if len(rows):
             image.index_copy_(0, rows, turn_hue(image[rows], angle))
     return image
 
 
+def luminance(image: Tensor) -> Tensor:
+    """Float [B, 3, H, W] → [B, 1, H, W], by the weights of ITU-R BT.601."""
+    red, green, blue = image.split(1, dim=1)
+    return (0.299 * red).add_(green, alpha=0.587).add_(blue, alpha=0.114)
+
+
 def turn_hue(image: Tensor, angle: Tensor) -> Tensor:
     """Add to the hue of HSV.
 
-    Kornia's `adjust_hue`, to the bit in float32. That selects by `torch.where`, which PyTorch does
-    not vectorise on the CPU, nineteen times; `lerp` with a weight of 0 or 1 selects the same.
+    Nothing is selected with `torch.where` or a boolean, neither of which PyTorch vectorises on the
+    CPU, but with `lerp` and a weight of 0 or 1.
 
     Args:
         image: float [B, 3, H, W] in [0, 1].
-        angle: float [B], radians, in [-2π, 2π].
+        angle: float [B], radians.
 
     Returns:
         float [B, 3, H, W] in [0, 1].
     """
-    circle = 2 * math.pi
-    most = image.amax(1)
-    spread = most - image.amin(1)
-    saturation = spread / (most + 1e-8)
-    spread.clamp_(min=torch.finfo(image.dtype).tiny)  # of grey, whose hue is 0
-    red, green, blue = (most[:, None] - image).unbind(1)  # 0 where a channel is the largest
-    hue = (green - red).add_(spread, alpha=4)
-    hue.lerp_((red - blue).add_(spread, alpha=2), (green == 0).to(image.dtype))
-    hue.lerp_(blue - green, (red == 0).to(image.dtype))
-    hue.div_(spread).div_(6)
-    hue.sub_(hue.floor())
-    hue.sub_(hue.ge(1).to(image.dtype))  # where a small negative one was rounded
-    hue.mul_(circle).add_(angle[:, None, None])
-    hue.add_(hue.lt(0).to(image.dtype), alpha=circle)
-    hue.sub_(hue.ge(circle).to(image.dtype), alpha=circle)
-    sextant = hue.div_(circle).mul_(6).floor()
-    part = hue.sub_(sextant)
-    odd = sextant - (sextant / 2).floor_().mul_(2)
-    part = torch.lerp(1 - part, part, odd)
-    least = (1 - saturation).mul_(most)
-    middle = part.mul_(saturation).neg_().add_(1).mul_(most)
-    # 2 where a channel is the largest, 1 in the middle, 0 the least
-    level = sextant[:, None] - torch.arange(0, 6, 2, device=image.device)[:, None, None]
-    level.add_(level.lt(0).to(image.dtype), alpha=6).sub_(2.5).abs_().sub_(0.5)
-    out = torch.lerp(least[:, None], middle[:, None], level.clamp(max=1))
-    return out.lerp_(most[:, None], level.sub_(1).clamp_(min=0))
+    red, green, blue = image.unbind(1)
+    highest, lowest = image.amax(1), image.amin(1)
+    spread = highest - lowest
+    # in sixths of the circle from red on: by which channel is the largest
+    hue = (red - green).add_(spread, alpha=4)
+    hue.lerp_((blue - red).add_(spread, alpha=2), (highest - green).eq_(0))
+    hue.lerp_(green - blue, (highest - red).eq_(0))
+    # the hue of grey counts for nothing
+    hue.div_(spread.clamp(min=torch.finfo(image.dtype).tiny))
+    hue.add_(angle.mul(3 / math.pi)[:, None, None])
+    hue.sub_((hue / 6).floor_().mul_(6))
+    # a channel is the largest up to one sixth from its own hue, the least from two on
+    own = torch.arange(0, 6, 2, device=image.device)[:, None, None]
+    level = (hue[:, None] - own).abs_().sub_(3).abs_().sub_(1).clamp_(0, 1)
+    return torch.addcmul(lowest[:, None], spread[:, None], level)
 
 
 def blur(image: Tensor, sigma: Tensor) -> Tensor:
@@ -280,18 +274,18 @@ def blur(image: Tensor, sigma: Tensor) -> Tensor:
     """
     count, channels, height, width = image.shape
     sigma = sigma.to(image.dtype)
-    across, down = _three_boxes(sigma, width), _three_boxes(sigma, height)
+    across = _three_boxes(sigma, width)
+    down = across if height == width else _three_boxes(sigma, height)
     rows = torch.bmm(image.reshape(count, channels * height, width), across.mT)
-    rows = rows.view(count, channels, height, width)
-    return torch.stack([torch.bmm(down, channel) for channel in rows.unbind(1)], dim=1)
+    return torch.matmul(down[:, None], rows.view(count, channels, height, width))
 
 
 def _three_boxes(sigma: Tensor, pixels: int) -> Tensor:
     """Weights [B, pixels, pixels] of three box blurs that have the variance sigma² together."""
     variance = sigma**2 / 3
     whole = (((12 * variance + 1).sqrt() - 1) / 2).floor()  # of the radius, and what is left
-    part = (2 * whole + 1) * (whole * (whole + 1) - 3 * variance)
-    radius = whole + part / (6 * (variance - (whole + 1) ** 2))
+    fraction = (2 * whole + 1) * (whole * (whole + 1) - 3 * variance)
+    radius = whole + fraction / (6 * (variance - (whole + 1) ** 2))
     reach = math.ceil(_BLUR_SIGMA[1]) + 1
     offset = torch.arange(-reach, reach + 1, device=sigma.device)
     box = (radius[:, None] + 1 - offset.abs()).clamp(0, 1) / (2 * radius[:, None] + 1)
@@ -373,7 +367,7 @@ class Grayscale(_OnSome):
     """The luminance in all three channels, with a probability."""
 
     def _changed(self, image: Tensor, *parameters: Tensor) -> Tensor:
-        return rgb_to_grayscale(image).expand(-1, 3, -1, -1)
+        return luminance(image).expand(-1, 3, -1, -1)
 
 
 class GaussianBlur(_OnSome):

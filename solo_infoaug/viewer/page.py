@@ -45,16 +45,16 @@ def show(
         VideoError: `videos` cannot be read, or the mp4 not be written.
     """
     path = Path(file)
-    kind = path.suffix.lower()
-    if kind not in (".html", ".png", ".mp4"):
+    ending = path.suffix.lower()
+    if ending not in (".html", ".png", ".mp4"):
         raise ConfigError(f"the file to write must end in .html, .png or .mp4, not {path.name!r}")
-    if videos and kind != ".mp4":
+    if videos and ending != ".mp4":
         raise ConfigError(f"--video: source videos are drawn in an .mp4, and {path.name} is none")
     with new_file(path, "out") as fresh:
-        if kind == ".html":
+        if ending == ".html":
             # a file name need not be text in any encoding
             fresh.write_text(_page(dictionary), encoding="utf-8", errors="backslashreplace")
-        elif kind == ".mp4":
+        elif ending == ".mp4":
             sources = [Path(video) for video in videos]
             write_movie(dictionary, pictures.richest_windows(dictionary, _WINDOWS), fresh, sources)
         else:

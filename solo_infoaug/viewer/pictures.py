@@ -204,9 +204,9 @@ def draw_pairs(dictionary: TwinDictionary, count: int = 24) -> Figure:
     The strongest pair of each window comes first, then the second of each; no patch comes twice.
     """
     ranked = [
-        (place, -float(dictionary.mi[row, 0]), row)
+        (index, -float(dictionary.mi[row, 0]), row)
         for window in dictionary.windows
-        for place, row in enumerate(
+        for index, row in enumerate(
             window.patches.start + i for i, _ in strongest_pairs(dictionary, window, count)
         )
     ]
@@ -217,8 +217,8 @@ def draw_pairs(dictionary: TwinDictionary, count: int = 24) -> Figure:
     grid = figure.subplots(2 * rows, columns, squeeze=False)
     for axes in grid.ravel():
         axes.set_axis_off()
-    for place, patch in enumerate(chosen):
-        row, column = divmod(place, columns)
+    for index, patch in enumerate(chosen):
+        row, column = divmod(index, columns)
         twin = dictionary.twins[patch, 0]
         pair = dictionary.crops(torch.stack([torch.tensor(patch), twin]))
         for offset in (0, 1):

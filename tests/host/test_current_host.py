@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import csv
 import importlib.util
-import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from processes import python
 
 pytestmark = pytest.mark.slow
 
@@ -38,15 +37,7 @@ CONFIGS = ("simclr", "mocov2plus", "byol", "simsiam", "barlow", "vicreg", "nnclr
 def _run(
     home: Path, cwd: Path, script: str, *arguments: str, **env: str
 ) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-c", _RUN, str(home / script), *arguments],
-        cwd=cwd,
-        capture_output=True,
-        text=True,
-        env={**os.environ, **env},
-        timeout=500,
-        check=False,
-    )
+    return python("-c", _RUN, home / script, *arguments, cwd=cwd, check=False, **env)
 
 
 def _pretrain(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -12,6 +11,7 @@ from typing import Any
 
 import pytest
 from omegaconf import DictConfig, OmegaConf
+from processes import python
 
 from solo_infoaug.errors import UpstreamError
 from solo_infoaug.host.upstream import apply_series, base_commit, new_tests, patch_files
@@ -53,15 +53,7 @@ def train(tmp_path: Path) -> Train:
     def run(home: Path, runs: dict[str, DictConfig], *arguments: str) -> dict[str, Any]:
         given, out = tmp_path / "runs.json", tmp_path / "out.json"
         given.write_text(json.dumps([[n, OmegaConf.to_container(c)] for n, c in runs.items()]))
-        done = subprocess.run(
-            [sys.executable, str(_HOOKED), str(given), str(out), *arguments],
-            capture_output=True,
-            text=True,
-            env={**os.environ, "SOLO_LEARN_HOME": str(home)},
-            timeout=1200,
-            check=False,
-        )
-        assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+        python(_HOOKED, given, out, *arguments, timeout=1200, SOLO_LEARN_HOME=str(home))
         results: dict[str, Any] = json.loads(out.read_text())
         return results
 
@@ -197,15 +189,7 @@ def test_wrong_checkpoint_is_refused_through_the_hook(
     }
     given, out = tmp_path / "given.json", tmp_path / "out.json"
     given.write_text(json.dumps([[n, OmegaConf.to_container(kinds[n])] for n in (first, second)]))
-    done = subprocess.run(
-        [sys.executable, "-c", _REFUSED, str(given), str(out)],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "SOLO_LEARN_HOME": str(patched)},
-        timeout=600,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    python("-c", _REFUSED, given, out, timeout=600, SOLO_LEARN_HOME=str(patched))
     assert message in json.loads(out.read_text())
 
 

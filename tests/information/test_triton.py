@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from processes import python
 
 from solo_infoaug.information import _backend, _plain, pairwise_mutual_information
 
@@ -20,16 +18,7 @@ _SCRIPT = Path(__file__).with_name("triton_interpreted.py")
 def test_the_interpreted_kernel_is_the_cpu_engine() -> None:
     """In a process of its own: how a kernel runs is settled when its module is imported."""
     pytest.importorskip("triton")
-    done = subprocess.run(
-        [sys.executable, str(_SCRIPT)],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=500,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    found = json.loads(done.stdout)
+    found = json.loads(python(_SCRIPT, OMP_NUM_THREADS="1").stdout)
     assert len(found) == 19
     assert {name: value for name, value in found.items() if not value < 1e-4} == {}
 

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import pickle
-import subprocess
-import sys
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -16,6 +13,7 @@ import numpy as np
 import pytest
 import torchvision
 from PIL import Image
+from processes import python
 
 from solo_infoaug.errors import ConfigError
 from solo_infoaug.resources import config_folder
@@ -149,16 +147,8 @@ def test_main_pretrain_runs_them_all(
         arguments += _overrides(method, data, datasets, tmp_path / f"{method}-{data}")
         arguments += ["devices='1'", "accelerator=cpu", "precision=32", "sync_batchnorm=false"]
         runs.append(json.dumps(arguments))
-    done = subprocess.run(
-        [sys.executable, "-c", _RUN, str(solo_learn_home / "main_pretrain.py"), *runs],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        env={**os.environ, "SOLO_INFOAUG_TWINS": str(twins_folder)},
-        timeout=550,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    program = ("-c", _RUN, solo_learn_home / "main_pretrain.py", *runs)
+    done = python(*program, cwd=tmp_path, timeout=550, SOLO_INFOAUG_TWINS=str(twins_folder))
     assert done.stdout.count("InfoAug: mi twins") == len(runs)
     losses: list[Any] = []
     for log in (tmp_path / "lightning_logs").rglob("metrics.csv"):

@@ -6,7 +6,7 @@ import contextlib
 import copy
 import pickle
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from torch.overrides import TorchFunctionMode
 from solo_infoaug.dictionary import TwinDictionary
 from solo_infoaug.errors import ConfigError, DictionaryError
 from solo_infoaug.host import find_host
+from solo_infoaug.twin import branch as twin_branch
 from solo_infoaug.twin import views as twin_views
 from solo_infoaug.twin.batch_norm import norms_of
 from solo_infoaug.twin.config import InfoAugConfig
@@ -53,8 +54,10 @@ def _twin_batch(module: Any, step: int = 0) -> list[Any]:
 
 def _twin_loss(run: Any, step: int = 0) -> torch.Tensor:
     module = run.module
-    with module._twin_randomness(step) as generator, module.twin.backbone_for_twins():
-        return module.twin.training_step(module._twin_batch(generator), step)
+    with module._twin_randomness(step) as generator:
+        batch = module._twin_batch(generator)
+        with module.twin.backbone_for_twins(batch[1]):
+            return module.twin.training_step(batch, step)
 
 
 def _trained(parameters: Any) -> dict[str, torch.nn.Parameter]:
@@ -703,6 +706,36 @@ def test_batch_norm_sees_twins_as_it_was_told(
         )
 
 
+@pytest.mark.parametrize("batch_norm", ["shared", "separate", "frozen"])
+@pytest.mark.parametrize("method", ["byol", "simclr"])
+def test_views_in_one_pass_are_those_of_a_pass_each(
+    build: Callable[..., Any],
+    twins_folder: Path,
+    method: str,
+    batch_norm: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    run = build(method, {"twins": str(twins_folder), "batch_norm": batch_norm})
+    module = run.module
+    run.start()
+    state = copy.deepcopy(module.state_dict())
+    passes: list[int] = []
+    module.backbone.conv1.register_forward_hook(lambda _, images, __: passes.append(len(images[0])))
+    results = []
+    for _ in range(2):
+        module.load_state_dict(state)
+        module.zero_grad(set_to_none=True)
+        loss = _twin_loss(run)
+        loss.backward()
+        gradients = {name: p.grad for name, p in module.named_parameters() if p.grad is not None}
+        results.append((loss, gradients, copy.deepcopy(module.state_dict())))
+        monkeypatch.setattr(twin_branch, "joined", lambda *_: contextlib.nullcontext())
+    assert passes == [16, 8, 8]
+    torch.testing.assert_close(*results, rtol=1e-3, atol=1e-5)
+    assert "forward" not in vars(module.backbone)
+    assert not any("forward" in vars(norm) for norm in norms_of(module.backbone))
+
+
 def test_an_error_in_the_branch_gives_the_backbone_back(
     build: Callable[..., Any], twins_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -745,9 +778,20 @@ def test_settings_are_written_back_for_args_json(
     assert OmegaConf.select(off, "infoaug") is None
 
 
+@pytest.fixture
+def compiler() -> Iterator[None]:
+    """As if nothing had been compiled, afterwards too: then views pass the backbone together."""
+    torch._dynamo.utils.counters.clear()
+    yield
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+
+
 # PyTorch warns of each place that it cannot trace, and goes on without compiling it
 @pytest.mark.filterwarnings("ignore::UserWarning")
-def test_compiled_models_train(host: Any, make_cfg: Any, twins_folder: Path, steps: Any) -> None:
+def test_compiled_models_train(
+    host: Any, make_cfg: Any, twins_folder: Path, steps: Any, compiler: None
+) -> None:
     """Without code generation, which would take minutes: the tracing is what may fail."""
     losses = []
     for compiled in (False, True):
@@ -757,10 +801,15 @@ def test_compiled_models_train(host: Any, make_cfg: Any, twins_folder: Path, ste
         run = steps(host.methods["simclr"](cfg), cfg)
         number = run.start()
         step = run.module.training_step
-        loss = (torch.compile(step, backend="eager") if compiled else step)(run.batch(), number)
-        loss.backward()
-        losses.append(float(loss.detach()))
-    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+        step = torch.compile(step, backend="eager") if compiled else step
+        graphs = []
+        for turn in range(3):
+            loss = step(run.batch(), number + turn)
+            loss.backward()
+            losses.append(float(loss.detach()))
+            graphs.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
+        assert graphs[1] == graphs[2], "compiled anew every step"
+    assert losses[:3] == pytest.approx(losses[3:], rel=1e-5)
 
 
 @pytest.mark.parametrize("prefetched", [False, True])

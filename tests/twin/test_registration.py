@@ -3,32 +3,17 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 from omegaconf import OmegaConf
+from processes import python
 
 import solo_infoaug
 from solo_infoaug.errors import ConfigError
 from solo_infoaug.twin.config import read_infoaug
-
-
-def _python(code: str, *arguments: str, cwd: Path | None = None, **env: str) -> str:
-    done = subprocess.run(
-        [sys.executable, "-c", code, *arguments],
-        capture_output=True,
-        text=True,
-        cwd=cwd,
-        env={**os.environ, **env},
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
 
 
 def test_registering_again_changes_nothing(host: Any) -> None:
@@ -53,10 +38,11 @@ def test_every_method_is_extended_in_place(host: Any) -> None:
 
 
 def test_import_loads_nothing_heavy() -> None:
-    out = _python(
+    out = python(
+        "-c",
         "import sys, solo_infoaug; "
-        "print([m for m in ('torch', 'kornia', 'lightning', 'cv2', 'av') if m in sys.modules])"
-    )
+        "print([m for m in ('torch', 'kornia', 'lightning', 'cv2', 'av') if m in sys.modules])",
+    ).stdout
     assert out.strip() == "[]"
 
 
@@ -76,15 +62,7 @@ main()
 def test_unrelated_hydra_program_loads_nothing_of_ours(tmp_path: Path) -> None:
     script = tmp_path / "app.py"
     script.write_text(_UNRELATED)
-    done = subprocess.run(
-        [sys.executable, str(script), "hydra.run.dir=."],
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+    done = python(script, "hydra.run.dir=.", cwd=tmp_path)
     assert done.stdout.strip() == "[]"
 
 
@@ -114,16 +92,7 @@ def test_hydra_registers_in_a_program_that_imports_solo_learn(
 ) -> None:
     script = tmp_path / "app.py"
     script.write_text(_SOLO_PROGRAM)
-    done = subprocess.run(
-        [sys.executable, str(script), "hydra.run.dir=."],
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(solo_learn_home)},
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+    done = python(script, "hydra.run.dir=.", cwd=tmp_path, PYTHONPATH=str(solo_learn_home))
     assert done.stdout.split() == ["True", "False"]
 
 
@@ -155,24 +124,11 @@ def test_program_with_another_solo_runs_unless_it_asks_for_infoaug(
         (tmp_path / "solo" / "data" / "pretrain_dataloader.py").touch()
     script = tmp_path / "app.py"
     script.write_text(_FORK)
-    env = {k: v for k, v in os.environ.items() if k not in ("SOLO_LEARN_HOME", "PYTHONPATH")}
-
-    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, str(script), "hydra.run.dir=.", *arguments],
-            capture_output=True,
-            text=True,
-            cwd=tmp_path,
-            env=env,
-            timeout=300,
-            check=False,
-        )
-
-    done = run()
-    assert done.returncode == 0, done.stderr
+    program, without = (script, "hydra.run.dir=."), {"SOLO_LEARN_HOME": None, "PYTHONPATH": None}
+    done = python(*program, cwd=tmp_path, **without)
     assert done.stdout.strip() == "ran"
     assert "solo-infoaug could not be registered" in done.stderr
-    assert run("++infoaug=true").returncode != 0
+    assert python(*program, "++infoaug=true", cwd=tmp_path, check=False, **without).returncode != 0
 
 
 def test_classes_are_pickled_by_name_and_register_where_they_arrive(host: Any) -> None:
@@ -183,13 +139,14 @@ def test_classes_are_pickled_by_name_and_register_where_they_arrive(host: Any) -
             continue
         for kind in (method, method.infoaug_plain, method.infoaug_branch):
             assert pickle.loads(pickle.dumps(kind)) is kind
-    out = _python(
+    out = python(
+        "-c",
         "import pickle, sys\n"
         "kind = pickle.loads(bytes.fromhex(sys.argv[1]))\n"
         "from solo.methods import METHODS\n"
         "print(METHODS['simclr'] is kind)",
         pickle.dumps(host.methods["simclr"]).hex(),
-    )
+    ).stdout
     assert out.strip() == "True"
 
 
@@ -201,7 +158,8 @@ def test_model_without_infoaug_is_pickled_as_plain_solo_learns(
 
     module = host.methods["simclr"](host.parse_cfg(make_cfg("simclr")))
     torch.save(module, tmp_path / "model.pt")
-    out = _python(
+    out = python(
+        "-c",
         "import sys\n"
         "sys.modules['solo_infoaug'] = None  # cannot be imported\n"
         "import torch\n"
@@ -211,7 +169,7 @@ def test_model_without_infoaug_is_pickled_as_plain_solo_learns(
         str(tmp_path / "model.pt"),
         # The tests' own backbone lies beside them
         PYTHONPATH=os.pathsep.join([str(solo_learn_home), str(Path(__file__).parents[1])]),
-    )
+    ).stdout
     assert out.split() == ["True", str(len(module.state_dict()))]
 
 
@@ -221,12 +179,13 @@ def test_model_without_infoaug_is_pickled_as_plain_solo_learns(
 )
 def test_wrong_home_is_named(tmp_path: Path, home: str, message: str) -> None:
     (tmp_path / home).mkdir()
-    out = _python(
+    out = python(
+        "-c",
         "from solo_infoaug.host import find_host\n"
         "from solo_infoaug.errors import HostError\n"
         "try:\n    find_host()\nexcept HostError as error:\n    print(error)",
         SOLO_LEARN_HOME=str(tmp_path / home),
-    )
+    ).stdout
     assert message in out
 
 
@@ -234,8 +193,10 @@ def test_working_directory_and_home_name_the_current_one(
     solo_learn_home: Path, tmp_path: Path
 ) -> None:
     code = "from solo_infoaug.host import find_host; i = find_host(); print(i.kind, '|', i.source)"
-    assert _python(code, SOLO_LEARN_HOME=str(solo_learn_home)) == "current | SOLO_LEARN_HOME\n"
-    assert _python(code, cwd=solo_learn_home, SOLO_LEARN_HOME="") == "current | working directory\n"
+    named = python("-c", code, SOLO_LEARN_HOME=str(solo_learn_home))
+    assert named.stdout == "current | SOLO_LEARN_HOME\n"
+    here = python("-c", code, cwd=solo_learn_home, SOLO_LEARN_HOME="")
+    assert here.stdout == "current | working directory\n"
 
 
 def _lines(text: str) -> Sequence[str]:
@@ -243,14 +204,7 @@ def _lines(text: str) -> Sequence[str]:
 
 
 def test_doctor_names_host_and_versions() -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "solo_infoaug.cli", "doctor"],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    done = python("-m", "solo_infoaug.cli", "doctor")
     found = {line.split()[1]: line for line in _lines(done.stdout) if not line.startswith(" ")}
     for name in ("solo-learn", "torch", "lightning", "kornia", "device", "video"):
         assert name in found

