@@ -25,9 +25,11 @@ def joined(backbone: nn.Module, views: Sequence[Tensor]) -> Iterator[None]:
 
     Each view is to be given once, as solo-learn's base class does. What is given with other
     arguments (MAE's share of masked patches), or is none of `views`, gets a pass of its own; and
-    so does all where PyTorch compiles, which would do that anew every step.
+    so does all where PyTorch compiles, which would do that anew every step, and on a GPU, where
+    batches are large, and what batch norm would copy costs more than a pass.
     """
-    if torch.compiler.is_compiling() or _has_compiled():
+    on_cpu = all(view.device.type == "cpu" for view in views)
+    if not on_cpu or torch.compiler.is_compiling() or _has_compiled():
         yield
         return
     ready: dict[int, Tensor] = {}
@@ -67,7 +69,6 @@ def _by_view(norm: _BatchNorm, views: int) -> Callable[[Tensor], Tensor]:
             type(norm) is nn.BatchNorm2d
             and norm.affine
             and norm.momentum is not None
-            and images.device.type == "cpu"
             and images.dtype == norm.weight.dtype
         )
         if not usual or norm.num_batches_tracked is None:
