@@ -324,10 +324,9 @@ class InfoAugMethod(Method):
 
     def training_step(self, batch: Any, batch_idx: int) -> Any:
         """The method's own loss; with InfoAug plus λ times that of the twin branch."""
+        loss = super().training_step(batch, batch_idx)
         if self.infoaug is None:
-            return super().training_step(batch, batch_idx)
-        with self._views_in_one_pass(batch) as batch:
-            loss = super().training_step(batch, batch_idx)
+            return loss
         with self._twin_randomness(batch_idx) as seeds:
             twin_batch = self._twin_batch(seeds)
             self._prepare_next(batch_idx)
@@ -335,18 +334,6 @@ class InfoAugMethod(Method):
                 twin_loss = self.twin.training_step(twin_batch, batch_idx)
         self.log("twin_loss", twin_loss, on_epoch=True, sync_dist=True)
         return loss + self.infoaug.weight * twin_loss
-
-    @contextmanager
-    def _views_in_one_pass(self, batch: Any) -> Iterator[Any]:
-        """Inside, the backbones take the views of the batch in one pass; yields the batch."""
-        indices, views, *rest = batch
-        if not getattr(self, "no_channel_last", True):  # the method would make copies of them
-            views = [view.to(memory_format=torch.channels_last) for view in views]
-        with ExitStack() as stack:
-            for name in ("backbone", "momentum_backbone"):
-                if hasattr(self, name):
-                    stack.enter_context(joined(getattr(self, name), views))
-            yield [indices, views, *rest]
 
     def _twin_seeds(self, moment: int) -> tuple[int, int]:
         """Seeds of the choice of pairs and of all else, by seed, rank, epoch and `moment`."""
