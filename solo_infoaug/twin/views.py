@@ -15,8 +15,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from itertools import accumulate
-from typing import Any, Protocol
+from types import ModuleType
+from typing import Any, ClassVar, Protocol, cast
 
 import numpy as np
 import torch
@@ -95,6 +97,21 @@ def _unpacked(packed: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
     ]
 
 
+def _kernels(image: Tensor) -> ModuleType | None:
+    """The operations by Triton's kernels, for images on a card where Triton works."""
+    usual = image.is_cuda and image.dtype == torch.float32 and image.is_contiguous()
+    return _kernels_for(image.device) if usual else None
+
+
+@cache
+def _kernels_for(card: torch.device) -> ModuleType | None:
+    try:
+        from solo_infoaug.twin import _view_kernels
+    except ImportError:
+        return None
+    return _view_kernels if _view_kernels.works(card) else None
+
+
 def draw_boxes(
     count: int,
     height: int,
@@ -147,8 +164,11 @@ def resized_crop(image: Tensor, boxes: Tensor, size: int) -> Tensor:
     Returns:
         float [B, C, size, size] in [0, 1], in steps of 1/255.
     """
+    boxes = boxes.to(image.dtype)
+    if (kernels := _kernels(image)) is not None:
+        return cast(Tensor, kernels.resized_crop(image, boxes, size))
     count, channels, height, width = image.shape
-    top, left, tall, wide = boxes.to(image.dtype).unbind(1)
+    top, left, tall, wide = boxes.unbind(1)
     across, down = _bicubic(left, wide, width, size), _bicubic(top, tall, height, size)
     rows = torch.bmm(image.reshape(count, channels * height, width), across.mul_(255).mT)
     rows = rows.round_().clamp_(0, 255).view(count, channels, height, size)
@@ -195,31 +215,29 @@ def _turns(factors: Tensor, order: Tensor) -> Drawn:
     """What `jitter` does in each of its four turns, float32.
 
     Returns:
-        [4, B, 3], of each turn and image: the weights of the image, of its mean grey and of its
-        grey, which add up to 1, or to less where black is blended in; for each turn the images
-        whose hue is turned, int64 [B′]; for each turn the angles by which.
+        [4, B, 4], of each turn and image: the weights of the image, of its mean grey and of its
+        grey, which add up to 1, or to less where black is blended in, and the angle by which its
+        hue is turned, radians; for each turn the images whose hue is turned, int64 [B′].
     """
     now = factors.gather(1, order)
     own = now.where(order != _HUE, 1.0)
-    blends = torch.stack([own, (1 - own) * (order == 1), (1 - own) * (order == 2)]).transpose(0, 2)
-    turn, turned = ((order == _HUE) & (now != 0)).T.nonzero().unbind(1)
+    angle = (2 * math.pi * now).where(order == _HUE, 0.0)
+    turns = torch.stack([own, (1 - own) * (order == 1), (1 - own) * (order == 2), angle])
+    turn, turned = angle.T.nonzero().unbind(1)
     counts = torch.bincount(turn, minlength=order.shape[1]).tolist()
-    angles = (2 * math.pi * now[turned, turn]).float()
-    return blends.float(), *turned.split(counts), *angles.split(counts)
+    return turns.transpose(0, 2).float().contiguous(), *turned.split(counts)
 
 
-def _jittered(image: Tensor, blends: Tensor, *hues: Tensor) -> Tensor:
+def _jittered(image: Tensor, turns: Tensor, *turned: Tensor) -> Tensor:
     """`jitter` in place, by `_turns`."""
-    turned, angles = hues[: len(blends)], hues[len(blends) :]
-    turns = zip(blends[..., None, None, None].unbind(0), turned, angles, strict=True)
-    for blend, rows, angle in turns:
-        own, of_mean, of_grey = blend.to(image.dtype).unbind(1)
+    for turn, rows in zip(turns[..., None, None, None].unbind(0), turned, strict=True):
+        own, of_mean, of_grey, angle = turn.to(image.dtype).unbind(1)
         grey = luminance(image)
         mean = grey.mean((-2, -1), keepdim=True)
         other = grey.mul_(of_grey).add_(of_mean * mean)
         torch.addcmul(other, image, own, out=image).clamp_(0, 1)
         if len(rows):
-            image.index_copy_(0, rows, turn_hue(image[rows], angle))
+            image.index_copy_(0, rows, turn_hue(image[rows], angle[rows, 0, 0, 0]))
     return image
 
 
@@ -324,6 +342,9 @@ class _OnSome(ABC):
 
     p: float
 
+    kernel: ClassVar[str] = ""
+    """The function of `_view_kernels` that does it."""
+
     def draw(self, count: int, height: int, width: int, random: torch.Generator) -> Drawn:
         """Which images, and what is done to them."""
         # with a "true" precision Lightning sets another default dtype, which draws other numbers
@@ -334,6 +355,11 @@ class _OnSome(ABC):
     def __call__(self, image: Tensor, *drawn: Tensor) -> Tensor:
         """Float [B, 3, H, W] in [0, 1] → the same, each image by its own draw."""
         some, *parameters = drawn
+        kernel = getattr(_kernels(image), self.kernel, None)
+        if kernel is not None:
+            if len(some):
+                kernel(image, some, *parameters)
+            return image
         return image.index_copy_(0, some, self._changed(image[some], *parameters))
 
     def _parameters(self, some: int, count: int, random: torch.Generator) -> Drawn:
@@ -348,6 +374,8 @@ class _OnSome(ABC):
 @dataclass(frozen=True)
 class ColorJitter(_OnSome):
     """torchvision's `ColorJitter` with a probability; see `jitter`."""
+
+    kernel = "jitter"
 
     strengths: tuple[float, ...]
 
@@ -366,12 +394,16 @@ class ColorJitter(_OnSome):
 class Grayscale(_OnSome):
     """The luminance in all three channels, with a probability."""
 
+    kernel = "grayscale"
+
     def _changed(self, image: Tensor, *parameters: Tensor) -> Tensor:
         return luminance(image).expand(-1, 3, -1, -1)
 
 
 class GaussianBlur(_OnSome):
     """solo-learn's `GaussianBlur` with a probability; see `blur`."""
+
+    kernel = "blur"
 
     def _parameters(self, some: int, count: int, random: torch.Generator) -> Drawn:
         return (_uniform((some,), *_BLUR_SIGMA, random).float(),)
@@ -382,6 +414,8 @@ class GaussianBlur(_OnSome):
 
 class Solarize(_OnSome):
     """Invert what is bright, with a probability."""
+
+    kernel = "solarize"
 
     def _parameters(self, some: int, count: int, random: torch.Generator) -> Drawn:
         # Kornia's module draws a threshold and an addition an image: what follows draws as after it
@@ -412,6 +446,8 @@ class Equalize(_OnSome):
 
 class HorizontalFlip(_OnSome):
     """Left and right exchanged, with a probability."""
+
+    kernel = "flip"
 
     def _changed(self, image: Tensor, *parameters: Tensor) -> Tensor:
         return image.flip(-1)
