@@ -329,10 +329,11 @@ class InfoAugMethod(Method):
             return loss
         with self._twin_randomness(batch_idx) as seeds:
             twin_batch = self._twin_batch(seeds)
-            self._prepare_next(batch_idx)
             with self.twin.backbone_for_twins(twin_batch[1]):
                 twin_loss = self.twin.training_step(twin_batch, batch_idx)
         self.log("twin_loss", twin_loss, on_epoch=True, sync_dist=True)
+        # gradients are computed without Python, which this does not take from them
+        self._prepare_next(batch_idx)
         return loss + self.infoaug.weight * twin_loss
 
     def _twin_seeds(self, moment: int) -> tuple[int, int]:
