@@ -237,7 +237,7 @@ def _jittered(image: Tensor, turns: Tensor, *turned: Tensor) -> Tensor:
         other = grey.mul_(of_grey).add_(of_mean * mean)
         torch.addcmul(other, image, own, out=image).clamp_(0, 1)
         if len(rows):
-            image.index_copy_(0, rows, turn_hue(image[rows], angle[rows, 0, 0, 0]))
+            image.index_copy_(0, rows, turn_hue(image.index_select(0, rows), angle[rows, 0, 0, 0]))
     return image
 
 
@@ -360,7 +360,7 @@ class _OnSome(ABC):
             if len(some):
                 kernel(image, some, *parameters)
             return image
-        return image.index_copy_(0, some, self._changed(image[some], *parameters))
+        return image.index_copy_(0, some, self._changed(image.index_select(0, some), *parameters))
 
     def _parameters(self, some: int, count: int, random: torch.Generator) -> Drawn:
         """What is drawn besides, for `some` images of `count`."""
