@@ -33,19 +33,25 @@ def test_the_kernel_compiles_for_a_card_that_is_not_here(k: int, kind: int, mask
 
     from solo_infoaug.information import _triton
 
-    constants = {"K": k, "KIND": kind, "PAIRED": False, "UPPER": True, "CX": 4, "CY": 2}
+    constants = {"K": k, "KIND": kind, "PAIRED": False, "UPPER": True, "CX": 3, "CY": 2}
     constants |= {"MASKED_X": masked, "MASKED_Y": masked, "I": 4, "J": 2, "B": 64}
-    pointers = {"x": "*fp32", "y": "*fp32", "valid_x": "*u8", "valid_y": "*u8"}
-    pointers |= {"psi": "*fp64", "out": "*fp64"}
+    pointers = {"x": "*fp32", "y": "*fp32", "psi": "*fp64", "out": "*fp64"}
     names = _triton._kernel.arg_names
     signature = {n: "constexpr" if n in constants else pointers.get(n, "i32") for n in names}
+    aligned = {(names.index(n),): [["tt.divisibility", 16]] for n in pointers}
     compiled = compile_kernel(
-        ASTSource(_triton._kernel, signature, constants),
+        ASTSource(_triton._kernel, signature, constants, aligned),
         target=GPUTarget("cuda", 80, 32),
         options={"num_warps": 2, "enable_fp_fusion": False},
     )
-    # one insertion of each of the 8 pairs, no more: neighbours stay where they are
-    assert compiled.asm["ptx"].count("min.f32") == 8 * k
+    # two samples are merged into the neighbours of each of the 8 pairs, no more; and what a thread
+    # needs it has in its registers, other threads are not asked
+    assert compiled.asm["ptx"].count("min.f32") == 8 * (1 + k + k // 2)
+    loop = compiled.asm["ttgir"].split("scf.for")[1].split("scf.yield")[0]
+    assert loop.count("tt.load") == 2 * (5 + 2 * masked)
+    ptx = compiled.asm["ptx"]
+    assert "ld.global.v4" in ptx
+    assert ptx.index("st.shared") > ptx.rindex("min.f32")
 
 
 def test_what_the_kernel_does_not_take_is_left_to_plain_torch() -> None:
