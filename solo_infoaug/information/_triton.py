@@ -279,12 +279,12 @@ def _kernel(
     tile_y = tile % tiles_y
     at_i = tile_x * I
     at_j = tile_y * J
-    if UPPER:  # nothing to do below the diagonal
+    if UPPER:  # noqa: SIM102 - nothing to do below the diagonal; not known when it is compiled
         if at_j + J <= at_i:
             return
-    WX: tl.constexpr = CX + MASKED_X
-    WY: tl.constexpr = CY + MASKED_Y
-    SY: tl.constexpr = I if PAIRED else J
+    fields_x: tl.constexpr = CX + MASKED_X
+    fields_y: tl.constexpr = CY + MASKED_Y
+    step_y: tl.constexpr = I if PAIRED else J
     # axes: tracks of x, tracks of y, samples t
     t = (first + part) * B + tl.arange(0, B)[None, None, :]
     inside = t < samples
@@ -293,11 +293,13 @@ def _kernel(
     none = tl.zeros([1, 1, B], tl.int32)
     i = tl.arange(0, I)[:, None, None]
     j = i if PAIRED else tl.arange(0, J)[None, :, None]
-    from_x = x + tile_x.to(tl.int64) * padded * (WX * I)
-    from_y = y + (tile_x if PAIRED else tile_y).to(tl.int64) * padded * (WY * SY)
-    x0, x1, x2, x3, x4, x5, x6, x7 = _columns(from_x + (place * (WX * I) + i), CX, I)
+    from_x = x + tile_x.to(tl.int64) * padded * (fields_x * I)
+    from_y = y + (tile_x if PAIRED else tile_y).to(tl.int64) * padded * (fields_y * step_y)
+    x0, x1, x2, x3, x4, x5, x6, x7 = _columns(from_x + (place * (fields_x * I) + i), CX, I)
     if CY > 0:
-        y0, y1, y2, y3, y4, y5, y6, y7 = _columns(from_y + (place * (WY * SY) + j), CY, SY)
+        y0, y1, y2, y3, y4, y5, y6, y7 = _columns(
+            from_y + (place * (fields_y * step_y) + j), CY, step_y
+        )
     else:
         y0, y1, y2, y3, y4, y5, y6, y7 = x0, x1, x2, x3, x4, x5, x6, x7
     b0 = tl.full([I, J, B], float("inf"), tl.float32)
@@ -312,17 +314,17 @@ def _kernel(
     at_y = from_y + (none + j)
     for s in range(0, padded, 2):
         one = _distances(x0, x1, x2, x3, x4, x5, x6, x7, at_x, CX, MASKED_X, I)
-        at_x += WX * I
+        at_x += fields_x * I
         two = _distances(x0, x1, x2, x3, x4, x5, x6, x7, at_x, CX, MASKED_X, I)
-        at_x += WX * I
+        at_x += fields_x * I
         one = tl.where(t == s, float("inf"), one)
         two = tl.where(t == s + 1, float("inf"), two)
-        if WY > 0:
-            to_y = _distances(y0, y1, y2, y3, y4, y5, y6, y7, at_y, CY, MASKED_Y, SY)
-            at_y += WY * SY
+        if fields_y > 0:
+            to_y = _distances(y0, y1, y2, y3, y4, y5, y6, y7, at_y, CY, MASKED_Y, step_y)
+            at_y += fields_y * step_y
             one = tl.maximum(one, to_y)
-            to_y = _distances(y0, y1, y2, y3, y4, y5, y6, y7, at_y, CY, MASKED_Y, SY)
-            at_y += WY * SY
+            to_y = _distances(y0, y1, y2, y3, y4, y5, y6, y7, at_y, CY, MASKED_Y, step_y)
+            at_y += fields_y * step_y
             two = tl.maximum(two, to_y)
         b0, b1, b2, b3, b4, b5, b6, b7 = _smallest(b0, b1, b2, b3, b4, b5, b6, b7, one, two, K)
     rho = b0
@@ -343,9 +345,11 @@ def _kernel(
     # a sample without k neighbours counts as absent too
     present = (rho < float("inf")) & inside
     if MASKED_X:
-        present = present & (tl.load(from_x + (place * (WX * I) + (CX * I) + i)) == 0)
+        present = present & (tl.load(from_x + (place * (fields_x * I) + (CX * I) + i)) == 0)
     if MASKED_Y:
-        present = present & (tl.load(from_y + (place * (WY * SY) + (CY * SY) + j)) == 0)
+        present = present & (
+            tl.load(from_y + (place * (fields_y * step_y) + (CY * step_y) + j)) == 0
+        )
     tied = present & (rho == 0)
     store = out + ((part.to(tl.int64) * many + at_i) * others + at_j) * 4
     k_i = tl.arange(0, I)[:, None]
@@ -370,13 +374,13 @@ def _kernel(
         at_y = from_y + (none + j)
         for s in range(samples):
             to_x = _distances(x0, x1, x2, x3, x4, x5, x6, x7, at_x, CX, MASKED_X, I)
-            to_y = _distances(y0, y1, y2, y3, y4, y5, y6, y7, at_y, CY, MASKED_Y, SY)
+            to_y = _distances(y0, y1, y2, y3, y4, y5, y6, y7, at_y, CY, MASKED_Y, step_y)
             joint = tl.maximum(tl.where(t == s, float("inf"), to_x), to_y)
             near = joint <= rho
             reach_x = tl.where(near, tl.maximum(reach_x, to_x), reach_x)
             reach_y = tl.where(near, tl.maximum(reach_y, to_y), reach_y)
-            at_x += WX * I
-            at_y += WY * SY
+            at_x += fields_x * I
+            at_y += fields_y * step_y
     if again:
         n = tl.zeros([I, J, B], tl.int32)
         n_x = n
@@ -386,11 +390,11 @@ def _kernel(
         for s in range(samples):
             to_x = _distances(x0, x1, x2, x3, x4, x5, x6, x7, at_x, CX, MASKED_X, I)
             joint = tl.where(t == s, float("inf"), to_x)
-            at_x += WX * I
-            if WY > 0:
-                to_y = _distances(y0, y1, y2, y3, y4, y5, y6, y7, at_y, CY, MASKED_Y, SY)
+            at_x += fields_x * I
+            if fields_y > 0:
+                to_y = _distances(y0, y1, y2, y3, y4, y5, y6, y7, at_y, CY, MASKED_Y, step_y)
                 joint = tl.maximum(joint, to_y)
-                at_y += WY * SY
+                at_y += fields_y * step_y
             other = joint < float("inf")
             if KIND == 0:
                 n += (joint == 0).to(tl.int32)
