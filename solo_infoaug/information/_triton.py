@@ -67,12 +67,13 @@ def neighbour_sums(a: Series, b: Series, k: int, kind: str, layout: str) -> Tens
         return total[:, 0] if paired else total
     # the largest block that leaves fewest threads idle
     block = min((32, 64, 128), key=lambda size: (-(-samples // size) * size, -size))
-    side_x, side_y = _tile(k, kind, max(x.shape[2], y.shape[2]))
+    side_x, side_y = _tile(k, kind)
     side_x = min(side_x, triton.next_power_of_2(many))
     side_y = 1 if paired else min(side_y, triton.next_power_of_2(others))
     packed_x = _packed(a, side_x)
     same = side_x == side_y and x is y and a.valid is b.valid
-    packed_y = packed_x if same else _packed(b, side_x if paired else side_y)
+    nothing = y.shape[2] == 0 and b.valid is None
+    packed_y = packed_x if same or nothing else _packed(b, side_x if paired else side_y)
     tiles_y = -(-others // side_y)
     tiles = -(-many // side_x) * tiles_y
     blocks = -(-samples // block)
@@ -111,9 +112,12 @@ def neighbour_sums(a: Series, b: Series, k: int, kind: str, layout: str) -> Tens
     return total[:, 0] if paired else total
 
 
-def _tile(k: int, kind: str, width: int) -> tuple[int, int]:
-    """Tracks on the sides of a tile: no more than a thread's 255 registers hold."""
-    return 4, 4
+def _tile(k: int, kind: str) -> tuple[int, int]:
+    """Tracks on the sides of a tile: 4 is what a thread loads at once.
+
+    16 pairs of a thread fill its registers, and more than 6 neighbours leave too few threads.
+    """
+    return 4, 4 if k <= 6 and kind != "ksg2" else 2
 
 
 def _packed(side: Series, tracks: int) -> Tensor:
