@@ -50,7 +50,7 @@ class Series(NamedTuple):
     recurs: Tensor | None = None  # [P], bool: many values of some column recur
     lattice: Tensor | None = None  # [P], bool: and these lie on a lattice
     source: Tensor | None = None  # [P]: rows of one number are one track, circularly shifted
-    distinct: bool = False  # known: no track has two samples at one place
+    distinct: bool | None = None  # known: no track has two samples at one place
 
     @property
     def d(self) -> int:
@@ -100,7 +100,7 @@ class Series(NamedTuple):
         """In the coordinates of equal spread."""
         if self.frame is None:
             return self
-        return self._replace(x=self.frame.z, frame=None, distinct=False)
+        return self._replace(x=self.frame.z, frame=None, distinct=None)
 
 
 def prepare(*sides: Series) -> tuple[Series, ...]:
@@ -236,7 +236,7 @@ def _common_spread(x: Series, y: Series) -> tuple[Tensor, Tensor]:
 
 def over_common(side: Series) -> Series:
     """Series cut to the samples of a pair, with frames and what recurs over these alone."""
-    side = side._replace(rank=None, recurs=None, lattice=None, distinct=False)
+    side = side._replace(rank=None, recurs=None, lattice=None, distinct=None)
     mask = None if side.valid is None else side.valid.cpu().numpy()
     return with_frame(_exact(side, side.x.cpu().numpy(), mask))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 
 import pytest
@@ -91,3 +92,21 @@ def test_cuda_uses_the_kernel_and_repeats_to_the_bit(cuda, monkeypatch) -> None:
     assert _backend._triton().works(x.device)
     monkeypatch.setattr(_plain, "neighbour_sums", None)
     assert torch.equal(pairwise_mutual_information(x), first)
+
+
+@pytest.mark.gpu
+def test_cuda_is_waited_for_as_often_for_many_scenes(cuda) -> None:
+    pytest.importorskip("triton")
+    x = torch.randn(6, 12, 100, 3, generator=torch.Generator().manual_seed(0)).to(cuda)
+    pairwise_mutual_information(x)
+    found = []
+    for scenes in (1, 6):
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            with warnings.catch_warnings(record=True) as waits:
+                warnings.simplefilter("always")
+                pairwise_mutual_information(x[:scenes])
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        found.append(len(waits))
+    assert found[0] == found[1] <= 4
