@@ -1,11 +1,15 @@
 """Sums over nearest neighbours on CUDA, by a kernel in Triton: the fast path behind `estimators`.
 
 A program takes a tile of `I` x `J` pairs and a block of `B` samples t, a thread each. It goes over
-all samples s once: the L∞ distances from t to s of I tracks and of J tracks are made from the
-coordinates, serve all pairs of the tile, and are forgotten; of each pair's, whose distance is the
-larger of two, the k smallest are kept in registers by an insertion. Neither distances nor
+all samples s once, two at a time: the L∞ distances from t to s of I tracks and of J tracks are made
+from the coordinates, serve all pairs of the tile, and are forgotten; of each pair's, whose distance
+is the larger of two, the k smallest are kept in registers by a merge. Neither distances nor
 neighbours ever reach the memory. KSG goes over the samples again to count; so does `3kl`, where a
 block has ties.
+
+Minima and maxima bound it, if nothing else is in the way: all tensors of the loop have t as their
+last axis, also where they are the same for all t, so that what a thread needs is loaded to it and
+never exchanged through shared memory; and coordinates lie as they are loaded, see `_packed`.
 
 Sums are float64 and are added in a fixed order, so that a result repeats to the last bit; those of
 a block of samples go to memory, since in registers they would take the neighbours' place.
