@@ -146,7 +146,8 @@ def _in_general_position(x: Tensor) -> Tensor:
     distinct = (steps != 0).all(-1).any(-1).all(-1)
     centred = (x - x[..., :1, :]).double()
     centred = centred - centred.mean(-2, keepdim=True)
-    left = centred.mT @ centred / x.shape[-2]
+    columns = centred.split(1, -1)
+    left = torch.stack([(centred * column).mean(-2) for column in columns], -1)  # covariance
     wide = left.diagonal(0, -2, -1).amax(-1)
     narrow = torch.full_like(wide, torch.inf)
     for c in range(x.shape[-1]):
