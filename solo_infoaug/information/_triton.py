@@ -66,9 +66,8 @@ def neighbour_sums(a: Series, b: Series, k: int, kind: str, layout: str) -> Tens
     samples = x.shape[1]
     paired = layout == "paired"
     many, others = len(x), 1 if paired else len(y)
-    total = torch.zeros(many, others, 4, dtype=torch.float64, device=x.device)
-    if total.numel() == 0:
-        return total[:, 0] if paired else total
+    if many == 0 or others == 0:
+        return x.new_zeros((many, 4) if paired else (many, others, 4), dtype=torch.float64)
     # the largest block that leaves fewest threads idle
     block = min((32, 64, 128), key=lambda size: (-(-samples // size) * size, -size))
     side_x, side_y = _tile(k, kind)
@@ -81,11 +80,12 @@ def neighbour_sums(a: Series, b: Series, k: int, kind: str, layout: str) -> Tens
     tiles_y = -(-others // side_y)
     tiles = -(-many // side_x) * tiles_y
     blocks = -(-samples // block)
-    at_once = min(blocks, max(1, PARTIAL_SUMS // total.numel()))
+    at_once = min(blocks, max(1, PARTIAL_SUMS // (4 * many * others)))
+    total: Tensor | None = None
     with torch.cuda.device(x.device) if x.is_cuda else nullcontext():
         for first in range(0, blocks, at_once):
             count = min(at_once, blocks - first)
-            parts = total.new_zeros(count, *total.shape)
+            parts = x.new_zeros(count, many, others, 4, dtype=torch.float64)
             _kernel[(tiles * count,)](
                 packed_x,
                 packed_y,
@@ -112,7 +112,8 @@ def neighbour_sums(a: Series, b: Series, k: int, kind: str, layout: str) -> Tens
                 num_warps=block // 32,
                 enable_fp_fusion=False,
             )
-            total = total + parts.sum(0) if first else parts.sum(0)
+            total = parts.sum(0) if total is None else total + parts.sum(0)
+    assert total is not None
     return total[:, 0] if paired else total
 
 
