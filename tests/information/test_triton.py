@@ -20,7 +20,7 @@ def test_the_interpreted_kernel_is_the_cpu_engine() -> None:
     """In a process of its own: how a kernel runs is settled when its module is imported."""
     pytest.importorskip("triton")
     found = json.loads(python(_SCRIPT, OMP_NUM_THREADS="1").stdout)
-    assert len(found) == 19
+    assert len(found) == 21
     assert {name: value for name, value in found.items() if not value < 1e-4} == {}
 
 
