@@ -50,6 +50,7 @@ class Series(NamedTuple):
     recurs: Tensor | None = None  # [P], bool: many values of some column recur
     lattice: Tensor | None = None  # [P], bool: and these lie on a lattice
     source: Tensor | None = None  # [P]: rows of one number are one track, circularly shifted
+    distinct: bool | None = None  # known: no track has two samples at one place
 
     @property
     def d(self) -> int:
@@ -67,10 +68,20 @@ class Series(NamedTuple):
 
     def part(self, rows: slice | Tensor) -> Series:
         """These tracks alone."""
-        frame = None if self.frame is None else Frame(*(field[rows] for field in self.frame))
-        rest = (None if v is None else v[rows] for v in self[4:])
-        valid, rank = (None if v is None else v[rows] for v in (self.valid, self.rank))
-        return Series(self.x[rows], valid, rank, frame, *rest)
+
+        def cut(field: Tensor | None) -> Tensor | None:
+            return None if field is None else field[rows]
+
+        return self._replace(
+            x=self.x[rows],
+            valid=cut(self.valid),
+            rank=cut(self.rank),
+            frame=None if self.frame is None else Frame(*(field[rows] for field in self.frame)),
+            log_scale=cut(self.log_scale),
+            recurs=cut(self.recurs),
+            lattice=cut(self.lattice),
+            source=cut(self.source),
+        )
 
     def rolled(self, shifts: list[int]) -> Series:
         """`[S·P, ...]`: all tracks later by the first shift, circularly, then by the second, ..."""
@@ -87,7 +98,9 @@ class Series(NamedTuple):
 
     def even(self) -> Series:
         """In the coordinates of equal spread."""
-        return self if self.frame is None else self._replace(x=self.frame.z, frame=None)
+        if self.frame is None:
+            return self
+        return self._replace(x=self.frame.z, frame=None, distinct=None)
 
 
 def prepare(*sides: Series) -> tuple[Series, ...]:
@@ -104,6 +117,49 @@ def prepare(*sides: Series) -> tuple[Series, ...]:
     if not moving.any() or wide[moving].max() <= UNEVEN * narrow[moving].min():
         return tuple(out)
     return tuple(with_frame(side) for side in out)
+
+
+def prepare_scenes(x: Tensor, max_memory: int) -> list[Series]:
+    """`prepare` of each of the scenes `[S, P, T, d]`, without masks.
+
+    On a card those in general position stay there, and the host waits once for all that are.
+    """
+    if x.device.type == "cpu" or x.numel() == 0:
+        return [prepare(Series(scene, None))[0] for scene in x]
+    step = max(1, max_memory // (12 * x[0].numel() * x.element_size()))
+    seen = torch.cat([_in_general_position(some) for some in x.split(step)]).tolist()
+    return [
+        Series(scene, None, distinct=distinct) if general else prepare(Series(scene, None))[0]
+        for scene, (general, distinct) in zip(x, seen, strict=True)
+    ]
+
+
+def _in_general_position(x: Tensor) -> Tensor:
+    """Of scenes `[S, P, T, d]`, bool `[S, 2]`: surely what `prepare` lets pass; and `distinct`.
+
+    What is close to the bounds of `prepare` is not sure.
+    """
+    ordered = x.mT.sort(-1).values
+    steps = ordered[..., 1:] - ordered[..., :-1]
+    clump = torch.finfo(x.dtype).eps ** 0.75 * x.abs().amax(-2)
+    recurring = (steps <= clump[..., None]).sum((1, 2, 3))
+    distinct = (steps != 0).all(-1).any(-1).all(-1)
+    centred = (x - x[..., :1, :]).double()
+    centred = centred - centred.mean(-2, keepdim=True)
+    columns = centred.split(1, -1)
+    left = torch.stack([(centred * column).mean(-2) for column in columns], -1)  # covariance
+    wide = left.diagonal(0, -2, -1).amax(-1)
+    narrow = torch.full_like(wide, torch.inf)
+    for c in range(x.shape[-1]):
+        pivot = left[..., c, c]
+        narrow = torch.minimum(narrow, pivot)
+        row, column = left[..., c, None, :], left[..., :, c, None]
+        left = left - row * column / torch.where(pivot > 0, pivot, torch.inf)[..., None, None]
+    moving = wide > 0
+    widest = torch.where(moving, wide, 0.0).amax(-1)
+    narrowest = torch.where(moving, narrow, torch.inf).amin(-1)
+    even = widest <= 0.99 * UNEVEN**2 * narrowest
+    return torch.stack([even & (recurring <= RECURRING * x.shape[-2]), distinct], -1)
 
 
 def uneven(x: Series, y: Series, layout: str) -> Tensor | None:
@@ -181,7 +237,7 @@ def _common_spread(x: Series, y: Series) -> tuple[Tensor, Tensor]:
 
 def over_common(side: Series) -> Series:
     """Series cut to the samples of a pair, with frames and what recurs over these alone."""
-    side = side._replace(rank=None, recurs=None, lattice=None)
+    side = side._replace(rank=None, recurs=None, lattice=None, distinct=None)
     mask = None if side.valid is None else side.valid.cpu().numpy()
     return with_frame(_exact(side, side.x.cpu().numpy(), mask))
 

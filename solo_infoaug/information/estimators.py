@@ -24,9 +24,10 @@ outside general position.
 
 from __future__ import annotations
 
+import functools
 import math
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -44,6 +45,24 @@ DEFAULT_MEMORY = 2**29
 CONSTANT_WIDTH = 2.0**-126
 
 
+class Notes:
+    """What was met, by name. It is looked at in the end, so that nobody waits for a card before."""
+
+    def __init__(self) -> None:
+        self._met: dict[str, Tensor] = {}
+
+    def add(self, name: str, met: Tensor) -> None:
+        """`met`: bool, `[]`."""
+        self._met[name] = self._met[name] | met if name in self._met else met
+
+    def names(self) -> set[str]:
+        """What was met; waits for the card, once."""
+        if not self._met:
+            return set()
+        met = torch.stack(list(self._met.values())).tolist()
+        return {name for name, is_met in zip(self._met, met, strict=True) if is_met}
+
+
 class Estimator(NamedTuple):
     """How MI is estimated, checked; and what is met on the way."""
 
@@ -56,7 +75,7 @@ class Estimator(NamedTuple):
     """Bytes."""
     scale: float
     """Of the unit, from nats."""
-    notes: set[str] | None
+    notes: Notes | None
     """What an estimator cannot do with the data, for `warn_of`; None if nobody asks."""
 
 
@@ -153,7 +172,7 @@ def mutual_information(
     check_options(k, estimator, units, max_memory)
     x, valid = check_series("x", x, mask, k)
     min_count = resolve_min_samples(min_samples, k, x.shape[-2], mask)
-    how = Estimator(estimator, k, min_count, max_memory, UNITS[units], set())
+    how = Estimator(estimator, k, min_count, max_memory, UNITS[units], Notes())
     y, _ = check_series("y", y, mask if isinstance(y, Tensor) and y.ndim == x.ndim else None, k)
     if x.shape[:-1] != y.shape[:-1] or x.dtype != y.dtype or x.device != y.device:
         raise ValueError(
@@ -206,7 +225,7 @@ def pairwise_mutual_information(
 
 def warn_of(how: Estimator) -> None:
     """One `EstimateWarning` about what an estimate of MI met; called by a public function."""
-    notes, met = how.notes or set(), []
+    notes, met = how.notes.names() if how.notes is not None else set(), []
     if "few" in notes and "enough" not in notes:
         met.append(
             "no pair has min_samples common samples, so that every MI is 0; give longer series, "
@@ -332,13 +351,15 @@ def _as_they_are(
     """
     k, notes = how.k, how.notes
     joint = neighbour_sums(x, y, k, how.kind, layout, how.max_memory)
-    if notes is not None and _has_ties(joint, x, y, how, layout, anew):
-        notes.add("ties")
+    if notes is not None and (x.recurs is not None or y.recurs is not None):
+        notes.add("ties", _has_ties(joint, x, y, how, layout, anew))
     own = None if how.kind == "ksg1" else _marginals(x, y, k, layout, how.max_memory)
     with one_thread():
         count = _common_counts(x, y, layout)
         if notes is not None and count.numel():
-            notes.add("enough" if bool((count >= how.min_count).any()) else "few")
+            enough = (count >= how.min_count).any()
+            notes.add("enough", enough)
+            notes.add("few", ~enough)
         nothing, terms = count < how.min_count, joint[..., 2]
         if own is not None:  # ksg1 is 0 by itself where a track is constant
             if how.kind == "3kl":
@@ -374,8 +395,7 @@ def _three_entropies(
         d_y = d_y if isinstance(d_y, int) else d_y[None, :]
     if how.notes is not None and k > 1 and max(x.d, y.d) > 1:
         thin = (_thin(own_x, count, k, d_x) | _thin(own_y, count, k, d_y)) & noted
-        if bool((torch.triu(thin, 1) if layout == "upper" else thin).any()):
-            how.notes.add("thin")
+        how.notes.add("thin", (torch.triu(thin, 1) if layout == "upper" else thin).any())
     return (
         _log_volume(own_x, count, k, d_x, cell_x)
         + _log_volume(own_y, count, k, d_y, cell_y)
@@ -385,15 +405,13 @@ def _three_entropies(
 
 def _has_ties(
     joint: Tensor, x: Series, y: Series, how: Estimator, layout: str, anew: Tensor | None
-) -> bool:
-    """Whether values recur and yet the pairs' samples are not all tied.
+) -> Tensor:
+    """Whether values recur and yet the pairs' samples are not all tied: `[]`.
 
     All tied, every estimator is the plug-in estimate of discrete variables. Where one track has
     ties and the other not, or where only the tracks do and the pair does not, `3kl` and `ksg2` are
     at a loss, and `ksg1` only if both are on lattices, where distances are equal that are not 0.
     """
-    if x.recurs is None and y.recurs is None:
-        return False
     flag = "lattice" if how.kind == "ksg1" else "recurs"
     at_x, at_y = (
         torch.zeros(len(side.x), dtype=torch.bool, device=side.x.device) if v is None else v
@@ -403,8 +421,9 @@ def _has_ties(
         at_x, at_y = at_x[:, None], at_y[None, :]
     doubtful = at_x & at_y if how.kind == "ksg1" else at_x | at_y
     doubtful = doubtful if anew is None else doubtful & ~anew
-    if not bool(doubtful.any()):
-        return False
+    some = doubtful.any()
+    if not bool(some):
+        return some
     if how.kind != "3kl":
         joint = neighbour_sums(x, y, how.k, "3kl", layout, how.max_memory)
     with one_thread():
@@ -413,8 +432,8 @@ def _has_ties(
 
 def _untied(
     joint: Tensor, doubtful: Tensor, x: Series, y: Series, min_count: int, layout: str
-) -> bool:
-    """Whether a doubtful pair has more than a few samples without ties."""
+) -> Tensor:
+    """Whether a doubtful pair has more than a few samples without ties: `[]`."""
     count = _common_counts(x, y, layout)
     moves_x, moves_y = _moving(x), _moving(y)
     moves = moves_x & moves_y if layout == "paired" else moves_x[:, None] & moves_y[None, :]
@@ -422,7 +441,7 @@ def _untied(
     doubtful = doubtful & (joint[..., 1] < (1 - _position.RECURRING) * count)
     if layout == "upper":
         doubtful = torch.triu(doubtful, 1)
-    return bool(doubtful.any())
+    return doubtful.any()
 
 
 def _thin(own: Tensor, count: Tensor, k: int, d: int | Tensor) -> Tensor:
@@ -460,9 +479,13 @@ def one_thread() -> Iterator[None]:
 def _log_volume(sums: Tensor, count: Tensor, k: int, d: int | Tensor, log_cell: Tensor) -> Tensor:
     """Σ d·log(2ρ) - ψ(k), and over the tied samples Σ log(cell) - ψ(ties + 1)."""
     logarithm, tied, psi, _ = sums.unbind(-1)
-    digamma_k = float(torch.digamma(torch.tensor(float(k), dtype=torch.float64)))
-    free = d * logarithm + (count - tied) * (d * math.log(2.0) - digamma_k)
+    free = d * logarithm + (count - tied) * (d * math.log(2.0) - _digamma(k))
     return free + tied * log_cell - psi
+
+
+@functools.cache
+def _digamma(k: int) -> float:
+    return float(torch.digamma(torch.tensor(float(k), dtype=torch.float64)))
 
 
 def _constant(sums: Tensor, count: Tensor) -> Tensor:
@@ -475,6 +498,8 @@ def _constant(sums: Tensor, count: Tensor) -> Tensor:
 def _log_cell(x: Series, own: Tensor, max_memory: int) -> Tensor:
     """d times the log of the cell that tied samples share, `[P]`; 0 for tracks without ties."""
     out = torch.zeros(len(x.x), dtype=torch.float64, device=x.x.device)
+    if x.distinct:
+        return out
     tied = (own[..., 1] > 0).reshape(len(out), -1).any(1)
     if bool(tied.any()):
         valid = None if x.valid is None else x.valid[tied]
@@ -613,16 +638,15 @@ def check_scenes(
     check_options(k, estimator, units, max_memory)
     x, valid = check_series("trajectories", trajectories, mask, k)
     min_count = resolve_min_samples(min_samples, k, x.shape[-2], mask)
-    how = Estimator(estimator, k, min_count, max_memory, UNITS[units], set())
+    how = Estimator(estimator, k, min_count, max_memory, UNITS[units], Notes())
     if x.ndim < 3:
         raise ValueError(f"trajectories must be [..., P, T, d], got shape {tuple(x.shape)}")
     if x.shape[-3] < 1:
         raise ValueError(f"trajectories must have at least one track, got shape {tuple(x.shape)}")
-    scenes = x.reshape(-1, *x.shape[-3:]).unbind(0)
-    masks: Sequence[Tensor | None] = [None] * len(scenes)
-    if valid is not None:
-        masks = valid.reshape(-1, *valid.shape[-2:]).unbind(0)
-    pairs = zip(scenes, masks, strict=True)
+    scenes = x.reshape(-1, *x.shape[-3:])
+    if valid is None:
+        return _position.prepare_scenes(scenes, max_memory), how
+    pairs = zip(scenes, valid.reshape(-1, *valid.shape[-2:]), strict=True)
     return [_position.prepare(Series(*scene))[0] for scene in pairs], how
 
 

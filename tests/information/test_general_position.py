@@ -25,6 +25,7 @@ from solo_infoaug.information import (
     pairwise_significance,
     top_k_partners,
 )
+from solo_infoaug.information._position import Series
 
 ESTIMATORS = ("3kl", "ksg1", "ksg2")
 PRECISIONS = (torch.float32, torch.float64)
@@ -407,3 +408,57 @@ def test_an_error_stops_the_other_threads() -> None:
     with pytest.raises(KeyboardInterrupt):
         compiled._share(range(10**6), 2, lambda: None, run, np.zeros(1))
     assert len(done) < 10**6 - 1
+
+
+def _scenes() -> torch.Tensor:
+    """Of 6 tracks each: in general position; nearly uneven; uneven; at rest; ties; on a line."""
+    x = torch.randn(6, 6, 50, 3, generator=torch.Generator().manual_seed(0))
+    x[1, 2, :, 1] *= 3
+    x[2, 2, :, 1] *= 20
+    x[3, 3] = 1.0
+    x[4] = x[4].round()
+    x[5, 1, :, 2] = x[5, 1, :, 0] - x[5, 1, :, 1]
+    return x
+
+
+def test_what_the_card_lets_pass_the_host_lets_pass() -> None:
+    x = _scenes()
+    general, distinct = _position._in_general_position(x).T.tolist()
+    assert general == [True, True, False, False, False, False]
+    assert distinct == [True, True, True, False, False, True]
+    for scene, passes in zip(x, general, strict=True):
+        (prepared,) = _position.prepare(Series(scene, None))
+        if passes:
+            assert prepared.x is scene
+            assert prepared.frame is None
+            assert prepared.recurs is None
+
+
+def test_scenes_in_general_position_are_waited_for_together(monkeypatch) -> None:
+    """As on a card: whatever makes a number of Python from a tensor would wait there."""
+    pytest.importorskip("numba")
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    waits = []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            if function is torch.ops.aten._local_scalar_dense.default:
+                waits.append(function)
+            return function(*args, **(kwargs or {}))
+
+    def as_on_a_card(x: torch.Tensor, max_memory: int) -> list[Series]:
+        assert bool(_position._in_general_position(x).all())
+        return [Series(scene, None, distinct=True) for scene in x]
+
+    x = torch.randn(7, 6, 50, 3, generator=torch.Generator().manual_seed(0))
+    expected = pairwise_mutual_information(x)
+    monkeypatch.setattr(_position, "prepare_scenes", as_on_a_card)
+    found = []
+    for scenes in (1, 7):
+        waits.clear()
+        with Watch():
+            got = pairwise_mutual_information(x[:scenes])
+        assert torch.equal(got, expected[:scenes])
+        found.append(len(waits))
+    assert found[0] == found[1] <= 8

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,7 @@ def test_the_interpreted_kernel_is_the_cpu_engine() -> None:
     """In a process of its own: how a kernel runs is settled when its module is imported."""
     pytest.importorskip("triton")
     found = json.loads(python(_SCRIPT, OMP_NUM_THREADS="1").stdout)
-    assert len(found) == 19
+    assert len(found) == 21
     assert {name: value for name, value in found.items() if not value < 1e-4} == {}
 
 
@@ -33,19 +34,25 @@ def test_the_kernel_compiles_for_a_card_that_is_not_here(k: int, kind: int, mask
 
     from solo_infoaug.information import _triton
 
-    constants = {"K": k, "KIND": kind, "PAIRED": False, "UPPER": True, "CX": 4, "CY": 2}
+    constants = {"K": k, "KIND": kind, "PAIRED": False, "UPPER": True, "CX": 3, "CY": 2}
     constants |= {"MASKED_X": masked, "MASKED_Y": masked, "I": 4, "J": 2, "B": 64}
-    pointers = {"x": "*fp32", "y": "*fp32", "valid_x": "*u8", "valid_y": "*u8"}
-    pointers |= {"psi": "*fp64", "out": "*fp64"}
+    pointers = {"x": "*fp32", "y": "*fp32", "psi": "*fp64", "out": "*fp64"}
     names = _triton._kernel.arg_names
     signature = {n: "constexpr" if n in constants else pointers.get(n, "i32") for n in names}
+    aligned = {(names.index(n),): [["tt.divisibility", 16]] for n in pointers}
     compiled = compile_kernel(
-        ASTSource(_triton._kernel, signature, constants),
+        ASTSource(_triton._kernel, signature, constants, aligned),
         target=GPUTarget("cuda", 80, 32),
         options={"num_warps": 2, "enable_fp_fusion": False},
     )
-    # one insertion of each of the 8 pairs, no more: neighbours stay where they are
-    assert compiled.asm["ptx"].count("min.f32") == 8 * k
+    # two samples are merged into the neighbours of each of the 8 pairs, no more; and what a thread
+    # needs it has in its registers, other threads are not asked
+    assert compiled.asm["ptx"].count("min.f32") == 8 * (1 + k + k // 2)
+    loop = compiled.asm["ttgir"].split("scf.for")[1].split("scf.yield")[0]
+    assert loop.count("tt.load") == 2 * (5 + 2 * masked)
+    ptx = compiled.asm["ptx"]
+    assert "ld.global.v4" in ptx
+    assert ptx.index("st.shared") > ptx.rindex("min.f32")
 
 
 def test_what_the_kernel_does_not_take_is_left_to_plain_torch() -> None:
@@ -85,3 +92,21 @@ def test_cuda_uses_the_kernel_and_repeats_to_the_bit(cuda, monkeypatch) -> None:
     assert _backend._triton().works(x.device)
     monkeypatch.setattr(_plain, "neighbour_sums", None)
     assert torch.equal(pairwise_mutual_information(x), first)
+
+
+@pytest.mark.gpu
+def test_cuda_is_waited_for_as_often_for_many_scenes(cuda) -> None:
+    pytest.importorskip("triton")
+    x = torch.randn(6, 12, 100, 3, generator=torch.Generator().manual_seed(0)).to(cuda)
+    pairwise_mutual_information(x)
+    found = []
+    for scenes in (1, 6):
+        with warnings.catch_warnings(record=True) as met:
+            warnings.simplefilter("always")
+            torch.cuda.set_sync_debug_mode("warn")
+            try:
+                pairwise_mutual_information(x[:scenes])
+            finally:
+                torch.cuda.set_sync_debug_mode("default")
+        found.append(sum("synchronizing" in str(one.message) for one in met))
+    assert 0 < found[0] == found[1] <= 4

@@ -81,6 +81,9 @@ def main() -> None:
     for k in (1, 2, 4, 5, 6, 7, 8):
         x = scene(k, 2, 12, 1, False)
         found[f"sums k={k}"] = sums(x, None, x, None, k, "3kl", "all")
+    for d in (5, 8):
+        x = scene(d, 3, 13, d, False)
+        found[f"sums d={d}, odd"] = sums(x, None, x, None, 3, "ksg2" if d == 5 else "3kl", "upper")
     x = scene(3, 2, 70, 1, False)  # blocks of samples, one after another
     _triton.PARTIAL_SUMS = 16
     found["sums of blocks"] = sums(x, None, x, None, 3, "3kl", "all")
