@@ -15,7 +15,7 @@ def works(device: torch.device) -> bool:
     """Whether Triton can compile for the device and run there: it needs a C compiler besides."""
     try:
         with torch.cuda.device(device):
-            _one[(1,)](torch.zeros(1, device=device))
+            _write[(1,)](torch.zeros(1, device=device))
     except Exception as error:  # whatever a compiler, a driver or a linker may say
         warnings.warn(
             f"Triton does not work on {device} ({type(error).__name__}: "
@@ -30,5 +30,5 @@ def works(device: torch.device) -> bool:
 
 
 @triton.jit
-def _one(out):
+def _write(out):
     tl.store(out, 1.0)

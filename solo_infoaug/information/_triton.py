@@ -18,7 +18,6 @@ a block of samples go to memory, since in registers they would take the neighbou
 from __future__ import annotations
 
 import functools
-import warnings
 from contextlib import nullcontext
 
 import torch
@@ -26,6 +25,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from solo_infoaug._triton import works as works
 from solo_infoaug.information._position import Series
 
 K_LIMIT = 8  # neighbours that a thread's registers hold for all pairs of a tile
@@ -40,24 +40,6 @@ def fits(x: Tensor, y: Tensor, k: int) -> bool:
     size = max(x.numel(), y.numel(), len(x) * len(y))  # places are counted in 32 bits
     taken = x.dtype == torch.float32 and k <= K_LIMIT and width <= WIDTH_LIMIT
     return taken and x.shape[2] > 0 and size < 2**31
-
-
-@functools.cache
-def works(device: torch.device) -> bool:
-    """Whether Triton can compile for the device and run there: it needs a C compiler besides."""
-    x = torch.arange(12.0, device=device).reshape(2, 6, 1)
-    try:
-        neighbour_sums(Series(x, None), Series(x, None), 1, "3kl", "all")
-    except Exception as error:  # whatever a compiler, a driver or a linker may say
-        warnings.warn(
-            f"mutual information: Triton does not work on {device} ({type(error).__name__}: "
-            f"{(str(error).strip() or 'no message').splitlines()[0]}), so that plain torch is "
-            "used, which is slower; Triton needs a C compiler, such as gcc",
-            RuntimeWarning,
-            stacklevel=2,
-        )
-        return False
-    return True
 
 
 def neighbour_sums(a: Series, b: Series, k: int, kind: str, layout: str) -> Tensor:
