@@ -278,7 +278,7 @@ def _entropy(tracks: Series, k: int, max_memory: int) -> tuple[Tensor, Tensor]:
     count = tracks.counts()
     log_cell = _log_cell(tracks, own, max_memory)
     d = tracks.dimensions()
-    with one_thread():
+    with one_thread(own.device):
         value = torch.digamma(count) + _log_volume(own, count, k, d, log_cell) / count
         return value, _constant(own, count) | (count <= k)
 
@@ -288,14 +288,14 @@ def information(x: Series, y: Series, how: Estimator, layout: str) -> Tensor:
 
     What the estimator cannot do with these data is added to its notes.
     """
-    with one_thread():
+    with one_thread(x.x.device):
         uneven = _position.uneven(x, y, layout)
         suspects = None
         if layout != "paired" and x.valid is not None and y.valid is not None:
             suspects = _position.narrow_in_common(x, y, uneven)
     value = _as_they_are(x, y, how, layout, uneven, suspects)
     if uneven is not None:
-        with one_thread():
+        with one_thread(x.x.device):
             pairs = torch.triu(uneven) if layout == "upper" else uneven
             some = int(pairs.sum())
         even_x = x.even()
@@ -354,7 +354,7 @@ def _as_they_are(
     if notes is not None and (x.recurs is not None or y.recurs is not None):
         notes.add("ties", _has_ties(joint, x, y, how, layout, anew))
     own = None if how.kind == "ksg1" else _marginals(x, y, k, layout, how.max_memory)
-    with one_thread():
+    with one_thread(x.x.device):
         count = _common_counts(x, y, layout)
         if notes is not None and count.numel():
             enough = (count >= how.min_count).any()
@@ -426,7 +426,7 @@ def _has_ties(
         return some
     if how.kind != "3kl":
         joint = neighbour_sums(x, y, how.k, "3kl", layout, how.max_memory)
-    with one_thread():
+    with one_thread(joint.device):
         return _untied(joint, doubtful, x, y, how.min_count, layout)
 
 
@@ -466,9 +466,15 @@ def _moving(side: Series) -> Tensor:
 
 
 @contextmanager
-def one_thread() -> Iterator[None]:
-    """Keep torch from waking its threads for sums of no size: they spin on, on the cores we use."""
+def one_thread(device: torch.device) -> Iterator[None]:
+    """Keep torch from waking its threads for sums of no size: they spin on, on the cores we use.
+
+    To change their number takes a millisecond where cores are many, which a card does not need.
+    """
     threads = torch.get_num_threads()
+    if device.type != "cpu" or threads == 1:
+        yield
+        return
     torch.set_num_threads(1)
     try:
         yield
@@ -550,7 +556,7 @@ def all_pairs(scenes: list[Series], x: Tensor, how: Estimator) -> Tensor:
     out = torch.empty(len(scenes), x.shape[-3], x.shape[-3], dtype=x.dtype, device=x.device)
     for scene, tracks in zip(out, scenes, strict=True):
         for rows, value in upper_rows(tracks, tracks, how):
-            with one_thread():
+            with one_thread(x.device):
                 block = (torch.triu(value) * how.scale).to(x.dtype)
                 scene[rows, rows.start :] = block
                 scene[rows.start :, rows] = block.T

@@ -160,7 +160,7 @@ def shifted_information(
             # All shifts of a pair, then of the next: what its first track needs is found once
             one, two = pairs[rows].repeat_interleave(len(some), 0).unbind(1)
             later = count * torch.arange(len(some), device=two.device).repeat(len(rows))
-            with one_thread():
+            with one_thread(pairs.device):
                 a, b = tracks.part(one), tracks.rolled(some).part(two + later)
                 if not whole[rows[0]]:
                     a, b = over_shared(a, b)

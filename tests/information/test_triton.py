@@ -108,5 +108,5 @@ def test_cuda_is_waited_for_as_often_for_many_scenes(cuda) -> None:
                 pairwise_mutual_information(x[:scenes])
             finally:
                 torch.cuda.set_sync_debug_mode("default")
-        found.append(sum("synchronizing" in str(one.message) for one in met))
+        found.append(sum("called a synchronizing" in str(one.message) for one in met))
     assert 0 < found[0] == found[1] <= 4
