@@ -688,8 +688,16 @@ def main() -> None:
         share = math.inf if options.tiny else remains * PARTS[part] / left
         left -= PARTS[part]
         works[part](report, device, sizes, Clock(share))
+        write(report, options, machine, name)  # what is measured is not lost
     took = time.perf_counter() - started
     report.say(f"\n{waits_text(device)}. All of it took {took:.0f} s.")
+    write(report, options, machine, name)
+
+
+def write(report: Report, options: argparse.Namespace, machine: str, name: str) -> None:
+    """The page and JSON of what has been measured."""
+    import torch
+
     options.out.mkdir(parents=True, exist_ok=True)
     (options.out / f"{name}.md").write_text("\n".join(report.lines) + "\n", encoding="utf-8")
     content = {
