@@ -173,7 +173,7 @@ def mine_video(
     """
     watch = watch or Stopwatch()
     with open_video(path, config.fps) as video:
-        tracker = _tracker(path, config)
+        tracker = make_tracker(path, config)
         source = {
             "file": printable(path.name),
             "sha256": digest,
@@ -186,12 +186,11 @@ def mine_video(
         counts: dict[str, Any] = {"frames": 0, "windows_mined": 0}
         reasons: Counter[str] = Counter()
         colour = tracker.colour or bool(config.depth) or config.signal != "motion"
-        staged = _ahead if ahead else _as_it_is
-        count = _windows_ahead(video.record)
+        count = _windows_ahead(video.record) if ahead else 0
         try:
             with (
-                staged(_windows(video, config, colour, counts, watch), count) as found,
-                staged(_tracked(found, tracker, config, watch), count) as tracked,
+                _ahead(_windows(video, config, colour, counts, watch), count) as found,
+                _ahead(_tracked(found, tracker, config, watch), count) as tracked,
             ):
                 for window, tracks in tracked:
                     counts["windows_mined"] += 1
@@ -212,18 +211,6 @@ def mine_video(
             )
         finally:
             writer.discard()
-
-
-def _tracker(path: Path, config: MineConfig) -> Tracker:
-    return make_tracker(
-        config.tracker,
-        path,
-        checkpoint=config.tracker_checkpoint,
-        folder=config.tracks_folder,
-        device=config.device,
-        max_roundtrip=config.max_roundtrip,
-        flow=config.flow,
-    )
 
 
 def _shares(
@@ -272,6 +259,10 @@ def _mine_job(out: Path, config: MineConfig, threads: int | None, job: Job) -> s
 @contextlib.contextmanager
 def _ahead(items: Generator[T], count: int) -> Iterator[Iterator[T]]:
     """The same items; a thread makes up to `count` while the caller is busy with another."""
+    if not count:
+        with contextlib.closing(items):
+            yield items
+        return
     end = object()
 
     def ahead(thread: ThreadPoolExecutor) -> Iterator[T]:
@@ -283,12 +274,6 @@ def _ahead(items: Generator[T], count: int) -> Iterator[Iterator[T]]:
     # Closed after the thread has ended: a generator that runs cannot be
     with contextlib.closing(items), ThreadPoolExecutor(1, thread_name_prefix="ahead") as thread:
         yield ahead(thread)
-
-
-@contextlib.contextmanager
-def _as_it_is(items: Generator[T], count: int) -> Iterator[Iterator[T]]:
-    with contextlib.closing(items):
-        yield items
 
 
 def _tracked(
@@ -313,15 +298,7 @@ def _windows(
             counts["frames"] += 1
             yield frame
 
-    found = windows(
-        counted(),
-        cut_threshold=config.cut_threshold,
-        min_frames=config.min_frames,
-        length=config.window,
-        stride=config.stride,
-        track_size=config.track_size,
-        colour=colour,
-    )
+    found = windows(counted(), config, colour)
     # Decoding happens inside, and is not counted twice.
     while True:
         before = watch.seconds["decode"]

@@ -17,6 +17,7 @@ import torch
 
 from solo_infoaug.errors import ConfigError, VideoError
 from solo_infoaug.mining.camera import CameraStep, fit_camera
+from solo_infoaug.mining.config import MineConfig
 from solo_infoaug.mining.flow import Flow, flow_maker, follow_patches
 from solo_infoaug.mining.frame_folder import folder_name
 from solo_infoaug.mining.tracking import BORDER, corners, grid, patch_tracks, track_lk
@@ -241,52 +242,35 @@ def _tracks_file(video: Path, folder: str) -> Path:
     return (own if own.name == name else own.parent).parent / f"{name}.npz"
 
 
-def make_tracker(
-    name: str,
-    video: Path,
-    *,
-    checkpoint: str = "",
-    folder: str = "",
-    device: str = "auto",
-    max_roundtrip: float = 2.0,
-    flow: str = "fast",
-) -> Tracker:
-    """The tracker `name` for a video.
-
-    Args:
-        name: "flow", "lk", "cotracker3", "bootstapir" or "file".
-        video: whose tracks `file` looks up.
-        checkpoint: local weights; empty for what the tracker's own package downloads.
-        folder: where `file` looks for npz files; empty for beside the video.
-        device: for the neural trackers; "auto" takes a GPU where there is one.
-        max_roundtrip: for `flow` and `lk`, pixels.
-        flow: the preset of `flow`.
+def make_tracker(video: Path, config: MineConfig) -> Tracker:
+    """The tracker of the settings, for a video.
 
     Raises:
         ConfigError: the tracker's package or weights are missing.
         VideoError: the video has no usable tracks file.
     """
+    name, device = config.tracker, config.device
     if name == "file":
-        return FileTracker(video, folder)
+        return FileTracker(video, config.tracks_folder)
     if name == "flow":
-        return FlowTracker(flow, max_roundtrip)
+        return FlowTracker(config.flow, config.max_roundtrip)
     if name == "lk":
-        track = functools.partial(track_lk, max_roundtrip=max_roundtrip)
-        return GridTracker("lk", "", colour=False, track=track)
+        lk = functools.partial(track_lk, max_roundtrip=config.max_roundtrip)
+        return GridTracker("lk", "", colour=False, track=lk)
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cotracker3":
-        return GridTracker(name, "weights: CC-BY-NC-4.0", True, _cotracker(checkpoint, device))
-    if name == "bootstapir":
-        licence = "weights: see github.com/google-deepmind/tapnet"
-        return GridTracker(name, licence, True, _bootstapir(checkpoint, device))
-    raise ConfigError(f"tracker must be flow, lk, cotracker3, bootstapir or file, not {name!r}")
+        track, licence = _cotracker(config.tracker_checkpoint, device), "CC-BY-NC-4.0"
+    else:
+        track = _bootstapir(config.tracker_checkpoint, device)
+        licence = "see github.com/google-deepmind/tapnet"
+    return GridTracker(name, f"weights: {licence}", colour=True, track=track)
 
 
 @functools.cache
 def _cotracker(checkpoint: str, device: str) -> PointTracker:
     warnings.warn(
-        "CoTracker3's weights are licensed CC-BY-NC-4.0: not for commercial use", stacklevel=4
+        "CoTracker3's weights are licensed CC-BY-NC-4.0: not for commercial use", stacklevel=3
     )
     try:
         predictor = importlib.import_module("cotracker.predictor").CoTrackerPredictor

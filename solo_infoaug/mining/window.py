@@ -123,18 +123,7 @@ def mine_window(
     with watch("gate"):
         gated = _gate(window, tracks, motion, known, size, config)
     with watch("partners"):
-        partners = find_partners(
-            gated.samples,
-            gated.known,
-            gated.allowed,
-            estimator=config.estimator,
-            k=config.k,
-            top_k=config.top_k,
-            min_mi=config.min_mi,
-            fdr=config.fdr,
-            surrogates=config.surrogates,
-            seed=config.seed,
-        )
+        partners = find_partners(gated.samples, gated.known, gated.allowed, config)
     reason = gated.reason
     reason[gated.moving[partners.twins[:, 0] >= 0]] = _TWIN
     counts = {name: int((reason == number).sum()) for number, name in enumerate(REASONS)}

@@ -10,6 +10,7 @@ import numpy as np
 from scenedetect import FrameTimecode
 from scenedetect.detectors import AdaptiveDetector
 
+from solo_infoaug.mining.config import MineConfig
 from solo_infoaug.mining.frame import Frame
 
 # The cut detector looks at frames of this height, whatever the video's size.
@@ -58,28 +59,21 @@ class Window:
         ]
 
 
-def windows(
-    frames: Iterable[Frame],
-    *,
-    cut_threshold: float = 3.0,
-    min_frames: int = 16,
-    length: int = 24,
-    stride: int = 24,
-    track_size: int = 320,
-    colour: bool = False,
-) -> Iterator[Window]:
+def windows(frames: Iterable[Frame], config: MineConfig, colour: bool = False) -> Iterator[Window]:
     """Cut `frames` into shots and these into windows, holding little more than one window.
 
-    Windows of `length` frames begin every `stride` frames of a shot. The last one ends with the
-    shot and may be shorter, but has at least `min_frames` frames; a shorter shot is skipped. A
-    change of the frame size is a cut, and so is a gap where frames are missing. The small frames
-    are RGB with `colour`, and grey without, which takes a third of the time and memory.
+    Windows begin every `config.stride` frames of a shot. The last one ends with the shot and may be
+    shorter, but has at least `config.min_frames` frames; a shorter shot is skipped. A change of the
+    frame size is a cut, and so is a gap where frames are missing. The small frames are RGB with
+    `colour`, and grey without, which takes a third of the time and memory.
     """
+    length, min_frames = config.window, config.min_frames
     spacing = max(1, length // KEYFRAMES)
-    stride = max(spacing, stride - stride % spacing)  # so that windows share their keyframes
+    # so that windows share their keyframes
+    stride = max(spacing, config.stride - config.stride % spacing)
 
     def fresh_detector() -> AdaptiveDetector:
-        return AdaptiveDetector(adaptive_threshold=cut_threshold, min_scene_len=8)
+        return AdaptiveDetector(adaptive_threshold=config.cut_threshold, min_scene_len=8)
 
     detector = fresh_detector()
     delay = detector.event_buffer_length
@@ -115,7 +109,7 @@ def windows(
         if pending and (frame.gap or frame.size != pending[-1].size):
             yield from end_shot(len(pending))
             detector = fresh_detector()
-        pending.append(_Pending(frame, track_size, "rgb24" if colour else "gray"))
+        pending.append(_Pending(frame, config.track_size, "rgb24" if colour else "gray"))
         for cut in _cuts(detector, place, frame):
             if cut > first:
                 yield from end_shot(cut - first)
