@@ -24,6 +24,7 @@ import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 
+from solo_infoaug._files import file_digest
 from solo_infoaug.errors import DictionaryError
 
 FORMAT = "solo-infoaug twin dictionary"
@@ -121,6 +122,26 @@ def shape_of(path: Path, name: str) -> tuple[int, ...]:
             return tuple(file.get_slice(name).get_shape())
         except (SafetensorError, OSError, ValueError, KeyError, RuntimeError) as error:
             raise DictionaryError(f"{path}: damaged: {error}") from error
+
+
+def digest_of(path: Path) -> str:
+    """SHA-256 of a file's content; a DictionaryError if it cannot be read."""
+    try:
+        return file_digest(path)
+    except OSError as error:
+        raise DictionaryError(f"{path}: cannot be read: {error.strerror}") from error
+
+
+def twins_fault(twins: torch.Tensor, windows: np.ndarray) -> str:
+    """What is wrong with twins int64 [N, K] of patches that lie in `windows` [N]; else nothing."""
+    there, own = twins >= 0, torch.from_numpy(windows.astype(np.int64))
+    if int(twins.max()) >= len(twins) or int(twins.min()) < -1:
+        return "a twin's index is out of range"
+    if bool(((own[twins.clamp(min=0)] != own[:, None]) & there).any()):
+        return "a twin lies in another window"
+    if bool((there[:, 1:] & ~there[:, :-1]).any()):
+        return "a twin follows on a missing one"
+    return ""
 
 
 def expect(

@@ -26,11 +26,13 @@ from solo_infoaug.dictionary.format import (
     PATCH_COLUMNS,
     STORED_COLUMNS,
     check_path,
+    digest_of,
     expect,
     is_name,
     read_json,
     read_tensors,
     shape_of,
+    twins_fault,
 )
 from solo_infoaug.dictionary.sampling import another, draw
 from solo_infoaug.dictionary.writing import write_arrays
@@ -414,10 +416,7 @@ class Part:
         name = str(record["name"])
         _check_counts(record)
         path = folder / "index.safetensors"
-        try:
-            digest = hashlib.sha256(path.read_bytes()).hexdigest()
-        except OSError as error:
-            raise DictionaryError(f"{path}: cannot be read: {error.strerror}") from error
+        digest = digest_of(path)
         if digest != record["index"]["sha256"]:
             raise DictionaryError(f"{path}: damaged: its content is not what video.json says")
         tensors = read_tensors(path)
@@ -437,7 +436,8 @@ class Part:
         if count == 0 or top_k == 0 or frames.shape[1] == 0:
             raise DictionaryError(f"{path}: damaged: patches and {unit}s do not fit")
         windows = _windows(folder, name, record, patches, unit)
-        _check_twins(path, twins, patches["window"], unit)
+        if fault := twins_fault(twins, patches["window"]):
+            raise DictionaryError(f"{path}: damaged: {fault}")
         shards = _shards(folder, record, count, frames.shape[1])
         return cls(
             name=name,
@@ -474,17 +474,6 @@ def _windows(
     if first != len(patches):
         raise DictionaryError(f"{folder}: damaged: patches and {unit}s do not fit")
     return windows
-
-
-def _check_twins(path: Path, twins: torch.Tensor, windows: np.ndarray, unit: str) -> None:
-    there = twins >= 0
-    if int(twins.max()) >= len(twins) or int(twins.min()) < -1:
-        raise DictionaryError(f"{path}: damaged: a twin's index is out of range")
-    own = torch.from_numpy(windows.astype(np.int64))
-    if bool(((own[twins.clamp(min=0)] != own[:, None]) & there).any()):
-        raise DictionaryError(f"{path}: damaged: a twin lies in another {unit}")
-    if bool((there[:, 1:] & ~there[:, :-1]).any()):
-        raise DictionaryError(f"{path}: damaged: a twin follows on a missing one")
 
 
 def _shards(folder: Path, record: Mapping[str, Any], count: int, moments: int) -> list[_Shard]:

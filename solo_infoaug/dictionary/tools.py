@@ -18,7 +18,7 @@ from PIL import Image
 
 from solo_infoaug._files import check_output_folder
 from solo_infoaug.dictionary import TwinDictionary
-from solo_infoaug.dictionary.format import COUNTS, MANIFEST, PARTS
+from solo_infoaug.dictionary.format import COUNTS, MANIFEST, PARTS, digest_of
 from solo_infoaug.dictionary.store import Part
 from solo_infoaug.dictionary.writing import VideoWriter, check_target, only_writer, write_manifest
 from solo_infoaug.errors import ConfigError, DictionaryError
@@ -171,11 +171,10 @@ def describe(dictionary: TwinDictionary, verify: bool = False) -> dict[str, Any]
     for row in by_video:
         reasons.update(row["patches_by_reason"])
     sources = [{**dict(part.record.get("source") or {}), **_counts(part)} for part in parts]
-    if verify:
-        for part in parts:
-            for shard, digest in zip(part.shards, part.digests[1:], strict=True):
-                if _hash(shard.path) != digest:
-                    raise DictionaryError(f"{shard.path}: damaged: its content has changed")
+    for part in parts if verify else ():
+        for shard, digest in zip(part.shards, part.digests[1:], strict=True):
+            if digest_of(shard.path) != digest:
+                raise DictionaryError(f"{shard.path}: damaged: its content has changed")
     return {
         "path": str(dictionary.path),
         "fingerprint": dictionary.fingerprint,
@@ -244,7 +243,7 @@ def export_patches(dictionary: TwinDictionary, folder: str | os.PathLike[str]) -
         OutputError: `folder` cannot be written.
     """
     out = check_output_folder(folder, "out")
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    if out.exists() and any(out.iterdir()):
         raise DictionaryError(f"{out} is not an empty folder; choose another")
     names = _unique([Path(name).stem for name in dictionary.videos])
     written = 0
@@ -322,8 +321,6 @@ def _target(out: PathLike) -> Iterator[Path]:
     """The folder to write, where nobody else writes meanwhile."""
     folder = Path(out)
     check_target(folder, "out")
-    if folder.exists() and not folder.is_dir():
-        raise DictionaryError(f"{folder} is a file, not a folder")
     with only_writer(folder):
         if (folder / MANIFEST).exists() or (folder / PARTS).exists():
             raise DictionaryError(f"{folder} holds a dictionary already; choose another folder")
@@ -413,11 +410,3 @@ def _pixels(part: Part, rows: slice) -> np.ndarray:
             pieces.append(shard.map()[start:stop])
         first += shard.patches
     return torch.cat(pieces).numpy()
-
-
-def _hash(path: Path) -> str:
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise DictionaryError(f"{path}: cannot be read: {error.strerror}") from error

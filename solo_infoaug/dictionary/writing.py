@@ -19,7 +19,7 @@ from filelock import FileLock, Timeout
 from PIL import Image
 from safetensors.torch import save as to_safetensors
 
-from solo_infoaug._files import check_output_folder, write_text
+from solo_infoaug._files import check_output_folder, printable, reason_of, write_text
 from solo_infoaug.dictionary.format import (
     FORMAT,
     LOCK,
@@ -29,6 +29,7 @@ from solo_infoaug.dictionary.format import (
     WINDOWS,
     check_path,
     safe_name,
+    twins_fault,
 )
 from solo_infoaug.errors import DictionaryError
 
@@ -67,15 +68,11 @@ def only_writer(out: Path) -> Iterator[None]:
             "choose another folder"
         ) from None
     except (OSError, NotImplementedError) as error:
-        raise DictionaryError(f"{out}: cannot be written: {_reason(error)}") from error
+        raise DictionaryError(f"{out}: cannot be written: {reason_of(error)}") from error
     try:
         yield
     finally:
         lock.release()
-
-
-def _reason(error: BaseException) -> str:
-    return getattr(error, "strerror", None) or str(error) or type(error).__name__
 
 
 class VideoWriter:
@@ -90,8 +87,7 @@ class VideoWriter:
         self._record: dict[str, Any] = {
             "format": FORMAT,
             "version": VERSION,
-            # a file name need not be text in any encoding, and is drawn and printed
-            "name": name.encode("utf-8", "backslashreplace").decode("utf-8"),
+            "name": printable(name),
             "source": dict(source),
             "windows": [],
             "pixels": [],
@@ -271,10 +267,8 @@ def _check_arrays(
     whole = windows.shape == (count,) and np.issubdtype(windows.dtype, np.integer)
     ascending = whole and bool((np.diff(windows, prepend=0) >= 0).all())
     require(ascending, "windows", f"{count} whole numbers ≥ 0 in ascending order", windows)
-    there = twins >= 0
-    inside = int(twins.min()) >= -1 and int(twins.max()) < count
-    require(inside, "twins", f"-1 to {count - 1}", twins)
-    require(not bool((there[:, 1:] & ~there[:, :-1]).any()), "twins", "-1 behind the others", twins)
-    own = torch.from_numpy(windows.astype(np.int64))
-    elsewhere = (own[twins.clamp(min=0)] != own[:, None]) & there
-    require(not bool(elsewhere.any()), "twins", "patches of the same window", twins)
+    if fault := twins_fault(twins, windows):
+        raise DictionaryError(
+            f"twins: expected indices into the {count} patches of the same window, best first, -1 "
+            f"behind them; {fault}"
+        )

@@ -97,6 +97,11 @@ def has_alpha(raw: av.VideoFrame) -> bool:
     return raw.format.has_palette or any(part.is_alpha for part in raw.format.components)
 
 
+def grey(image: np.ndarray) -> np.ndarray:
+    """uint8 [H, W] of [H, W] or of RGB [H, W, 3]."""
+    return image if image.ndim == 2 else cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
+
+
 def _over_black(rgba: np.ndarray, layout: str) -> np.ndarray:
     alpha = rgba[..., 3:].astype(np.uint16)
     rgb = ((rgba[..., :3] * alpha + 127) // 255).astype(np.uint8)

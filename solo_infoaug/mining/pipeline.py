@@ -27,6 +27,7 @@ from rich.progress import (
 )
 
 from solo_infoaug import __version__
+from solo_infoaug._files import printable
 from solo_infoaug.dictionary import TwinDictionary
 from solo_infoaug.dictionary.format import MANIFEST, PARTS
 from solo_infoaug.dictionary.writing import VideoWriter, check_target, only_writer, write_manifest
@@ -372,11 +373,6 @@ def _plan(paths: list[Path], config: MineConfig) -> _Plan:
         jobs[digest] = Job(path, key, digest)
     ordered = sorted(jobs.values(), key=lambda job: (video_name(job.path), job.digest))
     return _Plan(ordered, failed, duplicates)
-
-
-def printable(text: str) -> str:
-    """`text` with what is no Unicode (bytes of a file name in another encoding) escaped."""
-    return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def _printable(texts: dict[str, str]) -> dict[str, str]:

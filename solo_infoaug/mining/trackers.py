@@ -20,7 +20,7 @@ from solo_infoaug.mining.camera import CameraStep, fit_camera
 from solo_infoaug.mining.config import MineConfig
 from solo_infoaug.mining.flow import Flow, flow_maker, follow_patches
 from solo_infoaug.mining.frame_folder import folder_name
-from solo_infoaug.mining.tracking import BORDER, corners, grid, patch_tracks, track_lk
+from solo_infoaug.mining.tracking import corners, grid, inside, patch_tracks, track_lk
 from solo_infoaug.mining.windows import Window
 
 # CoTracker's and TAPIR's models see frames of this size; see their papers.
@@ -138,7 +138,9 @@ class GridTracker:
         after, after_seen = self.track(window.small[seed:], points)
         before, before_seen = self.track(window.small[seed::-1], points)
         tracks = np.concatenate([before[:0:-1], after])
-        visible = np.concatenate([before_seen[:0:-1], after_seen]) & _within(tracks, window)
+        visible = np.concatenate([before_seen[:0:-1], after_seen]) & inside(
+            tracks, window.small[0].shape
+        )
         shape = (len(window), len(centres), -1)
         return _patches(centres, tracks.reshape(*shape, 2), visible.reshape(shape), window, model)
 
@@ -225,10 +227,10 @@ class FileTracker:
         points = self._tracks[window.numbers] * unit
         visible = self._visible[window.numbers]
         half, seed = size / 2, window.seed
-        inside = (points[seed] >= half) & (points[seed] <= np.array([width, height]) - half)
-        chosen = _non_overlapping(points[seed], visible[seed] & inside.all(axis=1), size * step)
+        whole = (points[seed] >= half) & (points[seed] <= np.array([width, height]) - half)
+        chosen = _non_overlapping(points[seed], visible[seed] & whole.all(axis=1), size * step)
         small = points[:, chosen] / window.scale
-        seen = visible[:, chosen] & _within(small, window)
+        seen = visible[:, chosen] & inside(small, window.small[0].shape)
         return _patches(small[seed], small[:, :, None], seen[:, :, None], window, model)
 
 
@@ -353,13 +355,6 @@ def _weights(checkpoint: str) -> dict[str, Any]:
     if isinstance(found, dict) and isinstance(found.get("model"), dict):
         found = found["model"]
     return found
-
-
-def _within(points: np.ndarray, window: Window) -> np.ndarray:
-    """bool: which points [..., 2] of small frames lie inside, off the border."""
-    h, w = window.small[0].shape[:2]
-    limit = np.array([w - 1, h - 1]) - BORDER
-    return np.asarray(((points >= BORDER) & (points <= limit)).all(axis=-1))
 
 
 def _non_overlapping(points: np.ndarray, allowed: np.ndarray, distance: float) -> np.ndarray:

@@ -16,6 +16,7 @@ import av
 import av.error
 import numpy as np
 
+from solo_infoaug._files import file_digest, reason_of
 from solo_infoaug.errors import VideoError
 from solo_infoaug.mining.frame import AS_STORED, Frame, Orientation, every_nth, has_alpha
 from solo_infoaug.mining.frame_folder import (
@@ -80,7 +81,7 @@ class Video:
         try:
             self._container = av.open(str(path))
         except (av.error.FFmpegError, OSError, ValueError) as error:
-            raise VideoError(f"{path}: cannot be opened as a video: {_reason(error)}") from error
+            raise VideoError(f"{path}: cannot be opened as a video: {reason_of(error)}") from error
         try:
             self._stream = self._chosen_stream()
         except VideoError:
@@ -517,19 +518,14 @@ def video_digest(path: Path) -> str:
     """
     try:
         if not path.is_dir():
-            return _file_digest(path)
+            return file_digest(path)
         numbered = FrameFolder(path).numbered
         together = hashlib.sha256()
         for file, place in zip(numbered.files, numbered.places, strict=True):
-            together.update(f"{place} {_file_digest(file)}\n".encode())
+            together.update(f"{place} {file_digest(file)}\n".encode())
         return together.hexdigest()
     except OSError as error:
         raise VideoError(f"{path}: cannot be read: {error.strerror or error}") from error
-
-
-def _file_digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _is_picture(stream: av.VideoStream) -> bool:
@@ -571,7 +567,3 @@ def _shape_record(shape: Fraction) -> dict[str, str]:
     if not _PIXEL_SHAPES[0] <= float(shape) <= _PIXEL_SHAPES[1]:
         text += " (not believed: taken as square)"
     return {"pixel_shape": text}
-
-
-def _reason(error: BaseException) -> str:
-    return getattr(error, "strerror", None) or str(error) or type(error).__name__

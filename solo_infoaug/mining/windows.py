@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
-import cv2
 import numpy as np
 from scenedetect import FrameTimecode
 from scenedetect.detectors import AdaptiveDetector
 
 from solo_infoaug.mining.config import MineConfig
-from solo_infoaug.mining.frame import Frame
+from solo_infoaug.mining.frame import Frame, grey
 
 # The cut detector looks at frames of this height, whatever the video's size.
 _DETECTOR_HEIGHT = 90
@@ -53,10 +52,7 @@ class Window:
     @property
     def grey(self) -> list[np.ndarray]:
         """The small frames, uint8 [h, w]."""
-        return [
-            image if image.ndim == 2 else cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
-            for image in self.small
-        ]
+        return [grey(image) for image in self.small]
 
 
 def windows(frames: Iterable[Frame], config: MineConfig, colour: bool = False) -> Iterator[Window]:

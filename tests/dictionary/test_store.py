@@ -588,5 +588,5 @@ def test_format_1_twins_stay_in_their_shot(tmp_path: Path) -> None:
     record = json.loads((part / "video.json").read_text())
     record["index"]["sha256"] = hashlib.sha256(data).hexdigest()
     (part / "video.json").write_text(json.dumps(record))
-    with pytest.raises(DictionaryError, match="another shot"):
+    with pytest.raises(DictionaryError, match="another window"):
         TwinDictionary.load(folder)

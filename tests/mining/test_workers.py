@@ -68,8 +68,6 @@ def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Work:
 def test_serial(work: Work) -> None:
     done = dict(run_jobs(_jobs("a", "bad", "c"), work))
     assert {job.key: why for job, why in done.items()} == {"a": None, "bad": "it is bad", "c": None}
-    with pytest.raises(ConfigError, match="workers must be at least 1, not 0"):
-        list(run_jobs(_jobs("a"), work, workers=0))
 
 
 def test_a_worker_that_dies_takes_no_other_job_with_it(work: Work) -> None:
