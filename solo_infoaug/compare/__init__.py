@@ -58,16 +58,7 @@ def compare(
         with _stopped_by_sigterm(), FileLock(grid.out / ".lock", timeout=0):
             runs = Planner(grid, workers=grid.jobs).plan()
             try:
-                run_grid(
-                    runs,
-                    jobs=grid.jobs,
-                    threads=grid.threads,
-                    launcher=grid.launcher,
-                    sweep_folder=grid.out / "launcher",
-                    retry_failed=retry_failed,
-                    keep_checkpoints=grid.keep_checkpoints,
-                    console=console,
-                )
+                run_grid(runs, grid, retry_failed=retry_failed, console=console)
             finally:
                 files = write_results(runs, grid.report)
     except Timeout as error:

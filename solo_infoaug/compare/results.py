@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,6 +21,7 @@ from solo_infoaug.compare.tables import (
     Values,
     collect,
     mean_and_std,
+    methods_and_columns,
     results_csv,
     tables,
 )
@@ -119,9 +119,7 @@ def _shade(column: Column, columns: Sequence[Column]) -> tuple[float, float, flo
 
 def draw_bars(values: Values, metric: str) -> Figure:
     """Mean and standard deviation over the seeds of every column, methods side by side."""
-    methods = list(dict.fromkeys(method for method, _ in values))
-    columns = list(dict.fromkeys(column for _, column in values))
-    columns.sort(key=lambda column: (list(ARMS).index(column.arm), column.variant))
+    methods, columns = methods_and_columns(values)
     figure = Figure(figsize=(max(6.0, 1.5 * len(methods) + 1.5), 3.6), layout="constrained")
     axes = figure.subplots()
     width = 0.8 / len(columns)
@@ -132,7 +130,7 @@ def draw_bars(values: Values, metric: str) -> Figure:
                 mean, std = mean_and_std(list(values[method, column].values()))
                 places.append(i + (j - (len(columns) - 1) / 2) * width)
                 heights.append(mean)
-                errors.append(0.0 if math.isnan(std) else std)
+                errors.append(std)
         colour = _shade(column, columns)
         axes.bar(places, heights, width, yerr=errors, color=colour, label=column.label)
     axes.set_xticks(range(len(methods)), methods, rotation=20, ha="right")
@@ -149,8 +147,7 @@ def draw_ablation(values: Values, metric: str) -> Figure | None:
         swept = _swept(column)
         if swept is not None:
             mean, std = mean_and_std(list(seeds.values()))
-            line = method, column.arm, swept[0]
-            lines.setdefault(line, []).append((swept[1], mean, 0.0 if math.isnan(std) else std))
+            lines.setdefault((method, column.arm, swept[0]), []).append((swept[1], mean, std))
     if not lines:
         return None
     keys = list(dict.fromkeys(key for _, _, key in lines))
@@ -202,26 +199,18 @@ def draw_curves(runs: Sequence[Run]) -> Figure:
             axes = grid[row][i]
             for column in columns:
                 curves = [
-                    found
+                    read_losses(run.files.metrics)[f"{branch} branch"]
                     for run in runs
-                    if (run.cell.method, run.cell.arm, run.cell.variant)
-                    == (method, column.arm, column.variant)
-                    and (found := _curve(run.files.metrics, branch)) is not None
+                    if (run.cell.method, Column(run.cell.arm, run.cell.variant)) == (method, column)
                 ]
-                if curves:
-                    length = min(len(curve[0]) for curve in curves)
-                    mean = np.mean([curve[1][:length] for curve in curves], axis=0)
+                if curves := [(steps, losses) for steps, losses in curves if steps]:
+                    length = min(len(steps) for steps, _ in curves)
+                    mean = np.mean([losses[:length] for _, losses in curves], axis=0)
                     colour = _shade(column, columns)
                     axes.plot(curves[0][0][:length], mean, color=colour, lw=1.2)
             axes.set_title(f"{method}, {branch} branch", fontsize=9)
             axes.grid(alpha=0.3)
     return figure
-
-
-def _curve(file: Path, branch: str) -> tuple[list[int], np.ndarray] | None:
-    """Steps and values of a branch's loss in Lightning's metrics.csv; None where it has none."""
-    steps, values = read_losses(file)[f"{branch} branch"]
-    return (steps, np.array(values)) if steps else None
 
 
 def read_losses(metrics: Path) -> dict[str, tuple[list[int], list[float]]]:

@@ -92,22 +92,23 @@ class Column:
 
 
 Values = dict[tuple[str, Column], dict[Any, float]]
-"""(method, column) → seed, or seed and video → accuracy, of one data set and metric."""
+"""(method, column) → seed and video → accuracy, of one data set and metric."""
 
 
-def collect(results: Iterable[Mapping[str, Any]], data: str, metric: str) -> Values:
-    """The values of one metric on one data set, by seed."""
-    pairs = collect_pairs([{**result, "sequences": {}} for result in results], data, metric)
-    return {cell: {seed: value for (seed, _), value in of.items()} for cell, of in pairs.items()}
+def collect(
+    results: Iterable[Mapping[str, Any]], data: str, metric: str, by_video: bool = False
+) -> Values:
+    """The values of one metric on one data set.
 
-
-def collect_pairs(results: Iterable[Mapping[str, Any]], data: str, metric: str) -> Values:
-    """The same by seed and video, where a result has a value for each video."""
+    They are by seed and "", or by seed and video with `by_video`, where a result has them.
+    """
     values: Values = {}
     for result in results:
         if result["data"] == data and metric in result["metrics"]:
             cell = str(result["method"]), Column(result["arm"], tuple(result["variant"]))
-            of_videos = result.get("sequences", {}).get(metric, {"": result["metrics"][metric]})
+            of_videos = {"": result["metrics"][metric]}
+            if by_video:
+                of_videos = result.get("sequences", {}).get(metric, of_videos)
             for video, value in of_videos.items():
                 values.setdefault(cell, {})[int(result["seed"]), video] = float(value)
     return values
@@ -198,13 +199,14 @@ def tables(results: Sequence[Mapping[str, Any]]) -> list[Table]:
             values = collect(results, data, metric)
             if values:
                 references = collect_references(results, data, metric)
-                pairs = collect_pairs(results, data, metric)
+                pairs = collect(results, data, metric, by_video=True)
                 made += [_accuracies(values, f"{data}: {name} (per cent)", references)]
                 made += _differences(pairs, f"{data}: {name}, paired differences (points)")
     return made
 
 
-def _axes(values: Values) -> tuple[list[str], list[Column]]:
+def methods_and_columns(values: Values) -> tuple[list[str], list[Column]]:
+    """The rows and the columns of a table, columns in the order of the arms."""
     methods = list(dict.fromkeys(method for method, _ in values))
     columns = list(dict.fromkeys(column for _, column in values))
     order = list(ARMS)
@@ -212,7 +214,7 @@ def _axes(values: Values) -> tuple[list[str], list[Column]]:
 
 
 def _accuracies(values: Values, title: str, references: Mapping[str, list[float]]) -> Table:
-    methods, columns = _axes(values)
+    methods, columns = methods_and_columns(values)
     rows, best = [], set()
     for i, method in enumerate(methods):
         row = [method]
@@ -239,7 +241,7 @@ def _mean_std(values: Sequence[float]) -> str:
 
 def _differences(values: Values, title: str) -> list[Table]:
     """None where nothing is compared with anything."""
-    methods, columns = _axes(values)
+    methods, columns = methods_and_columns(values)
     ours = [column for column in columns if not ARMS[column.arm].reference]
     pairs = [(column, arm) for column in ours for arm in _REFERENCES]
     pairs = [

@@ -118,8 +118,9 @@ def test_threads_make_the_same_dictionary(tmp_path: Path, videos: list[Path], se
     mine(videos, tmp_path / "twins", SMALL, threads=1, progress=False)
     assert _files(tmp_path / "twins") == _files(serial)
     assert (cv2.getNumThreads(), torch.get_num_threads()) == before
-    with pytest.raises(ConfigError, match="threads must be at least 1, not 0"):
-        mine(videos, tmp_path / "twins", SMALL, threads=0, progress=False)
+    for name in ("workers", "threads"):
+        with pytest.raises(ConfigError, match=f"{name} must be at least 1, not 0"):
+            mine(videos, tmp_path / "twins", SMALL, progress=False, **{name: 0})
 
 
 @pytest.mark.parametrize(
