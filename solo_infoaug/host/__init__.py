@@ -150,21 +150,19 @@ def _version(folder: Path, kind: Kind) -> str:
 
 def _folders() -> list[tuple[str, Path]]:
     """Where a solo-learn may be, the most explicit first."""
-    folders: list[tuple[str, Path]] = []
-    imported = getattr(sys.modules.get("solo"), "__path__", None)
-    if imported:
+    if imported := getattr(sys.modules.get("solo"), "__path__", None):
         return [("imported", Path(next(iter(imported))).resolve().parent)]
-    named = os.environ.get("SOLO_LEARN_HOME")
-    if named:
+    if named := os.environ.get("SOLO_LEARN_HOME"):
         return [("SOLO_LEARN_HOME", Path(named).expanduser().resolve())]
-    folders.append(("working directory", Path.cwd()))
     try:
         spec = importlib.util.find_spec("solo")
     except (ImportError, ValueError):
         spec = None
-    for folder in (spec.submodule_search_locations or []) if spec else []:
-        folders.append(("sys.path", Path(folder).resolve().parent))
-    return folders
+    there = (spec.submodule_search_locations or []) if spec else []
+    return [
+        ("working directory", Path.cwd()),
+        *(("sys.path", Path(folder).resolve().parent) for folder in there),
+    ]
 
 
 def find_host() -> HostInfo:

@@ -44,20 +44,13 @@ class Tracks:
 class Tracker(Protocol):
     """Chooses the patches of a window and follows them.
 
-    `name` and `licence` go into the dictionary.
+    `name`, and `licence` of the weights if there are any, go into the dictionary; `colour` says
+    whether it needs frames in colour.
     """
 
-    @property
-    def name(self) -> str:
-        """Of the tracker and its weights."""
-
-    @property
-    def licence(self) -> str:
-        """Of the weights; empty where there are none."""
-
-    @property
-    def colour(self) -> bool:
-        """Whether it needs frames in colour."""
+    name: str
+    licence: str
+    colour: bool
 
     def follow(self, window: Window, size: int, step: float, model: str) -> Tracks:
         """Track patches of `size` source pixels, `step` patches apart or more.
@@ -121,7 +114,7 @@ class FlowTracker:
 PointTracker = Callable[[list[np.ndarray], np.ndarray], tuple[np.ndarray, np.ndarray]]
 
 
-@dataclass(frozen=True)
+@dataclass
 class GridTracker:
     """A regular grid of patches, four corners in each, followed by any point tracker."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -72,22 +73,13 @@ def parse_overrides(overrides: Sequence[str]) -> list[Override]:
             parsed.append(parser.parse_override(override))
         except HydraException as error:
             key, equals, value = override.partition("=")
-            quoted = f'{key}="{value}"'
-            why = str(error).splitlines()[0]
-            if equals and _reads(parser, quoted):
+            quoted, hint = f'{key}="{value}"', "expected key=value, +key=value or ~key"
+            with suppress(HydraException):
+                parser.parse_override(quoted if equals else "")
                 hint = f"quote the value, and all of it for the shell: '{quoted}'"
-            else:
-                hint = "expected key=value, +key=value or ~key"
+            why = str(error).splitlines()[0]
             raise ConfigError(f"override {override!r}: {hint} (Hydra says: {why})") from error
     return parsed
-
-
-def _reads(parser: OverridesParser, override: str) -> bool:
-    try:
-        parser.parse_override(override)
-    except HydraException:
-        return False
-    return True
 
 
 def choose_device(cfg: DictConfig) -> None:
