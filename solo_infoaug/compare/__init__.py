@@ -9,11 +9,15 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from filelock import FileLock, Timeout
 from rich.console import Console
 
 from solo_infoaug.errors import ConfigError
+
+if TYPE_CHECKING:
+    from solo_infoaug.compare.grid import Run
 
 
 @dataclass(frozen=True)
@@ -26,6 +30,8 @@ class Outcome:
     failed: list[tuple[str, str]]
     """Runs that failed, and why."""
     waiting: int
+    runs: list[Run]
+    """Of the grid, finished or not."""
 
 
 def compare(
@@ -71,6 +77,7 @@ def compare(
         states.count("done"),
         [(run.title, run.files.reason()) for run in runs if run.state == "failed"],
         len(runs) - states.count("done") - states.count("failed"),
+        runs,
     )
 
 

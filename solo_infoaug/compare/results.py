@@ -132,7 +132,8 @@ def draw_bars(values: Values, metric: str) -> Figure:
                 heights.append(mean)
                 errors.append(std)
         colour = _shade(column, columns)
-        axes.bar(places, heights, width, yerr=errors, color=colour, label=column.label)
+        spread = None if np.isnan(errors).all() else errors
+        axes.bar(places, heights, width, yerr=spread, color=colour, label=column.label)
     axes.set_xticks(range(len(methods)), methods, rotation=20, ha="right")
     axes.set(ylabel=f"{metric} (per cent)")
     axes.grid(axis="y", alpha=0.3)
