@@ -62,8 +62,8 @@ class Series(NamedTuple):
             )
         return self.valid.sum(-1).double()
 
-    def dimensions(self) -> Tensor:
-        return torch.full_like(self.counts(), self.d) if self.rank is None else self.rank
+    def dimensions(self) -> int | Tensor:
+        return self.d if self.rank is None else self.rank
 
     def part(self, rows: slice | Tensor) -> Series:
         """These tracks alone."""

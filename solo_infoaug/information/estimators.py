@@ -369,7 +369,9 @@ def _three_entropies(
     cell_y = _log_cell(y, own_y if layout == "paired" else own_y.transpose(0, 1), how.max_memory)
     d_x, d_y = x.dimensions(), y.dimensions()
     if layout != "paired":
-        cell_x, d_x = cell_x[:, None], d_x[:, None]
+        cell_x, cell_y = cell_x[:, None], cell_y[None, :]
+        d_x = d_x if isinstance(d_x, int) else d_x[:, None]
+        d_y = d_y if isinstance(d_y, int) else d_y[None, :]
     if how.notes is not None and k > 1 and max(x.d, y.d) > 1:
         thin = (_thin(own_x, count, k, d_x) | _thin(own_y, count, k, d_y)) & noted
         if bool((torch.triu(thin, 1) if layout == "upper" else thin).any()):
@@ -423,7 +425,7 @@ def _untied(
     return bool(doubtful.any())
 
 
-def _thin(own: Tensor, count: Tensor, k: int, d: Tensor) -> Tensor:
+def _thin(own: Tensor, count: Tensor, k: int, d: int | Tensor) -> Tensor:
     """Which tracks fill clearly less than their d dimensions, such as points on a curve.
 
     By the dimension d̂ = (ψ(k) - ψ(1)) / ⟨log ρ_k - log ρ_1⟩, which is d for any smooth density
@@ -455,7 +457,7 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def _log_volume(sums: Tensor, count: Tensor, k: int, d: Tensor, log_cell: Tensor) -> Tensor:
+def _log_volume(sums: Tensor, count: Tensor, k: int, d: int | Tensor, log_cell: Tensor) -> Tensor:
     """Σ d·log(2ρ) - ψ(k), and over the tied samples Σ log(cell) - ψ(ties + 1)."""
     logarithm, tied, psi, _ = sums.unbind(-1)
     digamma_k = float(torch.digamma(torch.tensor(float(k), dtype=torch.float64)))
@@ -478,7 +480,8 @@ def _log_cell(x: Series, own: Tensor, max_memory: int) -> Tensor:
         valid = None if x.valid is None else x.valid[tied]
         width = _plain.smallest_distances(x.x[tied], valid, max_memory)
         width = torch.where(width.isinf(), CONSTANT_WIDTH, width.clamp_min(CONSTANT_WIDTH))
-        out[tied] = x.dimensions()[tied] * width.log()
+        d = x.dimensions()
+        out[tied] = (d if isinstance(d, int) else d[tied]) * width.log()
     return out
 
 
