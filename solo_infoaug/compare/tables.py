@@ -178,17 +178,13 @@ class Table:
         return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", r"\end{table}"]) + "\n"
 
 
+_TEX = str.maketrans(
+    {"\\": r"\textbackslash ", "_": r"\_", "%": r"\%", "&": r"\&", "±": r"$\pm$", "−": "$-$"}
+)
+
+
 def _tex(text: str) -> str:
-    for plain, escaped in (
-        ("\\", r"\textbackslash "),
-        ("_", r"\_"),
-        ("%", r"\%"),
-        ("&", r"\&"),
-        ("±", r"$\pm$"),
-        ("−", "$-$"),
-    ):
-        text = text.replace(plain, escaped)
-    return text
+    return text.translate(_TEX)
 
 
 def tables(results: Sequence[Mapping[str, Any]]) -> list[Table]:

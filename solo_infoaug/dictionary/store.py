@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from solo_infoaug._checks import require
 from solo_infoaug.dictionary.format import (
     COUNTS,
     MANIFEST,
@@ -36,7 +37,7 @@ from solo_infoaug.dictionary.format import (
 )
 from solo_infoaug.dictionary.sampling import another, draw
 from solo_infoaug.dictionary.writing import write_arrays
-from solo_infoaug.errors import ConfigError, DictionaryError
+from solo_infoaug.errors import DictionaryError
 
 PARTNERS = ("mi", "random", "random_anchor", "self")
 """What `infoaug.arm` may be: which patch is shown as the twin."""
@@ -281,8 +282,7 @@ class TwinDictionary:
             ("top_k", top_k is None or top_k >= 1, "at least 1 or None", top_k),
             ("others", 0 <= others < 1, "at least 0 and less than 1", others),
         ):
-            if not good:
-                raise ConfigError(f"{name} must be {expected}, not {value!r}")
+            require(good, name, expected, value)
         if len(self.anchors) == 0:
             raise DictionaryError(f"{self.path}: no patch has a twin; mine more or other video")
         lone = min(round(others * batch_size), batch_size - 1)

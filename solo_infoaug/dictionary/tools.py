@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from solo_infoaug._checks import require
 from solo_infoaug._files import check_output_folder
 from solo_infoaug.dictionary import TwinDictionary
 from solo_infoaug.dictionary.format import COUNTS, MANIFEST, PARTS, digest_of
@@ -78,10 +79,8 @@ def split(
         DictionaryError: the dictionary is damaged or has fewer than two videos (shots), or a
             target holds a dictionary already.
     """
-    if not 0.0 < fraction < 1.0:
-        raise ConfigError(f"fraction must be in (0, 1), not {fraction!r}")
-    if by not in ("video", "shot"):
-        raise ConfigError(f"by must be video or shot, not {by!r}")
+    require(0.0 < fraction < 1.0, "fraction", "in (0, 1)", fraction)
+    require(by in ("video", "shot"), "by", "video or shot", by)
     source = TwinDictionary.load(path)
     keys: list[str] = source.info["videos"]
     by_video = [(key, None) for key in keys]
@@ -129,18 +128,12 @@ def filter_twins(
         ConfigError: an argument cannot be used.
         DictionaryError: the dictionary is damaged, or `out` holds one already.
     """
-    if top_k is not None and top_k < 1:
-        raise ConfigError(f"top_k must be at least 1, not {top_k!r}")
-    if not 0.0 <= max_p <= 1.0:
-        raise ConfigError(f"max_p must be in [0, 1], not {max_p!r}")
-    if math.isnan(min_mi):
-        raise ConfigError(f"min_mi must be a number, not {min_mi!r}")
+    require(0.0 <= max_p <= 1.0, "max_p", "in [0, 1]", max_p)
+    require(not math.isnan(min_mi), "min_mi", "a number", min_mi)
     source = TwinDictionary.load(path)
     kept = source.twins.shape[1]
-    if top_k is not None and top_k > kept:
-        raise ConfigError(
-            f"top_k must be at most {kept}, the twins that a patch has there, not {top_k!r}"
-        )
+    there = top_k is None or 1 <= top_k <= kept
+    require(there, "top_k", f"1 to {kept}, the twins that a patch has there", top_k)
 
     def good(mi: np.ndarray, p: np.ndarray) -> np.ndarray:
         return np.asarray((mi >= min_mi) & (p <= max_p))
@@ -165,7 +158,7 @@ def describe(dictionary: TwinDictionary, verify: bool = False) -> dict[str, Any]
         DictionaryError: `verify` finds a damaged file; the message names it.
     """
     mi = dictionary.mi[dictionary.anchors, 0]
-    parts = [Part.read(dictionary.path / PARTS / key) for key in dictionary.info["videos"]]
+    parts = _parts(dictionary)
     by_video = [_summary(part, dictionary.info) for part in parts]
     reasons: Counter[str] = Counter()
     for row in by_video:
@@ -207,9 +200,13 @@ def describe(dictionary: TwinDictionary, verify: bool = False) -> dict[str, Any]
     }
 
 
+def _parts(dictionary: TwinDictionary) -> list[Part]:
+    return [Part.read(dictionary.path / PARTS / key) for key in dictionary.info["videos"]]
+
+
 def video_table(dictionary: TwinDictionary) -> list[tuple[str, ...]]:
     """What came of each video, for people: a heading and a row a video, most twins first."""
-    parts = [Part.read(dictionary.path / PARTS / key) for key in dictionary.info["videos"]]
+    parts = _parts(dictionary)
     summaries = [_summary(part, dictionary.info) for part in parts]
     rows: list[tuple[str, ...]] = [
         ("video", "minutes", "twins a minute", "patches with a twin", "why the others have none")

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from solo_infoaug._checks import require
 from solo_infoaug._files import digest
 from solo_infoaug.errors import ConfigError
 
@@ -190,40 +191,33 @@ class MineConfig:
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             _check_type(field.name, getattr(self, field.name), str(field.type))
-        tracker, shortest = self.tracker, self.min_frames
+        values, tracker, shortest = vars(self), self.tracker, self.min_frames
         for name, choices in _CHOICES.items():
-            self._expect(name, getattr(self, name) in choices, f"one of {', '.join(choices)}")
+            require(values[name] in choices, name, f"one of {', '.join(choices)}", values[name])
         for names, minimum, unit in _MINIMA:
             for name in names:
-                self._expect(name, getattr(self, name) >= minimum, f"at least {minimum}{unit}")
+                expected = f"at least {minimum}{unit}"
+                require(values[name] >= minimum, name, expected, values[name])
         for name in ("fps", "cut_threshold", "max_roundtrip"):
-            self._expect(name, getattr(self, name) > 0, "greater than 0")
+            require(values[name] > 0, name, "greater than 0", values[name])
         for name, most in (("max_error_ratio", 1), ("max_difference", 4), ("fdr", 1)):
-            self._expect(name, 0 < getattr(self, name) <= most, f"in (0, {most}]")
+            require(0 < values[name] <= most, name, f"in (0, {most}]", values[name])
         for name, trackers in (("tracks_folder", ("file",)), ("tracker_checkpoint", _NEURAL)):
             empty = f"empty with tracker={tracker}: it is for {' and '.join(trackers)}"
-            self._expect(name, not getattr(self, name) or tracker in trackers, empty)
-        start, stop, device = self.start_fraction, self.stop_fraction, self.device
+            require(not values[name] or tracker in trackers, name, empty, values[name])
+        start, stop = self.start_fraction, self.stop_fraction
         for name, good, expected in (
             ("start_fraction", 0 <= start < 1, "in [0, 1)"),
             ("stop_fraction", start < stop <= 1, f"in (start_fraction={start:g}, 1]"),
-            ("device", _DEVICE.fullmatch(device), "auto, cpu, cuda, cuda:NUMBER or mps"),
+            ("device", _DEVICE.fullmatch(self.device), "auto, cpu, cuda, cuda:NUMBER or mps"),
             ("window", self.window >= shortest, f"at least min_frames={shortest}"),
             ("stride", self.stride <= self.window, f"at most window={self.window}"),
-            (
-                "k",
-                self.k < shortest - 1,
-                f"smaller than the shortest track: less than min_frames - 1 = {shortest - 1}",
-            ),
+            ("k", self.k < shortest - 1, f"less than min_frames - 1 = {shortest - 1}"),
             ("patch_fraction", 0 < self.patch_fraction <= 0.5, "in (0, 0.5]"),
             ("grid_step", 0.1 <= self.grid_step <= 10, "in [0.1, 10] patches"),
             ("crop_size", 4 <= self.crop_size <= 1024, "in [4, 1024] pixels"),
         ):
-            self._expect(name, good, expected)
-
-    def _expect(self, name: str, good: object, expected: str) -> None:
-        if not good:
-            raise ConfigError(f"{name} must be {expected}, not {getattr(self, name)!r}")
+            require(good, name, expected, values[name])
 
     def to_json(self) -> dict[str, Any]:
         """All settings, as JSON can hold them."""
@@ -259,14 +253,13 @@ def _parse(name: str, text: str, annotation: str) -> object:
     try:
         return _TYPES[annotation](text)
     except ValueError as error:
-        raise ConfigError(f"{name} must be {annotation}, not {text!r}") from error
+        raise ConfigError(f"{name}: expected {annotation}, got {text!r}") from error
 
 
 def _check_type(name: str, value: object, annotation: str) -> None:
     expected = (int, float) if annotation == "float" else _TYPES[annotation]
-    if not isinstance(value, expected) or isinstance(value, bool):
-        raise ConfigError(f"{name} must be {annotation}, not {value!r}")
-    if isinstance(value, (int, float)) and not math.isfinite(value):
-        raise ConfigError(f"{name} must be a finite number, not {value!r}")
-    if isinstance(value, int) and annotation == "int" and value >= _LARGE:
-        raise ConfigError(f"{name} must be less than {_LARGE}, not {value!r}")
+    good = isinstance(value, expected) and not isinstance(value, bool)
+    require(good, name, annotation, value)
+    if isinstance(value, (int, float)):
+        require(math.isfinite(value), name, "a finite number", value)
+        require(annotation != "int" or value < _LARGE, name, f"less than {_LARGE}", value)

@@ -27,11 +27,12 @@ from rich.progress import (
 )
 
 from solo_infoaug import __version__
+from solo_infoaug._checks import require
 from solo_infoaug._files import printable
 from solo_infoaug.dictionary import TwinDictionary
 from solo_infoaug.dictionary.format import MANIFEST, PARTS
 from solo_infoaug.dictionary.writing import VideoWriter, check_target, only_writer, write_manifest
-from solo_infoaug.errors import ConfigError, DictionaryError, VideoError
+from solo_infoaug.errors import DictionaryError, VideoError
 from solo_infoaug.mining.config import MineConfig
 from solo_infoaug.mining.frame import Frame
 from solo_infoaug.mining.frame_folder import FrameFolder
@@ -100,8 +101,7 @@ def mine(
     """
     config = config or MineConfig()
     for name, value in (("workers", workers), ("threads", threads)):
-        if value is not None and value < 1:
-            raise ConfigError(f"{name} must be at least 1, not {value!r}")
+        require(value is None or value >= 1, name, "at least 1", value)
     sources = [videos] if isinstance(videos, (str, os.PathLike)) else list(videos)
     folder = Path(out).absolute()
 

@@ -14,9 +14,9 @@ import torch
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
+from solo_infoaug._checks import require
 from solo_infoaug.dictionary import TwinDictionary
 from solo_infoaug.dictionary.store import WindowRecord
-from solo_infoaug.errors import ConfigError
 from solo_infoaug.mining.window import REASONS
 
 if TYPE_CHECKING:
@@ -229,11 +229,8 @@ def draw_pairs(dictionary: TwinDictionary, count: int = 24) -> Figure:
 
 
 def _window(dictionary: TwinDictionary, window: int) -> WindowRecord:
-    if not 0 <= window < len(dictionary.windows):
-        raise ConfigError(
-            f"window must be one of the dictionary's {len(dictionary.windows)} "
-            f"(0 to {len(dictionary.windows) - 1}), not {window!r}"
-        )
+    count = len(dictionary.windows)
+    require(0 <= window < count, "window", f"0 to {count - 1}, the dictionary's windows", window)
     return dictionary.windows[window]
 
 

@@ -119,7 +119,7 @@ def test_threads_make_the_same_dictionary(tmp_path: Path, videos: list[Path], se
     assert _files(tmp_path / "twins") == _files(serial)
     assert (cv2.getNumThreads(), torch.get_num_threads()) == before
     for name in ("workers", "threads"):
-        with pytest.raises(ConfigError, match=f"{name} must be at least 1, not 0"):
+        with pytest.raises(ConfigError, match=f"{name}: expected at least 1, got 0"):
             mine(videos, tmp_path / "twins", SMALL, progress=False, **{name: 0})
 
 
