@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from solo_infoaug._checks import require
 from solo_infoaug.errors import ConfigError
-from solo_infoaug.training.data import image_classes, read_image
+from solo_infoaug.training.data import check_classes, read_image
 
 DATASETS = ("digits", "cifar10", "cifar100", "stl10", "folder")
 
@@ -75,6 +75,8 @@ def load_images(
     Raises:
         ConfigError: a name or path that cannot be used.
     """
+    from torchvision.datasets import ImageFolder
+
     require(dataset in DATASETS, "--data", f"one of {', '.join(DATASETS)}", dataset)
     paths = {"--train-path": train_path, "--val-path": val_path}
     taken = {"digits": (), "folder": tuple(paths)}.get(dataset, ("--train-path",))
@@ -88,31 +90,12 @@ def load_images(
         some, some_test = list(_drawn(len(y), limit)), list(_drawn(len(y_test), limit))
         return (x[some], y[some]), (x_test[some_test], y_test[some_test])
     if dataset == "folder":
-        train, test = _folders({option: Path(str(path)) for option, path in paths.items()})
+        folders = {option: Path(str(path)) for option, path in paths.items()}
+        check_classes(folders)
+        train, test = (ImageFolder(str(path), loader=read_image) for path in folders.values())
     else:
         train, test = _downloaded(dataset, str(train_path))
     return _to_tensors(train, side, limit), _to_tensors(test, side, limit)
-
-
-def _folders(paths: dict[str, Path]) -> Iterator[Any]:
-    """Two folders of images, by the option that names each, as torchvision's data sets."""
-    from torchvision.datasets import ImageFolder
-
-    classes = {}
-    for option, path in paths.items():
-        if not path.is_dir():
-            there = "a file" if path.exists() else "not there"
-            raise ConfigError(
-                f"{option}: expected a folder with a folder of images for each class, got "
-                f"{path}, which is {there}"
-            )
-        classes[option] = image_classes(path, option)
-    if classes["--train-path"] != classes["--val-path"]:
-        raise ConfigError(
-            f"--val-path: expected the classes of --train-path, {classes['--train-path']}, "
-            f"got {classes['--val-path']}"
-        )
-    return (ImageFolder(str(path), loader=read_image) for path in paths.values())
 
 
 def _downloaded(dataset: str, path: str) -> list[Any]:
