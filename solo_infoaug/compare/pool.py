@@ -48,19 +48,15 @@ def run_grid(
         run.write(grid.keep_checkpoints)
     if not todo:
         return
-    environment = _environment(grid.threads or max(1, (os.cpu_count() or 1) // grid.jobs))
+    threads = grid.threads or max(1, (os.cpu_count() or 1) // grid.jobs)
+    names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
+    environment = {**os.environ, **dict.fromkeys(names, str(threads))}
     board = Board(runs, console)
     with shown(board, console):
         if grid.launcher:
             _launch(todo, grid, environment, board)
         else:
             _pool(todo, grid.jobs, environment, board, console)
-
-
-def _environment(threads: int) -> dict[str, str]:
-    count = str(threads)
-    names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
-    return {**os.environ, **dict.fromkeys(names, count)}
 
 
 def _pool(

@@ -51,7 +51,7 @@ def write_results(runs: Sequence[Run], out: Path) -> list[Path]:
 
 
 def _page(runs: Sequence[Run], results: Sequence[Mapping[str, Any]]) -> str:
-    sets = []
+    sets, made = [], tables(results)
     for data in dict.fromkeys(result["data"] for result in results):
         figures: list[dict[str, str | None]] = []
         for metric, name in METRICS.items():
@@ -61,16 +61,23 @@ def _page(runs: Sequence[Run], results: Sequence[Mapping[str, Any]]) -> str:
                 ablation = draw_ablation(values, name)
                 figures[-1]["ablation"] = None if ablation is None else _embed(ablation)
         of_set = [run for run in runs if run.cell.data == data and run.result is not None]
+        # what InfoAug trained with: how good its twins are, where that is known, and some of them
+        truth, twins = None, []
+        for run in [run for run in of_set if run.cell.arm == "infoaug"][:1]:
+            dictionary = TwinDictionary.load(run.config.infoaug.twins)
+            window = richest_windows(dictionary, 1)[0]
+            twins = [draw_pairs(dictionary), draw_twins(dictionary, window)]
+            if data == "scenes":
+                marker = dictionary.path.parent / "scenes.json"
+                truth = json.loads(marker.read_text(encoding="utf-8"))["truth"]
         sets.append(
             {
                 "name": data,
-                "tables": [
-                    table for table in tables(results) if table.title.startswith(f"{data}:")
-                ],
+                "tables": [table for table in made if table.title.startswith(f"{data}:")],
                 "figures": figures,
                 "curves": _embed(draw_curves(of_set)),
-                "truth": _truth(of_set),
-                "twins": [_embed(figure) for figure in _gallery(of_set)],
+                "truth": truth,
+                "twins": [_embed(figure) for figure in twins],
             }
         )
     return render(
@@ -84,16 +91,6 @@ def _page(runs: Sequence[Run], results: Sequence[Mapping[str, Any]]) -> str:
         devices=sorted({f"{r['device']}, {r['threads']} threads" for r in results}),
         versions=sorted({json.dumps(result["versions"]) for result in results}),
     )
-
-
-def _truth(runs: Sequence[Run]) -> dict[str, float] | None:
-    """How good the twins are that InfoAug trained with, where the truth is known."""
-    for run in runs:
-        if run.cell.arm == "infoaug" and run.cell.data == "scenes":
-            marker = Path(run.config.infoaug.twins).parent / "scenes.json"
-            truth: dict[str, float] = json.loads(marker.read_text(encoding="utf-8"))["truth"]
-            return truth
-    return None
 
 
 def _embed(figure: Figure) -> str:
@@ -225,13 +222,3 @@ def read_losses(metrics: Path) -> dict[str, tuple[list[int], list[float]]]:
         points = [(int(r["step"]), float(r[n])) for r in rows for n in columns if r.get(n)]
         losses[branch] = [step for step, _ in points], [value for _, value in points]
     return losses
-
-
-def _gallery(runs: Sequence[Run]) -> list[Figure]:
-    """Pairs of twins, and one shot of the dictionary that InfoAug trained with."""
-    for run in runs:
-        if run.cell.arm == "infoaug":
-            dictionary = TwinDictionary.load(run.config.infoaug.twins)
-            window = richest_windows(dictionary, 1)[0]
-            return [draw_pairs(dictionary), draw_twins(dictionary, window)]
-    return []

@@ -13,6 +13,7 @@ from typing import Any
 from scipy import stats
 
 from solo_infoaug.compare.arms import ARMS
+from solo_infoaug.compare.grid import reduced
 
 METRICS = {
     "linear_across": "linear probe across parts",
@@ -128,8 +129,6 @@ def collect_references(
 
 def reference_of(column: Column, arm: str) -> Column:
     """The column of the arm `arm` that `column` is compared with: the same swept values."""
-    from solo_infoaug.compare.grid import reduced
-
     return Column(arm, reduced(column.variant, arm))
 
 

@@ -183,17 +183,13 @@ class TwinDictionary:
         """
         folder = Path(path)
         check_path(folder, "the dictionary")
-        if not folder.is_dir():
-            raise DictionaryError(
-                f"no twin dictionary at {folder}: mine one with "
-                f"`solo-infoaug mine VIDEO_OR_DIR... -o {folder}`"
-            )
         manifest = folder / MANIFEST
         if not manifest.is_file():
-            raise DictionaryError(
-                f"{folder} holds no finished twin dictionary ({MANIFEST} is missing): "
-                f"mine one with `solo-infoaug mine VIDEO_OR_DIR... -o {folder}`"
-            )
+            what = f"no twin dictionary at {folder}"
+            if folder.is_dir():
+                what = f"{folder} holds no finished twin dictionary ({MANIFEST} is missing)"
+            way = f"mine one with `solo-infoaug mine VIDEO_OR_DIR... -o {folder}`"
+            raise DictionaryError(f"{what}: {way}")
         info = read_json(manifest)
         keys = info.get("videos")
         if not isinstance(keys, list) or not all(map(is_name, keys)):

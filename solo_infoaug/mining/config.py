@@ -240,20 +240,16 @@ class MineConfig:
                 raise ConfigError(f"unknown setting {name!r}{hint} (known: {', '.join(kinds)})")
             if not equals:
                 raise ConfigError(f"{name} needs a value: {name}=VALUE")
-            values[name] = _parse(name, text, kinds[name])
+            try:
+                values[name] = _TYPES[kinds[name]](text)
+            except ValueError as error:
+                raise ConfigError(f"{name}: expected {kinds[name]}, got {text!r}") from error
         return cls(**values)
 
     @property
     def digest(self) -> str:
         """A short hash of the settings: the same for equal settings on any machine."""
         return digest(self.to_json())
-
-
-def _parse(name: str, text: str, annotation: str) -> object:
-    try:
-        return _TYPES[annotation](text)
-    except ValueError as error:
-        raise ConfigError(f"{name}: expected {annotation}, got {text!r}") from error
 
 
 def _check_type(name: str, value: object, annotation: str) -> None:

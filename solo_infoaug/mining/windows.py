@@ -124,7 +124,9 @@ class _Pending:
 
     def __init__(self, frame: Frame, track_size: int, layout: str) -> None:
         self.number, self.size = frame.number, frame.size
-        self.small = frame.image(_shrunk(*frame.size, track_size), layout)
+        factor = min(1.0, track_size / min(frame.size))
+        height, width = (max(1, round(length * factor)) for length in frame.size)
+        self.small = frame.image((height, width), layout)
         self.full: np.ndarray | None = None
         self._frame: Frame | None = frame
 
@@ -141,8 +143,3 @@ def _cuts(detector: AdaptiveDetector, place: int, frame: Frame) -> list[int]:
     # Only the number of the frame counts; the rate is nominal.
     cuts = detector.process_frame(FrameTimecode(place, fps=25.0), seen)
     return [cut.frame_num for cut in cuts]
-
-
-def _shrunk(height: int, width: int, track_size: int) -> tuple[int, int]:
-    factor = min(1.0, track_size / min(height, width))
-    return max(1, round(height * factor)), max(1, round(width * factor))

@@ -91,9 +91,11 @@ def choose_device(cfg: DictConfig) -> None:
         return
     devices = OmegaConf.select(cfg, "devices", default=1)
     processes = int(devices) if accelerator == "cpu" and str(devices).isdigit() else 1
+    precision = cfg.get("precision", 32)
     changes: dict[str, Any] = {
         "accelerator": "cpu",
-        "precision": _cpu_precision(cfg),
+        # float16 needs a GPU; other precisions are kept
+        "precision": 32 if str(precision) in ("16", "16-mixed", "16-true") else precision,
         "devices": str(processes),  # solo-learn scales the learning rate by len(devices)
         **({"strategy": "auto"} if processes == 1 else {}),
         "sync_batchnorm": False,
@@ -109,12 +111,6 @@ def choose_device(cfg: DictConfig) -> None:
     if told:
         where = "Training" if accelerator == "cpu" else "No GPU here, training"
         say(f"{where} on the CPU ({', '.join(told)})")
-
-
-def _cpu_precision(cfg: DictConfig) -> Any:
-    """float16 needs a GPU; other precisions are kept."""
-    precision = str(OmegaConf.select(cfg, "precision", default="32"))
-    return 32 if precision in ("16", "16-mixed", "16-true") else cfg.get("precision", 32)
 
 
 def check_values(cfg: DictConfig) -> None:

@@ -88,16 +88,12 @@ def _page(dictionary: TwinDictionary) -> str:
 
 
 def _poster(dictionary: TwinDictionary) -> Image.Image:
-    rows = []
-    for index in pictures.richest_windows(dictionary, _PNG_WINDOWS):
-        rows.append(
-            [
-                _image(draw(dictionary, index)).convert("RGB")
-                for draw in (pictures.draw_twins, pictures.draw_tracks)
-            ]
-        )
+    rows = [
+        [_image(draw(dictionary, index)) for draw in (pictures.draw_twins, pictures.draw_tracks)]
+        for index in pictures.richest_windows(dictionary, _PNG_WINDOWS)
+    ]
     if len(dictionary.anchors):
-        rows.append([_image(pictures.draw_pairs(dictionary)).convert("RGB")])
+        rows.append([_image(pictures.draw_pairs(dictionary))])
     width = max(sum(image.width for image in row) for row in rows)
     height = sum(max(image.height for image in row) for row in rows)
     poster = Image.new("RGB", (width, height), "white")
@@ -112,7 +108,7 @@ def _poster(dictionary: TwinDictionary) -> Image.Image:
 
 
 def _image(figure: Figure) -> Image.Image:
-    return Image.open(io.BytesIO(png(figure, _DPI)))
+    return Image.open(io.BytesIO(png(figure, _DPI))).convert("RGB")
 
 
 def _embedded(figure: Figure) -> str:
