@@ -36,7 +36,7 @@ from solo_infoaug.errors import DictionaryError, VideoError
 from solo_infoaug.mining.config import MineConfig
 from solo_infoaug.mining.frame import Frame
 from solo_infoaug.mining.frame_folder import FrameFolder
-from solo_infoaug.mining.trackers import Tracker, Tracks, make_tracker
+from solo_infoaug.mining.trackers import make_tracker
 from solo_infoaug.mining.video import (
     Video,
     open_video,
@@ -45,7 +45,7 @@ from solo_infoaug.mining.video import (
     video_name,
     video_stem,
 )
-from solo_infoaug.mining.window import Stopwatch, follow, mine_window
+from solo_infoaug.mining.window import follow, mine_window
 from solo_infoaug.mining.windows import KEYFRAMES, Window, windows
 from solo_infoaug.mining.workers import Job, run_jobs, thread_limit, usable_cores
 
@@ -156,13 +156,7 @@ def _mine_jobs(
 
 
 def mine_video(
-    path: Path,
-    out: Path,
-    key: str,
-    digest: str,
-    config: MineConfig,
-    watch: Stopwatch | None = None,
-    ahead: bool = False,
+    path: Path, out: Path, key: str, digest: str, config: MineConfig, ahead: bool = False
 ) -> None:
     """Mine one video and write its part of the dictionary.
 
@@ -172,7 +166,6 @@ def mine_video(
         VideoError: it cannot be decoded, or no patch of it found a twin.
         ConfigError: the tracker or the depth model is missing.
     """
-    watch = watch or Stopwatch()
     with open_video(path, config.fps) as video:
         tracker = make_tracker(path, config)
         source = {
@@ -190,16 +183,15 @@ def mine_video(
         count = _windows_ahead(video.record) if ahead else 0
         try:
             with (
-                _ahead(_windows(video, config, colour, counts, watch), count) as found,
-                _ahead(_tracked(found, tracker, config, watch), count) as tracked,
+                _ahead(_windows(video, config, colour, counts), count) as found,
+                _ahead(((one, follow(one, tracker, config)) for one in found), count) as tracked,
             ):
                 for window, tracks in tracked:
                     counts["windows_mined"] += 1
-                    mined = mine_window(window, tracks, config, watch)
+                    mined = mine_window(window, tracks, config)
                     reasons.update(mined.reasons)
                     if mined.stored is not None:
-                        with watch("write"):
-                            writer.add_window(**vars(mined.stored))
+                        writer.add_window(**vars(mined.stored))
             _complain(path, video, counts, reasons, config)
             writer.finish(
                 video.record,
@@ -277,42 +269,16 @@ def _ahead(items: Generator[T], count: int) -> Iterator[Iterator[T]]:
         yield ahead(thread)
 
 
-def _tracked(
-    found: Iterator[Window], tracker: Tracker, config: MineConfig, watch: Stopwatch
-) -> Generator[tuple[Window, Tracks | None]]:
-    for window in found:
-        with watch("track"):
-            tracks = follow(window, tracker, config)
-        yield window, tracks
-
-
 def _windows(
-    video: Video | FrameFolder,
-    config: MineConfig,
-    colour: bool,
-    counts: dict[str, int],
-    watch: Stopwatch,
+    video: Video | FrameFolder, config: MineConfig, colour: bool, counts: dict[str, int]
 ) -> Generator[Window]:
     def counted() -> Iterator[Frame]:
-        frames = video.frames(config.start_fraction, config.stop_fraction, config.frame_step)
-        while (frame := _timed(frames, "decode", watch)) is not None:
+        stretch = config.start_fraction, config.stop_fraction
+        for frame in video.frames(*stretch, config.frame_step):
             counts["frames"] += 1
             yield frame
 
-    found = windows(counted(), config, colour)
-    # Decoding happens inside, and is not counted twice.
-    while True:
-        before = watch.seconds["decode"]
-        window = _timed(found, "shots", watch)
-        watch.seconds["shots"] -= watch.seconds["decode"] - before
-        if window is None:
-            return
-        yield window
-
-
-def _timed(items: Iterator[T], stage: str, watch: Stopwatch) -> T | None:
-    with watch(stage):
-        return next(items, None)
+    yield from windows(counted(), config, colour)
 
 
 def _complain(
