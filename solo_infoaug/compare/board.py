@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 from rich.console import Console, Group
-from rich.live import Live
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
@@ -102,13 +100,3 @@ def _clock(seconds: float) -> str:
     if minutes < 1:
         return f"{seconds:.0f} s"
     return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min"
-
-
-@contextmanager
-def shown(board: Board, console: Console) -> Iterator[None]:
-    """Inside, the board is on the terminal, if it is one."""
-    if not console.is_terminal:
-        yield
-        return
-    with Live(board, console=console, refresh_per_second=2):
-        yield

@@ -12,11 +12,13 @@ import sys
 import time
 from collections import deque
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 from rich.console import Console
+from rich.live import Live
 
-from solo_infoaug.compare.board import Board, shown
+from solo_infoaug.compare.board import Board
 from solo_infoaug.compare.grid import Grid, Run
 
 _PROGRAM = [sys.executable, "-m", "solo_infoaug.compare.run"]
@@ -52,7 +54,8 @@ def run_grid(
     names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
     environment = {**os.environ, **dict.fromkeys(names, str(threads))}
     board = Board(runs, console)
-    with shown(board, console):
+    live = Live(board, console=console, refresh_per_second=2)
+    with live if console.is_terminal else nullcontext():
         if grid.launcher:
             _launch(todo, grid, environment, board)
         else:

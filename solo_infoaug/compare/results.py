@@ -26,7 +26,7 @@ from solo_infoaug.compare.tables import (
     tables,
 )
 from solo_infoaug.dictionary import TwinDictionary
-from solo_infoaug.viewer.html import data_uri, png, render
+from solo_infoaug.viewer.html import embedded, render
 from solo_infoaug.viewer.pictures import draw_pairs, draw_twins, richest_windows
 
 
@@ -57,9 +57,9 @@ def _page(runs: Sequence[Run], results: Sequence[Mapping[str, Any]]) -> str:
         for metric, name in METRICS.items():
             values = collect(results, data, metric)
             if values:
-                figures.append({"title": name, "bars": _embed(draw_bars(values, name))})
+                figures.append({"title": name, "bars": embedded(draw_bars(values, name))})
                 ablation = draw_ablation(values, name)
-                figures[-1]["ablation"] = None if ablation is None else _embed(ablation)
+                figures[-1]["ablation"] = None if ablation is None else embedded(ablation)
         of_set = [run for run in runs if run.cell.data == data and run.result is not None]
         # what InfoAug trained with: how good its twins are, where that is known, and some of them
         truth, twins = None, []
@@ -75,9 +75,9 @@ def _page(runs: Sequence[Run], results: Sequence[Mapping[str, Any]]) -> str:
                 "name": data,
                 "tables": [table for table in made if table.title.startswith(f"{data}:")],
                 "figures": figures,
-                "curves": _embed(draw_curves(of_set)),
+                "curves": embedded(draw_curves(of_set)),
                 "truth": truth,
-                "twins": [_embed(figure) for figure in twins],
+                "twins": [embedded(figure) for figure in twins],
             }
         )
     return render(
@@ -91,10 +91,6 @@ def _page(runs: Sequence[Run], results: Sequence[Mapping[str, Any]]) -> str:
         devices=sorted({f"{r['device']}, {r['threads']} threads" for r in results}),
         versions=sorted({json.dumps(result["versions"]) for result in results}),
     )
-
-
-def _embed(figure: Figure) -> str:
-    return data_uri(png(figure))
 
 
 def _swept(column: Column) -> tuple[str, float] | None:

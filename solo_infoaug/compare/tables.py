@@ -238,10 +238,10 @@ def _differences(values: Values, title: str) -> list[Table]:
     """None where nothing is compared with anything."""
     methods, columns = methods_and_columns(values)
     ours = [column for column in columns if not ARMS[column.arm].reference]
-    pairs = [(column, arm) for column in ours for arm in _REFERENCES]
     pairs = [
         (column, arm)
-        for column, arm in pairs
+        for column in ours
+        for arm in _REFERENCES
         if any((method, reference_of(column, arm)) in values for method in methods)
     ]
     if not pairs:

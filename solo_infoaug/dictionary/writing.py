@@ -60,8 +60,7 @@ def only_writer(out: Path) -> Iterator[None]:
     """
     try:
         out.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(out / LOCK)
-        lock.acquire(timeout=0)
+        held = FileLock(out / LOCK).acquire(timeout=0)
     except Timeout:
         raise DictionaryError(
             f"{out}: another run is writing its dictionary here; wait until it has ended, or "
@@ -69,10 +68,8 @@ def only_writer(out: Path) -> Iterator[None]:
         ) from None
     except (OSError, NotImplementedError) as error:
         raise DictionaryError(f"{out}: cannot be written: {reason_of(error)}") from error
-    try:
+    with held:
         yield
-    finally:
-        lock.release()
 
 
 class VideoWriter:

@@ -186,12 +186,8 @@ class FileTracker:
                 f"{video}: its tracks cannot be read from {self.path}: {error}"
             ) from error
         self._relative = "points" in content
-        tracks = content.get("points" if self._relative else "tracks")
-        if self._relative:
-            occluded = content.get("occluded")
-            visible = None if occluded is None else ~occluded.astype(bool)
-        else:
-            visible = content.get("visibility")
+        names = ("points", "occluded") if self._relative else ("tracks", "visibility")
+        tracks, visible = (content.get(name) for name in names)
         if (
             tracks is None
             or visible is None
@@ -205,7 +201,8 @@ class FileTracker:
                 f"{self.path}: expected `tracks` [N, T, 2] and `visibility` [N, T], or `points` "
                 f"and `occluded`, but it holds {held or 'nothing'}"
             )
-        visible = visible.astype(bool) & np.isfinite(tracks).all(axis=2)
+        # of what is hidden rather than visible, the contrary
+        visible = (visible.astype(bool) ^ self._relative) & np.isfinite(tracks).all(axis=2)
         self._tracks = np.where(visible[..., None], tracks, 0).astype(np.float32).swapaxes(0, 1)
         self._visible = visible.T
 

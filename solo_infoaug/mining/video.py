@@ -15,6 +15,7 @@ from typing import Any
 import av
 import av.error
 import numpy as np
+from av.stream import Disposition
 
 from solo_infoaug._files import file_digest, reason_of
 from solo_infoaug.errors import VideoError
@@ -530,13 +531,8 @@ def video_digest(path: Path) -> str:
 
 def _is_picture(stream: av.VideoStream) -> bool:
     """Whether a video stream is a cover picture or a thumbnail."""
-    disposition = getattr(stream, "disposition", 0)
-    kinds = type(disposition)
-    return any(
-        bool(disposition & getattr(kinds, name))
-        for name in ("attached_pic", "timed_thumbnails", "still_image")
-        if hasattr(kinds, name)
-    )
+    pictures = Disposition.attached_pic | Disposition.timed_thumbnails | Disposition.still_image
+    return bool(stream.disposition & pictures)
 
 
 def _orientation(raw: av.VideoFrame) -> Orientation:

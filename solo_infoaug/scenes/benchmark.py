@@ -266,7 +266,7 @@ class SceneVideo:
         """SceneVideo `number` of the benchmark."""
         rng = np.random.default_rng([config.seed, 3, number])
         columns = int(np.ceil(np.sqrt(config.objects)))
-        objects, classes, parts, centres, angles = [], [], [], [], []
+        made = []
         for index in range(config.objects):
             row, column = divmod(index, columns)
             middle = (np.array([column, row]) + 0.5) * _CELL
@@ -279,20 +279,10 @@ class SceneVideo:
             for part, corner in enumerate(places):
                 c, s = np.cos(turn), np.sin(turn)
                 offset = np.stack([c * corner[0] - s * corner[1], s * corner[0] + c * corner[1]], 1)
-                objects.append(index)
-                classes.append(class_)
-                parts.append(part)
-                centres.append(path + offset)
-                angles.append(turn)
-        return cls(
-            config,
-            (config.seed, 4, number),
-            np.array(objects),
-            np.array(classes),
-            np.array(parts),
-            np.stack(centres, axis=1),
-            np.stack(angles, axis=1),
-        )
+                made.append((index, class_, part, path + offset, turn))
+        *numbers, centres, angles = zip(*made, strict=True)
+        truth = *map(np.array, numbers), np.stack(centres, axis=1), np.stack(angles, axis=1)
+        return cls(config, (config.seed, 4, number), *truth)
 
     @property
     def size(self) -> tuple[int, int]:

@@ -85,10 +85,9 @@ def _annotated(
             cv2.circle(drawn, _pixel(point * scale), 2, _FAINT, -1, cv2.LINE_AA)
         for (i, j), rgb in zip(pairs, colours, strict=True):
             colour = tuple(int(255 * channel) for channel in rgb[:3])
+            recent = slice(max(0, t - _TRAIL), t + 1)
             for patch in (i, j):
-                trail = tracks[max(0, t - _TRAIL) : t + 1, patch][
-                    visible[max(0, t - _TRAIL) : t + 1, patch]
-                ]
+                trail = tracks[recent, patch][visible[recent, patch]]
                 line = np.round(trail * scale).astype(np.int32)[:, None]
                 cv2.polylines(drawn, [line], False, colour, 1, cv2.LINE_AA)
                 if visible[t, patch]:

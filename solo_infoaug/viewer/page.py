@@ -15,7 +15,7 @@ from solo_infoaug.dictionary import TwinDictionary
 from solo_infoaug.dictionary.tools import video_table
 from solo_infoaug.errors import ConfigError
 from solo_infoaug.viewer import pictures
-from solo_infoaug.viewer.html import data_uri, png, render
+from solo_infoaug.viewer.html import embedded, png, render
 from solo_infoaug.viewer.movie import write_movie
 
 # Windows with the most twins are shown; a page of hundreds helps nobody.
@@ -72,7 +72,7 @@ def _page(dictionary: TwinDictionary) -> str:
         )
         return {
             "record": dictionary.windows[index],
-            "images": [_embedded(draw(dictionary, index)) for draw in drawn],
+            "images": [embedded(draw(dictionary, index), _DPI) for draw in drawn],
         }
 
     return render(
@@ -82,7 +82,9 @@ def _page(dictionary: TwinDictionary) -> str:
         videos=video_table(dictionary),
         failed=dictionary.info.get("failed", {}),
         config=dictionary.info.get("config", {}),
-        gallery=_embedded(pictures.draw_pairs(dictionary)) if len(dictionary.anchors) else None,
+        gallery=embedded(pictures.draw_pairs(dictionary), _DPI)
+        if len(dictionary.anchors)
+        else None,
         windows=[window(index) for index in pictures.richest_windows(dictionary, _WINDOWS)],
     )
 
@@ -109,7 +111,3 @@ def _poster(dictionary: TwinDictionary) -> Image.Image:
 
 def _image(figure: Figure) -> Image.Image:
     return Image.open(io.BytesIO(png(figure, _DPI))).convert("RGB")
-
-
-def _embedded(figure: Figure) -> str:
-    return data_uri(png(figure, _DPI))

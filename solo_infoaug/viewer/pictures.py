@@ -163,11 +163,7 @@ def draw_mi_histogram(dictionary: TwinDictionary, window: int) -> Figure:
     figure = Figure(figsize=(5.4, 3.4), layout="constrained")
     axes = figure.subplots()
     finite = np.concatenate([values.ravel() for values, _ in shown.values()])
-    edges = (
-        np.linspace(min(float(finite.min()), 0.0), max(float(finite.max()), 0.1), 40)
-        if len(finite)
-        else np.linspace(0, 1, 40)
-    )
+    edges = np.linspace(finite.min(initial=0.0), finite.max(initial=0.1), 40)
     for name, (values, colour) in shown.items():
         if len(values):
             axes.hist(
