@@ -134,15 +134,12 @@ def reference_of(column: Column, arm: str) -> Column:
 
 def differences(values: Values, method: str, column: Column) -> dict[str, Difference]:
     """Paired differences of a column to each reference that there is."""
-    by_reference = {}
-    for arm in _REFERENCES:
-        theirs = values.get((method, reference_of(column, arm)))
-        if arm == column.arm or theirs is None:
-            continue
-        difference = paired_difference(values[method, column], theirs)
-        if difference is not None:
-            by_reference[arm] = difference
-    return by_reference
+    found = {
+        arm: paired_difference(values[method, column], values[method, reference])
+        for arm in _REFERENCES
+        if (method, reference := reference_of(column, arm)) in values and arm != column.arm
+    }
+    return {arm: difference for arm, difference in found.items() if difference is not None}
 
 
 @dataclass(frozen=True)
@@ -212,20 +209,13 @@ def _accuracies(values: Values, title: str, references: Mapping[str, list[float]
     methods, columns = methods_and_columns(values)
     rows, best = [], set()
     for i, method in enumerate(methods):
-        row = [method]
-        means: dict[int, float] = {}
-        for j, column in enumerate(columns, start=1):
-            seeds = values.get((method, column))
-            if seeds is None:
-                row.append("")
-                continue
-            means[j] = mean_and_std(list(seeds.values()))[0]
-            row.append(_mean_std(list(seeds.values())))
-        rows.append(row)
+        known = [list(values.get((method, column), {}).values()) for column in columns]
+        rows.append([method, *(_mean_std(seeds) if seeds else "" for seeds in known)])
+        means = {j: mean_and_std(seeds)[0] for j, seeds in enumerate(known, start=1) if seeds}
         best |= {(i, j) for j, mean in means.items() if mean == max(means.values())}
     # what was not trained has no arm: its value stands in the first column
-    for name, known in references.items():
-        rows.append([name, _mean_std(known), *[""] * (len(columns) - 1)])
+    for name, seeds in references.items():
+        rows.append([name, _mean_std(seeds), *[""] * (len(columns) - 1)])
     return Table(title, ["method", *(column.label for column in columns)], rows, best)
 
 

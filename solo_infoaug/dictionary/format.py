@@ -16,7 +16,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -97,31 +98,27 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def _open_safetensors(path: Path) -> Any:
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
     if not path.is_file():
         raise DictionaryError(f"{path}: missing")
     try:
-        return safe_open(str(path), framework="pt")
-    except (SafetensorError, OSError, ValueError) as error:
+        with safe_open(str(path), framework="pt") as file:
+            yield file
+    except (SafetensorError, OSError, ValueError, KeyError, RuntimeError, TypeError) as error:
         raise DictionaryError(f"{path}: damaged: {error}") from error
 
 
 def read_tensors(path: Path) -> dict[str, torch.Tensor]:
     """All tensors of a file; a DictionaryError if it is missing or damaged."""
-    with _open_safetensors(path) as file:
-        try:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except (SafetensorError, OSError, ValueError, KeyError, RuntimeError, TypeError) as error:
-            raise DictionaryError(f"{path}: damaged: {error}") from error
+    with _opened(path) as file:
+        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
 
 
 def shape_of(path: Path, name: str) -> tuple[int, ...]:
     """The shape of a tensor that is not read; a DictionaryError if it is missing or damaged."""
-    with _open_safetensors(path) as file:
-        try:
-            return tuple(file.get_slice(name).get_shape())
-        except (SafetensorError, OSError, ValueError, KeyError, RuntimeError) as error:
-            raise DictionaryError(f"{path}: damaged: {error}") from error
+    with _opened(path) as file:
+        return tuple(file.get_slice(name).get_shape())
 
 
 def digest_of(path: Path) -> str:

@@ -131,7 +131,10 @@ class TwinDictionary:
     def __init__(self, path: Path, info: dict[str, Any], parts: Sequence[Part]) -> None:
         if not parts:
             raise DictionaryError(f"{path}: the dictionary holds no video")
-        shapes = {(part.moments, part.crop_size, part.top_k) for part in parts}
+        shapes = {
+            (part.moment_frames.shape[1], part.shards[0].shape[-1], part.twins.shape[1])
+            for part in parts
+        }
         if len(shapes) > 1:
             raise DictionaryError(
                 f"{path}: its videos differ in (moments, crop_size, top_k): {sorted(shapes)}"
@@ -392,9 +395,6 @@ class Part:
     windows: list[WindowRecord]
     shards: list[_Shard]
     digests: list[str]
-    moments: int
-    crop_size: int
-    top_k: int
 
     @classmethod
     def read(cls, folder: Path) -> Part:
@@ -446,9 +446,6 @@ class Part:
             windows=windows,
             shards=shards,
             digests=[digest, *(str(entry["sha256"]) for entry in record["pixels"])],
-            moments=frames.shape[1],
-            crop_size=shards[0].shape[-1],
-            top_k=top_k,
         )
 
 

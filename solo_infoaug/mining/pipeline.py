@@ -17,14 +17,8 @@ from typing import Any, TypeVar
 
 import cv2
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    SpinnerColumn,
-    TextColumn,
-    TimeElapsedColumn,
-)
+from rich.markup import escape
+from rich.progress import Progress
 
 from solo_infoaug import __version__
 from solo_infoaug._checks import require
@@ -146,12 +140,13 @@ def _mine_jobs(
     work = functools.partial(_mine_job, folder, config, threads)
     gpu = config.tracker in ("cotracker3", "bootstapir") and config.device != "cpu"
     failed: dict[str, str] = {}
-    with _bar(progress) as bar:
+    with Progress(console=Console(stderr=True), disable=not progress) as bar:
         task = bar.add_task("mining", total=len(jobs), completed=len(jobs) - len(todo))
         for job, why in run_jobs(todo, work, workers, ray, gpu, threads or 1):
             if why is not None:
                 failed[str(job.path)] = why
-            bar.update(task, advance=1, description=f"mined {printable(video_name(job.path))}")
+            name = escape(printable(video_name(job.path)))  # file names are no markup
+            bar.update(task, advance=1, description=f"mined {name}")
     return failed
 
 
@@ -391,15 +386,3 @@ def _remove_leftovers(folder: Path, keys: list[str]) -> None:
     for entry in parts.iterdir() if parts.is_dir() else ():
         if entry.name not in keys and entry.is_dir() and _KEY.fullmatch(entry.name):
             shutil.rmtree(entry)
-
-
-def _bar(show: bool) -> Progress:
-    return Progress(
-        SpinnerColumn(),
-        TextColumn("{task.description}", markup=False),  # file names are no markup
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        console=Console(stderr=True),
-        disable=not show,
-    )

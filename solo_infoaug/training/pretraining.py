@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import inspect
-import random
-import string
+import secrets
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -177,8 +176,7 @@ def _callbacks(
     host: Host, cfg: DictConfig, more: Sequence[Callback]
 ) -> tuple[Logger | None, list[Callback], Any]:
     """The logger, all callbacks, and the one among them that writes checkpoints, if any."""
-    version = "".join(random.SystemRandom().choices(string.ascii_lowercase + string.digits, k=8))
-    logger = _logger(cfg, version)
+    logger = _logger(cfg, version=secrets.token_hex(4))
     used = list(more)
     checkpointer = None
     if cfg.checkpoint.enabled:
