@@ -6,6 +6,7 @@ import csv
 import json
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -95,13 +96,11 @@ def _page(runs: Sequence[Run], results: Sequence[Mapping[str, Any]]) -> str:
 
 def _swept(column: Column) -> tuple[str, float] | None:
     """The one swept number of a column: its key and value."""
-    if len(column.variant) != 1:
-        return None
-    key, _, value = column.variant[0].lstrip("+").partition("=")
-    try:
+    with suppress(ValueError):
+        (override,) = column.variant
+        key, _, value = override.lstrip("+").partition("=")
         return key, float(value)
-    except ValueError:
-        return None
+    return None
 
 
 def _shade(column: Column, columns: Sequence[Column]) -> tuple[float, float, float, float]:

@@ -7,7 +7,7 @@ import math
 import os
 import shutil
 from collections import Counter
-from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -135,14 +135,11 @@ def filter_twins(
     there = top_k is None or 1 <= top_k <= kept
     require(there, "top_k", f"1 to {kept}, the twins that a patch has there", top_k)
 
-    def good(mi: np.ndarray, p: np.ndarray) -> np.ndarray:
-        return np.asarray((mi >= min_mi) & (p <= max_p))
-
     info = {name: value for name, value in source.info.items() if name != "videos"}
     info["filtered"] = {"min_mi": min_mi, "max_p": max_p, "top_k": top_k}
     with _target(out) as folder:
         for key in source.info["videos"]:
-            _rewrite(source.path, folder, key, good=good, top_k=top_k)
+            _rewrite(source.path, folder, key, min_mi=min_mi, max_p=max_p, top_k=top_k)
         write_manifest(folder, source.info["videos"], info)
     return TwinDictionary.load(folder)
 
@@ -350,10 +347,11 @@ def _rewrite(
     out: Path,
     key: str,
     keep: Container[object] | None = None,
-    good: Callable[[np.ndarray, np.ndarray], np.ndarray] | None = None,
+    min_mi: float = -math.inf,
+    max_p: float = 1.0,
     top_k: int | None = None,
 ) -> None:
-    """Write a part again, with the shots in `keep` and the pairs that are `good`."""
+    """Write a part again, with the shots in `keep` and the twins that pass."""
     part = Part.read(source / PARTS / key)
     writer = VideoWriter(out, key, part.name, part.record["source"])
     try:
@@ -363,8 +361,8 @@ def _rewrite(
                 twins = part.twins[rows].numpy()
                 twins = np.where(twins >= 0, twins - rows.start, -1)
                 mi, p = part.mi[rows].numpy(), part.p_value[rows].numpy()
-                if good is not None:
-                    twins, mi, p = _only(good(mi, p) & (twins >= 0), twins, mi, p)
+                passed = (twins >= 0) & (mi >= min_mi) & (p <= max_p)
+                twins, mi, p = _only(passed, twins, mi, p)
                 writer.add_window(
                     {name: value for name, value in window.record.items() if name != "patches"},
                     image=window.image,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import math
 import os
@@ -17,7 +16,7 @@ import numpy as np
 import torch
 from filelock import FileLock, Timeout
 from PIL import Image
-from safetensors.torch import save as to_safetensors
+from safetensors.numpy import save as to_safetensors
 
 from solo_infoaug._files import check_output_folder, printable, reason_of, write_text
 from solo_infoaug.dictionary.format import (
@@ -123,9 +122,7 @@ class VideoWriter:
         self._pixels.append(pixels)
         if sum(map(len, self._pixels)) >= _SHARD_PATCHES:
             self._flush()
-        encoded = io.BytesIO()
-        Image.fromarray(image).save(encoded, "JPEG", quality=85)
-        (self._folder / WINDOWS / f"{index:04d}.jpg").write_bytes(encoded.getvalue())
+        Image.fromarray(image).save(self._folder / WINDOWS / f"{index:04d}.jpg", quality=85)
         self._write(f"{WINDOWS}/{index:04d}.safetensors", arrays)
 
     def finish(
@@ -172,10 +169,7 @@ class VideoWriter:
         )
 
     def _write(self, name: str, arrays: Mapping[str, np.ndarray]) -> str:
-        tensors = {
-            key: torch.from_numpy(np.ascontiguousarray(array)) for key, array in arrays.items()
-        }
-        data = to_safetensors(tensors)
+        data = to_safetensors({key: np.ascontiguousarray(a) for key, a in arrays.items()})
         (self._folder / name).write_bytes(data)
         return hashlib.sha256(data).hexdigest()
 

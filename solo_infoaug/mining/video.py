@@ -9,6 +9,7 @@ from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -147,14 +148,9 @@ class Video:
             **self._found,
         }
 
-    @property
+    @cached_property
     def duration(self) -> float:
         """Seconds, measured: headers say when a video ends, which is not how long it lasts."""
-        if not hasattr(self, "_duration"):
-            self._duration = self._measured()
-        return self._duration
-
-    def _measured(self) -> float:
         clock = _Clock(self.fps)
         try:
             with av.open(str(self.path)) as container:
