@@ -165,6 +165,7 @@ def describe(dictionary: TwinDictionary, verify: bool = False) -> dict[str, Any]
         for shard, digest in zip(part.shards, part.digests[1:], strict=True):
             if digest_of(shard.path) != digest:
                 raise DictionaryError(f"{shard.path}: damaged: its content has changed")
+    quantiles = (("least", 0.0), ("median", 0.5), ("most", 1.0)) if len(mi) else ()
     return {
         "path": str(dictionary.path),
         "fingerprint": dictionary.fingerprint,
@@ -176,14 +177,7 @@ def describe(dictionary: TwinDictionary, verify: bool = False) -> dict[str, Any]
         "pairs": int((dictionary.twins >= 0).sum()),
         "pixels": list(dictionary.pixels_shape),
         "top_k": dictionary.twins.shape[1],
-        "mi_nats": (
-            {
-                name: round(float(mi.quantile(q)), 4)
-                for name, q in (("least", 0.0), ("median", 0.5), ("most", 1.0))
-            }
-            if len(mi)
-            else None
-        ),
+        "mi_nats": {name: round(float(mi.quantile(q)), 4) for name, q in quantiles} or None,
         "patches_by_reason": dict(reasons),
         "twins_apart": _distances(dictionary),
         "by_video": by_video,

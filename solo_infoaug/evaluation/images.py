@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,12 +33,10 @@ def digits() -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
     return (images[train], labels[train]), (images[test], labels[test])
 
 
-def _drawn(count: int, limit: int | None) -> Sequence[int]:
-    """All places, or `limit` of them, the same ones each time."""
-    if limit is None or limit >= count:
-        return range(count)
+def _drawn(count: int, limit: int | None) -> list[int]:
+    """All indices, or `limit` of them, the same ones each time."""
     order: list[int] = torch.randperm(count, generator=torch.Generator().manual_seed(0)).tolist()
-    return order[:limit]
+    return list(range(count)) if limit is None or limit >= count else order[:limit]
 
 
 def _to_tensors(dataset: Any, side: int, limit: int | None) -> tuple[Tensor, Tensor]:
@@ -87,7 +84,7 @@ def load_images(
             raise ConfigError(f"{option}: --data {dataset} has no use for it, got {path}")
     if dataset == "digits":
         (x, y), (x_test, y_test) = digits()
-        some, some_test = list(_drawn(len(y), limit)), list(_drawn(len(y_test), limit))
+        some, some_test = _drawn(len(y), limit), _drawn(len(y_test), limit)
         return (x[some], y[some]), (x_test[some_test], y_test[some_test])
     if dataset == "folder":
         folders = {option: Path(str(path)) for option, path in paths.items()}

@@ -19,7 +19,7 @@ from solo_infoaug.mining.encoding import write_video
 from solo_infoaug.mining.video import find_videos, open_video, video_digest
 from solo_infoaug.viewer.pictures import strongest_pairs
 
-_WIDEST, _LEAST = 1280, 320
+_WIDEST, _NARROWEST = 1280, 320
 # So many frames of a track are drawn behind each patch.
 _TRAIL = 24
 _FAINT = (170, 170, 170)
@@ -56,11 +56,10 @@ def write_movie(
 
 def _canvas(windows: list[WindowRecord]) -> tuple[int, int]:
     """Height and width that suit the largest frame; even, as H.264 wants them."""
-    sizes = [window.image.shape[:2] for window in windows]
-    height, width = max(size[0] for size in sizes), max(size[1] for size in sizes)
-    scale = min(1.0, _WIDEST / max(height, width))
-    scale = max(scale, _LEAST / max(height, width))
-    return 2 * max(1, round(height * scale / 2)), 2 * max(1, round(width * scale / 2))
+    largest = np.max([window.image.shape[:2] for window in windows], axis=0)
+    scale = np.clip(1.0, _NARROWEST / largest.max(), _WIDEST / largest.max())
+    height, width = (2 * max(1, round(side * scale / 2)) for side in largest)
+    return height, width
 
 
 def _annotated(
