@@ -67,17 +67,14 @@ def new_file(file: str | os.PathLike[str], name: str) -> Iterator[Path]:
         fresh.unlink(missing_ok=True)
 
 
-@contextmanager
-def writing(path: str | os.PathLike[str], name: str) -> Iterator[None]:
-    """Inside, what the system refuses is an error that names the argument.
-
-    Raises:
-        OutputError: something could not be written.
-    """
+def make_output_folder(folder: str | os.PathLike[str], name: str) -> Path:
+    """`check_output_folder`, which is there afterwards."""
+    path = check_output_folder(folder, name)
     try:
-        yield
+        path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise output_error(name, Path(path), error) from error
+        raise output_error(name, path, error) from error
+    return path
 
 
 def output_error(name: str, path: Path, error: OSError, there: Path | None = None) -> OutputError:

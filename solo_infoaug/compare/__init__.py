@@ -51,15 +51,14 @@ def compare(
         KeyboardInterrupt: after Ctrl-C; results of what is finished have been written.
         SystemExit: after SIGTERM, as a scheduler sends it; likewise, and nothing runs on.
     """
-    from solo_infoaug._files import check_output_folder, writing
+    from solo_infoaug._files import make_output_folder
     from solo_infoaug.compare.grid import Planner, parse_grid
     from solo_infoaug.compare.pool import run_grid
     from solo_infoaug.compare.results import write_results
 
     grid = parse_grid(overrides)
     for name, folder in (("out", grid.out), ("report", grid.report)):
-        with writing(check_output_folder(folder, name), name):
-            folder.mkdir(parents=True, exist_ok=True)
+        make_output_folder(folder, name)
     try:
         with _stopped_by_sigterm(), FileLock(grid.out / ".lock", timeout=0):
             runs = Planner(grid, workers=grid.jobs).plan()

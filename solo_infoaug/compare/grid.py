@@ -292,7 +292,7 @@ class Planner:
             evaluate.scenes = cfg.pop("scenes")
             scenes = _settings("scenes", ScenesConfig, evaluate.scenes)
             benchmark: Benchmark = self._prepared("scenes", scenes, prepare_scenes)
-            cfg.data.train_path = str(benchmark.folder / "stills" / "train")
+            cfg.data.train_path = str(benchmark.stills)
             return benchmark.oracle if cell.arm == "oracle" else benchmark.twins
         if cell.arm == "oracle":
             raise ConfigError(

@@ -163,13 +163,12 @@ def draw_ablation(values: Values, metric: str) -> Figure | None:
         for (method, column), seeds in values.items():
             if column.arm == "baseline" and not column.variant:
                 level = mean_and_std(list(seeds.values()))[0]
-                marker = styles.get(method, ".")
                 axes.plot(
                     ticks,
                     [level] * len(ticks),
                     color=ARMS["baseline"].colour,
                     linestyle=":",
-                    marker=marker,
+                    marker=styles.get(method, "."),
                     label=f"{method}, baseline",
                 )
         axes.set_xscale("symlog", linthresh=0.1)

@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from solo_infoaug._files import check_output_folder, writing
+from solo_infoaug._files import make_output_folder
 from solo_infoaug.compare import compare
 from solo_infoaug.compare.results import read_losses
 from solo_infoaug.demo.report import (
@@ -76,9 +76,7 @@ def run_demo(
         DictionaryError: `out` holds twins of other videos or settings.
         InfoAugError: a run of the comparison failed.
     """
-    folder = check_output_folder(Path(out).resolve(), "--out")
-    with writing(folder, "--out"):
-        folder.mkdir(parents=True, exist_ok=True)
+    folder = make_output_folder(Path(out).resolve(), "--out")
     console = Console(markup=False, highlight=False)  # paths are no markup
     seconds: dict[str, float] = {}
 

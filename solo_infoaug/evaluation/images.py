@@ -10,7 +10,7 @@ from torch import Tensor
 
 from solo_infoaug._checks import require
 from solo_infoaug.errors import ConfigError
-from solo_infoaug.training.data import check_classes, read_image
+from solo_infoaug.training.data import check_classes, downloadable, read_image
 
 DATASETS = ("digits", "cifar10", "cifar100", "stl10", "folder")
 
@@ -99,12 +99,8 @@ def _downloaded(dataset: str, path: str) -> list[Any]:
     """torchvision's two halves of a data set that it downloads to `path`, or finds there."""
     from torchvision.datasets import CIFAR10, CIFAR100, STL10
 
-    try:
+    with downloadable(dataset, path, "--train-path"):
         if dataset == "stl10":
             return [STL10(path, split=split, download=True) for split in ("train", "test")]
         data_set = CIFAR10 if dataset == "cifar10" else CIFAR100
         return [data_set(path, train=train, download=True) for train in (True, False)]
-    except (OSError, RuntimeError) as error:
-        raise ConfigError(
-            f"--train-path: {dataset} is not at {path} and cannot be downloaded ({error})"
-        ) from error

@@ -292,9 +292,8 @@ def _complain(
     if counts["frames"] == 0:
         why = "no frame is whole" if video.left_out else "no frame could be decoded"
     elif counts["windows_mined"] == 0:
-        why = f"no shot has at least min_frames={config.min_frames} frames " + (
-            f"({counts['frames']} frames in all)"
-        )
+        shortest, total = config.min_frames, counts["frames"]
+        why = f"no shot has at least min_frames={shortest} frames ({total} frames in all)"
     elif reasons.total() == reasons["lost"]:
         why = "no two patches could be tracked through a window"
     elif not reasons["twin"]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 from scenedetect import FrameTimecode
@@ -68,9 +69,8 @@ def windows(frames: Iterable[Frame], config: MineConfig, colour: bool = False) -
     # so that windows share their keyframes
     stride = max(spacing, config.stride - config.stride % spacing)
 
-    def fresh_detector() -> AdaptiveDetector:
-        return AdaptiveDetector(adaptive_threshold=config.cut_threshold, min_scene_len=8)
-
+    threshold = config.cut_threshold
+    fresh_detector = partial(AdaptiveDetector, adaptive_threshold=threshold, min_scene_len=8)
     detector = fresh_detector()
     delay = detector.event_buffer_length
     pending: list[_Pending] = []  # from the beginning of the next window on

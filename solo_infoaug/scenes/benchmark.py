@@ -180,16 +180,12 @@ def stills(config: ScenesConfig, split: str) -> tuple[Tensor, Tensor, Tensor]:
     Returns:
         uint8 [N, 3, 32, 32], classes int64 [N], parts int64 [N].
     """
-    counts = {
-        "train": config.train_stills,
-        "labelled": config.labelled_stills,
-        "test": config.test_stills,
-    }
+    count = getattr(config, f"{split}_stills")
     images, labels = [], []
     for number, of_class in enumerate(families(config)):
         for part, family in enumerate(of_class):
             rng = np.random.default_rng([config.seed, 2 if split == "test" else 1, number, part])
-            for _ in range(counts[split]):
+            for _ in range(count):
                 images.append(_still(family, config, rng))
                 labels.append((number, part))
     classes, parts = torch.tensor(labels).unbind(1)
@@ -341,22 +337,16 @@ def _wander(
 
 @dataclass(frozen=True)
 class Benchmark:
-    """The benchmark in a folder: `stills/train`, `stills/test`, `videos`, `twins`, `oracle`."""
+    """What `prepare_scenes` made."""
 
-    folder: Path
-    config: ScenesConfig
+    stills: Path
+    """The image folder to pretrain on."""
+    twins: Path
+    """The dictionary that `mine` made of the videos."""
+    oracle: Path
+    """The same patches with the true twins: other parts of the same object."""
     truth: dict[str, float]
     """How good the mined twins are; see `compare_with_truth`."""
-
-    @property
-    def twins(self) -> Path:
-        """The dictionary that `mine` made of the videos."""
-        return self.folder / "twins"
-
-    @property
-    def oracle(self) -> Path:
-        """The same patches with the true twins: other parts of the same object."""
-        return self.folder / "oracle"
 
 
 def mine_config(config: ScenesConfig) -> MineConfig:
@@ -416,7 +406,8 @@ def prepare_scenes(folder: Path, config: ScenesConfig, workers: int = 1) -> Benc
         raise ConfigError(
             f"scenes: {folder} holds a benchmark of other settings; choose another folder"
         )
-    return Benchmark(folder, config, known["truth"])
+    made = folder / "stills" / "train", folder / "twins", folder / "oracle"
+    return Benchmark(*made, known["truth"])
 
 
 def _write_stills(folder: Path, config: ScenesConfig) -> None:

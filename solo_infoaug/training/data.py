@@ -55,6 +55,19 @@ def _names(path: str | Path) -> Iterator[None]:
         ) from error
 
 
+@contextmanager
+def downloadable(dataset: str, path: str, key: str) -> Iterator[None]:
+    """Inside, a data set that torchvision neither finds nor can download is an error of `key`."""
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        if dataset not in ("cifar10", "cifar100", "stl10"):
+            raise
+        raise ConfigError(
+            f"{key}: {dataset} is not at {path} and cannot be downloaded ({error})"
+        ) from error
+
+
 def validation_loader(host: Host, cfg: DictConfig) -> Any:
     """Labelled images, as solo-learn loads them; None where the configuration names none."""
     data = cfg.data
