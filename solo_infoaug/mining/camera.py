@@ -222,8 +222,8 @@ def _without_mode(
     best = int(np.argmax(scores))
     followers = sample[explains[:, best]]
     needed = min(_MIN_OF_MOVING, _MIN_OF_ALL * len(motion) / len(moving))
-    least = max(_MIN_EXPLAINED / len(moving), needed) * len(sample)
-    if len(followers) < least or _coverage(centres[followers], size) < _MIN_COVERAGE:
+    min_followers = max(_MIN_EXPLAINED / len(moving), needed) * len(sample)
+    if len(followers) < min_followers or _coverage(centres[followers], size) < _MIN_COVERAGE:
         return None
 
     # The pattern and its strengths, by alternating least squares

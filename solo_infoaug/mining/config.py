@@ -230,20 +230,20 @@ class MineConfig:
         Raises:
             ConfigError: a name is unknown or a value cannot be used.
         """
-        kinds = {field.name: str(field.type) for field in dataclasses.fields(cls)}
+        types = {field.name: str(field.type) for field in dataclasses.fields(cls)}
         values: dict[str, Any] = {}
         for setting in settings:
             name, equals, text = setting.partition("=")
-            if name not in kinds:
-                close = difflib.get_close_matches(name, kinds, n=1)
+            if name not in types:
+                close = difflib.get_close_matches(name, types, n=1)
                 hint = f"; did you mean {close[0]}?" if close else ""
-                raise ConfigError(f"unknown setting {name!r}{hint} (known: {', '.join(kinds)})")
+                raise ConfigError(f"unknown setting {name!r}{hint} (known: {', '.join(types)})")
             if not equals:
                 raise ConfigError(f"{name} needs a value: {name}=VALUE")
             try:
-                values[name] = _TYPES[kinds[name]](text)
+                values[name] = _TYPES[types[name]](text)
             except ValueError as error:
-                raise ConfigError(f"{name}: expected {kinds[name]}, got {text!r}") from error
+                raise ConfigError(f"{name}: expected {types[name]}, got {text!r}") from error
         return cls(**values)
 
     @property

@@ -305,7 +305,7 @@ class Video:
         if clock.disorder:
             found["times_out_of_order"] = clock.disorder
         elif clock.varies:
-            found["frame_interval"] = [round(clock.least, 6), round(clock.most, 6)]
+            found["frame_interval"] = [round(clock.shortest, 6), round(clock.longest, 6)]
         if clock.start:
             found["start_time"] = round(clock.start, 6)
 
@@ -327,12 +327,12 @@ class _Clock:
         # So many frames are earlier than the one before, as where a container has no times for
         # B-frames and FFmpeg guesses them.
         self.disorder = 0
-        self.least, self.most = float("inf"), 0.0
+        self.shortest, self.longest = float("inf"), 0.0
 
     @property
     def varies(self) -> bool:
         """Whether the frames' distances differ by more than rounding to milliseconds can."""
-        return self.most - self.least > max(0.003, 0.2 * self._frame)
+        return self.longest - self.shortest > max(0.003, 0.2 * self._frame)
 
     def tick(self, stamp: float | None) -> bool:
         """The next time stamp, in seconds; returns whether it jumps."""
@@ -351,7 +351,7 @@ class _Clock:
             step = self._frame
         else:
             self.disorder += step < 0
-            self.least, self.most = min(self.least, step), max(self.most, step)
+            self.shortest, self.longest = min(self.shortest, step), max(self.longest, step)
         self._at += step
         self.now = max(self.now, self._at)
         return jump
