@@ -10,8 +10,10 @@ videos, one after the other and side by side. Needs an otherwise idle machine.
 from __future__ import annotations
 
 import argparse
+import cProfile
 import os
 import platform
+import pstats
 import shutil
 import tempfile
 import time
@@ -21,14 +23,24 @@ import av
 import cv2
 import torch
 
+import solo_infoaug
 from solo_infoaug.mining import MineConfig, mine
 from solo_infoaug.mining.pipeline import mine_video, threads_inside
 from solo_infoaug.mining.video import Video
-from solo_infoaug.mining.window import Stopwatch
 from solo_infoaug.mining.workers import thread_limit, usable_cores
 from solo_infoaug.scenes.generated import Scene, SceneConfig
 
-DECIDING = ("partners",)
+# By the profiler's time of a function, what it calls included; `windows` calls `every_nth`.
+STAGES = {
+    "decode": "every_nth",
+    "shots": "windows",
+    "track": "follow",
+    "background": "_without_background",
+    "gate": "_gate",
+    "partners": "find_partners",
+    "crop": "_store",
+    "write": "add_window",
+}
 
 
 def stages(video: Path, folder: Path) -> None:
@@ -37,17 +49,26 @@ def stages(video: Path, folder: Path) -> None:
         length = opened.duration
         size = "{width}×{height}".format(**opened.record)
     mine_video(video, folder, "warm-00000000-00000000", "0", MineConfig())  # compiles
-    watch = Stopwatch()
+    profile = cProfile.Profile()
     with thread_limit(1):
-        total = _timed(video, folder, watch)
+        total = profile.runcall(_timed, video, folder)
+    ours = Path(solo_infoaug.__file__).parent
+    spent = {
+        name: times[3]
+        for (file, _, name), times in sorted(
+            pstats.Stats(profile).stats.items(), key=lambda entry: entry[1][3]
+        )
+        if Path(file).is_relative_to(ours)
+    }
+    seconds = {stage: spent.get(name, 0.0) for stage, name in STAGES.items()}
+    seconds["shots"] -= seconds["decode"]
     print(f"{length:.1f} s of {size} video, one thread: {total:.2f} s\n")
     print("| stage | seconds | share |\n|---|---:|---:|")
-    for stage, seconds in watch.seconds.items():
-        print(f"| {stage} | {seconds:.2f} | {seconds / total:.1%} |")
-    rest = total - sum(watch.seconds.values())
-    deciding = sum(watch.seconds[stage] for stage in DECIDING)
+    for stage, spent_in in seconds.items():
+        print(f"| {stage} | {spent_in:.2f} | {spent_in / total:.1%} |")
+    rest = total - sum(seconds.values())
     print(f"| rest | {rest:.2f} | {rest / total:.1%} |")
-    print(f"\nMutual information and the choice of twins: {deciding / total:.1%}.")
+    print(f"\nMutual information and the choice of twins: {seconds['partners'] / total:.1%}.")
     with thread_limit(threads_inside(None)):
         wall = min(_timed(video, folder, ahead=True) for _ in range(3))
     print(
@@ -56,11 +77,9 @@ def stages(video: Path, folder: Path) -> None:
     )
 
 
-def _timed(
-    video: Path, folder: Path, watch: Stopwatch | None = None, *, ahead: bool = False
-) -> float:
+def _timed(video: Path, folder: Path, ahead: bool = False) -> float:
     start = time.perf_counter()
-    mine_video(video, folder, "timed-00000000-00000000", "0", MineConfig(), watch, ahead)
+    mine_video(video, folder, "timed-00000000-00000000", "0", MineConfig(), ahead)
     return time.perf_counter() - start
 
 

@@ -67,25 +67,38 @@ def new_file(file: str | os.PathLike[str], name: str) -> Iterator[Path]:
         fresh.unlink(missing_ok=True)
 
 
-@contextmanager
-def writing(path: str | os.PathLike[str], name: str) -> Iterator[None]:
-    """Inside, what the system refuses is an error that names the argument.
-
-    Raises:
-        OutputError: something could not be written.
-    """
+def make_output_folder(folder: str | os.PathLike[str], name: str) -> Path:
+    """`check_output_folder`, which is there afterwards."""
+    path = check_output_folder(folder, name)
     try:
-        yield
+        path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise output_error(name, Path(path), error) from error
+        raise output_error(name, path, error) from error
+    return path
 
 
 def output_error(name: str, path: Path, error: OSError, there: Path | None = None) -> OutputError:
     """Of the argument `name` = `path`; `there` is the part of the path that exists."""
-    why = error.strerror or str(error)
+    why = reason_of(error)
     if there is not None and os.path.lexists(there) and not there.is_dir():
         why = f"{there} is not a folder" if there != path.absolute() else "it is not a folder"
     return OutputError(f"{name}: {path} cannot be written ({why}); choose another place")
+
+
+def reason_of(error: BaseException) -> str:
+    """What the system says of an error; where it says nothing, the error itself."""
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__
+
+
+def printable(text: str) -> str:
+    """`text` with what is no Unicode (bytes of a file name in another encoding) escaped."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file's content."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_text(path: Path, text: str) -> None:

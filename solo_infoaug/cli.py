@@ -10,7 +10,7 @@ import io
 import sys
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn, TextIO
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
@@ -397,18 +397,13 @@ def filter_(
 
 
 def _show_warning(
-    message: Warning | str,
-    category: type[Warning],
-    filename: str,
-    lineno: int,
-    file: TextIO | None = None,
-    line: str | None = None,
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, *_: Any, **__: Any
 ) -> None:
     """One line, without the place in the code; those of other packages as ever."""
     if Path(filename).is_relative_to(Path(__file__).parent):
         typer.secho(f"solo-infoaug: {message}", fg=typer.colors.YELLOW, err=True)
     else:
-        text = warnings.formatwarning(message, category, filename, lineno, line)
+        text = warnings.formatwarning(message, category, filename, lineno)
         typer.echo(text, nl=False, err=True)
 
 

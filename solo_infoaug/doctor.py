@@ -146,10 +146,8 @@ def _codecs() -> Finding:
 
     have = [name for name in _CODECS if name in av.codecs_available]
     missing = [name for name in _CODECS if name not in have]
-    mend = (
-        f"no decoder for {', '.join(missing)}: pip install --force-reinstall av" if missing else ""
-    )
-    return Finding("video codecs", ", ".join(have), not missing, mend)
+    lacks = f"no decoder for {', '.join(missing)}: pip install --force-reinstall av"
+    return Finding("video codecs", ", ".join(have), not missing, lacks if missing else "")
 
 
 def findings() -> Iterator[Finding]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import dataclasses
 import inspect
+import json
 import textwrap
 from collections.abc import Collection
 from typing import Any
@@ -51,14 +52,7 @@ def _field_docstrings(config: type) -> dict[str, str]:
 
 
 def _yaml(value: Any) -> str:
-    match value:
-        case None:
-            return "null"
-        case bool():
-            return str(value).lower()
-        case "":
-            return '""'
-    return str(value)
+    return value if value and isinstance(value, str) else json.dumps(value)
 
 
 def markdown_table(config: type, leave_out: Collection[str] = ()) -> str:

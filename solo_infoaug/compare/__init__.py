@@ -9,11 +9,15 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from filelock import FileLock, Timeout
 from rich.console import Console
 
 from solo_infoaug.errors import ConfigError
+
+if TYPE_CHECKING:
+    from solo_infoaug.compare.grid import Run
 
 
 @dataclass(frozen=True)
@@ -26,6 +30,8 @@ class Outcome:
     failed: list[tuple[str, str]]
     """Runs that failed, and why."""
     waiting: int
+    runs: list[Run]
+    """Of the grid, finished or not."""
 
 
 def compare(
@@ -45,29 +51,19 @@ def compare(
         KeyboardInterrupt: after Ctrl-C; results of what is finished have been written.
         SystemExit: after SIGTERM, as a scheduler sends it; likewise, and nothing runs on.
     """
-    from solo_infoaug._files import check_output_folder, writing
+    from solo_infoaug._files import make_output_folder
     from solo_infoaug.compare.grid import Planner, parse_grid
     from solo_infoaug.compare.pool import run_grid
     from solo_infoaug.compare.results import write_results
 
     grid = parse_grid(overrides)
     for name, folder in (("out", grid.out), ("report", grid.report)):
-        with writing(check_output_folder(folder, name), name):
-            folder.mkdir(parents=True, exist_ok=True)
+        make_output_folder(folder, name)
     try:
         with _stopped_by_sigterm(), FileLock(grid.out / ".lock", timeout=0):
             runs = Planner(grid, workers=grid.jobs).plan()
             try:
-                run_grid(
-                    runs,
-                    jobs=grid.jobs,
-                    threads=grid.threads,
-                    launcher=grid.launcher,
-                    sweep_folder=grid.out / "launcher",
-                    retry_failed=retry_failed,
-                    keep_checkpoints=grid.keep_checkpoints,
-                    console=console,
-                )
+                run_grid(runs, grid, retry_failed=retry_failed, console=console)
             finally:
                 files = write_results(runs, grid.report)
     except Timeout as error:
@@ -80,6 +76,7 @@ def compare(
         states.count("done"),
         [(run.title, run.files.reason()) for run in runs if run.state == "failed"],
         len(runs) - states.count("done") - states.count("failed"),
+        runs,
     )
 
 

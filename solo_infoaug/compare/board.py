@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections import Counter
+from collections.abc import Sequence
 
 from rich.console import Console, Group
-from rich.live import Live
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
 from solo_infoaug.compare.grid import Run
+
+_SIGNS = {
+    "done": "[green]●[/]",
+    "failed": "[red]✗[/]",
+    "running": "[yellow]◐[/]",
+    "waiting": "[dim]·[/]",
+}
 
 
 class Board:
@@ -60,9 +66,7 @@ class Board:
         return f"[{over}/{len(self._runs)}] {run.title}: {what}{time_left}"
 
     def __rich__(self) -> Group:
-        count = dict.fromkeys(("done", "failed", "running", "waiting"), 0)
-        for value in self._states.values():
-            count[value] += 1
+        count = Counter(self._states.values())
         over = count["done"] + count["failed"]
         bar = Progress(
             TextColumn("runs"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}")
@@ -75,7 +79,7 @@ class Board:
         arms = list(dict.fromkeys(run.cell.arm for run in self._runs))
         table = Table("method", *arms, box=None)
         for method in dict.fromkeys(run.cell.method for run in self._runs):
-            table.add_row(escape(method), *(self._place(method, arm) for arm in arms))
+            table.add_row(escape(method), *(self._signs(method, arm) for arm in arms))
         under_way = [
             escape(f"  {run.title}: {100 * run.files.share():.0f} %")
             for run in self._runs
@@ -83,15 +87,12 @@ class Board:
         ]
         return Group(table, *under_way, bar)
 
-    def _place(self, method: str, arm: str) -> str:
-        states = [
-            self._states[run.folder]
+    def _signs(self, method: str, arm: str) -> str:
+        return "".join(
+            _SIGNS[self._states[run.folder]]
             for run in self._runs
             if (run.cell.method, run.cell.arm) == (method, arm)
-        ]
-        colours = {"done": "green", "failed": "red", "running": "yellow", "waiting": "dim"}
-        signs = {"done": "●", "failed": "✗", "running": "◐", "waiting": "·"}
-        return "".join(f"[{colours[value]}]{signs[value]}[/]" for value in states)
+        )
 
 
 def _clock(seconds: float) -> str:
@@ -99,13 +100,3 @@ def _clock(seconds: float) -> str:
     if minutes < 1:
         return f"{seconds:.0f} s"
     return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min"
-
-
-@contextmanager
-def shown(board: Board, console: Console) -> Iterator[None]:
-    """Inside, the board is on the terminal, if it is one."""
-    if not console.is_terminal:
-        yield
-        return
-    with Live(board, console=console, refresh_per_second=2):
-        yield

@@ -129,16 +129,14 @@ def parse_grid(overrides: Sequence[str] = ()) -> Grid:
     Raises:
         ConfigError: an override that Hydra cannot read, an unknown name, or an empty list.
     """
-    known: Any = OmegaConf.to_container(load_config(config_folder() / "compare", "compare"))
+    own: dict[str, Any] = {}
     fixed, swept, launcher = [], [], []
     for override in parse_overrides(overrides):
         key = override.key_or_group
-        if key in _KEYS and override.is_sweep_override():
-            known[key] = [_plain(value) for value in override.sweep_string_iterator()]
+        if key in _KEYS and override.is_sweep_override():  # what is quoted is the text inside
+            own[key] = [getattr(value, "text", value) for value in override.sweep_iterator()]
         elif key in _KEYS:
-            known[key] = OmegaConf.to_container(OmegaConf.create({"value": override.value()}))[
-                "value"  # type: ignore[call-overload, index]
-            ]
+            own[key] = override.value()
         elif key == "hydra" or key.startswith(("hydra.", "hydra/")):
             launcher.append(str(override.input_line))
         elif override.is_sweep_override():
@@ -146,6 +144,8 @@ def parse_grid(overrides: Sequence[str] = ()) -> Grid:
             swept.append(tuple(f"{name}={v}" for v in override.sweep_string_iterator()))
         else:
             fixed.append(str(override.input_line))
+    defaults = load_config(config_folder() / "compare", "compare")
+    known: Any = OmegaConf.to_container(OmegaConf.merge(defaults, own))
     for key in _LISTS:
         values = known[key] if isinstance(known[key], list) else [known[key]]
         known[key] = tuple(values)
@@ -164,11 +164,6 @@ def parse_grid(overrides: Sequence[str] = ()) -> Grid:
     known["out"] = Path(str(known["out"])).expanduser().resolve()
     known["report"] = known["out"] / str(known["report"])
     return Grid(**known, fixed=tuple(fixed), swept=tuple(swept), launcher=tuple(launcher))
-
-
-def _plain(text: str) -> Any:
-    """A value of a sweep as YAML reads it."""
-    return OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]))["value"]  # type: ignore[call-overload, index]
 
 
 def _known(key: str, names: Sequence[str], folder: str) -> None:
@@ -218,9 +213,9 @@ class Planner:
     def __init__(self, grid: Grid, workers: int = 1) -> None:
         self.grid = grid
         self.workers = workers
-        self._data_sets: dict[str, Any] = {}
+        self._prepared = cache(self._prepare)
         self._fingerprint = cache(lambda path: TwinDictionary.load(path).fingerprint)
-        self._told: set[str] = set()
+        self._tell = cache(lambda text: print(text, file=sys.stderr))
 
     def plan(self) -> list[Run]:
         """All runs of the grid.
@@ -232,10 +227,6 @@ class Planner:
         # all are composed and checked before the data of any is made
         composed = [(cell, self._compose(cell)) for cell in expand(self.grid)]
         return [self._run(cell, cfg) for cell, cfg in composed]
-
-    def run(self, cell: Cell) -> Run:
-        """The run of one cell."""
-        return self._run(cell, self._compose(cell))
 
     def _compose(self, cell: Cell) -> DictConfig:
         base, extras = _method(cell.method)
@@ -267,29 +258,32 @@ class Planner:
                 "images that are not standardised"
             )
 
-    def _tell(self, text: str) -> None:
-        """Say it on standard error, once."""
-        if text not in self._told:
-            self._told.add(text)
-            print(text, file=sys.stderr)
-
     def _run(self, cell: Cell, cfg: DictConfig) -> Run:
-        twins = self._data(cell, cfg)
-        cost = float(cfg.max_epochs)
-        fingerprint = None
-        if ARMS[cell.arm].partner is None:
+        twins, views, fingerprint = self._data(cell, cfg), same_images_epochs(cfg), None
+        partner = ARMS[cell.arm].partner
+        if partner is None:
             if cell.arm == "baseline_images":
-                cfg.max_epochs = same_images_epochs(cfg)
-            cost = float(cfg.max_epochs)
+                cfg.max_epochs = views
+            views = cfg.max_epochs
             cfg.pop("infoaug")
         else:
-            cfg.infoaug.arm = ARMS[cell.arm].partner
-            cfg.infoaug.twins = str(twins)
-            cost *= same_images_epochs(cfg) / cfg.max_epochs
+            cfg.infoaug.arm, cfg.infoaug.twins = partner, str(twins)
             fingerprint = self._fingerprint(str(twins))
         evaluate: Any = OmegaConf.to_container(cfg.evaluate, resolve=True)
         cfg.pop("evaluate")
-        return self._finish(cell, cfg, evaluate, fingerprint, cost)
+        decides = json.dumps(
+            [OmegaConf.to_container(cfg, resolve=True), evaluate, fingerprint], sort_keys=True
+        )
+        # a grid that is moved, or reached by another path, is still the same
+        decides = decides.replace(str(self.grid.out), "OUT")
+        digest = hashlib.sha256(decides.encode()).hexdigest()[:12]
+        name = f"{cell.method}-{cell.arm}-{cell.data}-seed{cell.seed}-{digest}"
+        folder = (
+            self.grid.out / "runs" / "".join(c if c.isalnum() or c in "-_" else "-" for c in name)
+        )
+        cfg.name = f"{cell.method}-{cell.arm}"
+        cfg.checkpoint.dir = str(RunFolder(folder).training)
+        return Run(cell, folder, digest, cfg, evaluate, fingerprint, float(views))
 
     def _data(self, cell: Cell, cfg: DictConfig) -> Path | None:
         """Fill in where data and twins are; returns the dictionary of the cell's arm."""
@@ -298,7 +292,7 @@ class Planner:
             evaluate.scenes = cfg.pop("scenes")
             scenes = _settings("scenes", ScenesConfig, evaluate.scenes)
             benchmark: Benchmark = self._prepared("scenes", scenes, prepare_scenes)
-            cfg.data.train_path = str(benchmark.folder / "stills" / "train")
+            cfg.data.train_path = str(benchmark.stills)
             return benchmark.oracle if cell.arm == "oracle" else benchmark.twins
         if cell.arm == "oracle":
             raise ConfigError(
@@ -326,34 +320,10 @@ class Planner:
         self._tell(f"Twins: {choice.path.resolve()} ({choice.rule})")
         return choice.path.resolve()
 
-    def _prepared(self, name: str, config: Any, prepare: Callable[..., Any]) -> Any:
-        """The benchmark `name` of these settings, made once."""
+    def _prepare(self, name: str, config: Any, prepare: Callable[..., Any]) -> Any:
+        """The benchmark `name` of these settings."""
         folder = self.grid.out / "data" / f"{name}-{config.digest}"
-        if folder.name not in self._data_sets:
-            self._data_sets[folder.name] = prepare(folder, config, self.workers)
-        return self._data_sets[folder.name]
-
-    def _finish(
-        self,
-        cell: Cell,
-        cfg: DictConfig,
-        evaluate: dict[str, Any],
-        fingerprint: str | None,
-        cost: float,
-    ) -> Run:
-        decides = json.dumps(
-            [OmegaConf.to_container(cfg, resolve=True), evaluate, fingerprint], sort_keys=True
-        )
-        # a grid that is moved, or reached by another path, is still the same
-        decides = decides.replace(str(self.grid.out), "OUT")
-        digest = hashlib.sha256(decides.encode()).hexdigest()[:12]
-        name = f"{cell.method}-{cell.arm}-{cell.data}-seed{cell.seed}-{digest}"
-        folder = (
-            self.grid.out / "runs" / "".join(c if c.isalnum() or c in "-_" else "-" for c in name)
-        )
-        cfg.name = f"{cell.method}-{cell.arm}"
-        cfg.checkpoint.dir = str(RunFolder(folder).training)
-        return Run(cell, folder, digest, cfg, evaluate, fingerprint, cost)
+        return prepare(folder, config, self.workers)
 
 
 def _settings(key: str, config: Callable[..., Any], given: DictConfig, **more: Any) -> Any:

@@ -12,12 +12,14 @@ import sys
 import time
 from collections import deque
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 from rich.console import Console
+from rich.live import Live
 
-from solo_infoaug.compare.board import Board, shown
-from solo_infoaug.compare.grid import Run
+from solo_infoaug.compare.board import Board
+from solo_infoaug.compare.grid import Grid, Run
 
 _PROGRAM = [sys.executable, "-m", "solo_infoaug.compare.run"]
 _QUIET = ["hydra.run.dir=.", "hydra.output_subdir=null", "hydra/job_logging=disabled"]
@@ -25,15 +27,7 @@ _POLL = 0.2  # seconds
 
 
 def run_grid(
-    runs: Sequence[Run],
-    *,
-    jobs: int = 1,
-    threads: int | None = None,
-    launcher: Sequence[str] = (),
-    sweep_folder: Path,
-    retry_failed: bool = False,
-    keep_checkpoints: bool = False,
-    console: Console | None = None,
+    runs: Sequence[Run], grid: Grid, *, retry_failed: bool = False, console: Console | None = None
 ) -> None:
     """Run what is not finished. Returns when nothing is left to do, whatever failed.
 
@@ -41,12 +35,9 @@ def run_grid(
 
     Args:
         runs: of the grid.
-        jobs: runs at a time, each in a process of its own.
-        threads: of each of them on the CPU.
-        launcher: Hydra's overrides that choose a launcher, which replaces the pool.
-        sweep_folder: where a launcher may write.
+        grid: how many run at a time, with how many threads each, or which of Hydra's launchers
+            replaces the pool; what becomes of checkpoints.
         retry_failed: run again what failed.
-        keep_checkpoints: do not delete a checkpoint after its evaluation.
         console: to write to.
 
     Raises:
@@ -56,22 +47,19 @@ def run_grid(
     over = ("done",) if retry_failed else ("done", "failed")
     todo = [run for run in runs if run.state not in over]
     for run in todo:
-        run.write(keep_checkpoints)
+        run.write(grid.keep_checkpoints)
     if not todo:
         return
-    environment = _environment(threads or max(1, (os.cpu_count() or 1) // jobs))
-    board = Board(runs, console)
-    with shown(board, console):
-        if launcher:
-            _launch(todo, launcher, sweep_folder, environment, board)
-        else:
-            _pool(todo, jobs, environment, board, console)
-
-
-def _environment(threads: int) -> dict[str, str]:
-    count = str(threads)
+    threads = grid.threads or max(1, (os.cpu_count() or 1) // grid.jobs)
     names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
-    return {**os.environ, **dict.fromkeys(names, count)}
+    environment = {**os.environ, **dict.fromkeys(names, str(threads))}
+    board = Board(runs, console)
+    live = Live(board, console=console, refresh_per_second=2)
+    with live if console.is_terminal else nullcontext():
+        if grid.launcher:
+            _launch(todo, grid, environment, board)
+        else:
+            _pool(todo, grid.jobs, environment, board, console)
 
 
 def _pool(
@@ -85,7 +73,9 @@ def _pool(
             try:
                 while waiting and len(active) < jobs:
                     run = waiting.popleft()
-                    active[str(run.folder)] = run, _start(run, environment)
+                    what = [f"folder='{run.folder}'", *_QUIET]
+                    process = _program(what, run.files.log, environment, run.folder)
+                    active[str(run.folder)] = run, process
                 time.sleep(_POLL)
                 for run, process in list(active.values()):
                     if process.poll() is not None:
@@ -109,10 +99,6 @@ def _pool(
                 process.wait()
     if stopping:
         raise KeyboardInterrupt
-
-
-def _start(run: Run, environment: dict[str, str]) -> subprocess.Popen[bytes]:
-    return _program([f"folder='{run.folder}'", *_QUIET], run.files.log, environment, run.folder)
 
 
 def _program(
@@ -144,19 +130,14 @@ def _note_crash(run: Run, code: int) -> None:
     files.note_failure(run.hash, why)
 
 
-def _launch(
-    todo: Sequence[Run],
-    launcher: Sequence[str],
-    sweep_folder: Path,
-    environment: dict[str, str],
-    board: Board,
-) -> None:
+def _launch(todo: Sequence[Run], grid: Grid, environment: dict[str, str], board: Board) -> None:
     """One Hydra multirun over the folders of the runs."""
+    sweep_folder = grid.out / "launcher"
     sweep_folder.mkdir(parents=True, exist_ok=True)
     folders = ",".join(f"'{run.folder}'" for run in todo)
     log = sweep_folder / "log.txt"
     sweep = ["--multirun", f"folder={folders}", f"hydra.sweep.dir='{sweep_folder}'"]
-    process = _program([*sweep, *_QUIET[1:], *launcher], log, environment)
+    process = _program([*sweep, *_QUIET[1:], *grid.launcher], log, environment)
     try:
         while process.poll() is None:
             time.sleep(_POLL)

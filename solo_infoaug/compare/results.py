@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import csv
 import json
-import math
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +22,12 @@ from solo_infoaug.compare.tables import (
     Values,
     collect,
     mean_and_std,
+    methods_and_columns,
     results_csv,
     tables,
 )
 from solo_infoaug.dictionary import TwinDictionary
-from solo_infoaug.viewer.html import data_uri, png, render
+from solo_infoaug.viewer.html import embedded, render
 from solo_infoaug.viewer.pictures import draw_pairs, draw_twins, richest_windows
 
 
@@ -51,26 +52,33 @@ def write_results(runs: Sequence[Run], out: Path) -> list[Path]:
 
 
 def _page(runs: Sequence[Run], results: Sequence[Mapping[str, Any]]) -> str:
-    sets = []
+    sets, made = [], tables(results)
     for data in dict.fromkeys(result["data"] for result in results):
         figures: list[dict[str, str | None]] = []
         for metric, name in METRICS.items():
             values = collect(results, data, metric)
             if values:
-                figures.append({"title": name, "bars": _embed(draw_bars(values, name))})
+                figures.append({"title": name, "bars": embedded(draw_bars(values, name))})
                 ablation = draw_ablation(values, name)
-                figures[-1]["ablation"] = None if ablation is None else _embed(ablation)
+                figures[-1]["ablation"] = None if ablation is None else embedded(ablation)
         of_set = [run for run in runs if run.cell.data == data and run.result is not None]
+        # what InfoAug trained with: how good its twins are, where that is known, and some of them
+        truth, twins = None, []
+        for run in [run for run in of_set if run.cell.arm == "infoaug"][:1]:
+            dictionary = TwinDictionary.load(run.config.infoaug.twins)
+            window = richest_windows(dictionary, 1)[0]
+            twins = [draw_pairs(dictionary), draw_twins(dictionary, window)]
+            if data == "scenes":
+                marker = dictionary.path.parent / "scenes.json"
+                truth = json.loads(marker.read_text(encoding="utf-8"))["truth"]
         sets.append(
             {
                 "name": data,
-                "tables": [
-                    table for table in tables(results) if table.title.startswith(f"{data}:")
-                ],
+                "tables": [table for table in made if table.title.startswith(f"{data}:")],
                 "figures": figures,
-                "curves": _embed(draw_curves(of_set)),
-                "truth": _truth(of_set),
-                "twins": [_embed(figure) for figure in _gallery(of_set)],
+                "curves": embedded(draw_curves(of_set)),
+                "truth": truth,
+                "twins": [embedded(figure) for figure in twins],
             }
         )
     return render(
@@ -86,29 +94,13 @@ def _page(runs: Sequence[Run], results: Sequence[Mapping[str, Any]]) -> str:
     )
 
 
-def _truth(runs: Sequence[Run]) -> dict[str, float] | None:
-    """How good the twins are that InfoAug trained with, where the truth is known."""
-    for run in runs:
-        if run.cell.arm == "infoaug" and run.cell.data == "scenes":
-            marker = Path(run.config.infoaug.twins).parent / "scenes.json"
-            truth: dict[str, float] = json.loads(marker.read_text(encoding="utf-8"))["truth"]
-            return truth
-    return None
-
-
-def _embed(figure: Figure) -> str:
-    return data_uri(png(figure))
-
-
 def _swept(column: Column) -> tuple[str, float] | None:
     """The one swept number of a column: its key and value."""
-    if len(column.variant) != 1:
-        return None
-    key, _, value = column.variant[0].lstrip("+").partition("=")
-    try:
+    with suppress(ValueError):
+        (override,) = column.variant
+        key, _, value = override.lstrip("+").partition("=")
         return key, float(value)
-    except ValueError:
-        return None
+    return None
 
 
 def _shade(column: Column, columns: Sequence[Column]) -> tuple[float, float, float, float]:
@@ -119,9 +111,7 @@ def _shade(column: Column, columns: Sequence[Column]) -> tuple[float, float, flo
 
 def draw_bars(values: Values, metric: str) -> Figure:
     """Mean and standard deviation over the seeds of every column, methods side by side."""
-    methods = list(dict.fromkeys(method for method, _ in values))
-    columns = list(dict.fromkeys(column for _, column in values))
-    columns.sort(key=lambda column: (list(ARMS).index(column.arm), column.variant))
+    methods, columns = methods_and_columns(values)
     figure = Figure(figsize=(max(6.0, 1.5 * len(methods) + 1.5), 3.6), layout="constrained")
     axes = figure.subplots()
     width = 0.8 / len(columns)
@@ -132,9 +122,10 @@ def draw_bars(values: Values, metric: str) -> Figure:
                 mean, std = mean_and_std(list(values[method, column].values()))
                 places.append(i + (j - (len(columns) - 1) / 2) * width)
                 heights.append(mean)
-                errors.append(0.0 if math.isnan(std) else std)
+                errors.append(std)
         colour = _shade(column, columns)
-        axes.bar(places, heights, width, yerr=errors, color=colour, label=column.label)
+        spread = None if np.isnan(errors).all() else errors
+        axes.bar(places, heights, width, yerr=spread, color=colour, label=column.label)
     axes.set_xticks(range(len(methods)), methods, rotation=20, ha="right")
     axes.set(ylabel=f"{metric} (per cent)")
     axes.grid(axis="y", alpha=0.3)
@@ -149,8 +140,7 @@ def draw_ablation(values: Values, metric: str) -> Figure | None:
         swept = _swept(column)
         if swept is not None:
             mean, std = mean_and_std(list(seeds.values()))
-            line = method, column.arm, swept[0]
-            lines.setdefault(line, []).append((swept[1], mean, 0.0 if math.isnan(std) else std))
+            lines.setdefault((method, column.arm, swept[0]), []).append((swept[1], mean, std))
     if not lines:
         return None
     keys = list(dict.fromkeys(key for _, _, key in lines))
@@ -173,13 +163,12 @@ def draw_ablation(values: Values, metric: str) -> Figure | None:
         for (method, column), seeds in values.items():
             if column.arm == "baseline" and not column.variant:
                 level = mean_and_std(list(seeds.values()))[0]
-                marker = styles.get(method, ".")
                 axes.plot(
                     ticks,
                     [level] * len(ticks),
                     color=ARMS["baseline"].colour,
                     linestyle=":",
-                    marker=marker,
+                    marker=styles.get(method, "."),
                     label=f"{method}, baseline",
                 )
         axes.set_xscale("symlog", linthresh=0.1)
@@ -202,26 +191,18 @@ def draw_curves(runs: Sequence[Run]) -> Figure:
             axes = grid[row][i]
             for column in columns:
                 curves = [
-                    found
+                    read_losses(run.files.metrics)[f"{branch} branch"]
                     for run in runs
-                    if (run.cell.method, run.cell.arm, run.cell.variant)
-                    == (method, column.arm, column.variant)
-                    and (found := _curve(run.files.metrics, branch)) is not None
+                    if (run.cell.method, Column(run.cell.arm, run.cell.variant)) == (method, column)
                 ]
-                if curves:
-                    length = min(len(curve[0]) for curve in curves)
-                    mean = np.mean([curve[1][:length] for curve in curves], axis=0)
+                if curves := [(steps, losses) for steps, losses in curves if steps]:
+                    length = min(len(steps) for steps, _ in curves)
+                    mean = np.mean([losses[:length] for _, losses in curves], axis=0)
                     colour = _shade(column, columns)
                     axes.plot(curves[0][0][:length], mean, color=colour, lw=1.2)
             axes.set_title(f"{method}, {branch} branch", fontsize=9)
             axes.grid(alpha=0.3)
     return figure
-
-
-def _curve(file: Path, branch: str) -> tuple[list[int], np.ndarray] | None:
-    """Steps and values of a branch's loss in Lightning's metrics.csv; None where it has none."""
-    steps, values = read_losses(file)[f"{branch} branch"]
-    return (steps, np.array(values)) if steps else None
 
 
 def read_losses(metrics: Path) -> dict[str, tuple[list[int], list[float]]]:
@@ -235,13 +216,3 @@ def read_losses(metrics: Path) -> dict[str, tuple[list[int], list[float]]]:
         points = [(int(r["step"]), float(r[n])) for r in rows for n in columns if r.get(n)]
         losses[branch] = [step for step, _ in points], [value for _, value in points]
     return losses
-
-
-def _gallery(runs: Sequence[Run]) -> list[Figure]:
-    """Pairs of twins, and one shot of the dictionary that InfoAug trained with."""
-    for run in runs:
-        if run.cell.arm == "infoaug":
-            dictionary = TwinDictionary.load(run.config.infoaug.twins)
-            window = richest_windows(dictionary, 1)[0]
-            return [draw_pairs(dictionary), draw_twins(dictionary, window)]
-    return []

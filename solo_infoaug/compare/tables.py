@@ -13,6 +13,7 @@ from typing import Any
 from scipy import stats
 
 from solo_infoaug.compare.arms import ARMS
+from solo_infoaug.compare.grid import reduced
 
 METRICS = {
     "linear_across": "linear probe across parts",
@@ -92,22 +93,23 @@ class Column:
 
 
 Values = dict[tuple[str, Column], dict[Any, float]]
-"""(method, column) → seed, or seed and video → accuracy, of one data set and metric."""
+"""(method, column) → seed and video → accuracy, of one data set and metric."""
 
 
-def collect(results: Iterable[Mapping[str, Any]], data: str, metric: str) -> Values:
-    """The values of one metric on one data set, by seed."""
-    pairs = collect_pairs([{**result, "sequences": {}} for result in results], data, metric)
-    return {cell: {seed: value for (seed, _), value in of.items()} for cell, of in pairs.items()}
+def collect(
+    results: Iterable[Mapping[str, Any]], data: str, metric: str, by_video: bool = False
+) -> Values:
+    """The values of one metric on one data set.
 
-
-def collect_pairs(results: Iterable[Mapping[str, Any]], data: str, metric: str) -> Values:
-    """The same by seed and video, where a result has a value for each video."""
+    They are by seed and "", or by seed and video with `by_video`, where a result has them.
+    """
     values: Values = {}
     for result in results:
         if result["data"] == data and metric in result["metrics"]:
             cell = str(result["method"]), Column(result["arm"], tuple(result["variant"]))
-            of_videos = result.get("sequences", {}).get(metric, {"": result["metrics"][metric]})
+            of_videos = {"": result["metrics"][metric]}
+            if by_video:
+                of_videos = result.get("sequences", {}).get(metric, of_videos)
             for video, value in of_videos.items():
                 values.setdefault(cell, {})[int(result["seed"]), video] = float(value)
     return values
@@ -127,22 +129,17 @@ def collect_references(
 
 def reference_of(column: Column, arm: str) -> Column:
     """The column of the arm `arm` that `column` is compared with: the same swept values."""
-    from solo_infoaug.compare.grid import reduced
-
     return Column(arm, reduced(column.variant, arm))
 
 
 def differences(values: Values, method: str, column: Column) -> dict[str, Difference]:
     """Paired differences of a column to each reference that there is."""
-    by_reference = {}
-    for arm in _REFERENCES:
-        theirs = values.get((method, reference_of(column, arm)))
-        if arm == column.arm or theirs is None:
-            continue
-        difference = paired_difference(values[method, column], theirs)
-        if difference is not None:
-            by_reference[arm] = difference
-    return by_reference
+    found = {
+        arm: paired_difference(values[method, column], values[method, reference])
+        for arm in _REFERENCES
+        if (method, reference := reference_of(column, arm)) in values and arm != column.arm
+    }
+    return {arm: difference for arm, difference in found.items() if difference is not None}
 
 
 @dataclass(frozen=True)
@@ -177,17 +174,13 @@ class Table:
         return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", r"\end{table}"]) + "\n"
 
 
+_TEX = str.maketrans(
+    {"\\": r"\textbackslash ", "_": r"\_", "%": r"\%", "&": r"\&", "±": r"$\pm$", "−": "$-$"}
+)
+
+
 def _tex(text: str) -> str:
-    for plain, escaped in (
-        ("\\", r"\textbackslash "),
-        ("_", r"\_"),
-        ("%", r"\%"),
-        ("&", r"\&"),
-        ("±", r"$\pm$"),
-        ("−", "$-$"),
-    ):
-        text = text.replace(plain, escaped)
-    return text
+    return text.translate(_TEX)
 
 
 def tables(results: Sequence[Mapping[str, Any]]) -> list[Table]:
@@ -198,13 +191,14 @@ def tables(results: Sequence[Mapping[str, Any]]) -> list[Table]:
             values = collect(results, data, metric)
             if values:
                 references = collect_references(results, data, metric)
-                pairs = collect_pairs(results, data, metric)
+                pairs = collect(results, data, metric, by_video=True)
                 made += [_accuracies(values, f"{data}: {name} (per cent)", references)]
                 made += _differences(pairs, f"{data}: {name}, paired differences (points)")
     return made
 
 
-def _axes(values: Values) -> tuple[list[str], list[Column]]:
+def methods_and_columns(values: Values) -> tuple[list[str], list[Column]]:
+    """The rows and the columns of a table, columns in the order of the arms."""
     methods = list(dict.fromkeys(method for method, _ in values))
     columns = list(dict.fromkeys(column for _, column in values))
     order = list(ARMS)
@@ -212,23 +206,16 @@ def _axes(values: Values) -> tuple[list[str], list[Column]]:
 
 
 def _accuracies(values: Values, title: str, references: Mapping[str, list[float]]) -> Table:
-    methods, columns = _axes(values)
+    methods, columns = methods_and_columns(values)
     rows, best = [], set()
     for i, method in enumerate(methods):
-        row = [method]
-        means: dict[int, float] = {}
-        for j, column in enumerate(columns, start=1):
-            seeds = values.get((method, column))
-            if seeds is None:
-                row.append("")
-                continue
-            means[j] = mean_and_std(list(seeds.values()))[0]
-            row.append(_mean_std(list(seeds.values())))
-        rows.append(row)
+        known = [list(values.get((method, column), {}).values()) for column in columns]
+        rows.append([method, *(_mean_std(seeds) if seeds else "" for seeds in known)])
+        means = {j: mean_and_std(seeds)[0] for j, seeds in enumerate(known, start=1) if seeds}
         best |= {(i, j) for j, mean in means.items() if mean == max(means.values())}
     # what was not trained has no arm: its value stands in the first column
-    for name, known in references.items():
-        rows.append([name, _mean_std(known), *[""] * (len(columns) - 1)])
+    for name, seeds in references.items():
+        rows.append([name, _mean_std(seeds), *[""] * (len(columns) - 1)])
     return Table(title, ["method", *(column.label for column in columns)], rows, best)
 
 
@@ -239,12 +226,12 @@ def _mean_std(values: Sequence[float]) -> str:
 
 def _differences(values: Values, title: str) -> list[Table]:
     """None where nothing is compared with anything."""
-    methods, columns = _axes(values)
+    methods, columns = methods_and_columns(values)
     ours = [column for column in columns if not ARMS[column.arm].reference]
-    pairs = [(column, arm) for column in ours for arm in _REFERENCES]
     pairs = [
         (column, arm)
-        for column, arm in pairs
+        for column in ours
+        for arm in _REFERENCES
         if any((method, reference_of(column, arm)) in values for method in methods)
     ]
     if not pairs:

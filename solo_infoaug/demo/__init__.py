@@ -6,7 +6,6 @@ are probed; a backbone is pretrained on the clips' patches and exported.
 
 from __future__ import annotations
 
-import csv
 import json
 import shutil
 import time
@@ -15,15 +14,13 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from statistics import mean
-from typing import Any
 
 import torch
-from omegaconf import OmegaConf
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from solo_infoaug._files import check_output_folder, writing
+from solo_infoaug._files import make_output_folder
 from solo_infoaug.compare import compare
 from solo_infoaug.compare.results import read_losses
 from solo_infoaug.demo.report import (
@@ -79,9 +76,7 @@ def run_demo(
         DictionaryError: `out` holds twins of other videos or settings.
         InfoAugError: a run of the comparison failed.
     """
-    folder = check_output_folder(Path(out).resolve(), "--out")
-    with writing(folder, "--out"):
-        folder.mkdir(parents=True, exist_ok=True)
+    folder = make_output_folder(Path(out).resolve(), "--out")
     console = Console(markup=False, highlight=False)  # paths are no markup
     seconds: dict[str, float] = {}
 
@@ -145,22 +140,18 @@ def compare_arms(
     if outcome.failed:
         failed, why = outcome.failed[0]
         raise InfoAugError(f"scenes: {failed} failed ({why}); {out / 'runs'} has its output")
-    with (out / "results.csv").open(encoding="utf-8", newline="") as file:
-        rows = {row["arm"]: row for row in csv.DictReader(file)}
-    ours = rows["infoaug"]
-    (run,) = (out / "runs").glob(f"*-{ours['hash']}")
-    settings: Any = json.loads((run / "run.json").read_text(encoding="utf-8"))
-    generated = settings["evaluate"]["scenes"]
+    ours, results = outcome.runs[-1], [run.result or {} for run in outcome.runs]
+    generated = ours.evaluate["scenes"]
     result = ScenesResult(
         videos=int(generated["videos"]),
         chance=100 / int(generated["classes"]),
-        steps=int(ours["steps"]),
+        steps=results[-1]["steps"],
         arms=[
-            ArmResult(arm, float(rows[arm]["linear_across"]), float(rows[arm]["linear"]))
-            for arm in ("baseline", "random", "infoaug")
+            ArmResult(of["arm"], of["metrics"]["linear_across"], of["metrics"]["linear"])
+            for of in results
         ],
     )
-    return result, TwinDictionary.load(OmegaConf.load(run / "config.yaml").infoaug.twins)
+    return result, TwinDictionary.load(ours.config.infoaug.twins)
 
 
 def pretrain_backbone(

@@ -10,7 +10,8 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from solo_infoaug.compare.arms import ARMS
-from solo_infoaug.compare.results import read_losses
+from solo_infoaug.compare.results import draw_bars, read_losses
+from solo_infoaug.compare.tables import Column, Values
 from solo_infoaug.dictionary import TwinDictionary
 from solo_infoaug.viewer.html import data_uri, render
 from solo_infoaug.viewer.pictures import (
@@ -146,19 +147,15 @@ def backbone_text(backbone: BackboneResult) -> str:
 
 def draw_arms(scenes: ScenesResult) -> Figure:
     """The table as bars, in the arms' colours; dashed: chance."""
-    figure = Figure(figsize=(7, 3.4), layout="constrained")
-    axes = figure.subplots()
-    width = 0.8 / len(scenes.arms)
-    for index, row in enumerate(scenes.arms):
-        left = (index - (len(scenes.arms) - 1) / 2) * width
-        bars = axes.bar(
-            [left, 1 + left],
-            [row.across, row.usual],
-            0.94 * width,
-            color=ARMS[row.arm].colour,
-            label=ARMS[row.arm].label,
-        )
-        axes.bar_label(bars, fmt="%.1f", fontsize=9, padding=2)
+    values: Values = {
+        (probe, Column(row.arm)): {0: accuracy}
+        for row in scenes.arms
+        for probe, accuracy in (("across parts", row.across), ("as usual", row.usual))
+    }
+    figure = draw_bars(values, "linear probe")
+    (axes,) = figure.axes
+    for bars in axes.containers:
+        axes.bar_label(bars, fmt="%.1f", fontsize=9, padding=2)  # type: ignore[arg-type]
     axes.axhline(scenes.chance, color="#444", linestyle="--", linewidth=1)
     axes.annotate(
         "chance",
@@ -170,11 +167,7 @@ def draw_arms(scenes: ScenesResult) -> Figure:
         va="center",
         color="#444",
     )
-    axes.set_xticks([0, 1], ["across parts", "as usual"])
-    axes.set(ylabel="linear probe (per cent)", ylim=(0, 108))
-    axes.grid(axis="y", alpha=0.3)
-    axes.set_axisbelow(True)
-    figure.legend(loc="outside upper center", ncols=3, frameon=False)
+    axes.set_ylim(0, 108)
     return figure
 
 

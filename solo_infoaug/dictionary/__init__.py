@@ -1,5 +1,3 @@
 """The twin dictionary: its store on disk, sampling from it, tools for whole dictionaries."""
 
-from solo_infoaug.dictionary.store import TwinDictionary
-
-__all__ = ["TwinDictionary"]
+from solo_infoaug.dictionary.store import TwinDictionary as TwinDictionary

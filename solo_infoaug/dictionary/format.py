@@ -16,7 +16,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 
+from solo_infoaug._files import file_digest
 from solo_infoaug.errors import DictionaryError
 
 FORMAT = "solo-infoaug twin dictionary"
@@ -96,31 +98,47 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def _open_safetensors(path: Path) -> Any:
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
     if not path.is_file():
         raise DictionaryError(f"{path}: missing")
     try:
-        return safe_open(str(path), framework="pt")
-    except (SafetensorError, OSError, ValueError) as error:
+        with safe_open(str(path), framework="pt") as file:
+            yield file
+    except (SafetensorError, OSError, ValueError, KeyError, RuntimeError, TypeError) as error:
         raise DictionaryError(f"{path}: damaged: {error}") from error
 
 
 def read_tensors(path: Path) -> dict[str, torch.Tensor]:
     """All tensors of a file; a DictionaryError if it is missing or damaged."""
-    with _open_safetensors(path) as file:
-        try:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except (SafetensorError, OSError, ValueError, KeyError, RuntimeError, TypeError) as error:
-            raise DictionaryError(f"{path}: damaged: {error}") from error
+    with _opened(path) as file:
+        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
 
 
 def shape_of(path: Path, name: str) -> tuple[int, ...]:
     """The shape of a tensor that is not read; a DictionaryError if it is missing or damaged."""
-    with _open_safetensors(path) as file:
-        try:
-            return tuple(file.get_slice(name).get_shape())
-        except (SafetensorError, OSError, ValueError, KeyError, RuntimeError) as error:
-            raise DictionaryError(f"{path}: damaged: {error}") from error
+    with _opened(path) as file:
+        return tuple(file.get_slice(name).get_shape())
+
+
+def digest_of(path: Path) -> str:
+    """SHA-256 of a file's content; a DictionaryError if it cannot be read."""
+    try:
+        return file_digest(path)
+    except OSError as error:
+        raise DictionaryError(f"{path}: cannot be read: {error.strerror}") from error
+
+
+def twins_fault(twins: torch.Tensor, windows: np.ndarray) -> str:
+    """What is wrong with twins int64 [N, K] of patches that lie in `windows` [N]; else nothing."""
+    there, own = twins >= 0, torch.from_numpy(windows.astype(np.int64))
+    if int(twins.max()) >= len(twins) or int(twins.min()) < -1:
+        return "a twin's index is out of range"
+    if bool(((own[twins.clamp(min=0)] != own[:, None]) & there).any()):
+        return "a twin lies in another window"
+    if bool((there[:, 1:] & ~there[:, :-1]).any()):
+        return "a twin follows on a missing one"
+    return ""
 
 
 def expect(

@@ -63,11 +63,8 @@ def choose_dictionary(configured: str | None = None) -> Choice:
     Raises:
         DictionaryError: what was named or remembered is not there, or nothing was.
     """
-    named = {
-        "infoaug.twins": configured,
-        "SOLO_INFOAUG_TWINS": os.environ.get("SOLO_INFOAUG_TWINS"),
-    }
-    for source, value in named.items():
+    variable = "SOLO_INFOAUG_TWINS"
+    for source, value in (("infoaug.twins", configured), (variable, os.environ.get(variable))):
         if value:
             path = Path(value).expanduser()
             if not path.is_dir():

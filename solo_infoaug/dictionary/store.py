@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from solo_infoaug._checks import require
 from solo_infoaug.dictionary.format import (
     COUNTS,
     MANIFEST,
@@ -26,15 +27,17 @@ from solo_infoaug.dictionary.format import (
     PATCH_COLUMNS,
     STORED_COLUMNS,
     check_path,
+    digest_of,
     expect,
     is_name,
     read_json,
     read_tensors,
     shape_of,
+    twins_fault,
 )
 from solo_infoaug.dictionary.sampling import another, draw
 from solo_infoaug.dictionary.writing import write_arrays
-from solo_infoaug.errors import ConfigError, DictionaryError
+from solo_infoaug.errors import DictionaryError
 
 PARTNERS = ("mi", "random", "random_anchor", "self")
 """What `infoaug.arm` may be: which patch is shown as the twin."""
@@ -128,7 +131,10 @@ class TwinDictionary:
     def __init__(self, path: Path, info: dict[str, Any], parts: Sequence[Part]) -> None:
         if not parts:
             raise DictionaryError(f"{path}: the dictionary holds no video")
-        shapes = {(part.moments, part.crop_size, part.top_k) for part in parts}
+        shapes = {
+            (part.moment_frames.shape[1], part.shards[0].shape[-1], part.twins.shape[1])
+            for part in parts
+        }
         if len(shapes) > 1:
             raise DictionaryError(
                 f"{path}: its videos differ in (moments, crop_size, top_k): {sorted(shapes)}"
@@ -180,17 +186,13 @@ class TwinDictionary:
         """
         folder = Path(path)
         check_path(folder, "the dictionary")
-        if not folder.is_dir():
-            raise DictionaryError(
-                f"no twin dictionary at {folder}: mine one with "
-                f"`solo-infoaug mine VIDEO_OR_DIR... -o {folder}`"
-            )
         manifest = folder / MANIFEST
         if not manifest.is_file():
-            raise DictionaryError(
-                f"{folder} holds no finished twin dictionary ({MANIFEST} is missing): "
-                f"mine one with `solo-infoaug mine VIDEO_OR_DIR... -o {folder}`"
-            )
+            what = f"no twin dictionary at {folder}"
+            if folder.is_dir():
+                what = f"{folder} holds no finished twin dictionary ({MANIFEST} is missing)"
+            way = f"mine one with `solo-infoaug mine VIDEO_OR_DIR... -o {folder}`"
+            raise DictionaryError(f"{what}: {way}")
         info = read_json(manifest)
         keys = info.get("videos")
         if not isinstance(keys, list) or not all(map(is_name, keys)):
@@ -279,8 +281,7 @@ class TwinDictionary:
             ("top_k", top_k is None or top_k >= 1, "at least 1 or None", top_k),
             ("others", 0 <= others < 1, "at least 0 and less than 1", others),
         ):
-            if not good:
-                raise ConfigError(f"{name} must be {expected}, not {value!r}")
+            require(good, name, expected, value)
         if len(self.anchors) == 0:
             raise DictionaryError(f"{self.path}: no patch has a twin; mine more or other video")
         lone = min(round(others * batch_size), batch_size - 1)
@@ -394,9 +395,6 @@ class Part:
     windows: list[WindowRecord]
     shards: list[_Shard]
     digests: list[str]
-    moments: int
-    crop_size: int
-    top_k: int
 
     @classmethod
     def read(cls, folder: Path) -> Part:
@@ -414,10 +412,7 @@ class Part:
         name = str(record["name"])
         _check_counts(record)
         path = folder / "index.safetensors"
-        try:
-            digest = hashlib.sha256(path.read_bytes()).hexdigest()
-        except OSError as error:
-            raise DictionaryError(f"{path}: cannot be read: {error.strerror}") from error
+        digest = digest_of(path)
         if digest != record["index"]["sha256"]:
             raise DictionaryError(f"{path}: damaged: its content is not what video.json says")
         tensors = read_tensors(path)
@@ -437,7 +432,8 @@ class Part:
         if count == 0 or top_k == 0 or frames.shape[1] == 0:
             raise DictionaryError(f"{path}: damaged: patches and {unit}s do not fit")
         windows = _windows(folder, name, record, patches, unit)
-        _check_twins(path, twins, patches["window"], unit)
+        if fault := twins_fault(twins, patches["window"]):
+            raise DictionaryError(f"{path}: damaged: {fault}")
         shards = _shards(folder, record, count, frames.shape[1])
         return cls(
             name=name,
@@ -450,9 +446,6 @@ class Part:
             windows=windows,
             shards=shards,
             digests=[digest, *(str(entry["sha256"]) for entry in record["pixels"])],
-            moments=frames.shape[1],
-            crop_size=shards[0].shape[-1],
-            top_k=top_k,
         )
 
 
@@ -474,17 +467,6 @@ def _windows(
     if first != len(patches):
         raise DictionaryError(f"{folder}: damaged: patches and {unit}s do not fit")
     return windows
-
-
-def _check_twins(path: Path, twins: torch.Tensor, windows: np.ndarray, unit: str) -> None:
-    there = twins >= 0
-    if int(twins.max()) >= len(twins) or int(twins.min()) < -1:
-        raise DictionaryError(f"{path}: damaged: a twin's index is out of range")
-    own = torch.from_numpy(windows.astype(np.int64))
-    if bool(((own[twins.clamp(min=0)] != own[:, None]) & there).any()):
-        raise DictionaryError(f"{path}: damaged: a twin lies in another {unit}")
-    if bool((there[:, 1:] & ~there[:, :-1]).any()):
-        raise DictionaryError(f"{path}: damaged: a twin follows on a missing one")
 
 
 def _shards(folder: Path, record: Mapping[str, Any], count: int, moments: int) -> list[_Shard]:

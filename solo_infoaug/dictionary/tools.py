@@ -7,7 +7,7 @@ import math
 import os
 import shutil
 from collections import Counter
-from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,9 +16,10 @@ import numpy as np
 import torch
 from PIL import Image
 
+from solo_infoaug._checks import require
 from solo_infoaug._files import check_output_folder
 from solo_infoaug.dictionary import TwinDictionary
-from solo_infoaug.dictionary.format import COUNTS, MANIFEST, PARTS
+from solo_infoaug.dictionary.format import COUNTS, MANIFEST, PARTS, digest_of
 from solo_infoaug.dictionary.store import Part
 from solo_infoaug.dictionary.writing import VideoWriter, check_target, only_writer, write_manifest
 from solo_infoaug.errors import ConfigError, DictionaryError
@@ -78,10 +79,8 @@ def split(
         DictionaryError: the dictionary is damaged or has fewer than two videos (shots), or a
             target holds a dictionary already.
     """
-    if not 0.0 < fraction < 1.0:
-        raise ConfigError(f"fraction must be in (0, 1), not {fraction!r}")
-    if by not in ("video", "shot"):
-        raise ConfigError(f"by must be video or shot, not {by!r}")
+    require(0.0 < fraction < 1.0, "fraction", "in (0, 1)", fraction)
+    require(by in ("video", "shot"), "by", "video or shot", by)
     source = TwinDictionary.load(path)
     keys: list[str] = source.info["videos"]
     by_video = [(key, None) for key in keys]
@@ -129,27 +128,18 @@ def filter_twins(
         ConfigError: an argument cannot be used.
         DictionaryError: the dictionary is damaged, or `out` holds one already.
     """
-    if top_k is not None and top_k < 1:
-        raise ConfigError(f"top_k must be at least 1, not {top_k!r}")
-    if not 0.0 <= max_p <= 1.0:
-        raise ConfigError(f"max_p must be in [0, 1], not {max_p!r}")
-    if math.isnan(min_mi):
-        raise ConfigError(f"min_mi must be a number, not {min_mi!r}")
+    require(0.0 <= max_p <= 1.0, "max_p", "in [0, 1]", max_p)
+    require(not math.isnan(min_mi), "min_mi", "a number", min_mi)
     source = TwinDictionary.load(path)
     kept = source.twins.shape[1]
-    if top_k is not None and top_k > kept:
-        raise ConfigError(
-            f"top_k must be at most {kept}, the twins that a patch has there, not {top_k!r}"
-        )
-
-    def good(mi: np.ndarray, p: np.ndarray) -> np.ndarray:
-        return np.asarray((mi >= min_mi) & (p <= max_p))
+    there = top_k is None or 1 <= top_k <= kept
+    require(there, "top_k", f"1 to {kept}, the twins that a patch has there", top_k)
 
     info = {name: value for name, value in source.info.items() if name != "videos"}
     info["filtered"] = {"min_mi": min_mi, "max_p": max_p, "top_k": top_k}
     with _target(out) as folder:
         for key in source.info["videos"]:
-            _rewrite(source.path, folder, key, good=good, top_k=top_k)
+            _rewrite(source.path, folder, key, min_mi=min_mi, max_p=max_p, top_k=top_k)
         write_manifest(folder, source.info["videos"], info)
     return TwinDictionary.load(folder)
 
@@ -165,17 +155,17 @@ def describe(dictionary: TwinDictionary, verify: bool = False) -> dict[str, Any]
         DictionaryError: `verify` finds a damaged file; the message names it.
     """
     mi = dictionary.mi[dictionary.anchors, 0]
-    parts = [Part.read(dictionary.path / PARTS / key) for key in dictionary.info["videos"]]
+    parts = _parts(dictionary)
     by_video = [_summary(part, dictionary.info) for part in parts]
     reasons: Counter[str] = Counter()
     for row in by_video:
         reasons.update(row["patches_by_reason"])
     sources = [{**dict(part.record.get("source") or {}), **_counts(part)} for part in parts]
-    if verify:
-        for part in parts:
-            for shard, digest in zip(part.shards, part.digests[1:], strict=True):
-                if _hash(shard.path) != digest:
-                    raise DictionaryError(f"{shard.path}: damaged: its content has changed")
+    for part in parts if verify else ():
+        for shard, digest in zip(part.shards, part.digests[1:], strict=True):
+            if digest_of(shard.path) != digest:
+                raise DictionaryError(f"{shard.path}: damaged: its content has changed")
+    quantiles = (("least", 0.0), ("median", 0.5), ("most", 1.0)) if len(mi) else ()
     return {
         "path": str(dictionary.path),
         "fingerprint": dictionary.fingerprint,
@@ -187,14 +177,7 @@ def describe(dictionary: TwinDictionary, verify: bool = False) -> dict[str, Any]
         "pairs": int((dictionary.twins >= 0).sum()),
         "pixels": list(dictionary.pixels_shape),
         "top_k": dictionary.twins.shape[1],
-        "mi_nats": (
-            {
-                name: round(float(mi.quantile(q)), 4)
-                for name, q in (("least", 0.0), ("median", 0.5), ("most", 1.0))
-            }
-            if len(mi)
-            else None
-        ),
+        "mi_nats": {name: round(float(mi.quantile(q)), 4) for name, q in quantiles} or None,
         "patches_by_reason": dict(reasons),
         "twins_apart": _distances(dictionary),
         "by_video": by_video,
@@ -208,9 +191,13 @@ def describe(dictionary: TwinDictionary, verify: bool = False) -> dict[str, Any]
     }
 
 
+def _parts(dictionary: TwinDictionary) -> list[Part]:
+    return [Part.read(dictionary.path / PARTS / key) for key in dictionary.info["videos"]]
+
+
 def video_table(dictionary: TwinDictionary) -> list[tuple[str, ...]]:
     """What came of each video, for people: a heading and a row a video, most twins first."""
-    parts = [Part.read(dictionary.path / PARTS / key) for key in dictionary.info["videos"]]
+    parts = _parts(dictionary)
     summaries = [_summary(part, dictionary.info) for part in parts]
     rows: list[tuple[str, ...]] = [
         ("video", "minutes", "twins a minute", "patches with a twin", "why the others have none")
@@ -244,7 +231,7 @@ def export_patches(dictionary: TwinDictionary, folder: str | os.PathLike[str]) -
         OutputError: `folder` cannot be written.
     """
     out = check_output_folder(folder, "out")
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    if out.exists() and any(out.iterdir()):
         raise DictionaryError(f"{out} is not an empty folder; choose another")
     names = _unique([Path(name).stem for name in dictionary.videos])
     written = 0
@@ -322,8 +309,6 @@ def _target(out: PathLike) -> Iterator[Path]:
     """The folder to write, where nobody else writes meanwhile."""
     folder = Path(out)
     check_target(folder, "out")
-    if folder.exists() and not folder.is_dir():
-        raise DictionaryError(f"{folder} is a file, not a folder")
     with only_writer(folder):
         if (folder / MANIFEST).exists() or (folder / PARTS).exists():
             raise DictionaryError(f"{folder} holds a dictionary already; choose another folder")
@@ -356,10 +341,11 @@ def _rewrite(
     out: Path,
     key: str,
     keep: Container[object] | None = None,
-    good: Callable[[np.ndarray, np.ndarray], np.ndarray] | None = None,
+    min_mi: float = -math.inf,
+    max_p: float = 1.0,
     top_k: int | None = None,
 ) -> None:
-    """Write a part again, with the shots in `keep` and the pairs that are `good`."""
+    """Write a part again, with the shots in `keep` and the twins that pass."""
     part = Part.read(source / PARTS / key)
     writer = VideoWriter(out, key, part.name, part.record["source"])
     try:
@@ -369,8 +355,8 @@ def _rewrite(
                 twins = part.twins[rows].numpy()
                 twins = np.where(twins >= 0, twins - rows.start, -1)
                 mi, p = part.mi[rows].numpy(), part.p_value[rows].numpy()
-                if good is not None:
-                    twins, mi, p = _only(good(mi, p) & (twins >= 0), twins, mi, p)
+                passed = (twins >= 0) & (mi >= min_mi) & (p <= max_p)
+                twins, mi, p = _only(passed, twins, mi, p)
                 writer.add_window(
                     {name: value for name, value in window.record.items() if name != "patches"},
                     image=window.image,
@@ -413,11 +399,3 @@ def _pixels(part: Part, rows: slice) -> np.ndarray:
             pieces.append(shard.map()[start:stop])
         first += shard.patches
     return torch.cat(pieces).numpy()
-
-
-def _hash(path: Path) -> str:
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise DictionaryError(f"{path}: cannot be read: {error.strerror}") from error

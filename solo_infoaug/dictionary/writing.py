@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import math
 import os
@@ -17,9 +16,9 @@ import numpy as np
 import torch
 from filelock import FileLock, Timeout
 from PIL import Image
-from safetensors.torch import save as to_safetensors
+from safetensors.numpy import save as to_safetensors
 
-from solo_infoaug._files import check_output_folder, write_text
+from solo_infoaug._files import check_output_folder, printable, reason_of, write_text
 from solo_infoaug.dictionary.format import (
     FORMAT,
     LOCK,
@@ -29,6 +28,7 @@ from solo_infoaug.dictionary.format import (
     WINDOWS,
     check_path,
     safe_name,
+    twins_fault,
 )
 from solo_infoaug.errors import DictionaryError
 
@@ -59,23 +59,16 @@ def only_writer(out: Path) -> Iterator[None]:
     """
     try:
         out.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(out / LOCK)
-        lock.acquire(timeout=0)
+        held = FileLock(out / LOCK).acquire(timeout=0)
     except Timeout:
         raise DictionaryError(
             f"{out}: another run is writing its dictionary here; wait until it has ended, or "
             "choose another folder"
         ) from None
     except (OSError, NotImplementedError) as error:
-        raise DictionaryError(f"{out}: cannot be written: {_reason(error)}") from error
-    try:
+        raise DictionaryError(f"{out}: cannot be written: {reason_of(error)}") from error
+    with held:
         yield
-    finally:
-        lock.release()
-
-
-def _reason(error: BaseException) -> str:
-    return getattr(error, "strerror", None) or str(error) or type(error).__name__
 
 
 class VideoWriter:
@@ -90,8 +83,7 @@ class VideoWriter:
         self._record: dict[str, Any] = {
             "format": FORMAT,
             "version": VERSION,
-            # a file name need not be text in any encoding, and is drawn and printed
-            "name": name.encode("utf-8", "backslashreplace").decode("utf-8"),
+            "name": printable(name),
             "source": dict(source),
             "windows": [],
             "pixels": [],
@@ -130,9 +122,7 @@ class VideoWriter:
         self._pixels.append(pixels)
         if sum(map(len, self._pixels)) >= _SHARD_PATCHES:
             self._flush()
-        encoded = io.BytesIO()
-        Image.fromarray(image).save(encoded, "JPEG", quality=85)
-        (self._folder / WINDOWS / f"{index:04d}.jpg").write_bytes(encoded.getvalue())
+        Image.fromarray(image).save(self._folder / WINDOWS / f"{index:04d}.jpg", quality=85)
         self._write(f"{WINDOWS}/{index:04d}.safetensors", arrays)
 
     def finish(
@@ -179,10 +169,7 @@ class VideoWriter:
         )
 
     def _write(self, name: str, arrays: Mapping[str, np.ndarray]) -> str:
-        tensors = {
-            key: torch.from_numpy(np.ascontiguousarray(array)) for key, array in arrays.items()
-        }
-        data = to_safetensors(tensors)
+        data = to_safetensors({key: np.ascontiguousarray(a) for key, a in arrays.items()})
         (self._folder / name).write_bytes(data)
         return hashlib.sha256(data).hexdigest()
 
@@ -271,10 +258,8 @@ def _check_arrays(
     whole = windows.shape == (count,) and np.issubdtype(windows.dtype, np.integer)
     ascending = whole and bool((np.diff(windows, prepend=0) >= 0).all())
     require(ascending, "windows", f"{count} whole numbers ≥ 0 in ascending order", windows)
-    there = twins >= 0
-    inside = int(twins.min()) >= -1 and int(twins.max()) < count
-    require(inside, "twins", f"-1 to {count - 1}", twins)
-    require(not bool((there[:, 1:] & ~there[:, :-1]).any()), "twins", "-1 behind the others", twins)
-    own = torch.from_numpy(windows.astype(np.int64))
-    elsewhere = (own[twins.clamp(min=0)] != own[:, None]) & there
-    require(not bool(elsewhere.any()), "twins", "patches of the same window", twins)
+    if fault := twins_fault(twins, windows):
+        raise DictionaryError(
+            f"twins: expected indices into the {count} patches of the same window, best first, -1 "
+            f"behind them; {fault}"
+        )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ from torch import Tensor
 
 from solo_infoaug._checks import require
 from solo_infoaug.errors import ConfigError
-from solo_infoaug.training.data import image_classes, read_image
+from solo_infoaug.training.data import check_classes, downloadable, read_image
 
 DATASETS = ("digits", "cifar10", "cifar100", "stl10", "folder")
 
@@ -34,12 +33,10 @@ def digits() -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
     return (images[train], labels[train]), (images[test], labels[test])
 
 
-def _drawn(count: int, limit: int | None) -> Sequence[int]:
-    """All places, or `limit` of them, the same ones each time."""
-    if limit is None or limit >= count:
-        return range(count)
+def _drawn(count: int, limit: int | None) -> list[int]:
+    """All indices, or `limit` of them, the same ones each time."""
     order: list[int] = torch.randperm(count, generator=torch.Generator().manual_seed(0)).tolist()
-    return order[:limit]
+    return list(range(count)) if limit is None or limit >= count else order[:limit]
 
 
 def _to_tensors(dataset: Any, side: int, limit: int | None) -> tuple[Tensor, Tensor]:
@@ -75,6 +72,8 @@ def load_images(
     Raises:
         ConfigError: a name or path that cannot be used.
     """
+    from torchvision.datasets import ImageFolder
+
     require(dataset in DATASETS, "--data", f"one of {', '.join(DATASETS)}", dataset)
     paths = {"--train-path": train_path, "--val-path": val_path}
     taken = {"digits": (), "folder": tuple(paths)}.get(dataset, ("--train-path",))
@@ -85,46 +84,23 @@ def load_images(
             raise ConfigError(f"{option}: --data {dataset} has no use for it, got {path}")
     if dataset == "digits":
         (x, y), (x_test, y_test) = digits()
-        some, some_test = list(_drawn(len(y), limit)), list(_drawn(len(y_test), limit))
+        some, some_test = _drawn(len(y), limit), _drawn(len(y_test), limit)
         return (x[some], y[some]), (x_test[some_test], y_test[some_test])
     if dataset == "folder":
-        train, test = _folders({option: Path(str(path)) for option, path in paths.items()})
+        folders = {option: Path(str(path)) for option, path in paths.items()}
+        check_classes(folders)
+        train, test = (ImageFolder(str(path), loader=read_image) for path in folders.values())
     else:
         train, test = _downloaded(dataset, str(train_path))
     return _to_tensors(train, side, limit), _to_tensors(test, side, limit)
-
-
-def _folders(paths: dict[str, Path]) -> Iterator[Any]:
-    """Two folders of images, by the option that names each, as torchvision's data sets."""
-    from torchvision.datasets import ImageFolder
-
-    classes = {}
-    for option, path in paths.items():
-        if not path.is_dir():
-            there = "a file" if path.exists() else "not there"
-            raise ConfigError(
-                f"{option}: expected a folder with a folder of images for each class, got "
-                f"{path}, which is {there}"
-            )
-        classes[option] = image_classes(path, option)
-    if classes["--train-path"] != classes["--val-path"]:
-        raise ConfigError(
-            f"--val-path: expected the classes of --train-path, {classes['--train-path']}, "
-            f"got {classes['--val-path']}"
-        )
-    return (ImageFolder(str(path), loader=read_image) for path in paths.values())
 
 
 def _downloaded(dataset: str, path: str) -> list[Any]:
     """torchvision's two halves of a data set that it downloads to `path`, or finds there."""
     from torchvision.datasets import CIFAR10, CIFAR100, STL10
 
-    try:
+    with downloadable(dataset, path, "--train-path"):
         if dataset == "stl10":
             return [STL10(path, split=split, download=True) for split in ("train", "test")]
         data_set = CIFAR10 if dataset == "cifar10" else CIFAR100
         return [data_set(path, train=train, download=True) for train in (True, False)]
-    except (OSError, RuntimeError) as error:
-        raise ConfigError(
-            f"--train-path: {dataset} is not at {path} and cannot be downloaded ({error})"
-        ) from error

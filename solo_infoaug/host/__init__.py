@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import sys
 import warnings
 from collections.abc import Callable, Mapping
@@ -126,12 +127,9 @@ def backbone_entries(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _kind_of(folder: Path) -> Kind | None:
-    solo = folder / "solo"
-    if (solo / "data" / "pretrain_dataloader.py").is_file():
-        return "current"
-    if (solo / "utils" / "pretrain_dataloader.py").is_file():
-        return "release"
-    return None
+    kinds: dict[str, Kind] = {"data": "current", "utils": "release"}
+    there = (folder / "solo" / room / "pretrain_dataloader.py" for room in kinds)
+    return next((kinds[file.parent.name] for file in there if file.is_file()), None)
 
 
 def _version(folder: Path, kind: Kind) -> str:
@@ -141,30 +139,26 @@ def _version(folder: Path, kind: Kind) -> str:
         except metadata.PackageNotFoundError:
             return "1.0.2 or older"
     setup = folder / "setup.py"
-    if setup.is_file():
-        for line in setup.read_text(encoding="utf-8").splitlines():
-            if line.strip().startswith("version="):
-                return line.split("=", 1)[1].strip(" ,\"'")
-    return "unknown"
+    text = setup.read_text(encoding="utf-8") if setup.is_file() else ""
+    found = re.search(r"^\s*version=[\"']?([^\"',\n]+)", text, re.M)
+    return found[1] if found else "unknown"
 
 
 def _folders() -> list[tuple[str, Path]]:
     """Where a solo-learn may be, the most explicit first."""
-    folders: list[tuple[str, Path]] = []
-    imported = getattr(sys.modules.get("solo"), "__path__", None)
-    if imported:
+    if imported := getattr(sys.modules.get("solo"), "__path__", None):
         return [("imported", Path(next(iter(imported))).resolve().parent)]
-    named = os.environ.get("SOLO_LEARN_HOME")
-    if named:
+    if named := os.environ.get("SOLO_LEARN_HOME"):
         return [("SOLO_LEARN_HOME", Path(named).expanduser().resolve())]
-    folders.append(("working directory", Path.cwd()))
     try:
         spec = importlib.util.find_spec("solo")
     except (ImportError, ValueError):
         spec = None
-    for folder in (spec.submodule_search_locations or []) if spec else []:
-        folders.append(("sys.path", Path(folder).resolve().parent))
-    return folders
+    there = (spec.submodule_search_locations or []) if spec else []
+    return [
+        ("working directory", Path.cwd()),
+        *(("sys.path", Path(folder).resolve().parent) for folder in there),
+    ]
 
 
 def find_host() -> HostInfo:

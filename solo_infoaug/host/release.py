@@ -15,7 +15,7 @@ import os
 import sys
 import types
 from argparse import ArgumentParser, Namespace
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -500,10 +500,8 @@ def checkpointer(
     )
 
 
-def find_checkpoint(
-    cfg: DictConfig, keys: Sequence[str] = _SHOULD_MATCH
-) -> tuple[Path | None, str | None]:
-    """The newest checkpoint under `checkpoint.dir`/`method` with equal `keys` in its args.json."""
+def find_checkpoint(cfg: DictConfig) -> tuple[Path | None, str | None]:
+    """The newest checkpoint under `checkpoint.dir`/`method` whose args.json is this run's."""
     oldest = datetime.now() - timedelta(hours=cfg.auto_resume.max_hours)
     folder = Path(cfg.checkpoint.dir) / cfg.method
     written = sorted(folder.rglob("*.ckpt"), key=lambda path: path.stat().st_ctime, reverse=True)
@@ -514,7 +512,8 @@ def find_checkpoint(
         if not args.is_file():
             continue
         other = OmegaConf.create(json.loads(args.read_text(encoding="utf-8")))
-        if all(OmegaConf.select(other, key) == OmegaConf.select(cfg, key) for key in keys):
+        select = OmegaConf.select
+        if all(select(other, key) == select(cfg, key) for key in _SHOULD_MATCH):
             return path, None
     return None, None
 

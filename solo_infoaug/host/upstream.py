@@ -71,9 +71,8 @@ def base_commit(patches: Sequence[Path]) -> str:
 
 def _run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     # a GIT_DIR of the caller's (a hook's, say) would name another repository
-    env = {name: value for name, value in os.environ.items() if not name.startswith("GIT_DIR")}
-    for name in ("GIT_WORK_TREE", "GIT_INDEX_FILE"):
-        env.pop(name, None)
+    theirs = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE")
+    env = {name: value for name, value in os.environ.items() if name not in theirs}
     env["LC_ALL"] = "C"  # its messages are read
     return subprocess.run(
         ["git", "-C", str(folder), *arguments], capture_output=True, text=True, env=env, check=False

@@ -110,52 +110,39 @@ def _max(builder, a, b):
     return builder.select(builder.icmp_signed(">", a, b), a, b)
 
 
-def _spread_code(context, builder, sig, args, first):
-    coordinates, at_s, at_t, count, strip, at_strip = args
-    lanes = _Lanes(context, builder, sig.args[0], coordinates, at_t)
-    out = _Lanes(context, builder, sig.args[4], strip, at_strip)
-    bits = lanes.type.element.width
-    real = ir.DoubleType() if bits == 64 else ir.FloatType()
-    vector = ir.VectorType(real, LANES)
-    here = builder.bitcast(lanes.load(0), vector)
-    data = context.make_array(sig.args[0])(context, builder, value=coordinates).data
-    others = builder.gep(data, [at_s])
-
-    def body(s, _):
-        one = builder.insert_element(
-            ir.Constant(vector, ir.Undefined),
-            builder.load(builder.gep(others, [s])),
-            ir.Constant(ir.IntType(32), 0),
-        )
-        zeros = ir.Constant(ir.VectorType(ir.IntType(32), LANES), [0] * LANES)
-        other = builder.shuffle_vector(one, ir.Constant(vector, ir.Undefined), zeros)
-        distance = builder.bitcast(builder.fsub(other, here), lanes.type)
-        distance = builder.and_(distance, lanes.all(2 ** (bits - 1) - 1))
-        out.store(distance if first else _max(builder, out.load(s), distance), s)
-        return []
-
-    _for_each(builder, count, [], body)
-    return context.get_dummy_value()
-
-
 @intrinsic
-def _spread_first(typing, x, s, t, count, strip, at):
-    """strip[s, lane] = |x[s] - x[t + lane]| for one coordinate."""
+def _spread(typing, x, at_s, at_t, count, strip, at_strip, further):
+    """strip[s, lane] = |x[s] - x[t + lane]| for one coordinate.
+
+    For a `further` one, told by a tuple that is not empty, what is there stays where it is larger.
+    """
 
     def code(context, builder, sig, args):
-        return _spread_code(context, builder, sig, args, first=True)
+        lanes = _Lanes(context, builder, sig.args[0], args[0], args[2])
+        out = _Lanes(context, builder, sig.args[4], args[4], args[5])
+        bits = lanes.type.element.width
+        vector = ir.VectorType(ir.DoubleType() if bits == 64 else ir.FloatType(), LANES)
+        here = builder.bitcast(lanes.load(0), vector)
+        data = context.make_array(sig.args[0])(context, builder, value=args[0]).data
+        others = builder.gep(data, [args[1]])
 
-    return types.void(x, s, t, count, strip, at), code
+        def body(s, _):
+            one = builder.insert_element(
+                ir.Constant(vector, ir.Undefined),
+                builder.load(builder.gep(others, [s])),
+                ir.Constant(ir.IntType(32), 0),
+            )
+            zeros = ir.Constant(ir.VectorType(ir.IntType(32), LANES), [0] * LANES)
+            other = builder.shuffle_vector(one, ir.Constant(vector, ir.Undefined), zeros)
+            distance = builder.bitcast(builder.fsub(other, here), lanes.type)
+            distance = builder.and_(distance, lanes.all(2 ** (bits - 1) - 1))
+            out.store(_max(builder, out.load(s), distance) if sig.args[6].count else distance, s)
+            return []
 
+        _for_each(builder, args[3], [], body)
+        return context.get_dummy_value()
 
-@intrinsic
-def _spread_more(typing, x, s, t, count, strip, at):
-    """strip[s, lane] = max(strip[s, lane], |x[s] - x[t + lane]|) for one coordinate more."""
-
-    def code(context, builder, sig, args):
-        return _spread_code(context, builder, sig, args, first=False)
-
-    return types.void(x, s, t, count, strip, at), code
+    return types.void(x, at_s, at_t, count, strip, at_strip, further), code
 
 
 @intrinsic
@@ -345,10 +332,10 @@ def _pack(x, first, last, rows, part, strips):
     for track in range(first, last):
         start = track * rows * padded
         at = (track - first) * CHUNK * LANES
-        _spread_first(x, start + s0, start + t0, count, strips, at)
+        _spread(x, start + s0, start + t0, count, strips, at, ())
         for _ in range(1, rows):
             start += padded
-            _spread_more(x, start + s0, start + t0, count, strips, at)
+            _spread(x, start + s0, start + t0, count, strips, at, (0,))
         for own in range(max(t0, s0), min(t0 + LANES, s0 + count)):
             strips[at + (own - s0) * LANES + own - t0] = infinity
 
@@ -458,8 +445,7 @@ def _task(x, y, block, shape, ks, psi, work, out):
     columns, width, kind = block.j1 - block.j0, len(ks) * LANES, shape.kind
     pairs = (block.i1 - block.i0) * columns
     alone = shape.alone and kind == THREE_KL and len(ks) > 1
-    for pair in range(pairs):
-        work.active[pair] = True
+    _fill(work.active, pairs, True)
     for pair in range(2 * pairs if alone else pairs):
         for lane in range(pair * 2 * LANES, (pair * 2 + 1) * LANES):
             work.mantissa[lane] = 1
@@ -503,23 +489,15 @@ def _run_block(x, y, block, shape, ks, psi, work, out):
 @_entry
 def _run_paired(x, y, block, shape, ks, psi, work, out):
     """x[p] with y[p] only, for p in j0:j1; a track of x that comes again has its strips already."""
-    size = shape.rows_x * shape.padded
+    tracks = x.reshape(-1, shape.rows_x * shape.padded)
     p = block.j0
     while p < block.j1:
         after = p + 1
-        while after < min(p + SIDE, block.j1) and _equal(x, p * size, after * size, size):
+        while after < min(p + SIDE, block.j1) and (tracks[p] == tracks[after]).all():
             after += 1
         one = Block(p, p + 1, p, after, block.t0, block.t1, False)
         _task(x, y, one, shape, ks, psi, work, out[:, p - block.j0 : after - block.j0])
         p = after
-
-
-@njit(nogil=True)
-def _equal(values, one, other, count):
-    equal = True
-    for i in range(count):
-        equal = equal and values[one + i] == values[other + i]
-    return equal
 
 
 # --- all tasks ---------------------------------------------------------------------------------

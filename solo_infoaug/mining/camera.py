@@ -58,7 +58,8 @@ class CameraStep:
 
     def apply(self, points: np.ndarray) -> np.ndarray:
         """float64 [N, 2]: where `points` [N, 2] go."""
-        return _apply(self.matrix, points)
+        mapped = np.concatenate([points, np.ones((len(points), 1))], axis=1) @ self.matrix.T
+        return np.asarray(mapped[:, :2] / mapped[:, 2:])
 
     def scaled(self, scale: np.ndarray) -> CameraStep:
         """The same for pixels that are `scale` [2] times as many."""
@@ -221,8 +222,8 @@ def _without_mode(
     best = int(np.argmax(scores))
     followers = sample[explains[:, best]]
     needed = min(_MIN_OF_MOVING, _MIN_OF_ALL * len(motion) / len(moving))
-    least = max(_MIN_EXPLAINED / len(moving), needed) * len(sample)
-    if len(followers) < least or _coverage(centres[followers], size) < _MIN_COVERAGE:
+    min_followers = max(_MIN_EXPLAINED / len(moving), needed) * len(sample)
+    if len(followers) < min_followers or _coverage(centres[followers], size) < _MIN_COVERAGE:
         return None
 
     # The pattern and its strengths, by alternating least squares
@@ -264,11 +265,6 @@ def _explained(mode: np.ndarray, camera: np.ndarray) -> float:
 def _strength(motion: np.ndarray, mask: np.ndarray, mode: np.ndarray) -> np.ndarray:
     """[P]: the multiple of `mode` [2T] that is nearest to `motion` [P, 2T] where `mask` is 1."""
     return np.asarray((motion @ mode) / np.maximum(mask @ mode**2, 1e-9))
-
-
-def _apply(matrix: np.ndarray, points: np.ndarray) -> np.ndarray:
-    mapped = np.concatenate([points, np.ones((len(points), 1))], axis=1) @ matrix.T
-    return np.asarray(mapped[:, :2] / mapped[:, 2:])
 
 
 @njit(nogil=True, cache=True, error_model="numpy")

@@ -4,26 +4,37 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import hashlib
-import json
 import math
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from solo_infoaug._checks import require
+from solo_infoaug._files import digest
 from solo_infoaug.errors import ConfigError
 
-ESTIMATORS = ("3kl", "ksg1", "ksg2")
-CAMERA_MODELS = ("none", "similarity", "affine", "homography")
-REPRESENTATIONS = ("position", "velocity", "both")
-TRACKERS = ("flow", "lk", "cotracker3", "bootstapir", "file")
-FLOWS = ("ultrafast", "fast", "medium")
-SIGNALS = ("motion", "colour", "both")
+_TYPES: dict[str, type] = {"int": int, "float": float, "str": str}
 # Whole numbers beyond it are typing errors, and no array counts so far.
 _LARGE = 1 << 31
 _NEURAL = ("cotracker3", "bootstapir")
 _DEVICE = re.compile(r"auto|cpu|mps|cuda(:\d+)?")
+_CHOICES = {
+    "tracker": ("flow", "lk", *_NEURAL, "file"),
+    "flow": ("ultrafast", "fast", "medium"),
+    "camera": ("none", "similarity", "affine", "homography"),
+    "signal": ("motion", "colour", "both"),
+    "representation": ("position", "velocity", "both"),
+    "estimator": ("3kl", "ksg1", "ksg2"),
+}
+_MINIMA = (
+    (("frame_step", "moments", "top_k", "k", "stride"), 1, ""),
+    (("min_motion", "min_colour", "motion_over_noise", "min_mi", "others"), 0, ""),
+    (("parallax", "min_support", "min_distance", "seed"), 0, ""),
+    (("surrogates", "min_frames"), 4, ""),
+    (("min_patch",), 4, " pixels"),
+    (("track_size",), 64, " pixels"),
+)
 
 
 @dataclass(frozen=True)
@@ -180,61 +191,33 @@ class MineConfig:
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             _check_type(field.name, getattr(self, field.name), str(field.type))
-        _check(0.0 <= self.start_fraction < 1.0, self, "start_fraction", "in [0, 1)")
-        _check(
-            self.start_fraction < self.stop_fraction <= 1.0,
-            self,
-            "stop_fraction",
-            f"in (start_fraction={self.start_fraction:g}, 1]",
-        )
-        for name in ("frame_step", "moments", "top_k", "k", "stride"):
-            _check(getattr(self, name) >= 1, self, name, "at least 1")
+        values, tracker, shortest = vars(self), self.tracker, self.min_frames
+        for name, choices in _CHOICES.items():
+            require(values[name] in choices, name, f"one of {', '.join(choices)}", values[name])
+        for names, minimum, unit in _MINIMA:
+            for name in names:
+                expected = f"at least {minimum}{unit}"
+                require(values[name] >= minimum, name, expected, values[name])
         for name in ("fps", "cut_threshold", "max_roundtrip"):
-            _check(getattr(self, name) > 0, self, name, "greater than 0")
-        for name in ("min_motion", "min_colour", "motion_over_noise", "min_mi"):
-            _check(getattr(self, name) >= 0, self, name, "at least 0")
-        for name in ("others", "parallax", "min_support", "min_distance"):
-            _check(getattr(self, name) >= 0, self, name, "at least 0")
-        _check(0.0 < self.max_error_ratio <= 1.0, self, "max_error_ratio", "in (0, 1]")
-        _check(0.0 < self.max_difference <= 4.0, self, "max_difference", "in (0, 4]")
-        _check(0.0 < self.fdr <= 1.0, self, "fdr", "in (0, 1]")
-        _check(self.surrogates >= 4, self, "surrogates", "at least 4")
-        _check(self.seed >= 0, self, "seed", "at least 0")
-        _check(self.tracker in TRACKERS, self, "tracker", f"one of {', '.join(TRACKERS)}")
+            require(values[name] > 0, name, "greater than 0", values[name])
+        for name, most in (("max_error_ratio", 1), ("max_difference", 4), ("fdr", 1)):
+            require(0 < values[name] <= most, name, f"in (0, {most}]", values[name])
         for name, trackers in (("tracks_folder", ("file",)), ("tracker_checkpoint", _NEURAL)):
-            empty = f"empty with tracker={self.tracker}: it is for {' and '.join(trackers)}"
-            _check(not getattr(self, name) or self.tracker in trackers, self, name, empty)
-        device = "auto, cpu, cuda, cuda:NUMBER or mps"
-        _check(_DEVICE.fullmatch(self.device) is not None, self, "device", device)
-        _check(self.min_frames >= 4, self, "min_frames", "at least 4")
-        _check(
-            self.window >= self.min_frames,
-            self,
-            "window",
-            f"at least min_frames={self.min_frames}",
-        )
-        _check(self.stride <= self.window, self, "stride", f"at most window={self.window}")
-        _check(
-            self.k < self.min_frames - 1,
-            self,
-            "k",
-            f"smaller than the shortest track: less than min_frames - 1 = {self.min_frames - 1}",
-        )
-        _check(0.0 < self.patch_fraction <= 0.5, self, "patch_fraction", "in (0, 0.5]")
-        _check(self.min_patch >= 4, self, "min_patch", "at least 4 pixels")
-        _check(0.1 <= self.grid_step <= 10, self, "grid_step", "in [0.1, 10] patches")
-        _check(4 <= self.crop_size <= 1024, self, "crop_size", "in [4, 1024] pixels")
-        _check(self.track_size >= 64, self, "track_size", "at least 64 pixels")
-        _check(self.flow in FLOWS, self, "flow", f"one of {', '.join(FLOWS)}")
-        _check(self.signal in SIGNALS, self, "signal", f"one of {', '.join(SIGNALS)}")
-        _check(self.estimator in ESTIMATORS, self, "estimator", f"one of {', '.join(ESTIMATORS)}")
-        _check(self.camera in CAMERA_MODELS, self, "camera", f"one of {', '.join(CAMERA_MODELS)}")
-        _check(
-            self.representation in REPRESENTATIONS,
-            self,
-            "representation",
-            f"one of {', '.join(REPRESENTATIONS)}",
-        )
+            empty = f"empty with tracker={tracker}: it is for {' and '.join(trackers)}"
+            require(not values[name] or tracker in trackers, name, empty, values[name])
+        start, stop = self.start_fraction, self.stop_fraction
+        for name, good, expected in (
+            ("start_fraction", 0 <= start < 1, "in [0, 1)"),
+            ("stop_fraction", start < stop <= 1, f"in (start_fraction={start:g}, 1]"),
+            ("device", _DEVICE.fullmatch(self.device), "auto, cpu, cuda, cuda:NUMBER or mps"),
+            ("window", self.window >= shortest, f"at least min_frames={shortest}"),
+            ("stride", self.stride <= self.window, f"at most window={self.window}"),
+            ("k", self.k < shortest - 1, f"less than min_frames - 1 = {shortest - 1}"),
+            ("patch_fraction", 0 < self.patch_fraction <= 0.5, "in (0, 0.5]"),
+            ("grid_step", 0.1 <= self.grid_step <= 10, "in [0.1, 10] patches"),
+            ("crop_size", 4 <= self.crop_size <= 1024, "in [4, 1024] pixels"),
+        ):
+            require(good, name, expected, values[name])
 
     def to_json(self) -> dict[str, Any]:
         """All settings, as JSON can hold them."""
@@ -247,53 +230,32 @@ class MineConfig:
         Raises:
             ConfigError: a name is unknown or a value cannot be used.
         """
-        kinds = {field.name: str(field.type) for field in dataclasses.fields(cls)}
+        types = {field.name: str(field.type) for field in dataclasses.fields(cls)}
         values: dict[str, Any] = {}
         for setting in settings:
             name, equals, text = setting.partition("=")
-            if name not in kinds:
-                close = difflib.get_close_matches(name, kinds, n=1)
+            if name not in types:
+                close = difflib.get_close_matches(name, types, n=1)
                 hint = f"; did you mean {close[0]}?" if close else ""
-                raise ConfigError(f"unknown setting {name!r}{hint} (known: {', '.join(kinds)})")
+                raise ConfigError(f"unknown setting {name!r}{hint} (known: {', '.join(types)})")
             if not equals:
                 raise ConfigError(f"{name} needs a value: {name}=VALUE")
-            values[name] = _parse(name, text, kinds[name])
+            try:
+                values[name] = _TYPES[types[name]](text)
+            except ValueError as error:
+                raise ConfigError(f"{name}: expected {types[name]}, got {text!r}") from error
         return cls(**values)
 
     @property
     def digest(self) -> str:
         """A short hash of the settings: the same for equal settings on any machine."""
-        text = json.dumps(self.to_json(), sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()[:12]
-
-
-def _parse(name: str, text: str, annotation: str) -> object:
-    if annotation == "bool":
-        words = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
-        if text.lower() not in words:
-            raise ConfigError(f"{name} must be true or false, not {text!r}")
-        return words[text.lower()]
-    try:
-        return {"int": int, "float": float, "str": str}[annotation](text)
-    except ValueError as error:
-        raise ConfigError(f"{name} must be {annotation}, not {text!r}") from error
-
-
-def _check(good: bool, config: MineConfig, name: str, expected: str) -> None:
-    if not good:
-        raise ConfigError(f"{name} must be {expected}, not {getattr(config, name)!r}")
+        return digest(self.to_json())
 
 
 def _check_type(name: str, value: object, annotation: str) -> None:
-    expected: tuple[type, ...] = {
-        "int": (int,),
-        "float": (int, float),
-        "str": (str,),
-        "bool": (bool,),
-    }[annotation]
-    if not isinstance(value, expected) or (isinstance(value, bool) and annotation != "bool"):
-        raise ConfigError(f"{name} must be {annotation}, not {value!r}")
-    if isinstance(value, (int, float)) and not math.isfinite(value):
-        raise ConfigError(f"{name} must be a finite number, not {value!r}")
-    if isinstance(value, (int, float)) and annotation == "int" and value >= _LARGE:
-        raise ConfigError(f"{name} must be less than {_LARGE}, not {value!r}")
+    expected = (int, float) if annotation == "float" else _TYPES[annotation]
+    good = isinstance(value, expected) and not isinstance(value, bool)
+    require(good, name, annotation, value)
+    if isinstance(value, (int, float)):
+        require(math.isfinite(value), name, "a finite number", value)
+        require(annotation != "int" or value < _LARGE, name, f"less than {_LARGE}", value)

@@ -13,7 +13,6 @@ from numba import njit
 
 from solo_infoaug.mining.medians import LANES, median, sort_columns
 
-PRESETS = ("ultrafast", "fast", "medium")
 # Forth and back, the flow may miss by so much of the lengths of both vectors (squared), beside a
 # constant: Sundaram, Brox and Keutzer (2010), DOI 10.1007/978-3-642-15549-9_32.
 _RELATIVE_ERROR = 0.01

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import av
 import cv2
 import numpy as np
 
-# Scaling by several threads, which PyAV does since 17, would take cores from other workers.
-_SCALING: dict[str, Any] = {"threads": 1} if int(av.__version__.split(".")[0]) >= 17 else {}
 # A frame whose grey values spread less (standard deviation, of 255) shows nothing to track.
 _BLANK = 2.0
 
@@ -76,18 +74,21 @@ class Frame:
         height, width = size or self.size
         if self.orientation.transposed:
             height, width = width, height
-        shape: dict[str, Any] = {"width": width, "height": height, "interpolation": "AREA"}
-        if has_alpha(self._raw):
-            array = _over_black(self._raw.to_ndarray(format="rgba", **shape, **_SCALING), layout)
-        else:
-            array = self._raw.to_ndarray(format=layout, **shape, **_SCALING)
-        return self.orientation.shown(array)
+        alpha = has_alpha(self._raw)
+        array = self._raw.to_ndarray(
+            format="rgba" if alpha else layout,
+            width=width,
+            height=height,
+            interpolation="AREA",
+            threads=1,  # more would take cores from other workers
+        )
+        return self.orientation.shown(_over_black(array, layout) if alpha else array)
 
     @property
     def blank(self) -> bool:
         """Whether it is all one grey, as before a fade: judged by 32×32 of its pixels."""
         few = self._raw.to_ndarray(
-            format="gray", width=32, height=32, interpolation="POINT", **_SCALING
+            format="gray", width=32, height=32, interpolation="POINT", threads=1
         )
         return float(few.std()) < _BLANK
 
@@ -95,6 +96,11 @@ class Frame:
 def has_alpha(raw: av.VideoFrame) -> bool:
     """Whether a decoded frame may be transparent somewhere."""
     return raw.format.has_palette or any(part.is_alpha for part in raw.format.components)
+
+
+def grey(image: np.ndarray) -> np.ndarray:
+    """uint8 [H, W] of [H, W] or of RGB [H, W, 3]."""
+    return image if image.ndim == 2 else cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
 
 
 def _over_black(rgba: np.ndarray, layout: str) -> np.ndarray:

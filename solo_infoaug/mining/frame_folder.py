@@ -18,11 +18,11 @@ from solo_infoaug.mining.frame import Frame, every_nth
 
 IMAGES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 # Fewer images than can be a shot are no video.
-_LEAST = 4
+_MIN_IMAGES = 4
 # The share of neighbours that must have the usual distance of numbers: some frames may be missing.
-_REGULAR = 0.8
+_MIN_REGULAR = 0.8
 # So many damaged files are named in the record.
-_NAMED = 100
+_MAX_NAMED = 100
 _NUMBERED = re.compile(r"(.*?)(\d+)(\D*)", re.DOTALL)
 # MOT keeps the frames of NAME in NAME/img1, others in NAME/images, NAME/rgb, …
 _NO_NAME = re.compile(r"(img|imgs|image|images|frame|frames|rgb|color|jpegimages)[_-]?\d*", re.I)
@@ -59,15 +59,15 @@ def numbered_frames(folder: Path, names: Iterable[str]) -> Numbered | str:
         group = groups.setdefault((parts[1], parts[3], path.suffix.lower()), {})
         doubled |= int(parts[2]) in group
         group[int(parts[2])] = name
-    large = [group for group in groups.values() if len(group) >= _LEAST]
+    large = [group for group in groups.values() if len(group) >= _MIN_IMAGES]
     if not large:
-        return f"fewer than {_LEAST} have the same name but for a number"
+        return f"fewer than {_MIN_IMAGES} have the same name but for a number"
     if len(large) > 1:
         return f"{len(large)} numbered sequences lie in one folder; give each a folder of its own"
     numbers = sorted(large[0])
     steps = np.diff(numbers)
     step, usual = Counter(steps.tolist()).most_common(1)[0]
-    if doubled or usual < _REGULAR * len(steps):
+    if doubled or usual < _MIN_REGULAR * len(steps):
         return "their numbers are not consecutive"
     files = [folder / large[0][number] for number in numbers]
     if (why := _mixed(files)) is not None:
@@ -195,7 +195,7 @@ class FrameFolder:
             except _UNREADABLE:
                 self.damaged += 1
                 self.left_out += 1
-                if len(self._names) < _NAMED:
+                if len(self._names) < _MAX_NAMED:
                     self._names.append(file.name)
                 gap = True
                 continue

@@ -17,24 +17,20 @@ from typing import Any, TypeVar
 
 import cv2
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    SpinnerColumn,
-    TextColumn,
-    TimeElapsedColumn,
-)
+from rich.markup import escape
+from rich.progress import Progress
 
 from solo_infoaug import __version__
+from solo_infoaug._checks import require
+from solo_infoaug._files import printable
 from solo_infoaug.dictionary import TwinDictionary
 from solo_infoaug.dictionary.format import MANIFEST, PARTS
 from solo_infoaug.dictionary.writing import VideoWriter, check_target, only_writer, write_manifest
-from solo_infoaug.errors import ConfigError, DictionaryError, VideoError
+from solo_infoaug.errors import DictionaryError, VideoError
 from solo_infoaug.mining.config import MineConfig
 from solo_infoaug.mining.frame import Frame
 from solo_infoaug.mining.frame_folder import FrameFolder
-from solo_infoaug.mining.trackers import Tracker, Tracks, make_tracker
+from solo_infoaug.mining.trackers import make_tracker
 from solo_infoaug.mining.video import (
     Video,
     open_video,
@@ -43,7 +39,7 @@ from solo_infoaug.mining.video import (
     video_name,
     video_stem,
 )
-from solo_infoaug.mining.window import Stopwatch, follow, mine_window
+from solo_infoaug.mining.window import follow, mine_window
 from solo_infoaug.mining.windows import KEYFRAMES, Window, windows
 from solo_infoaug.mining.workers import Job, run_jobs, thread_limit, usable_cores
 
@@ -99,8 +95,7 @@ def mine(
     """
     config = config or MineConfig()
     for name, value in (("workers", workers), ("threads", threads)):
-        if value is not None and value < 1:
-            raise ConfigError(f"{name} must be at least 1, not {value!r}")
+        require(value is None or value >= 1, name, "at least 1", value)
     sources = [videos] if isinstance(videos, (str, os.PathLike)) else list(videos)
     folder = Path(out).absolute()
 
@@ -145,23 +140,18 @@ def _mine_jobs(
     work = functools.partial(_mine_job, folder, config, threads)
     gpu = config.tracker in ("cotracker3", "bootstapir") and config.device != "cpu"
     failed: dict[str, str] = {}
-    with _bar(progress) as bar:
+    with Progress(console=Console(stderr=True), disable=not progress) as bar:
         task = bar.add_task("mining", total=len(jobs), completed=len(jobs) - len(todo))
         for job, why in run_jobs(todo, work, workers, ray, gpu, threads or 1):
             if why is not None:
                 failed[str(job.path)] = why
-            bar.update(task, advance=1, description=f"mined {printable(video_name(job.path))}")
+            name = escape(printable(video_name(job.path)))  # file names are no markup
+            bar.update(task, advance=1, description=f"mined {name}")
     return failed
 
 
 def mine_video(
-    path: Path,
-    out: Path,
-    key: str,
-    digest: str,
-    config: MineConfig,
-    watch: Stopwatch | None = None,
-    ahead: bool = False,
+    path: Path, out: Path, key: str, digest: str, config: MineConfig, ahead: bool = False
 ) -> None:
     """Mine one video and write its part of the dictionary.
 
@@ -171,9 +161,8 @@ def mine_video(
         VideoError: it cannot be decoded, or no patch of it found a twin.
         ConfigError: the tracker or the depth model is missing.
     """
-    watch = watch or Stopwatch()
     with open_video(path, config.fps) as video:
-        tracker = _tracker(path, config)
+        tracker = make_tracker(path, config)
         source = {
             "file": printable(path.name),
             "sha256": digest,
@@ -186,20 +175,18 @@ def mine_video(
         counts: dict[str, Any] = {"frames": 0, "windows_mined": 0}
         reasons: Counter[str] = Counter()
         colour = tracker.colour or bool(config.depth) or config.signal != "motion"
-        staged = _ahead if ahead else _as_it_is
-        count = _windows_ahead(video.record)
+        count = _windows_ahead(video.record) if ahead else 0
         try:
             with (
-                staged(_windows(video, config, colour, counts, watch), count) as found,
-                staged(_tracked(found, tracker, config, watch), count) as tracked,
+                _ahead(_windows(video, config, colour, counts), count) as found,
+                _ahead(((one, follow(one, tracker, config)) for one in found), count) as tracked,
             ):
                 for window, tracks in tracked:
                     counts["windows_mined"] += 1
-                    mined = mine_window(window, tracks, config, watch)
+                    mined = mine_window(window, tracks, config)
                     reasons.update(mined.reasons)
                     if mined.stored is not None:
-                        with watch("write"):
-                            writer.add_window(**vars(mined.stored))
+                        writer.add_window(**vars(mined.stored))
             _complain(path, video, counts, reasons, config)
             writer.finish(
                 video.record,
@@ -212,18 +199,6 @@ def mine_video(
             )
         finally:
             writer.discard()
-
-
-def _tracker(path: Path, config: MineConfig) -> Tracker:
-    return make_tracker(
-        config.tracker,
-        path,
-        checkpoint=config.tracker_checkpoint,
-        folder=config.tracks_folder,
-        device=config.device,
-        max_roundtrip=config.max_roundtrip,
-        flow=config.flow,
-    )
 
 
 def _shares(
@@ -272,6 +247,10 @@ def _mine_job(out: Path, config: MineConfig, threads: int | None, job: Job) -> s
 @contextlib.contextmanager
 def _ahead(items: Generator[T], count: int) -> Iterator[Iterator[T]]:
     """The same items; a thread makes up to `count` while the caller is busy with another."""
+    if not count:
+        with contextlib.closing(items):
+            yield items
+        return
     end = object()
 
     def ahead(thread: ThreadPoolExecutor) -> Iterator[T]:
@@ -285,56 +264,16 @@ def _ahead(items: Generator[T], count: int) -> Iterator[Iterator[T]]:
         yield ahead(thread)
 
 
-@contextlib.contextmanager
-def _as_it_is(items: Generator[T], count: int) -> Iterator[Iterator[T]]:
-    with contextlib.closing(items):
-        yield items
-
-
-def _tracked(
-    found: Iterator[Window], tracker: Tracker, config: MineConfig, watch: Stopwatch
-) -> Generator[tuple[Window, Tracks | None]]:
-    for window in found:
-        with watch("track"):
-            tracks = follow(window, tracker, config)
-        yield window, tracks
-
-
 def _windows(
-    video: Video | FrameFolder,
-    config: MineConfig,
-    colour: bool,
-    counts: dict[str, int],
-    watch: Stopwatch,
+    video: Video | FrameFolder, config: MineConfig, colour: bool, counts: dict[str, int]
 ) -> Generator[Window]:
     def counted() -> Iterator[Frame]:
-        frames = video.frames(config.start_fraction, config.stop_fraction, config.frame_step)
-        while (frame := _timed(frames, "decode", watch)) is not None:
+        stretch = config.start_fraction, config.stop_fraction
+        for frame in video.frames(*stretch, config.frame_step):
             counts["frames"] += 1
             yield frame
 
-    found = windows(
-        counted(),
-        cut_threshold=config.cut_threshold,
-        min_frames=config.min_frames,
-        length=config.window,
-        stride=config.stride,
-        track_size=config.track_size,
-        colour=colour,
-    )
-    # Decoding happens inside, and is not counted twice.
-    while True:
-        before = watch.seconds["decode"]
-        window = _timed(found, "shots", watch)
-        watch.seconds["shots"] -= watch.seconds["decode"] - before
-        if window is None:
-            return
-        yield window
-
-
-def _timed(items: Iterator[T], stage: str, watch: Stopwatch) -> T | None:
-    with watch(stage):
-        return next(items, None)
+    yield from windows(counted(), config, colour)
 
 
 def _complain(
@@ -353,9 +292,8 @@ def _complain(
     if counts["frames"] == 0:
         why = "no frame is whole" if video.left_out else "no frame could be decoded"
     elif counts["windows_mined"] == 0:
-        why = f"no shot has at least min_frames={config.min_frames} frames " + (
-            f"({counts['frames']} frames in all)"
-        )
+        shortest, total = config.min_frames, counts["frames"]
+        why = f"no shot has at least min_frames={shortest} frames ({total} frames in all)"
     elif reasons.total() == reasons["lost"]:
         why = "no two patches could be tracked through a window"
     elif not reasons["twin"]:
@@ -395,11 +333,6 @@ def _plan(paths: list[Path], config: MineConfig) -> _Plan:
         jobs[digest] = Job(path, key, digest)
     ordered = sorted(jobs.values(), key=lambda job: (video_name(job.path), job.digest))
     return _Plan(ordered, failed, duplicates)
-
-
-def printable(text: str) -> str:
-    """`text` with what is no Unicode (bytes of a file name in another encoding) escaped."""
-    return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def _printable(texts: dict[str, str]) -> dict[str, str]:
@@ -452,15 +385,3 @@ def _remove_leftovers(folder: Path, keys: list[str]) -> None:
     for entry in parts.iterdir() if parts.is_dir() else ():
         if entry.name not in keys and entry.is_dir() and _KEY.fullmatch(entry.name):
             shutil.rmtree(entry)
-
-
-def _bar(show: bool) -> Progress:
-    return Progress(
-        SpinnerColumn(),
-        TextColumn("{task.description}", markup=False),  # file names are no markup
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        console=Console(stderr=True),
-        disable=not show,
-    )

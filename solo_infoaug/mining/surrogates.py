@@ -8,9 +8,9 @@ import torch
 from solo_infoaug.information.significance import shifted_information
 
 # Surrogates are shifted by at least this fraction of the track in either direction.
-_LEAST_SHIFT = 0.125
+_MIN_SHIFT = 0.125
 # A pair's null is no narrower than this (nats): few surrogates may agree by chance.
-_LEAST_SPREAD = 0.01
+_MIN_SPREAD = 0.01
 
 
 def pair_p_values(
@@ -48,8 +48,8 @@ def pair_p_values(
         p-values float64 [M], and the MI of all surrogates float32 [M, surrogates], nats.
     """
     frames = samples.shape[1]
-    least = max(1, round(_LEAST_SHIFT * frames))
-    shifts = rng.permutation(np.arange(least, frames - least + 1))[:surrogates]
+    min_shift = max(1, round(_MIN_SHIFT * frames))
+    shifts = rng.permutation(np.arange(min_shift, frames - min_shift + 1))[:surrogates]
     null = shifted_information(
         torch.from_numpy(samples).float(),
         torch.from_numpy(pairs),
@@ -59,7 +59,7 @@ def pair_p_values(
         mask=None if known.all() else torch.from_numpy(known),
     ).numpy()
     observed = mi[pairs[:, 0], pairs[:, 1]]
-    score = (observed - null.mean(axis=1)) / np.maximum(null.std(axis=1, ddof=1), _LEAST_SPREAD)
+    score = (observed - null.mean(axis=1)) / np.maximum(null.std(axis=1, ddof=1), _MIN_SPREAD)
     pool = np.sort(_against_the_others(null), axis=None)
     above = len(pool) - np.searchsorted(pool, score, side="left")
     return (1 + above) / (1 + len(pool)), null.astype(np.float32)
@@ -83,4 +83,4 @@ def _against_the_others(null: np.ndarray) -> np.ndarray:
     total, square = null.sum(axis=1, keepdims=True), (null**2).sum(axis=1, keepdims=True)
     mean = (total - null) / count
     variance = np.maximum((square - null**2) / count - mean**2, 0) * count / max(count - 1, 1)
-    return (null - mean) / np.maximum(np.sqrt(variance), _LEAST_SPREAD)
+    return (null - mean) / np.maximum(np.sqrt(variance), _MIN_SPREAD)

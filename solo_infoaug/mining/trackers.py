@@ -17,9 +17,10 @@ import torch
 
 from solo_infoaug.errors import ConfigError, VideoError
 from solo_infoaug.mining.camera import CameraStep, fit_camera
+from solo_infoaug.mining.config import MineConfig
 from solo_infoaug.mining.flow import Flow, flow_maker, follow_patches
 from solo_infoaug.mining.frame_folder import folder_name
-from solo_infoaug.mining.tracking import BORDER, corners, grid, patch_tracks, track_lk
+from solo_infoaug.mining.tracking import corners, grid, inside, patch_tracks, track_lk
 from solo_infoaug.mining.windows import Window
 
 # CoTracker's and TAPIR's models see frames of this size; see their papers.
@@ -43,20 +44,13 @@ class Tracks:
 class Tracker(Protocol):
     """Chooses the patches of a window and follows them.
 
-    `name` and `licence` go into the dictionary.
+    `name`, and `licence` of the weights if there are any, go into the dictionary; `colour` says
+    whether it needs frames in colour.
     """
 
-    @property
-    def name(self) -> str:
-        """Of the tracker and its weights."""
-
-    @property
-    def licence(self) -> str:
-        """Of the weights; empty where there are none."""
-
-    @property
-    def colour(self) -> bool:
-        """Whether it needs frames in colour."""
+    name: str
+    licence: str
+    colour: bool
 
     def follow(self, window: Window, size: int, step: float, model: str) -> Tracks:
         """Track patches of `size` source pixels, `step` patches apart or more.
@@ -120,7 +114,7 @@ class FlowTracker:
 PointTracker = Callable[[list[np.ndarray], np.ndarray], tuple[np.ndarray, np.ndarray]]
 
 
-@dataclass(frozen=True)
+@dataclass
 class GridTracker:
     """A regular grid of patches, four corners in each, followed by any point tracker."""
 
@@ -137,7 +131,9 @@ class GridTracker:
         after, after_seen = self.track(window.small[seed:], points)
         before, before_seen = self.track(window.small[seed::-1], points)
         tracks = np.concatenate([before[:0:-1], after])
-        visible = np.concatenate([before_seen[:0:-1], after_seen]) & _within(tracks, window)
+        visible = np.concatenate([before_seen[:0:-1], after_seen]) & inside(
+            tracks, window.small[0].shape
+        )
         shape = (len(window), len(centres), -1)
         return _patches(centres, tracks.reshape(*shape, 2), visible.reshape(shape), window, model)
 
@@ -190,12 +186,8 @@ class FileTracker:
                 f"{video}: its tracks cannot be read from {self.path}: {error}"
             ) from error
         self._relative = "points" in content
-        tracks = content.get("points" if self._relative else "tracks")
-        if self._relative:
-            occluded = content.get("occluded")
-            visible = None if occluded is None else ~occluded.astype(bool)
-        else:
-            visible = content.get("visibility")
+        names = ("points", "occluded") if self._relative else ("tracks", "visibility")
+        tracks, visible = (content.get(name) for name in names)
         if (
             tracks is None
             or visible is None
@@ -209,7 +201,8 @@ class FileTracker:
                 f"{self.path}: expected `tracks` [N, T, 2] and `visibility` [N, T], or `points` "
                 f"and `occluded`, but it holds {held or 'nothing'}"
             )
-        visible = visible.astype(bool) & np.isfinite(tracks).all(axis=2)
+        # of what is hidden rather than visible, the contrary
+        visible = (visible.astype(bool) ^ self._relative) & np.isfinite(tracks).all(axis=2)
         self._tracks = np.where(visible[..., None], tracks, 0).astype(np.float32).swapaxes(0, 1)
         self._visible = visible.T
 
@@ -224,10 +217,10 @@ class FileTracker:
         points = self._tracks[window.numbers] * unit
         visible = self._visible[window.numbers]
         half, seed = size / 2, window.seed
-        inside = (points[seed] >= half) & (points[seed] <= np.array([width, height]) - half)
-        chosen = _non_overlapping(points[seed], visible[seed] & inside.all(axis=1), size * step)
+        whole = (points[seed] >= half) & (points[seed] <= np.array([width, height]) - half)
+        chosen = _non_overlapping(points[seed], visible[seed] & whole.all(axis=1), size * step)
         small = points[:, chosen] / window.scale
-        seen = visible[:, chosen] & _within(small, window)
+        seen = visible[:, chosen] & inside(small, window.small[0].shape)
         return _patches(small[seed], small[:, :, None], seen[:, :, None], window, model)
 
 
@@ -241,52 +234,35 @@ def _tracks_file(video: Path, folder: str) -> Path:
     return (own if own.name == name else own.parent).parent / f"{name}.npz"
 
 
-def make_tracker(
-    name: str,
-    video: Path,
-    *,
-    checkpoint: str = "",
-    folder: str = "",
-    device: str = "auto",
-    max_roundtrip: float = 2.0,
-    flow: str = "fast",
-) -> Tracker:
-    """The tracker `name` for a video.
-
-    Args:
-        name: "flow", "lk", "cotracker3", "bootstapir" or "file".
-        video: whose tracks `file` looks up.
-        checkpoint: local weights; empty for what the tracker's own package downloads.
-        folder: where `file` looks for npz files; empty for beside the video.
-        device: for the neural trackers; "auto" takes a GPU where there is one.
-        max_roundtrip: for `flow` and `lk`, pixels.
-        flow: the preset of `flow`.
+def make_tracker(video: Path, config: MineConfig) -> Tracker:
+    """The tracker of the settings, for a video.
 
     Raises:
         ConfigError: the tracker's package or weights are missing.
         VideoError: the video has no usable tracks file.
     """
+    name, device = config.tracker, config.device
     if name == "file":
-        return FileTracker(video, folder)
+        return FileTracker(video, config.tracks_folder)
     if name == "flow":
-        return FlowTracker(flow, max_roundtrip)
+        return FlowTracker(config.flow, config.max_roundtrip)
     if name == "lk":
-        track = functools.partial(track_lk, max_roundtrip=max_roundtrip)
-        return GridTracker("lk", "", colour=False, track=track)
+        lk = functools.partial(track_lk, max_roundtrip=config.max_roundtrip)
+        return GridTracker("lk", "", colour=False, track=lk)
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cotracker3":
-        return GridTracker(name, "weights: CC-BY-NC-4.0", True, _cotracker(checkpoint, device))
-    if name == "bootstapir":
-        licence = "weights: see github.com/google-deepmind/tapnet"
-        return GridTracker(name, licence, True, _bootstapir(checkpoint, device))
-    raise ConfigError(f"tracker must be flow, lk, cotracker3, bootstapir or file, not {name!r}")
+        track, licence = _cotracker(config.tracker_checkpoint, device), "CC-BY-NC-4.0"
+    else:
+        track = _bootstapir(config.tracker_checkpoint, device)
+        licence = "see github.com/google-deepmind/tapnet"
+    return GridTracker(name, f"weights: {licence}", colour=True, track=track)
 
 
 @functools.cache
 def _cotracker(checkpoint: str, device: str) -> PointTracker:
     warnings.warn(
-        "CoTracker3's weights are licensed CC-BY-NC-4.0: not for commercial use", stacklevel=4
+        "CoTracker3's weights are licensed CC-BY-NC-4.0: not for commercial use", stacklevel=3
     )
     try:
         predictor = importlib.import_module("cotracker.predictor").CoTrackerPredictor
@@ -369,13 +345,6 @@ def _weights(checkpoint: str) -> dict[str, Any]:
     if isinstance(found, dict) and isinstance(found.get("model"), dict):
         found = found["model"]
     return found
-
-
-def _within(points: np.ndarray, window: Window) -> np.ndarray:
-    """bool: which points [..., 2] of small frames lie inside, off the border."""
-    h, w = window.small[0].shape[:2]
-    limit = np.array([w - 1, h - 1]) - BORDER
-    return np.asarray(((points >= BORDER) & (points <= limit)).all(axis=-1))
 
 
 def _non_overlapping(points: np.ndarray, allowed: np.ndarray, distance: float) -> np.ndarray:

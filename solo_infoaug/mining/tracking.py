@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 
+from solo_infoaug.mining.frame import grey
 from solo_infoaug.mining.gate import sample
 
 # Lucas-Kanade's window and how often the image is halved: steps up to about 60 pixels.
@@ -18,7 +19,7 @@ _CRITERIA = (cv2.TERM_CRITERIA_EPS | cv2.TERM_CRITERIA_COUNT, 30, 0.01)
 _LIKENESS = 0.6
 _MEMORY = 8
 # Points this near the border are lost; points this near each other have merged. Pixels.
-BORDER = 2
+_BORDER = 2
 _MERGED = 0.5
 # A patch has 2×2 cells; the strongest corner of each is tracked.
 _CELLS = 2
@@ -48,7 +49,7 @@ def corners(image: np.ndarray, centres: np.ndarray, size: np.ndarray) -> np.ndar
     `image` is uint8 [h, w] or [h, w, 3] RGB; `centres` [P, 2] and `size` [2] are in its pixels,
     (x, y). Returns float32 [P, 4, 2].
     """
-    strength = cv2.cornerMinEigenVal(_grey(image), 5)
+    strength = cv2.cornerMinEigenVal(grey(image), 5)
     limit = np.array(image.shape[1::-1])
     middle = (np.arange(_CELLS) + 0.5) / _CELLS - 0.5
     offsets = np.stack(np.meshgrid(middle, middle), axis=-1).reshape(-1, 2) * size
@@ -87,10 +88,10 @@ def track_lk(
     visible = np.zeros((len(frames), count), bool)
     visible[0] = True
     alive = np.arange(count)
-    before = _grey(frames[0])
+    before = grey(frames[0])
     looks = deque([_surroundings(before, tracks[0])], maxlen=_MEMORY)
     for t in range(1, len(frames)):
-        after = _grey(frames[t])
+        after = grey(frames[t])
         tracks[t] = tracks[t - 1]
         look = np.zeros_like(looks[0])
         if len(alive):
@@ -98,7 +99,7 @@ def track_lk(
             end, forth = _flow(before, after, start)
             back, found = _flow(after, before, end)
             good = forth & found & (np.abs(back - start).max(axis=1) <= max_roundtrip)
-            good &= _inside(end, after.shape)
+            good &= inside(end, after.shape)
             alive, end = alive[good], end[good]
             look[alive] = _surroundings(after, end)
             same = (look[alive] * looks[0][alive]).sum(axis=1) >= _LIKENESS
@@ -111,14 +112,13 @@ def track_lk(
     return tracks, visible
 
 
-def _grey(image: np.ndarray) -> np.ndarray:
-    return image if image.ndim == 2 else cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
+def inside(points: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """bool [...]: which points [..., 2] lie in a frame of this shape, off its border.
 
-
-def _inside(points: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """Lucas-Kanade calls points valid that have left the frame, and lets them pile up there."""
-    limit = np.array([shape[1] - 1, shape[0] - 1]) - BORDER
-    return np.asarray(((points >= BORDER) & (points <= limit)).all(axis=1))
+    Trackers call points valid that have left the frame, and let them pile up there.
+    """
+    limit = np.array([shape[1] - 1, shape[0] - 1]) - _BORDER
+    return np.asarray(((points >= _BORDER) & (points <= limit)).all(axis=-1))
 
 
 def _surroundings(gray: np.ndarray, points: np.ndarray) -> np.ndarray:

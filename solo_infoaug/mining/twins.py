@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from solo_infoaug.information import EstimateWarning, entropy, pairwise_mutual_information
+from solo_infoaug.mining.config import MineConfig
 from solo_infoaug.mining.surrogates import false_discovery, pair_p_values
 
 
@@ -74,17 +75,7 @@ class Partners:
 
 
 def find_partners(
-    samples: np.ndarray,
-    known: np.ndarray,
-    allowed: np.ndarray,
-    *,
-    estimator: str = "3kl",
-    k: int = 3,
-    top_k: int = 5,
-    min_mi: float = 0.05,
-    fdr: float = 0.05,
-    surrogates: int = 24,
-    seed: int = 0,
+    samples: np.ndarray, known: np.ndarray, allowed: np.ndarray, config: MineConfig
 ) -> Partners:
     """The significant partners of highest mutual information of each of M patches.
 
@@ -92,81 +83,54 @@ def find_partners(
         samples: float64 [M, T, d].
         known: bool [M, T].
         allowed: bool [M, M], which pairs may be twins.
-        estimator, k: of the mutual information.
-        top_k: K.
-        min_mi: a twin needs more (nats).
-        fdr: the false-discovery rate among pairs; 1 for no test.
-        surrogates: how many a pair.
-        seed: draws their shifts.
+        config: estimator, test, and what a twin needs.
     """
-    if len(samples) < 2:
-        return _nobody(len(samples), top_k)
+    count = len(samples)
+    if count < 2:
+        no_pairs = np.full((count, count), np.nan, np.float32)
+        return _partners(no_pairs, np.full(count, -np.inf, np.float32), no_pairs > 0, config)
     with warnings.catch_warnings():
         # Twenty samples of smooth motion lie near a curve, and a surrogate may have none in common:
         # the test against surrogates, which share both, is what decides.
         warnings.simplefilter("ignore", EstimateWarning)
-        return _significant(
+        mi, entropies = information(samples, known, config.estimator, config.k)
+        candidates, _ = best_partners(mi, allowed, max(config.top_k, _TESTED), config.min_mi)
+        row, column = np.nonzero(candidates >= 0)
+        if config.fdr == 1.0 or not len(row):
+            return _partners(mi, entropies, allowed, config)
+        pairs = np.stack([row, candidates[row, column]], axis=1)
+        tested = np.unique(np.sort(pairs, axis=1), axis=0)
+        p, null = pair_p_values(
             samples,
             known,
-            allowed,
-            estimator=estimator,
-            k=k,
-            top_k=top_k,
-            min_mi=min_mi,
-            fdr=fdr,
-            surrogates=surrogates,
-            seed=seed,
+            mi,
+            tested,
+            estimator=config.estimator,
+            k=config.k,
+            surrogates=config.surrogates,
+            rng=np.random.default_rng(config.seed),
         )
-
-
-def _significant(
-    samples: np.ndarray,
-    known: np.ndarray,
-    allowed: np.ndarray,
-    *,
-    estimator: str,
-    k: int,
-    top_k: int,
-    min_mi: float,
-    fdr: float,
-    surrogates: int,
-    seed: int,
-) -> Partners:
-    mi, entropies = information(samples, known, estimator, k)
-    candidates, _ = best_partners(mi, allowed, max(top_k, _TESTED), min_mi)
-    row, column = np.nonzero(candidates >= 0)
-    if fdr == 1.0 or not len(row):
-        twins, best = best_partners(mi, allowed, top_k, min_mi)
-        p_value = np.where(twins >= 0, 0, 1).astype(np.float32)
-        return Partners(twins, best, p_value, entropies, mi, np.zeros(0, np.float32))
-    tested = np.unique(np.sort(np.stack([row, candidates[row, column]], axis=1), axis=1), axis=0)
-    p, null = pair_p_values(
-        samples,
-        known,
-        mi,
-        tested,
-        estimator=estimator,
-        k=k,
-        surrogates=surrogates,
-        rng=np.random.default_rng(seed),
-    )
-    good = false_discovery(p, int(np.triu(allowed, 1).sum())) <= fdr
+    good = false_discovery(p, int(np.triu(allowed, 1).sum())) <= config.fdr
     passed = np.zeros_like(allowed)
     passed[tuple(tested[good].T)] = True
-    twins, best = best_partners(mi, passed | passed.T, top_k, min_mi)
     p_of = np.ones(mi.shape, np.float32)
     p_of[tuple(tested.T)] = p_of[tuple(tested.T[::-1])] = p
-    p_value = np.take_along_axis(p_of, np.maximum(twins, 0), axis=1)
-    p_value = np.where(twins >= 0, p_value, 1.0).astype(np.float32)
-    return Partners(twins, best, p_value, entropies, mi, null.reshape(-1))
+    return _partners(mi, entropies, passed | passed.T, config, p_of, null.reshape(-1))
 
 
-def _nobody(count: int, top_k: int) -> Partners:
-    return Partners(
-        np.full((count, top_k), -1, np.int64),
-        np.zeros((count, top_k), np.float32),
-        np.ones((count, top_k), np.float32),
-        np.full(count, -np.inf, np.float32),
-        np.full((count, count), np.nan, np.float32),
-        np.zeros(0, np.float32),
-    )
+def _partners(
+    mi: np.ndarray,
+    entropies: np.ndarray,
+    allowed: np.ndarray,
+    config: MineConfig,
+    p_of: np.ndarray | None = None,
+    null: np.ndarray | None = None,
+) -> Partners:
+    """The best of the allowed pairs; without `p_of` [M, M] they were not tested, and have p = 0."""
+    twins, best = best_partners(mi, allowed, config.top_k, config.min_mi)
+    p_of = np.zeros(mi.shape) if p_of is None else p_of
+    p_value = np.ones(twins.shape, np.float32)
+    there = np.nonzero(twins >= 0)
+    p_value[there] = p_of[there[0], twins[there]]
+    null = np.zeros(0, np.float32) if null is None else null
+    return Partners(twins, best, p_value, entropies, mi, null)

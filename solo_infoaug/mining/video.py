@@ -9,13 +9,16 @@ from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import av
 import av.error
 import numpy as np
+from av.stream import Disposition
 
+from solo_infoaug._files import file_digest, reason_of
 from solo_infoaug.errors import VideoError
 from solo_infoaug.mining.frame import AS_STORED, Frame, Orientation, every_nth, has_alpha
 from solo_infoaug.mining.frame_folder import (
@@ -80,7 +83,7 @@ class Video:
         try:
             self._container = av.open(str(path))
         except (av.error.FFmpegError, OSError, ValueError) as error:
-            raise VideoError(f"{path}: cannot be opened as a video: {_reason(error)}") from error
+            raise VideoError(f"{path}: cannot be opened as a video: {reason_of(error)}") from error
         try:
             self._stream = self._chosen_stream()
         except VideoError:
@@ -145,14 +148,9 @@ class Video:
             **self._found,
         }
 
-    @property
+    @cached_property
     def duration(self) -> float:
         """Seconds, measured: headers say when a video ends, which is not how long it lasts."""
-        if not hasattr(self, "_duration"):
-            self._duration = self._measured()
-        return self._duration
-
-    def _measured(self) -> float:
         clock = _Clock(self.fps)
         try:
             with av.open(str(self.path)) as container:
@@ -307,7 +305,7 @@ class Video:
         if clock.disorder:
             found["times_out_of_order"] = clock.disorder
         elif clock.varies:
-            found["frame_interval"] = [round(clock.least, 6), round(clock.most, 6)]
+            found["frame_interval"] = [round(clock.shortest, 6), round(clock.longest, 6)]
         if clock.start:
             found["start_time"] = round(clock.start, 6)
 
@@ -329,12 +327,12 @@ class _Clock:
         # So many frames are earlier than the one before, as where a container has no times for
         # B-frames and FFmpeg guesses them.
         self.disorder = 0
-        self.least, self.most = float("inf"), 0.0
+        self.shortest, self.longest = float("inf"), 0.0
 
     @property
     def varies(self) -> bool:
         """Whether the frames' distances differ by more than rounding to milliseconds can."""
-        return self.most - self.least > max(0.003, 0.2 * self._frame)
+        return self.longest - self.shortest > max(0.003, 0.2 * self._frame)
 
     def tick(self, stamp: float | None) -> bool:
         """The next time stamp, in seconds; returns whether it jumps."""
@@ -353,7 +351,7 @@ class _Clock:
             step = self._frame
         else:
             self.disorder += step < 0
-            self.least, self.most = min(self.least, step), max(self.most, step)
+            self.shortest, self.longest = min(self.shortest, step), max(self.longest, step)
         self._at += step
         self.now = max(self.now, self._at)
         return jump
@@ -517,30 +515,20 @@ def video_digest(path: Path) -> str:
     """
     try:
         if not path.is_dir():
-            return _file_digest(path)
+            return file_digest(path)
         numbered = FrameFolder(path).numbered
         together = hashlib.sha256()
         for file, place in zip(numbered.files, numbered.places, strict=True):
-            together.update(f"{place} {_file_digest(file)}\n".encode())
+            together.update(f"{place} {file_digest(file)}\n".encode())
         return together.hexdigest()
     except OSError as error:
         raise VideoError(f"{path}: cannot be read: {error.strerror or error}") from error
 
 
-def _file_digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def _is_picture(stream: av.VideoStream) -> bool:
     """Whether a video stream is a cover picture or a thumbnail."""
-    disposition = getattr(stream, "disposition", 0)
-    kinds = type(disposition)
-    return any(
-        bool(disposition & getattr(kinds, name))
-        for name in ("attached_pic", "timed_thumbnails", "still_image")
-        if hasattr(kinds, name)
-    )
+    pictures = Disposition.attached_pic | Disposition.timed_thumbnails | Disposition.still_image
+    return bool(stream.disposition & pictures)
 
 
 def _orientation(raw: av.VideoFrame) -> Orientation:
@@ -571,7 +559,3 @@ def _shape_record(shape: Fraction) -> dict[str, str]:
     if not _PIXEL_SHAPES[0] <= float(shape) <= _PIXEL_SHAPES[1]:
         text += " (not believed: taken as square)"
     return {"pixel_shape": text}
-
-
-def _reason(error: BaseException) -> str:
-    return getattr(error, "strerror", None) or str(error) or type(error).__name__

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import time
-from collections import defaultdict
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import cv2
@@ -41,22 +37,6 @@ REASONS = (
     "no background",
 )
 _TWIN, _LOST, _STATIC, _BORDER, _INSIGNIFICANT, _ALONE, _NO_BACKGROUND = range(len(REASONS))
-
-
-@dataclass
-class Stopwatch:
-    """Seconds spent in each stage of mining."""
-
-    seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
-
-    @contextlib.contextmanager
-    def __call__(self, stage: str) -> Iterator[None]:
-        """Count the time inside the `with` block for `stage`."""
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds[stage] += time.perf_counter() - start
 
 
 @dataclass(frozen=True)
@@ -110,39 +90,21 @@ def follow(window: Window, tracker: Tracker, config: MineConfig) -> Tracks | Non
     return tracks if tracks.path.shape[1] >= 2 else None
 
 
-def mine_window(
-    window: Window, tracks: Tracks | None, config: MineConfig, watch: Stopwatch | None = None
-) -> Mined:
+def mine_window(window: Window, tracks: Tracks | None, config: MineConfig) -> Mined:
     """Mine one window: tracks → background → gate → partners → crops. Units are source pixels."""
-    watch = watch or Stopwatch()
     if tracks is None:
         return Mined({}, None)
     size = patch_size(*window.size, config)
-    with watch("background"):
-        motion, known, record = _without_background(window, tracks, config)
-    with watch("gate"):
-        gated = _gate(window, tracks, motion, known, size, config)
-    with watch("partners"):
-        partners = find_partners(
-            gated.samples,
-            gated.known,
-            gated.allowed,
-            estimator=config.estimator,
-            k=config.k,
-            top_k=config.top_k,
-            min_mi=config.min_mi,
-            fdr=config.fdr,
-            surrogates=config.surrogates,
-            seed=config.seed,
-        )
+    motion, known, record = _without_background(window, tracks, config)
+    gated = _gate(window, tracks, motion, known, size, config)
+    partners = find_partners(gated.samples, gated.known, gated.allowed, config)
     reason = gated.reason
     reason[gated.moving[partners.twins[:, 0] >= 0]] = _TWIN
     counts = {name: int((reason == number).sum()) for number, name in enumerate(REASONS)}
     if not counts["twin"]:
         return Mined(counts, None)
-    with watch("crop"):
-        record = {**record, **gated.record, "patch": size, "reasons": counts}
-        return Mined(counts, _store(window, tracks, motion, gated, partners, record, config))
+    record = {**record, **gated.record, "patch": size, "reasons": counts}
+    return Mined(counts, _store(window, tracks, motion, gated, partners, record, config))
 
 
 def _without_background(

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 
-import cv2
 import numpy as np
 from scenedetect import FrameTimecode
 from scenedetect.detectors import AdaptiveDetector
 
-from solo_infoaug.mining.frame import Frame
+from solo_infoaug.mining.config import MineConfig
+from solo_infoaug.mining.frame import Frame, grey
 
 # The cut detector looks at frames of this height, whatever the video's size.
 _DETECTOR_HEIGHT = 90
@@ -52,35 +53,24 @@ class Window:
     @property
     def grey(self) -> list[np.ndarray]:
         """The small frames, uint8 [h, w]."""
-        return [
-            image if image.ndim == 2 else cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
-            for image in self.small
-        ]
+        return [grey(image) for image in self.small]
 
 
-def windows(
-    frames: Iterable[Frame],
-    *,
-    cut_threshold: float = 3.0,
-    min_frames: int = 16,
-    length: int = 24,
-    stride: int = 24,
-    track_size: int = 320,
-    colour: bool = False,
-) -> Iterator[Window]:
+def windows(frames: Iterable[Frame], config: MineConfig, colour: bool = False) -> Iterator[Window]:
     """Cut `frames` into shots and these into windows, holding little more than one window.
 
-    Windows of `length` frames begin every `stride` frames of a shot. The last one ends with the
-    shot and may be shorter, but has at least `min_frames` frames; a shorter shot is skipped. A
-    change of the frame size is a cut, and so is a gap where frames are missing. The small frames
-    are RGB with `colour`, and grey without, which takes a third of the time and memory.
+    Windows begin every `config.stride` frames of a shot. The last one ends with the shot and may be
+    shorter, but has at least `config.min_frames` frames; a shorter shot is skipped. A change of the
+    frame size is a cut, and so is a gap where frames are missing. The small frames are RGB with
+    `colour`, and grey without, which takes a third of the time and memory.
     """
+    length, min_frames = config.window, config.min_frames
     spacing = max(1, length // KEYFRAMES)
-    stride = max(spacing, stride - stride % spacing)  # so that windows share their keyframes
+    # so that windows share their keyframes
+    stride = max(spacing, config.stride - config.stride % spacing)
 
-    def fresh_detector() -> AdaptiveDetector:
-        return AdaptiveDetector(adaptive_threshold=cut_threshold, min_scene_len=8)
-
+    threshold = config.cut_threshold
+    fresh_detector = partial(AdaptiveDetector, adaptive_threshold=threshold, min_scene_len=8)
     detector = fresh_detector()
     delay = detector.event_buffer_length
     pending: list[_Pending] = []  # from the beginning of the next window on
@@ -115,7 +105,7 @@ def windows(
         if pending and (frame.gap or frame.size != pending[-1].size):
             yield from end_shot(len(pending))
             detector = fresh_detector()
-        pending.append(_Pending(frame, track_size, "rgb24" if colour else "gray"))
+        pending.append(_Pending(frame, config.track_size, "rgb24" if colour else "gray"))
         for cut in _cuts(detector, place, frame):
             if cut > first:
                 yield from end_shot(cut - first)
@@ -134,7 +124,9 @@ class _Pending:
 
     def __init__(self, frame: Frame, track_size: int, layout: str) -> None:
         self.number, self.size = frame.number, frame.size
-        self.small = frame.image(_shrunk(*frame.size, track_size), layout)
+        factor = min(1.0, track_size / min(frame.size))
+        height, width = (max(1, round(length * factor)) for length in frame.size)
+        self.small = frame.image((height, width), layout)
         self.full: np.ndarray | None = None
         self._frame: Frame | None = frame
 
@@ -151,8 +143,3 @@ def _cuts(detector: AdaptiveDetector, place: int, frame: Frame) -> list[int]:
     # Only the number of the frame counts; the rate is nominal.
     cuts = detector.process_frame(FrameTimecode(place, fps=25.0), seen)
     return [cut.frame_num for cut in cuts]
-
-
-def _shrunk(height: int, width: int, track_size: int) -> tuple[int, int]:
-    factor = min(1.0, track_size / min(height, width))
-    return max(1, round(height * factor)), max(1, round(width * factor))

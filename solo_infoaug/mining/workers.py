@@ -90,10 +90,8 @@ def run_jobs(
         cpus: ask Ray for so many cores a job.
 
     Raises:
-        ConfigError: `workers` is not positive, or Ray is not installed or not reached.
+        ConfigError: Ray is not installed or not reached.
     """
-    if workers < 1:
-        raise ConfigError(f"workers must be at least 1, not {workers!r}")
     if not jobs:
         return
     if ray is not None:

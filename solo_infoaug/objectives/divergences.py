@@ -43,10 +43,8 @@ class Divergence:
         f: the generator, of u ≥ 0 (convex; Tsallis up to a constant).
         f_prime: its derivative, of u > 0.
         conjugate: f*(t) = sup_{u ≥ 0} (u·t − f(u)), of t.
-        composed: f*∘f′, of u > 0.
         f_prime_of_log: f′(exp(ℓ)), of ℓ = log u.
         composed_of_log: f*∘f′(exp(ℓ)), of ℓ = log u.
-        f_prime_at_one: f′(1), the similarity of two features that coincide.
         refused: why no objective is built from it, or None.
     """
 
@@ -55,11 +53,18 @@ class Divergence:
     f: Pointwise
     f_prime: Pointwise
     conjugate: Pointwise
-    composed: Pointwise
     f_prime_of_log: Pointwise
     composed_of_log: Pointwise
-    f_prime_at_one: float
     refused: str | None = None
+
+    def composed(self, u: Tensor) -> Tensor:
+        """f*∘f′, of u > 0."""
+        return self.conjugate(self.f_prime(u))
+
+    @property
+    def f_prime_at_one(self) -> float:
+        """f′(1), the similarity of two features that coincide."""
+        return float(self.f_prime_of_log(torch.zeros((), dtype=torch.float64)))
 
 
 def _infinite_above(t: Tensor, bound: float, inside: Pointwise) -> Tensor:
@@ -74,10 +79,8 @@ KL = Divergence(
     f=lambda u: torch.xlogy(u, u),
     f_prime=lambda u: torch.log(u) + 1,
     conjugate=lambda t: torch.exp(t - 1),
-    composed=lambda u: u,
     f_prime_of_log=lambda log_u: log_u + 1,
     composed_of_log=torch.exp,
-    f_prime_at_one=1.0,
 )
 
 _LOG2 = math.log(2.0)
@@ -89,10 +92,8 @@ JS = Divergence(
     f_prime=lambda u: torch.log(2 * u / (1 + u)),
     # 2 − e^t = 1 − expm1(t)
     conjugate=lambda t: _infinite_above(t, _LOG2, lambda s: -torch.log1p(-torch.expm1(s))),
-    composed=lambda u: torch.log((1 + u) / 2),
     f_prime_of_log=lambda log_u: F.logsigmoid(log_u) + _LOG2,
     composed_of_log=lambda log_u: F.softplus(log_u) - _LOG2,
-    f_prime_at_one=0.0,
 )
 
 PEARSON = Divergence(
@@ -101,10 +102,8 @@ PEARSON = Divergence(
     f=lambda u: (u - 1) ** 2,
     f_prime=lambda u: 2 * (u - 1),
     conjugate=lambda t: (t.clamp(min=-2) / 2 + 1) ** 2 - 1,  # t²/4 + t
-    composed=lambda u: u**2 - 1,
     f_prime_of_log=lambda log_u: 2 * torch.expm1(log_u),
     composed_of_log=lambda log_u: torch.expm1(2 * log_u),
-    f_prime_at_one=0.0,
 )
 
 HELLINGER = Divergence(
@@ -113,10 +112,8 @@ HELLINGER = Divergence(
     f=lambda u: (torch.sqrt(u) - 1) ** 2,
     f_prime=lambda u: 1 - torch.rsqrt(u),
     conjugate=lambda t: _infinite_above(t, 1.0, lambda s: s / (1 - s)),
-    composed=lambda u: torch.sqrt(u) - 1,
     f_prime_of_log=lambda log_u: -torch.expm1(-log_u / 2),
     composed_of_log=lambda log_u: torch.expm1(log_u / 2),
-    f_prime_at_one=0.0,
 )
 
 VINCZE_LE_CAM = Divergence(
@@ -127,11 +124,9 @@ VINCZE_LE_CAM = Divergence(
     conjugate=lambda t: _infinite_above(
         t.clamp(min=-3), 1.0, lambda s: 4 - s - 4 * torch.sqrt(1 - s)
     ),
-    composed=lambda u: 3 - 8 / (u + 1) + 4 / (u + 1) ** 2,
     # 1/(1+u) = sigmoid(−ℓ), and 3 − 8v + 4v² = 4(1−v)² − 1
     f_prime_of_log=lambda log_u: 1 - 4 * torch.sigmoid(-log_u) ** 2,
     composed_of_log=lambda log_u: 4 * torch.sigmoid(log_u) ** 2 - 1,
-    f_prime_at_one=0.0,
 )
 
 
@@ -168,10 +163,8 @@ def _tsallis(a: float) -> Divergence:
         f=lambda u: u**a / (a - 1),
         f_prime=lambda u: slope * u ** (a - 1),
         conjugate=conjugate,
-        composed=lambda u: u**a,
         f_prime_of_log=lambda log_u: slope * torch.exp((a - 1) * log_u),
         composed_of_log=lambda log_u: torch.exp(a * log_u),
-        f_prime_at_one=slope,
     )
 
 
@@ -181,10 +174,8 @@ REVERSE_KL = Divergence(
     f=lambda u: -torch.log(u),
     f_prime=lambda u: -1 / u,
     conjugate=lambda t: _infinite_above(t, 0.0, lambda s: -1 - torch.log(-s)),
-    composed=lambda u: torch.log(u) - 1,
     f_prime_of_log=lambda log_u: -torch.exp(-log_u),
     composed_of_log=lambda log_u: log_u - 1,
-    f_prime_at_one=-1.0,
     refused=(
         "f*∘f′∘G is linear in the squared distance, not strictly convex: its negative term only "
         "asks for features of zero mean, which a collapse onto two opposite points satisfies"
@@ -197,10 +188,8 @@ NEYMAN = Divergence(
     f=lambda u: (u - 1) ** 2 / u,
     f_prime=lambda u: 1 - 1 / u**2,
     conjugate=lambda t: _infinite_above(t, 1.0, lambda s: 2 - 2 * torch.sqrt(1 - s)),
-    composed=lambda u: 2 - 2 / u,
     f_prime_of_log=lambda log_u: -torch.expm1(-2 * log_u),
     composed_of_log=lambda log_u: 2 - 2 * torch.exp(-log_u),
-    f_prime_at_one=0.0,
     refused=(
         "f*∘f′∘G is concave in the squared distance, not strictly convex: its negative term "
         "rewards pushing a few pairs far apart, and the features collapse onto opposite points"

@@ -260,22 +260,17 @@ def _pointwise(
 
 def _others(x: Tensor, others: Tensor, penalty: Callable[[Tensor], Tensor], gather: bool) -> Tensor:
     """Mean penalty of x_i against others_j of all ranks, j ≠ i; unit vectors [N, D] → scalar."""
-    first = 0
-    if gather:
-        others, first = gather_across_ranks(others), _rank() * len(x)
-    rows, columns = len(x), len(others)
+    everyone = gather_across_ranks(others) if gather else others
+    first = 0 if everyone is others else dist.get_rank() * len(x)
+    rows, columns = len(x), len(everyone)
     if columns < 2:
         raise ValueError(
             "x: expected at least 2 samples, or a queue, to have negatives, got a batch of 1"
         )
-    penalties = penalty(x @ others.T)
+    penalties = penalty(x @ everyone.T)
     same = torch.zeros_like(penalties, dtype=torch.bool)
     same.diagonal(first).fill_(True)
     return penalties.masked_fill(same, 0).sum() / (rows * (columns - 1))
-
-
-def _rank() -> int:
-    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
 
 
 def _on_sphere(x: Tensor) -> Tensor:

@@ -45,10 +45,9 @@ COSINE = Similarity(
     penalty=lambda log_g, divergence: divergence.conjugate(log_g + divergence.f_prime_at_one),
 )
 
-SIMILARITIES = ("gaussian", "cosine")
-"""Names of the similarities."""
-
 _BY_NAME = {s.name: s for s in (GAUSSIAN, COSINE)}
+SIMILARITIES = tuple(_BY_NAME)
+"""Names of the similarities."""
 
 
 def get_similarity(name: str) -> Similarity:

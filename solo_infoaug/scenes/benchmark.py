@@ -180,16 +180,12 @@ def stills(config: ScenesConfig, split: str) -> tuple[Tensor, Tensor, Tensor]:
     Returns:
         uint8 [N, 3, 32, 32], classes int64 [N], parts int64 [N].
     """
-    counts = {
-        "train": config.train_stills,
-        "labelled": config.labelled_stills,
-        "test": config.test_stills,
-    }
+    count = getattr(config, f"{split}_stills")
     images, labels = [], []
     for number, of_class in enumerate(families(config)):
         for part, family in enumerate(of_class):
             rng = np.random.default_rng([config.seed, 2 if split == "test" else 1, number, part])
-            for _ in range(counts[split]):
+            for _ in range(count):
                 images.append(_still(family, config, rng))
                 labels.append((number, part))
     classes, parts = torch.tensor(labels).unbind(1)
@@ -266,7 +262,7 @@ class SceneVideo:
         """SceneVideo `number` of the benchmark."""
         rng = np.random.default_rng([config.seed, 3, number])
         columns = int(np.ceil(np.sqrt(config.objects)))
-        objects, classes, parts, centres, angles = [], [], [], [], []
+        made = []
         for index in range(config.objects):
             row, column = divmod(index, columns)
             middle = (np.array([column, row]) + 0.5) * _CELL
@@ -279,20 +275,10 @@ class SceneVideo:
             for part, corner in enumerate(places):
                 c, s = np.cos(turn), np.sin(turn)
                 offset = np.stack([c * corner[0] - s * corner[1], s * corner[0] + c * corner[1]], 1)
-                objects.append(index)
-                classes.append(class_)
-                parts.append(part)
-                centres.append(path + offset)
-                angles.append(turn)
-        return cls(
-            config,
-            (config.seed, 4, number),
-            np.array(objects),
-            np.array(classes),
-            np.array(parts),
-            np.stack(centres, axis=1),
-            np.stack(angles, axis=1),
-        )
+                made.append((index, class_, part, path + offset, turn))
+        *numbers, centres, angles = zip(*made, strict=True)
+        truth = *map(np.array, numbers), np.stack(centres, axis=1), np.stack(angles, axis=1)
+        return cls(config, (config.seed, 4, number), *truth)
 
     @property
     def size(self) -> tuple[int, int]:
@@ -351,22 +337,16 @@ def _wander(
 
 @dataclass(frozen=True)
 class Benchmark:
-    """The benchmark in a folder: `stills/train`, `stills/test`, `videos`, `twins`, `oracle`."""
+    """What `prepare_scenes` made."""
 
-    folder: Path
-    config: ScenesConfig
+    stills: Path
+    """The image folder to pretrain on."""
+    twins: Path
+    """The dictionary that `mine` made of the videos."""
+    oracle: Path
+    """The same patches with the true twins: other parts of the same object."""
     truth: dict[str, float]
     """How good the mined twins are; see `compare_with_truth`."""
-
-    @property
-    def twins(self) -> Path:
-        """The dictionary that `mine` made of the videos."""
-        return self.folder / "twins"
-
-    @property
-    def oracle(self) -> Path:
-        """The same patches with the true twins: other parts of the same object."""
-        return self.folder / "oracle"
 
 
 def mine_config(config: ScenesConfig) -> MineConfig:
@@ -426,7 +406,8 @@ def prepare_scenes(folder: Path, config: ScenesConfig, workers: int = 1) -> Benc
         raise ConfigError(
             f"scenes: {folder} holds a benchmark of other settings; choose another folder"
         )
-    return Benchmark(folder, config, known["truth"])
+    made = folder / "stills" / "train", folder / "twins", folder / "oracle"
+    return Benchmark(*made, known["truth"])
 
 
 def _write_stills(folder: Path, config: ScenesConfig) -> None:

@@ -14,15 +14,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from pathlib import Path
 
 import cv2
 import numpy as np
 
+from solo_infoaug._checks import require
 from solo_infoaug.dictionary import TwinDictionary
 from solo_infoaug.dictionary.store import WindowRecord
-from solo_infoaug.errors import ConfigError
 from solo_infoaug.mining.config import MineConfig
 from solo_infoaug.mining.encoding import write_video
 from solo_infoaug.mining.tracking import grid
@@ -81,27 +81,24 @@ class SceneConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.camera not in CAMERAS:
-            raise ConfigError(f"camera must be one of {', '.join(CAMERAS)}, not {self.camera!r}")
-        if self.frames < 1 or min(self.height, self.width) < 96:
-            raise ConfigError(
-                "a scene needs at least 1 frame of 96×96 pixels, not "
-                f"{self.frames} of {self.width}×{self.height}"
-            )
-        if self.depth < 1 or (self.boxes and self.depth == 1):
-            raise ConfigError(
-                "depth must be at least 1, and more with boxes, not "
-                f"depth={self.depth!r} with {self.boxes} boxes"
-            )
-        if self.camera in TRAVELLING and self.frames * self.travel > self.width / 2:
-            raise ConfigError(
-                f"frames × travel must be at most half the width, {self.width // 2}, or the camera "
-                f"would leave the scene, not {self.frames} × {self.travel:g}"
-            )
-        if self.objects < 0 or not 0 <= self.articulated <= self.objects:
-            raise ConfigError(
-                f"articulated must be in [0, objects={self.objects}], not {self.articulated!r}"
-            )
+        way = self.frames * self.travel if self.camera in TRAVELLING else 0
+        half = self.width // 2
+        deep = self.depth > 1 if self.boxes else self.depth >= 1
+        for name, good, expected, value in (
+            ("camera", self.camera in CAMERAS, f"one of {', '.join(CAMERAS)}", self.camera),
+            ("frames", self.frames >= 1, "at least 1", self.frames),
+            ("height", self.height >= 96, "at least 96 pixels", self.height),
+            ("width", self.width >= 96, "at least 96 pixels", self.width),
+            ("depth", deep, f"at least 1, and more with {self.boxes} boxes", self.depth),
+            ("frames × travel", way <= half, f"at most {half}, or it leaves the scene", way),
+            (
+                "articulated",
+                0 <= self.articulated <= self.objects,
+                f"a number in [0, objects={self.objects}]",
+                self.articulated,
+            ),
+        ):
+            require(good, name, expected, value)
 
 
 @dataclass
@@ -251,9 +248,9 @@ class Score:
     right: int  # of these, on the same object
     background: int
     background_with_twin: int
-    # The share of right twins if they were drawn from the patches of the window that have one, too,
+    # How many of them would be, were twins drawn from the patches of the window that have one, too,
     # and do not overlap: what the mutual information adds to the knowledge that both move.
-    chance: float
+    right_by_chance: float
 
     @property
     def purity(self) -> float:
@@ -270,17 +267,13 @@ class Score:
         """The share of background patches that have a twin."""
         return self.background_with_twin / self.background if self.background else float("nan")
 
+    @property
+    def chance(self) -> float:
+        """The purity of twins that are drawn so."""
+        return self.right_by_chance / max(self.with_twin, 1)
+
     def __add__(self, other: Score) -> Score:
-        both = self.with_twin + other.with_twin
-        chance = (self.chance * self.with_twin + other.chance * other.with_twin) / max(both, 1)
-        return Score(
-            self.objects + other.objects,
-            both,
-            self.right + other.right,
-            self.background + other.background,
-            self.background_with_twin + other.background_with_twin,
-            chance,
-        )
+        return Score(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
 
 
 def score(
@@ -394,7 +387,7 @@ def _compare(
         right=int((owner[twin[anchors]] == owner[anchors]).sum()),
         background=int(background.sum()),
         background_with_twin=int((background & has).sum()),
-        chance=float(chance.mean()) if len(anchors) else 0.0,
+        right_by_chance=float(chance.sum()),
     )
 
 

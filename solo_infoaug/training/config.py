@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -72,22 +73,13 @@ def parse_overrides(overrides: Sequence[str]) -> list[Override]:
             parsed.append(parser.parse_override(override))
         except HydraException as error:
             key, equals, value = override.partition("=")
-            quoted = f'{key}="{value}"'
-            why = str(error).splitlines()[0]
-            if equals and _reads(parser, quoted):
+            quoted, hint = f'{key}="{value}"', "expected key=value, +key=value or ~key"
+            with suppress(HydraException):
+                parser.parse_override(quoted if equals else "")
                 hint = f"quote the value, and all of it for the shell: '{quoted}'"
-            else:
-                hint = "expected key=value, +key=value or ~key"
+            why = str(error).splitlines()[0]
             raise ConfigError(f"override {override!r}: {hint} (Hydra says: {why})") from error
     return parsed
-
-
-def _reads(parser: OverridesParser, override: str) -> bool:
-    try:
-        parser.parse_override(override)
-    except HydraException:
-        return False
-    return True
 
 
 def choose_device(cfg: DictConfig) -> None:
@@ -99,9 +91,11 @@ def choose_device(cfg: DictConfig) -> None:
         return
     devices = OmegaConf.select(cfg, "devices", default=1)
     processes = int(devices) if accelerator == "cpu" and str(devices).isdigit() else 1
+    precision = cfg.get("precision", 32)
     changes: dict[str, Any] = {
         "accelerator": "cpu",
-        "precision": _cpu_precision(cfg),
+        # float16 needs a GPU; other precisions are kept
+        "precision": 32 if str(precision) in ("16", "16-mixed", "16-true") else precision,
         "devices": str(processes),  # solo-learn scales the learning rate by len(devices)
         **({"strategy": "auto"} if processes == 1 else {}),
         "sync_batchnorm": False,
@@ -117,12 +111,6 @@ def choose_device(cfg: DictConfig) -> None:
     if told:
         where = "Training" if accelerator == "cpu" else "No GPU here, training"
         say(f"{where} on the CPU ({', '.join(told)})")
-
-
-def _cpu_precision(cfg: DictConfig) -> Any:
-    """float16 needs a GPU; other precisions are kept."""
-    precision = str(OmegaConf.select(cfg, "precision", default="32"))
-    return 32 if precision in ("16", "16-mixed", "16-true") else cfg.get("precision", 32)
 
 
 def check_values(cfg: DictConfig) -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,19 @@ def _names(path: str | Path) -> Iterator[None]:
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:
         raise DataError(
             f"{path}: cannot be read as an image ({error}); remove or replace it"
+        ) from error
+
+
+@contextmanager
+def downloadable(dataset: str, path: str, key: str) -> Iterator[None]:
+    """Inside, a data set that torchvision neither finds nor can download is an error of `key`."""
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        if dataset not in ("cifar10", "cifar100", "stl10"):
+            raise
+        raise ConfigError(
+            f"{key}: {dataset} is not at {path} and cannot be downloaded ({error})"
         ) from error
 
 
@@ -120,7 +134,7 @@ def check_data(cfg: DictConfig) -> None:
         return
     folders = OmegaConf.select(cfg, "data.format", default="image_folder") == "image_folder"
     unlabelled = cfg.data.dataset == "custom" and OmegaConf.select(cfg, "data.no_labels")
-    classes: dict[str, list[str]] = {}
+    labelled: dict[str, Path] = {}
     for key in ("data.train_path", "data.val_path"):
         value = OmegaConf.select(cfg, key)
         if value is None:
@@ -128,33 +142,35 @@ def check_data(cfg: DictConfig) -> None:
         path = Path(value)
         if not path.exists():
             raise ConfigError(f"{key}: expected the path of the data, got {value}")
-        if not folders:
-            continue
-        if not path.is_dir():
-            raise ConfigError(f"{key}: expected a folder of images, got {value}, which is a file")
-        if unlabelled:
-            if key == "data.train_path":
-                _check_flat(path)
-        else:
-            classes[key] = image_classes(path, key)
-    train, val = (classes.get(f"data.{half}_path") for half in ("train", "val"))
-    if train and val and train != val:
-        raise ConfigError(
-            "data.val_path: expected the classes of data.train_path, "
-            f"{_some(train)}; got {_some(val)}"
-        )
+        if folders and not unlabelled:
+            labelled[key] = path
+        elif folders and key == "data.train_path":
+            _check_flat(path)
+    check_classes(labelled)
 
 
-def image_classes(path: Path, key: str) -> list[str]:
-    """The classes of a folder of images as torchvision sees it: a sub-folder each.
-
-    Args:
-        path: of the folder.
-        key: what messages call it.
+def check_classes(folders: Mapping[str, Path]) -> None:
+    """Folders of images, by what messages call each, have the same classes.
 
     Raises:
-        ConfigError: there is none, or one has no image in it.
+        ConfigError: they differ, there are none, or one has no image in it.
     """
+    classes = {key: _image_classes(path, key) for key, path in folders.items()}
+    for (one, ours), (other, theirs) in pairwise(classes.items()):
+        if ours != theirs:
+            raise ConfigError(
+                f"{other}: expected the classes of {one}, {_some(ours)}; got {_some(theirs)}"
+            )
+
+
+def _image_classes(path: Path, key: str) -> list[str]:
+    """The classes of a folder of images as torchvision sees it: a sub-folder each."""
+    if not path.is_dir():
+        there = "a file" if path.exists() else "not there"
+        raise ConfigError(
+            f"{key}: expected a folder with a folder of images for each class, got {path}, which "
+            f"is {there}"
+        )
     names = sorted(entry.name for entry in path.iterdir() if entry.is_dir())
     if not names:
         raise ConfigError(
@@ -173,6 +189,10 @@ def image_classes(path: Path, key: str) -> list[str]:
 
 def _check_flat(path: Path) -> None:
     """solo-learn opens every entry of a folder without labels as an image."""
+    if not path.is_dir():
+        raise ConfigError(
+            f"data.train_path: expected a folder of images, got {path}, which is a file"
+        )
     entries = sorted(path.iterdir())
     if not entries:
         raise ConfigError(f"data.train_path: expected images, got {path}, which is empty")

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import inspect
-import random
-import string
+import secrets
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -33,7 +32,7 @@ from solo_infoaug.errors import ConfigError, DataError, InfoAugError
 from solo_infoaug.host import Host
 from solo_infoaug.objectives.config import FMICLConfig
 from solo_infoaug.training.config import check_values, choose_device, say
-from solo_infoaug.training.data import check_data, train_loader, validation_loader
+from solo_infoaug.training.data import check_data, downloadable, train_loader, validation_loader
 from solo_infoaug.twin.config import read_infoaug
 from solo_infoaug.twin.registration import register
 
@@ -159,26 +158,11 @@ def _refused_by(host: Host) -> Iterator[None]:
         ) from error
 
 
-@contextmanager
-def _had(cfg: DictConfig) -> Iterator[None]:
-    """Inside, a data set that torchvision neither finds nor can download is an error of ours."""
-    try:
-        yield
-    except (OSError, RuntimeError) as error:
-        if cfg.data.dataset not in ("cifar10", "cifar100", "stl10"):
-            raise
-        raise ConfigError(
-            f"data.train_path: {cfg.data.dataset} is not at {cfg.data.train_path} and cannot be "
-            f"downloaded ({error})"
-        ) from error
-
-
 def _callbacks(
     host: Host, cfg: DictConfig, more: Sequence[Callback]
 ) -> tuple[Logger | None, list[Callback], Any]:
     """The logger, all callbacks, and the one among them that writes checkpoints, if any."""
-    version = "".join(random.SystemRandom().choices(string.ascii_lowercase + string.digits, k=8))
-    logger = _logger(cfg, version)
+    logger = _logger(cfg, version=secrets.token_hex(4))
     used = list(more)
     checkpointer = None
     if cfg.checkpoint.enabled:
@@ -245,7 +229,8 @@ def pretrain(cfg: DictConfig, callbacks: Sequence[Callback] = ()) -> TrainingRes
             parameter.set_(parameter.contiguous())
     if not cfg.performance.disable_channel_last:
         model = model.to(memory_format=torch.channels_last)
-    with _refused_by(host), _had(cfg):
+    there = downloadable(cfg.data.dataset, cfg.data.train_path, "data.train_path")
+    with _refused_by(host), there:
         validation = validation_loader(host, cfg)
         training = train_loader(host, cfg)
 

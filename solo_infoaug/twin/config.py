@@ -23,23 +23,6 @@ BATCH_NORMS = ("shared", "separate", "frozen")
 FILLED_IN = ("fingerprint", "chosen_by", "written", "videos")
 """Keys that say which dictionary a run used; users do not write them."""
 
-# What auto-resume compares as well: a run only goes on from one with the same twins
-# and the same objective.
-SHOULD_MATCH = [
-    "infoaug.fingerprint",
-    "infoaug.arm",
-    "infoaug.weight",
-    "infoaug.batch_size",
-    "infoaug.top_k",
-    "infoaug.temporal",
-    "infoaug.others",
-    "infoaug.augmentations",
-    "infoaug.batch_norm",
-    "infoaug.heads",
-    "infoaug.objective",
-    "fmicl",
-]
-
 
 @dataclass
 class InfoAugConfig:
@@ -133,6 +116,16 @@ class InfoAugConfig:
         objective = FMICLConfig.parse(self.objective, key="infoaug.objective")
         if objective is not None:
             self.objective = objective.asdict()
+
+
+# What auto-resume compares as well: a run only goes on from one with the same twins, wherever they
+# lie, and the same objective.
+SHOULD_MATCH = [
+    f"infoaug.{key}"
+    for key in InfoAugConfig.__dataclass_fields__
+    if key not in ("enabled", "twins", "chosen_by", "written", "videos")
+]
+SHOULD_MATCH.append("fmicl")
 
 
 def read_infoaug(cfg: DictConfig) -> InfoAugConfig | None:

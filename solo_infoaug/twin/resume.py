@@ -54,7 +54,8 @@ class Resumption:
         """What a run draws inside it drew when it first started; then buffers and momentum."""
         with fork_rng(0, self.method.device):
             yield
-        put_late_buffers(self.method, self.late_buffers)
+        for name, value in self.late_buffers.items():
+            self.method.get_buffer(name).copy_(value)
         if self.saved["tau"] is not None:
             set_momentum(self.method, self.saved["tau"])
 
@@ -104,12 +105,6 @@ def take_late_buffers(
     known = module.state_dict().keys()
     late = [key for key in weights if key not in known and key.rpartition(".")[2] in names]
     return {key: weights.pop(key) for key in late}
-
-
-def put_late_buffers(module: nn.Module, buffers: dict[str, Tensor]) -> None:
-    """Fill the buffers, now that they are there."""
-    for name, value in buffers.items():
-        module.get_buffer(name).copy_(value)
 
 
 @torch.no_grad()

@@ -1,5 +1,3 @@
 """A dictionary to look at: pictures, a movie, an HTML page."""
 
-from solo_infoaug.viewer.page import show
-
-__all__ = ["show"]
+from solo_infoaug.viewer.page import show as show

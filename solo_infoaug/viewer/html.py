@@ -16,11 +16,16 @@ def render(package: str, template: str, **values: Any) -> str:
     return environment.get_template(template).render(**values)
 
 
-def png(figure: Figure, dpi: int = 110) -> bytes:
+def png(figure: Figure, dpi: int) -> bytes:
     """A figure as the content of a PNG file."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=dpi)
     return buffer.getvalue()
+
+
+def embedded(figure: Figure, dpi: int = 110) -> str:
+    """A figure as an address, for `src`."""
+    return data_uri(png(figure, dpi))
 
 
 def data_uri(image: bytes) -> str:

@@ -19,7 +19,7 @@ from solo_infoaug.mining.encoding import write_video
 from solo_infoaug.mining.video import find_videos, open_video, video_digest
 from solo_infoaug.viewer.pictures import strongest_pairs
 
-_WIDEST, _LEAST = 1280, 320
+_WIDEST, _NARROWEST = 1280, 320
 # So many frames of a track are drawn behind each patch.
 _TRAIL = 24
 _FAINT = (170, 170, 170)
@@ -56,11 +56,10 @@ def write_movie(
 
 def _canvas(windows: list[WindowRecord]) -> tuple[int, int]:
     """Height and width that suit the largest frame; even, as H.264 wants them."""
-    sizes = [window.image.shape[:2] for window in windows]
-    height, width = max(size[0] for size in sizes), max(size[1] for size in sizes)
-    scale = min(1.0, _WIDEST / max(height, width))
-    scale = max(scale, _LEAST / max(height, width))
-    return 2 * max(1, round(height * scale / 2)), 2 * max(1, round(width * scale / 2))
+    largest = np.max([window.image.shape[:2] for window in windows], axis=0)
+    scale = np.clip(1.0, _NARROWEST / largest.max(), _WIDEST / largest.max())
+    height, width = (2 * max(1, round(side * scale / 2)) for side in largest)
+    return height, width
 
 
 def _annotated(
@@ -85,10 +84,9 @@ def _annotated(
             cv2.circle(drawn, _pixel(point * scale), 2, _FAINT, -1, cv2.LINE_AA)
         for (i, j), rgb in zip(pairs, colours, strict=True):
             colour = tuple(int(255 * channel) for channel in rgb[:3])
+            recent = slice(max(0, t - _TRAIL), t + 1)
             for patch in (i, j):
-                trail = tracks[max(0, t - _TRAIL) : t + 1, patch][
-                    visible[max(0, t - _TRAIL) : t + 1, patch]
-                ]
+                trail = tracks[recent, patch][visible[recent, patch]]
                 line = np.round(trail * scale).astype(np.int32)[:, None]
                 cv2.polylines(drawn, [line], False, colour, 1, cv2.LINE_AA)
                 if visible[t, patch]:

@@ -15,7 +15,7 @@ from solo_infoaug.dictionary import TwinDictionary
 from solo_infoaug.dictionary.tools import video_table
 from solo_infoaug.errors import ConfigError
 from solo_infoaug.viewer import pictures
-from solo_infoaug.viewer.html import data_uri, png, render
+from solo_infoaug.viewer.html import embedded, png, render
 from solo_infoaug.viewer.movie import write_movie
 
 # Windows with the most twins are shown; a page of hundreds helps nobody.
@@ -72,7 +72,7 @@ def _page(dictionary: TwinDictionary) -> str:
         )
         return {
             "record": dictionary.windows[index],
-            "images": [_embedded(draw(dictionary, index)) for draw in drawn],
+            "images": [embedded(draw(dictionary, index), _DPI) for draw in drawn],
         }
 
     return render(
@@ -82,22 +82,20 @@ def _page(dictionary: TwinDictionary) -> str:
         videos=video_table(dictionary),
         failed=dictionary.info.get("failed", {}),
         config=dictionary.info.get("config", {}),
-        gallery=_embedded(pictures.draw_pairs(dictionary)) if len(dictionary.anchors) else None,
+        gallery=embedded(pictures.draw_pairs(dictionary), _DPI)
+        if len(dictionary.anchors)
+        else None,
         windows=[window(index) for index in pictures.richest_windows(dictionary, _WINDOWS)],
     )
 
 
 def _poster(dictionary: TwinDictionary) -> Image.Image:
-    rows = []
-    for index in pictures.richest_windows(dictionary, _PNG_WINDOWS):
-        rows.append(
-            [
-                _image(draw(dictionary, index)).convert("RGB")
-                for draw in (pictures.draw_twins, pictures.draw_tracks)
-            ]
-        )
+    rows = [
+        [_image(draw(dictionary, index)) for draw in (pictures.draw_twins, pictures.draw_tracks)]
+        for index in pictures.richest_windows(dictionary, _PNG_WINDOWS)
+    ]
     if len(dictionary.anchors):
-        rows.append([_image(pictures.draw_pairs(dictionary)).convert("RGB")])
+        rows.append([_image(pictures.draw_pairs(dictionary))])
     width = max(sum(image.width for image in row) for row in rows)
     height = sum(max(image.height for image in row) for row in rows)
     poster = Image.new("RGB", (width, height), "white")
@@ -112,8 +110,4 @@ def _poster(dictionary: TwinDictionary) -> Image.Image:
 
 
 def _image(figure: Figure) -> Image.Image:
-    return Image.open(io.BytesIO(png(figure, _DPI)))
-
-
-def _embedded(figure: Figure) -> str:
-    return data_uri(png(figure, _DPI))
+    return Image.open(io.BytesIO(png(figure, _DPI))).convert("RGB")

@@ -14,9 +14,9 @@ import torch
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
+from solo_infoaug._checks import require
 from solo_infoaug.dictionary import TwinDictionary
 from solo_infoaug.dictionary.store import WindowRecord
-from solo_infoaug.errors import ConfigError
 from solo_infoaug.mining.window import REASONS
 
 if TYPE_CHECKING:
@@ -163,11 +163,7 @@ def draw_mi_histogram(dictionary: TwinDictionary, window: int) -> Figure:
     figure = Figure(figsize=(5.4, 3.4), layout="constrained")
     axes = figure.subplots()
     finite = np.concatenate([values.ravel() for values, _ in shown.values()])
-    edges = (
-        np.linspace(min(float(finite.min()), 0.0), max(float(finite.max()), 0.1), 40)
-        if len(finite)
-        else np.linspace(0, 1, 40)
-    )
+    edges = np.linspace(finite.min(initial=0.0), finite.max(initial=0.1), 40)
     for name, (values, colour) in shown.items():
         if len(values):
             axes.hist(
@@ -229,11 +225,8 @@ def draw_pairs(dictionary: TwinDictionary, count: int = 24) -> Figure:
 
 
 def _window(dictionary: TwinDictionary, window: int) -> WindowRecord:
-    if not 0 <= window < len(dictionary.windows):
-        raise ConfigError(
-            f"window must be one of the dictionary's {len(dictionary.windows)} "
-            f"(0 to {len(dictionary.windows) - 1}), not {window!r}"
-        )
+    count = len(dictionary.windows)
+    require(0 <= window < count, "window", f"0 to {count - 1}, the dictionary's windows", window)
     return dictionary.windows[window]
 
 

@@ -174,10 +174,10 @@ def test_the_generator_decides(made: TwinDictionary) -> None:
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
-        ({"others": 1.0}, "others must be at least 0 and less than 1, not 1.0"),
-        ({"arm": "best"}, "arm must be one of mi, random, random_anchor, self, not 'best'"),
-        ({"size": 0}, "batch_size must be at least 1, not 0"),
-        ({"top_k": 0}, "top_k must be at least 1 or None, not 0"),
+        ({"others": 1.0}, "others: expected at least 0 and less than 1, got 1.0"),
+        ({"arm": "best"}, "arm: expected one of mi, random, random_anchor, self, got 'best'"),
+        ({"size": 0}, "batch_size: expected at least 1, got 0"),
+        ({"top_k": 0}, "top_k: expected at least 1 or None, got 0"),
     ],
 )
 def test_sample_errors(made: TwinDictionary, kwargs: dict, message: str) -> None:
@@ -588,5 +588,5 @@ def test_format_1_twins_stay_in_their_shot(tmp_path: Path) -> None:
     record = json.loads((part / "video.json").read_text())
     record["index"]["sha256"] = hashlib.sha256(data).hexdigest()
     (part / "video.json").write_text(json.dumps(record))
-    with pytest.raises(DictionaryError, match="another shot"):
+    with pytest.raises(DictionaryError, match="another window"):
         TwinDictionary.load(folder)

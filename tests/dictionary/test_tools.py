@@ -182,9 +182,9 @@ def test_what_was_counted_survives_filtering(tmp_path: Path) -> None:
 def test_split_errors(two, tmp_path: Path) -> None:
     with pytest.raises(DictionaryError, match="single video and cannot be split by video"):
         split(two[0].path, tmp_path / "s")
-    with pytest.raises(ConfigError, match=r"fraction must be in \(0, 1\), not 1"):
+    with pytest.raises(ConfigError, match=r"fraction: expected in \(0, 1\), got 1"):
         split(two[0].path, tmp_path / "s", fraction=1)
-    with pytest.raises(ConfigError, match="by must be video or shot, not 'day'"):
+    with pytest.raises(ConfigError, match="by: expected video or shot, got 'day'"):
         split(two[0].path, tmp_path / "s", by="day")
 
 
@@ -199,7 +199,7 @@ def test_filter(two, tmp_path: Path) -> None:
         good = [(t, m) for t, m in good if t >= 0 and m >= limit][:2]
         found = [(int(t), float(m)) for t, m in zip(kept.twins[patch], kept.mi[patch], strict=True)]
         assert [pair for pair in found if pair[0] >= 0] == good
-    with pytest.raises(ConfigError, match="top_k must be at least 1"):
+    with pytest.raises(ConfigError, match="top_k: expected 1 to"):
         filter_twins(one.path, tmp_path / "none", top_k=0)
 
 

@@ -58,16 +58,16 @@ from solo_infoaug.mining import MineConfig
     ],
 )
 def test_errors_name_the_setting(name: str, value: object) -> None:
-    with pytest.raises(ConfigError, match=rf"^{name} must be .*, not "):
+    with pytest.raises(ConfigError, match=rf"^{name}: expected .*, got "):
         MineConfig(**{name: value})
 
 
 def test_what_a_setting_may_be_depends_on_others() -> None:
-    with pytest.raises(ConfigError, match=r"^window must be at least min_frames=30, not 24"):
+    with pytest.raises(ConfigError, match=r"^window: expected at least min_frames=30, got 24"):
         MineConfig(min_frames=30)
-    with pytest.raises(ConfigError, match=r"^stride must be at most window=20, not 21"):
+    with pytest.raises(ConfigError, match=r"^stride: expected at most window=20, got 21"):
         MineConfig(window=20, stride=21)
-    with pytest.raises(ConfigError, match=r"^k must be .* less than min_frames - 1 = 3, not 3"):
+    with pytest.raises(ConfigError, match=r"^k: expected less than min_frames - 1 = 3, got 3"):
         MineConfig(min_frames=4)
     assert MineConfig(min_frames=4, window=4, stride=4, k=2).k == 2
     assert MineConfig(window=30, min_frames=30, stride=30).window == 30
@@ -75,7 +75,7 @@ def test_what_a_setting_may_be_depends_on_others() -> None:
 
 def test_settings_of_one_tracker_are_not_for_another() -> None:
     with pytest.raises(
-        ConfigError, match=r"^tracks_folder must be empty with tracker=flow: .*file"
+        ConfigError, match=r"^tracks_folder: expected empty with tracker=flow: .*file"
     ):
         MineConfig(tracks_folder="tracks")
     assert MineConfig(tracker="file", tracks_folder="tracks").tracks_folder == "tracks"
@@ -109,7 +109,7 @@ def test_parse() -> None:
         ("max_frames=96", "unknown setting 'max_frames'; did you mean min_frames"),
         ("min_agreement=0.5", "unknown setting 'min_agreement'"),
         ("k", "k needs a value"),
-        ("k=three", "k must be int, not 'three'"),
+        ("k=three", "k: expected int, got 'three'"),
     ],
 )
 def test_parse_errors(text: str, message: str) -> None:

@@ -130,7 +130,7 @@ def test_a_jump_in_time_is_a_gap(tmp_path: Path, frames: Images) -> None:
 def test_a_gap_begins_a_shot_and_steps_do_not_lose_it(tmp_path: Path, frames: Images) -> None:
     path = _paused(tmp_path, [frames[0]] * 64)
     with Video(path) as video:
-        found = list(windows(video.frames(), min_frames=8, length=64, stride=64))
+        found = list(windows(video.frames(), MineConfig(min_frames=8, window=64, stride=64)))
     assert [(window.numbers[0], len(window)) for window in found] == [(0, 32), (32, 32)]
     with Video(path) as video:
         assert [frame.number for frame in video.frames(step=3) if frame.gap] == [33]
@@ -439,7 +439,7 @@ def test_a_size_that_changes_is_named(tmp_path: Path, frames: Images) -> None:
     ]
     (tmp_path / "both.ts").write_bytes(b"".join(parts))
     with Video(tmp_path / "both.ts") as video:
-        found = list(windows(video.frames(), min_frames=32, length=64, stride=64))
+        found = list(windows(video.frames(), MineConfig(min_frames=32, window=64, stride=64)))
         assert video.record["sizes"] == ["256x160", "128x96"]
     assert [window.size for window in found] == [(160, 256), (96, 128)]
 
@@ -450,7 +450,7 @@ def test_black_frames_before_a_scene_are_in_none_of_its_windows(
     """The cut detector knows no cut this early; all tracks would be lost in the second frame."""
     black = [np.zeros_like(frames[0])] * 3
     with Video(_write(tmp_path / "b.mp4", black + frames[:40])) as video:
-        (window,) = windows(video.frames(), min_frames=32, length=64, stride=64)
+        (window,) = windows(video.frames(), MineConfig(min_frames=32, window=64, stride=64))
     assert (window.numbers[0], len(window)) == (3, 40)
 
 

@@ -59,7 +59,7 @@ def test_drawings(mined: TwinDictionary, tmp_path: Path, draw) -> None:
     draw(mined, 0).savefig(tmp_path / "drawing.png")
     with Image.open(tmp_path / "drawing.png") as image:
         assert np.asarray(image).std() > 5
-    with pytest.raises(ConfigError, match="window must be one of the dictionary's 1"):
+    with pytest.raises(ConfigError, match="window: expected 0 to 0, the dictionary's windows"):
         draw(mined, 1)
 
 

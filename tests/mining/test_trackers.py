@@ -3,6 +3,7 @@ from __future__ import annotations
 import sys
 import types
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,6 +26,10 @@ def _window(frames: int = 12, height: int = 64, width: int = 96, seed: int = 5) 
     return Window(0, seed, images, {seed: images[seed]}, list(range(frames)))
 
 
+def _tracker(name: str, video: Path = Path("x.mp4"), **settings: Any) -> trackers.Tracker:
+    return make_tracker(video, MineConfig(tracker=name, **settings))
+
+
 def _follow(tracker: trackers.Tracker, window: Window | None = None) -> trackers.Tracks:
     return tracker.follow(window or _window(), 16, 1.0, "none")
 
@@ -43,7 +48,7 @@ def _panned(first: int = 0, frames: int = 8, factor: int = 1) -> Window:
 
 
 def test_flow_follows_a_pan_and_finds_the_camera() -> None:
-    found = make_tracker("flow", Path("x.mp4")).follow(_panned(), 16, 0.5, "homography")
+    found = _tracker("flow").follow(_panned(), 16, 0.5, "homography")
     centres = grid(96, 160, 16, 0.5)
     assert found.path.shape == (8, len(centres), 2)
     assert np.allclose(found.path[4], centres)
@@ -59,8 +64,8 @@ def test_flow_follows_a_pan_and_finds_the_camera() -> None:
 
 
 def test_flow_is_in_source_pixels() -> None:
-    small = make_tracker("flow", Path("x.mp4")).follow(_panned(), 16, 1.0, "affine")
-    large = make_tracker("flow", Path("x.mp4")).follow(_panned(factor=3), 48, 1.0, "affine")
+    small = _tracker("flow").follow(_panned(), 16, 1.0, "affine")
+    large = _tracker("flow").follow(_panned(factor=3), 48, 1.0, "affine")
     assert np.allclose(large.path, 3 * small.path, atol=1e-3)
     assert np.array_equal(large.visible, small.visible)
     for one, two in zip(small.camera, large.camera, strict=True):
@@ -71,7 +76,7 @@ def test_flow_is_in_source_pixels() -> None:
 
 def test_overlapping_windows_share_their_flow(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each pair of frames is computed once, and what no window needs any more is let go."""
-    tracker = make_tracker("flow", Path("x.mp4"))
+    tracker = _tracker("flow")
     real, computed = tracker._estimate, []  # type: ignore[attr-defined]
 
     def counted(before: np.ndarray, after: np.ndarray):
@@ -82,14 +87,17 @@ def test_overlapping_windows_share_their_flow(monkeypatch: pytest.MonkeyPatch) -
     whole = [tracker.follow(_panned(first), 16, 1.0, "affine") for first in (0, 4, 8)]
     assert len(computed) == 7 + 4 + 4
     assert set(tracker._steps) == {(t, t + 1) for t in range(8, 15)}  # type: ignore[attr-defined]
-    alone = make_tracker("flow", Path("x.mp4")).follow(_panned(8), 16, 1.0, "affine")
+    alone = _tracker("flow").follow(_panned(8), 16, 1.0, "affine")
     assert np.array_equal(whole[2].path, alone.path)
     assert np.array_equal(whole[2].visible, alone.visible)
 
 
 def test_flow_and_its_patches_agree() -> None:
     """What the tracker does to a window is `follow_patches` over its pairs."""
-    window, tracker = _panned(), make_tracker("flow", Path("x.mp4"), max_roundtrip=0.7)
+    window, tracker = (
+        _panned(),
+        _tracker("flow", max_roundtrip=0.7),
+    )
     found = tracker.follow(window, 16, 1.0, "none")
     steps = tracker._steps  # type: ignore[attr-defined]
     flows = [steps[pair][0] for pair in zip(range(7), range(1, 8), strict=True)]
@@ -102,7 +110,7 @@ def test_flow_and_its_patches_agree() -> None:
 
 
 def test_lk_follows_a_pan_both_ways() -> None:
-    found = make_tracker("lk", Path("x.mp4")).follow(_panned(), 16, 1.0, "affine")
+    found = _tracker("lk").follow(_panned(), 16, 1.0, "affine")
     centres = grid(96, 160, 16)
     inner = np.abs(centres - [80, 48]).max(axis=1) < 30
     truth = centres - np.array([3.0, 0.0]) * (np.arange(8) - 4)[:, None, None]
@@ -134,7 +142,7 @@ def _drifting(frames: int = 12) -> tuple[np.ndarray, np.ndarray]:
 def test_file_tracker(tmp_path: Path) -> None:
     tracks, visible = _drifting()
     _npz(tmp_path / "clip.npz", tracks=tracks, visibility=visible)
-    found = _follow(make_tracker("file", tmp_path / "clip.mp4"))
+    found = _follow(_tracker("file", tmp_path / "clip.mp4"))
     assert np.allclose(found.path[5], tracks[:, 5])  # in the seed frame
     assert np.allclose(found.path[:, 0], tracks[0], atol=1e-3)
     # Hidden from frame 6 on, and lost for good; the last one leaves the frame in frame 8
@@ -149,7 +157,7 @@ def test_file_tracker_is_asked_for_the_frames_of_the_window(tmp_path: Path) -> N
     _npz(tmp_path / "clip.npz", tracks=tracks, visibility=np.ones((3, 12), bool))
     window = _window(6, seed=3)
     window.numbers = list(range(0, 12, 2))
-    found = _follow(make_tracker("file", tmp_path / "clip.mp4"), window)
+    found = _follow(_tracker("file", tmp_path / "clip.mp4"), window)
     assert np.allclose(found.path[:, 0], tracks[0, ::2], atol=1e-3)
 
 
@@ -161,7 +169,9 @@ def test_file_tracker_in_the_layout_of_tap_vid(tmp_path: Path) -> None:
         points=(tracks / [96, 64]).astype(np.float32),
         occluded=~visible,
     )
-    tracker = make_tracker("file", tmp_path / "clip.mp4", folder=str(tmp_path / "made"))
+    tracker = make_tracker(
+        tmp_path / "clip.mp4", MineConfig(tracker="file", tracks_folder=str(tmp_path / "made"))
+    )
     assert np.allclose(_follow(tracker).path[:, 0], tracks[0], atol=1e-3)
 
 
@@ -170,7 +180,7 @@ def test_file_tracker_fits_the_camera(tmp_path: Path) -> None:
     start = np.random.default_rng(0).uniform(12, [84, 52], (200, 2))
     tracks = start[:, None] + np.array([1.0, -0.5]) * (np.arange(12) - 5)[None, :, None]
     _npz(tmp_path / "clip.npz", tracks=tracks, visibility=np.ones((200, 12), bool))
-    tracker = make_tracker("file", tmp_path / "clip.mp4")
+    tracker = _tracker("file", tmp_path / "clip.mp4")
     found = tracker.follow(_window(), 4, 0.5, "similarity")
     assert found.path.shape[1] > 60
     for step in found.camera:
@@ -182,7 +192,7 @@ def test_file_tracker_takes_patches_apart_and_inside(tmp_path: Path) -> None:
     start = np.array([[20.0, 20.0], [24.0, 20.0], [40.0, 20.0], [3.0, 3.0]])
     tracks = np.repeat(start[:, None], 12, axis=1)
     _npz(tmp_path / "clip.npz", tracks=tracks, visibility=np.ones((4, 12), bool))
-    found = _follow(make_tracker("file", tmp_path / "clip.mp4"))
+    found = _follow(_tracker("file", tmp_path / "clip.mp4"))
     assert found.path[5].tolist() == [[20, 20], [40, 20]]
 
 
@@ -199,17 +209,17 @@ def test_file_tracker_takes_patches_apart_and_inside(tmp_path: Path) -> None:
 def test_file_tracker_errors(tmp_path: Path, arrays: dict, message: str) -> None:
     _npz(tmp_path / "clip.npz", **arrays)
     with pytest.raises(VideoError, match=message):
-        _follow(make_tracker("file", tmp_path / "clip.mp4"))
+        _follow(_tracker("file", tmp_path / "clip.mp4"))
 
 
 # numpy leaves a file open that is no archive
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_file_tracker_without_or_with_a_broken_file(tmp_path: Path) -> None:
     with pytest.raises(VideoError, match=r"cannot be read from .*clip\.npz"):
-        make_tracker("file", tmp_path / "clip.mp4")
+        _tracker("file", tmp_path / "clip.mp4")
     (tmp_path / "clip.npz").write_bytes(b"PK\x03\x04 this is no archive")
     with pytest.raises(VideoError, match="cannot be read"):
-        make_tracker("file", tmp_path / "clip.mp4")
+        _tracker("file", tmp_path / "clip.mp4")
 
 
 def test_mining_with_tracks_from_a_file(tmp_path: Path, video: Path, scene) -> None:
@@ -303,12 +313,14 @@ def networks(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, str]:
     trackers._bootstapir.cache_clear()
     path = tmp_path / "weights.pth"
     torch.save({"weight": torch.tensor([7.0])}, path)
-    return {"checkpoint": str(path)}
+    return {"tracker_checkpoint": str(path)}
 
 
 def test_cotracker(networks: dict[str, str]) -> None:
     with pytest.warns(UserWarning, match="CC-BY-NC-4.0"):
-        tracker = make_tracker("cotracker3", Path("x.mp4"), device="cpu", **networks)
+        tracker = make_tracker(
+            Path("x.mp4"), MineConfig(tracker="cotracker3", device="cpu", **networks)
+        )
     assert "CC-BY-NC" in tracker.licence
     assert tracker.colour
     found = _follow(tracker)
@@ -319,7 +331,9 @@ def test_cotracker(networks: dict[str, str]) -> None:
 
 def test_bootstapir(networks: dict[str, str]) -> None:
     """Three of four points of the first patch are hidden five frames from the seed, either way."""
-    tracker = make_tracker("bootstapir", Path("x.mp4"), device="cpu", **networks)
+    tracker = make_tracker(
+        Path("x.mp4"), MineConfig(tracker="bootstapir", device="cpu", **networks)
+    )
     assert tracker.colour
     found = _follow(tracker, _window(13, seed=6))
     assert np.allclose(found.path, grid(64, 96, 16), atol=1e-3)
@@ -333,9 +347,11 @@ def test_neural_trackers_say_what_is_missing(tmp_path: Path) -> None:
         pytest.warns(UserWarning, match="CC-BY-NC"),
         pytest.raises(ConfigError, match=r"needs its package; install it with: pip install"),
     ):
-        make_tracker("cotracker3", Path("x.mp4"), checkpoint="weights.pth")
+        make_tracker(
+            Path("x.mp4"), MineConfig(tracker="cotracker3", tracker_checkpoint="weights.pth")
+        )
     with pytest.raises(ConfigError, match=r"bootstapir needs its package; .*pip install"):
-        make_tracker("bootstapir", Path("x.mp4"))
+        _tracker("bootstapir")
 
 
 def test_weights_that_are_code_are_refused(networks: dict[str, str], tmp_path: Path) -> None:
@@ -345,5 +361,8 @@ def test_weights_that_are_code_are_refused(networks: dict[str, str], tmp_path: P
 
     torch.save({"weight": Hostile()}, tmp_path / "bad.pth")
     with pytest.raises(ConfigError, match=r"bad\.pth cannot be read"):
-        make_tracker("bootstapir", Path("x.mp4"), checkpoint=str(tmp_path / "bad.pth"))
+        make_tracker(
+            Path("x.mp4"),
+            MineConfig(tracker="bootstapir", tracker_checkpoint=str(tmp_path / "bad.pth")),
+        )
     assert not (tmp_path / "owned").exists()

@@ -3,7 +3,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from solo_infoaug.mining.twins import best_partners, find_partners, information
+from solo_infoaug.mining.config import MineConfig
+from solo_infoaug.mining.twins import Partners, best_partners, find_partners, information
 
 NAN = np.nan
 
@@ -60,12 +61,18 @@ def _groups(frames: int = 60, seed: int = 0) -> np.ndarray:
     return np.concatenate([together, rng.normal(size=(4, frames, 2))])
 
 
+def _found(
+    samples: np.ndarray, known: np.ndarray, allowed: np.ndarray, **settings: float
+) -> Partners:
+    return find_partners(samples, known, allowed, MineConfig(**{"min_mi": 0.05, **settings}))
+
+
 _ALL = ~np.eye(12, dtype=bool)
 _KNOWN = np.ones((12, 60), bool)
 
 
 def test_partners_are_those_that_move_together() -> None:
-    found = find_partners(_groups(), _KNOWN, _ALL, top_k=5)
+    found = _found(_groups(), _KNOWN, _ALL, top_k=5)
     assert found.twins.shape == found.mi.shape == found.p_value.shape == (12, 5)
     for patch in range(8):
         group = set(range(patch // 4 * 4, patch // 4 * 4 + 4))
@@ -85,7 +92,7 @@ def test_partners_are_those_that_move_together() -> None:
 
 
 def test_a_pair_has_one_p_value() -> None:
-    found = find_partners(_groups(), _KNOWN, _ALL)
+    found = _found(_groups(), _KNOWN, _ALL)
     p = {
         (i, int(j)): value
         for i in range(12)
@@ -100,7 +107,7 @@ def test_pairs_that_are_not_allowed_are_no_twins() -> None:
     allowed = _ALL.copy()
     allowed[0, 1] = allowed[1, 0] = False
     allowed[4:8] = allowed[:, 4:8] = False
-    twins = find_partners(_groups(), _KNOWN, allowed).twins
+    twins = _found(_groups(), _KNOWN, allowed).twins
     assert set(twins[0].tolist()) == {2, 3, -1}
     assert set(twins[1].tolist()) == {2, 3, -1}
     assert set(twins[2].tolist()) == {0, 1, 3, -1}
@@ -108,7 +115,7 @@ def test_pairs_that_are_not_allowed_are_no_twins() -> None:
 
 
 def test_top_k_keeps_the_best() -> None:
-    many, few = (find_partners(_groups(), _KNOWN, _ALL, top_k=k) for k in (5, 1))
+    many, few = (_found(_groups(), _KNOWN, _ALL, top_k=k) for k in (5, 1))
     assert few.twins.shape == (12, 1)
     assert np.array_equal(few.twins[:, 0], many.twins[:, 0])
 
@@ -119,9 +126,9 @@ def test_what_moves_independently_has_no_partner() -> None:
     walks = np.cumsum(rng.normal(size=(20, 60, 2)), axis=1)
     allowed = ~np.eye(20, dtype=bool)
     known = np.ones((20, 60), bool)
-    tested = find_partners(walks, known, allowed)
+    tested = _found(walks, known, allowed)
     assert (tested.twins[:, 0] >= 0).mean() <= 0.1
-    untested = find_partners(walks, known, allowed, fdr=1.0)
+    untested = _found(walks, known, allowed, fdr=1.0)
     assert (untested.twins[:, 0] >= 0).mean() > 0.5
     assert (untested.p_value[untested.twins >= 0] == 0).all()
     assert (untested.p_value[untested.twins < 0] == 1).all()
@@ -129,15 +136,15 @@ def test_what_moves_independently_has_no_partner() -> None:
 
 
 def test_least_information() -> None:
-    found = find_partners(_groups(), _KNOWN, _ALL, fdr=1.0, min_mi=0.6)
+    found = _found(_groups(), _KNOWN, _ALL, fdr=1.0, min_mi=0.6)
     assert (found.mi[found.twins >= 0] > 0.6).all()
-    whole = find_partners(_groups(), _KNOWN, _ALL, fdr=1.0, min_mi=0.0, top_k=11)
+    whole = _found(_groups(), _KNOWN, _ALL, fdr=1.0, min_mi=0.0, top_k=11)
     assert ((whole.mi > 0.6).sum(axis=1) == (found.twins >= 0).sum(axis=1)).all()
 
 
 @pytest.mark.parametrize("count", [0, 1])
 def test_nobody_to_choose_from(count: int) -> None:
-    found = find_partners(
+    found = _found(
         np.zeros((count, 23, 2)), np.ones((count, 23), bool), np.zeros((count, count), bool)
     )
     assert found.twins.tolist() == [[-1] * 5] * count
@@ -148,9 +155,7 @@ def test_nobody_to_choose_from(count: int) -> None:
 
 
 def test_the_seed_decides() -> None:
-    one, two, other = (
-        find_partners(_groups(), _KNOWN, _ALL, surrogates=8, seed=s) for s in (1, 1, 2)
-    )
+    one, two, other = (_found(_groups(), _KNOWN, _ALL, surrogates=8, seed=s) for s in (1, 1, 2))
     assert np.array_equal(one.null, two.null)
     assert np.array_equal(one.p_value, two.p_value)
     assert not np.array_equal(one.null, other.null)
@@ -159,7 +164,7 @@ def test_the_seed_decides() -> None:
 @pytest.mark.parametrize("frames", [4, 8, 23])
 def test_short_windows(frames: int) -> None:
     """As few steps as the settings allow: an answer, and no number that is none."""
-    found = find_partners(_groups(frames), np.ones((12, frames), bool), _ALL, k=2)
+    found = _found(_groups(frames), np.ones((12, frames), bool), _ALL, k=2)
     assert np.isfinite(found.p_value).all()
     assert ((found.p_value > 0) & (found.p_value <= 1)).all()
     assert np.isfinite(found.mi).all()

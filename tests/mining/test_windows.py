@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from solo_infoaug.mining.config import MineConfig
 from solo_infoaug.mining.frame import Frame
 from solo_infoaug.mining.samples import sample_clips
 from solo_infoaug.mining.video import Video
@@ -33,6 +34,10 @@ def _scenes(*lengths: int) -> list[np.ndarray]:
     return [image for value, count in enumerate(lengths) for image in [_picture(value)] * count]
 
 
+def _windows(frames: Iterator[Frame], colour: bool = False, **settings: int) -> list[Window]:
+    return list(windows(frames, MineConfig(k=1, **settings), colour))
+
+
 def _spans(found: Sequence[Window]) -> list[tuple[int, int]]:
     """First frame of each window, and the one behind its last."""
     for window in found:
@@ -41,25 +46,25 @@ def _spans(found: Sequence[Window]) -> list[tuple[int, int]]:
 
 
 def test_cuts_are_found_to_the_frame() -> None:
-    found = list(windows(_frames(_scenes(20, 33, 15)), min_frames=8, length=40, stride=40))
+    found = _windows(_frames(_scenes(20, 33, 15)), min_frames=8, window=40, stride=40)
     assert _spans(found) == [(0, 20), (20, 53), (53, 68)]
     assert [window.shot for window in found] == [0, 1, 2]
 
 
 def test_windows_overlap_and_end_with_the_shot() -> None:
-    found = list(windows(_frames(_scenes(60)), min_frames=16, length=24, stride=12))
+    found = _windows(_frames(_scenes(60)), min_frames=16, window=24, stride=12)
     assert _spans(found) == [(0, 24), (12, 36), (24, 48), (36, 60)]
-    found = list(windows(_frames(_scenes(55)), min_frames=16, length=24, stride=12))
+    found = _windows(_frames(_scenes(55)), min_frames=16, window=24, stride=12)
     assert _spans(found) == [(0, 24), (12, 36), (24, 48), (36, 55)]
     # 15 frames are left from the fourth on: too few
-    found = list(windows(_frames(_scenes(51)), min_frames=16, length=24, stride=12))
+    found = _windows(_frames(_scenes(51)), min_frames=16, window=24, stride=12)
     assert _spans(found) == [(0, 24), (12, 36), (24, 48)]
 
 
 @pytest.mark.parametrize("count", [24, 25, 28])
 def test_no_window_holds_nothing_new(count: int) -> None:
     """Windows of 8 that begin every 4 frames: the last one begins where there is a new frame."""
-    found = _spans(list(windows(_frames(_scenes(count)), min_frames=4, length=8, stride=4)))
+    found = _spans(_windows(_frames(_scenes(count)), min_frames=4, window=8, stride=4))
     ends = [end for _, end in found]
     assert ends == sorted(set(ends))
     assert ends[-1] == count
@@ -69,7 +74,7 @@ def test_no_window_holds_nothing_new(count: int) -> None:
 
 
 def test_short_shots_are_skipped_and_counted() -> None:
-    found = list(windows(_frames(_scenes(20, 12, 20)), min_frames=16, length=16, stride=16))
+    found = _windows(_frames(_scenes(20, 12, 20)), min_frames=16, window=16, stride=16)
     assert _spans(found) == [(0, 16), (32, 48)]
     assert [window.shot for window in found] == [0, 2]
 
@@ -78,7 +83,7 @@ def test_keyframes_are_those_frames_and_windows_share_them() -> None:
     ramp = [np.full((32, 48, 3), 2 * t, np.uint8) for t in range(60)]
     for image, t in zip(ramp, itertools.count()):
         image[:8] = _picture(0)[:8] // 2 + t  # something to see, and no cut
-    found = list(windows(_frames(ramp), min_frames=10, length=24, stride=12))
+    found = _windows(_frames(ramp), min_frames=10, window=24, stride=12)
     assert _spans(found) == [(0, 24), (12, 36), (24, 48), (36, 60)]
     for window in found:
         assert sorted(window.keyframes) == list(range(0, 24, 3))
@@ -94,36 +99,36 @@ def test_keyframes_are_those_frames_and_windows_share_them() -> None:
 
 @pytest.mark.parametrize(("length", "count"), [(24, 4), (24, 17), (64, 43), (5, 5), (8, 7)])
 def test_the_seed_is_a_keyframe_near_the_middle(length: int, count: int) -> None:
-    (window,) = windows(_frames(_scenes(count)), min_frames=4, length=length, stride=length)
+    (window,) = _windows(_frames(_scenes(count)), min_frames=4, window=length, stride=length)
     assert len(window) == count
     assert window.seed in window.keyframes
     assert 0 <= count // 2 - window.seed < max(1, length // 8)
 
 
 def test_a_gap_is_a_cut_though_the_picture_stays() -> None:
-    found = list(windows(_frames(_scenes(40), gaps=(22,)), min_frames=8, length=24, stride=24))
+    found = _windows(_frames(_scenes(40), gaps=(22,)), min_frames=8, window=24, stride=24)
     assert _spans(found) == [(0, 22), (22, 40)]
     assert [window.shot for window in found] == [0, 1]
 
 
 def test_a_gap_at_the_very_beginning_is_none() -> None:
-    (window,) = windows(_frames(_scenes(20), gaps=(0,)), min_frames=8, length=24, stride=24)
+    (window,) = _windows(_frames(_scenes(20), gaps=(0,)), min_frames=8, window=24, stride=24)
     assert (window.shot, len(window)) == (0, 20)
 
 
 def test_a_change_of_the_size_is_a_cut() -> None:
-    images = [_picture(0)] * 20 + [_picture(0, 48, 64)] * 20
-    found = list(windows(_frames(images), min_frames=8, length=24, stride=24, track_size=24))
+    images = [_picture(0, 96, 144)] * 20 + [_picture(0, 128, 160)] * 20
+    found = _windows(_frames(images), min_frames=8, window=24, stride=24, track_size=64)
     assert _spans(found) == [(0, 20), (20, 40)]
-    assert [window.size for window in found] == [(32, 48), (48, 64)]
-    assert [window.small[0].shape for window in found] == [(24, 36), (24, 32)]
+    assert [window.size for window in found] == [(96, 144), (128, 160)]
+    assert [window.small[0].shape for window in found] == [(64, 96), (64, 80)]
     assert found[1].scale.tolist() == [2.0, 2.0]
 
 
 def test_colour_and_grey() -> None:
     images = _scenes(10)
-    (grey,) = windows(_frames(images), min_frames=4, length=16)
-    (colour,) = windows(_frames(images), min_frames=4, length=16, colour=True)
+    (grey,) = _windows(_frames(images), min_frames=4, window=16, stride=16)
+    (colour,) = _windows(_frames(images), min_frames=4, window=16, stride=16, colour=True)
     assert {image.shape for image in grey.small} == {(32, 48)}
     assert {image.shape for image in colour.small} == {(32, 48, 3)}
     assert np.array_equal(colour.small[3], images[3])
@@ -142,7 +147,7 @@ def test_decoded_frames_are_let_go() -> None:
 
     held = [
         sum(reference() is not None for reference in decoded)
-        for _ in windows(noted(), min_frames=16, length=24, stride=12)
+        for _ in windows(noted(), MineConfig(min_frames=16, window=24, stride=12))
     ]
     assert len(held) == 8
     assert max(held) <= 6
@@ -185,9 +190,8 @@ def test_any_pattern_of_cuts(
         bounds.add(gap)
         gaps.append(gap)
     shots = list(itertools.pairwise(sorted(bounds)))
-    found = list(
-        windows(_frames(_scenes(*lengths), gaps), min_frames=least, length=length, stride=stride)
-    )
+    frames = _frames(_scenes(*lengths), gaps)
+    found = _windows(frames, min_frames=least, window=length, stride=stride)
     spans = _spans(found)
     assert [(window.shot, *span) for window, span in zip(found, spans, strict=True)] == _expected(
         shots, length, stride, least
@@ -204,5 +208,5 @@ def test_any_pattern_of_cuts(
 def test_real_clip_with_cuts() -> None:
     bikes = sample_clips()[1]
     with Video(bikes) as video:
-        found = list(windows(video.frames(), min_frames=20, length=96, stride=96))
+        found = _windows(video.frames(), min_frames=20, window=96, stride=96)
     assert _spans(found) == [(0, 30), (30, 76), (76, 137), (137, 187), (187, 242)]

@@ -87,13 +87,6 @@ def test_f_prime_is_the_derivative_of_f(divergence: Divergence) -> None:
 
 
 @each(ALL)
-def test_composed_is_the_conjugate_of_f_prime(divergence: Divergence) -> None:
-    torch.testing.assert_close(
-        divergence.composed(U), divergence.conjugate(divergence.f_prime(U)), **TOLERANCE
-    )
-
-
-@each(ALL)
 def test_fenchel_young_holds_with_equality(divergence: Divergence) -> None:
     """f*(f′(u)) = u·f′(u) − f(u), which uses no conjugate."""
     torch.testing.assert_close(
