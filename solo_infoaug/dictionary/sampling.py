@@ -16,3 +16,10 @@ def another(own: torch.Tensor, count: torch.Tensor, choice: torch.Tensor) -> tor
     """int64 [B]: a place below `count` that is not the `own`, by `choice` in [0, 1)."""
     other = (choice * (count - 1).clamp(min=1)).long()
     return torch.where(count > 1, other + (other >= own), own)
+
+
+def two_from_one(choice: torch.Tensor, share: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Two draws from one: bool [B], true with probability `share`; and a number in [0, 1)."""
+    first = choice < share
+    left = torch.where(first, choice / share, (choice - share) / (1 - share))
+    return first, left.clamp(max=1 - 2**-24)  # float32 may round up to 1

@@ -35,7 +35,7 @@ from solo_infoaug.dictionary.format import (
     shape_of,
     twins_fault,
 )
-from solo_infoaug.dictionary.sampling import another, draw
+from solo_infoaug.dictionary.sampling import another, draw, two_from_one
 from solo_infoaug.dictionary.writing import write_arrays
 from solo_infoaug.errors import DictionaryError
 
@@ -76,6 +76,14 @@ class WindowRecord:
     def first(self) -> int:
         """Number of the window's first frame in the video."""
         return int(self.record.get("first", self.record["frame"]))
+
+    @property
+    def tracked(self) -> int:
+        """How many patches the window had that were not lost; of those without a twin `patches` are
+        a sample."""
+        reasons = self.record.get("reasons") or {}
+        counted = sum(int(count) for name, count in reasons.items() if name != "lost")
+        return max(counted, len(self.patches))
 
     @property
     def image(self) -> np.ndarray:
@@ -172,10 +180,10 @@ class TwinDictionary:
         self._maps: dict[int, torch.Tensor] = {}
         self._opening = threading.Lock()
         self._window_of = torch.from_numpy(self.patches["window"].astype(np.int64))
-        # Patches of each window are neighbours, and so are its anchors: first and how many
-        self._patches_of = torch.tensor([(w.patches.start, len(w.patches)) for w in self.windows])
-        count = torch.bincount(self._window_of[self.anchors], minlength=len(self.windows))
-        self._anchors_of = torch.stack([count.cumsum(0) - count, count], dim=1)
+        # Patches of a window are neighbours in `anchors` and in `without_twin`: first and how many
+        self._anchors_of = self._runs(self.anchors)
+        self._without_of = self._runs(self.without_twin)
+        self._tracked_of = torch.tensor([window.tracked for window in self.windows])
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> TwinDictionary:
@@ -259,9 +267,10 @@ class TwinDictionary:
         Args:
             batch_size: B. No patch comes twice in a batch unless there are fewer than B.
             generator: a CPU generator; the same state gives the same batch.
-            arm: which partner: "mi" the twin, "random" any other patch of the same window,
-                "random_anchor" another one that has a twin, "self" the patch itself. The patches
-                are the same ones for every arm.
+            arm: which partner: "mi" the twin, "random" any other patch of the same window (those
+                without a twin stand for the ones that are not stored), "random_anchor" another one
+                that has a twin, "self" the patch itself. The patches are the same ones for every
+                arm.
             top_k: draw the twin among the best `top_k` instead of taking the best.
             temporal: take patch and partner each at a moment of its own along their tracks,
                 instead of both in the same frame.
@@ -316,16 +325,32 @@ class TwinDictionary:
     def _window_mate(
         self, index: torch.Tensor, choice: torch.Tensor, anchors: bool
     ) -> torch.Tensor:
-        """Another patch of the same window, one with a twin if `anchors` and there is another."""
+        """Another patch of the same window, one with a twin if `anchors` and there is another.
+
+        Otherwise each patch that was not lost is as likely: those without a twin stand for the many
+        that were not stored, or most mates would have one and lie on the same object.
+        """
         window = self._window_of[index]
-        first, count = self._patches_of[window].unbind(1)
-        partner = first + another(index - first, count, choice)
+        first, count = self._anchors_of[window].unbind(1)
+        start, stored = self._without_of[window].unbind(1)
         if anchors:
-            first, count = self._anchors_of[window].unbind(1)
-            own = torch.searchsorted(self.anchors, index) - first
-            mate = self.anchors[first + another(own, count, choice)]
-            partner = torch.where(count > 1, mate, partner)
-        return partner
+            share = (count > 1).float()
+        else:
+            rest = torch.where(stored > 0, self._tracked_of[window] - count, 0)
+            share = (count - 1).float() / (count - 1 + rest).clamp(min=1).float()
+        has_twin, choice = two_from_one(choice, share)
+        own = torch.searchsorted(self.anchors, index) - first
+        mate = self.anchors[first + another(own, count, choice)]
+        if len(self.without_twin) == 0:
+            return mate
+        place = (start + (choice * stored).long()).clamp(max=len(self.without_twin) - 1)
+        return torch.where(has_twin | (stored == 0), mate, self.without_twin[place])
+
+    def _runs(self, index: torch.Tensor) -> torch.Tensor:
+        """int64 [windows, 2]: where each window's patches begin in `index`, and how many they
+        are."""
+        count = torch.bincount(self._window_of[index], minlength=len(self.windows))
+        return torch.stack([count.cumsum(0) - count, count], dim=1)
 
     def _open(self, number: int) -> torch.Tensor:
         """uint8 [n, S, 3, H, W]: a shard's pixels, mapped; the latest stay open."""
@@ -459,6 +484,7 @@ def _windows(
         rows = slice(first, first + size)
         patch_rows, stored = range(first, rows.stop), folder / f"{unit}s"
         window = WindowRecord(name, index, patch_rows, dict(entry), stored)
+        window.tracked  # noqa: B018 - raises where the counts are no numbers
         if size < 0 or not (patches["window"][rows] == index).all():
             raise DictionaryError(f"{folder}: damaged: patches and {unit}s do not fit")
         patches["shot"][rows] = window.shot

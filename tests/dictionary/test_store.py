@@ -115,6 +115,24 @@ def test_random_arms_stay_in_the_window_and_off_the_patch(
     assert set(partner[index == 11].tolist()) == {10}
 
 
+def test_random_mates_stand_for_the_patches_that_are_not_stored(made: TwinDictionary) -> None:
+    """Of 4 patches with a twin and 12 without two of the latter are stored: each stands for six."""
+    path = _part(made) / "video.json"
+    record = json.loads(path.read_text())
+    record["windows"][0]["reasons"] = {"twin": 4, "static": 7, "border or flat": 5, "lost": 99}
+    path.write_text(json.dumps(record))
+    read = TwinDictionary.load(made.path)
+    for seed in range(3):
+        _, partner, index = _sample(read, 8000, seed, arm="random")
+        shares = torch.bincount(_ids(partner)[index == 2], minlength=6) / (index == 2).sum()
+        assert shares[2] == 0
+        assert torch.allclose(shares, torch.tensor([1, 1, 0, 1, 6, 6]) / 15, atol=0.06)
+        # what was drawn for the other arms is what it was
+        for arm in ("random_anchor", "mi"):
+            ours, theirs = (_sample(one, 50, seed, arm=arm)[1] for one in (read, made))
+            assert torch.equal(ours, theirs)
+
+
 def test_random_anchor_where_a_window_has_one_patch_with_a_twin(tmp_path: Path) -> None:
     pixels, _, _, _ = _content()
     twins = torch.full((N, 1), -1)
@@ -372,6 +390,8 @@ def test_hostile_tensor_header(made: TwinDictionary) -> None:
         (lambda record: record.update(frames_left_out=-3), "`frames_left_out` is -3"),
         (lambda record: record.update(damaged_packets=float("nan")), "`damaged_packets` is nan"),
         (lambda record: record.update(reasons={"static": "x"}), "`static` is 'x'"),
+        (lambda record: record["windows"][0].update(reasons={"static": "x"}), "damaged"),
+        (lambda record: record["windows"][0].update(reasons=[1]), "damaged"),
     ],
 )
 def test_hostile_record(made: TwinDictionary, change, message: str) -> None:
