@@ -1,8 +1,9 @@
 """The operations of `views` on a card, by kernels in Triton: a launch or two each, in place.
 
 In plain torch two views are some six hundred launches, each of which costs the processor more time
-than the card. What is computed is the same, but for the order in which floats are added; `views`
-has the formulas' sources. All take float32 [B, 3, H, W], contiguous, and draw nothing.
+than the card. What is computed is the same, but for the order in which floats are added and for
+how quotients are rounded; `views` has the formulas' sources. All take float32 [B, 3, H, W],
+contiguous, and draw nothing.
 """
 
 from __future__ import annotations

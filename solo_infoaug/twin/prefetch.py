@@ -86,7 +86,6 @@ def prepare(request: TwinRequest, stream: torch.cuda.Stream | None = None) -> Pr
     count, _, height, width = patch.shape
     random = torch.Generator().manual_seed(request.views)
     drawn = draw_views(request.pipelines, count, height, width, random, both=request.both)
-    # a new thread's device is the first one
     with torch.cuda.stream(stream) if stream is not None else nullcontext():
         parts = (tensor for one in drawn for tensor in one)
         patch, twin, index, *flat = sent([patch, twin, index, *parts], request.device)
@@ -107,6 +106,9 @@ class _Preparation(threading.Thread):
 
     def run(self) -> None:
         try:
+            if self.stream is not None:
+                # a new thread's is the first card: to come back to it would take memory there
+                torch.cuda.set_device(self.stream.device)
             self.twins = prepare(self.request, self.stream)
         except BaseException as error:  # it belongs to the step that asks for this batch
             self.error = error

@@ -327,7 +327,9 @@ class ResizedCrop:
     def draw(self, count: int, height: int, width: int, random: torch.Generator) -> Drawn:
         """The boxes, float32 [B, 4]."""
         if self.scale is None:
-            return (torch.tensor([[0.0, 0.0, height, width]]).float().repeat(count, 1),)
+            # another default dtype would round the sides, and the box would leave the image
+            whole = torch.tensor([[0, 0, height, width]], dtype=torch.float32)
+            return (whole.repeat(count, 1),)
         return (draw_boxes(count, height, width, self.scale, random).float(),)
 
     def __call__(self, image: Tensor, *drawn: Tensor) -> Tensor:

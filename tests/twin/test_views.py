@@ -348,6 +348,25 @@ def test_the_kernels_compile_for_a_card_that_is_not_here(kernel: str, constants:
     assert "st.global" in compiled.asm["ptx"]
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_no_draw_depends_on_the_default_dtype(dtype: torch.dtype) -> None:
+    """Which Lightning sets with a "true" precision: 303 would be 304 in bfloat16."""
+    entries = [augmentation(crop_size=24), augmentation(crop_size=24, rrc={"enabled": False})]
+    pipelines = [build_pipeline(OmegaConf.create(entry), MEAN, STD) for entry in entries]
+
+    def drawn() -> list[torch.Tensor]:
+        draws = twin_views.draw_views(pipelines, 9, 303, 257, torch.Generator().manual_seed(0))
+        return [tensor for one in draws for tensor in one]
+
+    expected = drawn()
+    torch.set_default_dtype(dtype)
+    try:
+        got = drawn()
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert all(a.dtype == b.dtype and torch.equal(a, b) for a, b in zip(expected, got, strict=True))
+
+
 def test_what_is_sent_arrives() -> None:
     random = torch.Generator().manual_seed(0)
     values = [
