@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -32,10 +32,11 @@ def _write(
     times: Sequence[int] | None = None,
     gop: int = 250,
     tune: Callable[[Any], None] = lambda stream: None,
+    muxer: Mapping[str, str] | None = None,
     **options: str,
 ) -> Path:
     """A video at 25 frames a second; `times` are the frames' times in frames."""
-    with av.open(str(path), "w") as container:
+    with av.open(str(path), "w", options=dict(muxer or {})) as container:
         stream = container.add_stream(codec, rate=25, options=options)
         stream.height, stream.width = frames[0].shape[:2]
         stream.pix_fmt, stream.gop_size = pix_fmt, gop
@@ -71,8 +72,13 @@ def _late(folder: Path, frames: Images) -> Path:
 
 
 def _joined(folder: Path, frames: Images) -> Path:
-    """Two transport streams, one behind the other: time starts anew."""
-    parts = [_write(folder / f"{n}.ts", frames[n::2]).read_bytes() for n in range(2)]
+    """Two transport streams, one behind the other: time starts anew.
+
+    They say so, as recorders do. Else FFmpeg compares their packets' counters, which are the same
+    by chance, and takes what lies before the joint for damaged.
+    """
+    muxer = {"mpegts_flags": "initial_discontinuity"}
+    parts = [_write(folder / f"{n}.ts", frames[n::2], muxer=muxer).read_bytes() for n in range(2)]
     (folder / "joined.ts").write_bytes(b"".join(parts))
     return folder / "joined.ts"
 
