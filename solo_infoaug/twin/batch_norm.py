@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -55,3 +55,12 @@ def frozen(backbone: nn.Module) -> Iterator[None]:
     finally:
         for norm, was in zip(norms, training, strict=True):
             norm.training = was
+
+
+def seen(
+    backbone: nn.Module, own: nn.ModuleList | None, *, still: bool
+) -> AbstractContextManager[None]:
+    """Inside, the backbone's batch norms are `frozen`, or else `own` if there are any."""
+    if still:
+        return frozen(backbone)
+    return nullcontext() if own is None else exchanged(backbone, own)

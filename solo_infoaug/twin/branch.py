@@ -24,9 +24,9 @@ from solo_infoaug.dictionary import TwinDictionary
 from solo_infoaug.errors import ConfigError
 from solo_infoaug.host import BACKBONE_NAMES, Host
 from solo_infoaug.host.method import Method
-from solo_infoaug.twin.batch_norm import exchanged, frozen, norms_of, own_norms
+from solo_infoaug.twin.batch_norm import norms_of, own_norms, seen
 from solo_infoaug.twin.config import InfoAugConfig, complete_infoaug, write_infoaug
-from solo_infoaug.twin.joined import joined
+from solo_infoaug.twin.joined import Views, draws_nothing, joined
 from solo_infoaug.twin.method import MethodSpec, find_method
 from solo_infoaug.twin.prefetch import Prefetch, TwinRequest
 from solo_infoaug.twin.randomness import fork_rng
@@ -109,23 +109,28 @@ class _TwinBranch(Method):
         return super()._base_shared_step(X, torch.zeros_like(targets))
 
     @contextmanager
-    def backbone_for_twins(self, views: Sequence[Tensor]) -> Iterator[None]:
-        """Inside, the shared backbone is that of the branch, and takes its views in one pass.
-
-        Its batch norms work as `infoaug.batch_norm` says.
-        """
-        view_branch = self.view_branch
-        backbones = [(view_branch.backbone, self.norms)]
-        if hasattr(view_branch, "momentum_backbone"):
-            backbones.append((view_branch.momentum_backbone, self.momentum_norms))
+    def one_pass(self, views: Sequence[Tensor], twins: Sequence[Tensor]) -> Iterator[None]:
+        """Inside, the view branch's views and then the twins' pass backbones together."""
         with ExitStack() as stack:
-            for backbone, norms in backbones:
-                if self.batch_norm == "frozen":
-                    stack.enter_context(frozen(backbone))
-                elif norms is not None:
-                    stack.enter_context(exchanged(backbone, norms))
-                stack.enter_context(joined(backbone, views))
+            for backbone, norms in self._backbones():
+                others = [Views(views)] if draws_nothing(backbone) else []
+                own = Views(twins, norms, still=self.batch_norm == "frozen")
+                stack.enter_context(joined(backbone, *others, own))
             yield
+
+    @contextmanager
+    def backbone_for_twins(self) -> Iterator[None]:
+        """Inside, the shared backbone's batch norms work as `infoaug.batch_norm` says."""
+        with ExitStack() as stack:
+            for backbone, norms in self._backbones():
+                stack.enter_context(seen(backbone, norms, still=self.batch_norm == "frozen"))
+            yield
+
+    def _backbones(self) -> Iterator[tuple[nn.Module, nn.ModuleList | None]]:
+        """The view branch's, and the branch's own batch norms of each."""
+        yield self.view_branch.backbone, self.norms
+        if hasattr(self.view_branch, "momentum_backbone"):
+            yield self.view_branch.momentum_backbone, self.momentum_norms
 
     def log(self, name: str, value: Any, *args: Any, **kwargs: Any) -> None:
         """Log through the view branch, `train_x` as `twin_x`."""
@@ -275,6 +280,9 @@ class InfoAugMethod(Method):
     prefetch_twins: bool | None = None
     """Prepare the next twin batch while a step runs; None: where the model is on a card."""
 
+    one_pass: bool | None = None
+    """Let the views of a step pass the backbone together; None: where the model is on the CPU."""
+
     def __init__(self, cfg: DictConfig | None = None, *args: Any, **kwargs: Any) -> None:
         if cfg is None:  # the PyPI release's own keyword arguments
             super().__init__(*args, **kwargs)
@@ -324,12 +332,20 @@ class InfoAugMethod(Method):
 
     def training_step(self, batch: Any, batch_idx: int) -> Any:
         """The method's own loss; with InfoAug plus λ times that of the twin branch."""
-        loss = super().training_step(batch, batch_idx)
         if self.infoaug is None:
-            return loss
+            return super().training_step(batch, batch_idx)
         with self._twin_randomness(batch_idx) as seeds:
             twin_batch = self._twin_batch(seeds)
-            with self.twin.backbone_for_twins(twin_batch[1]):
+            drawn = torch.default_generator.get_state()
+        together = self.device.type == "cpu" if self.one_pass is None else self.one_pass
+        if together:
+            views = [batch[1]] if isinstance(batch[1], Tensor) else batch[1]
+            batch = [batch[0], self._as_passed_on(views), batch[2]]
+        with self.twin.one_pass(batch[1], twin_batch[1]) if together else nullcontext():
+            loss = super().training_step(batch, batch_idx)
+            with self._twin_randomness(batch_idx), self.twin.backbone_for_twins():
+                # the method draws after the views
+                torch.default_generator.set_state(drawn)
                 twin_loss = self.twin.training_step(twin_batch, batch_idx)
         self.log("twin_loss", twin_loss, on_epoch=True, sync_dist=True)
         # gradients are computed without Python, which this does not take from them
@@ -387,12 +403,17 @@ class InfoAugMethod(Method):
         views = apply_views(
             request.pipelines, twins.patch, twins.twin, twins.drawn, both=request.both
         )
-        if not getattr(self, "no_channel_last", True):  # the method would make copies of them
-            views = [view.to(memory_format=torch.channels_last) for view in views]
+        views = self._as_passed_on(views)
         # as the loader's batches are, for precisions in which the weights are not float32
         plugin = getattr(self._trainer, "precision_plugin", None)
         views = views if plugin is None else plugin.convert_input(views)
         return [twins.index, views, twins.index]
+
+    def _as_passed_on(self, views: Sequence[Tensor]) -> list[Tensor]:
+        """Views in the layout in which the method passes them on, so that it makes no copies."""
+        if getattr(self, "no_channel_last", True):
+            return list(views)
+        return [view.to(memory_format=torch.channels_last) for view in views]
 
     @torch.compiler.disable
     def _prepare_next(self, batch_idx: int) -> None:

@@ -1,54 +1,109 @@
 """A step's views in one pass of the backbone, with the numbers of a pass for each.
 
-A pass reads, converts and adds to every weight, however few images it has: two passes of 24 images
-take longer than one of 48. Batch norm alone looks across images, so it sees each view by itself.
+A pass reads, converts and adds to every weight, however few images it has: four passes of 24 images
+take longer than one of 96. Batch norm alone looks across images, so it sees each view by itself.
 """
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.modules.batchnorm import _BatchNorm
+from torchvision.models import ResNet
 
-from solo_infoaug.twin.batch_norm import norms_of
+from solo_infoaug.host.small import SmallResNet
+from solo_infoaug.twin.batch_norm import frozen, norms_of, seen
+
+# Bytes that all views' activations may have: larger ones fill caches, and the allocator takes them
+# from the system each time. A step of ResNet-18 on two cores takes the same with 4 to 16 MiB, with
+# 2 and 32 two hundredths more, without a limit up to eight.
+_LARGEST = 8 * 2**20
+
+Forward = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class Views:
+    """The views of a branch, and the batch norms of a backbone as they see them."""
+
+    images: Sequence[Tensor]
+    norms: nn.ModuleList | None = None
+    """In the place of the backbone's own, in the order of `norms_of`."""
+
+    still: bool = False
+    """They are normalised by the running statistics, which they leave alone."""
+
+
+@dataclass(frozen=True, eq=False)
+class _View:
+    image: Tensor
+    branch: Views
+
+
+def draws_nothing(backbone: nn.Module) -> bool:
+    """Whether the backbone is known to draw no random numbers.
+
+    Another draws others for a branch's views when they pass with those of another branch.
+    """
+    return type(backbone) is SmallResNet or _is_resnet(backbone)
+
+
+def _is_resnet(backbone: nn.Module) -> bool:
+    """Whether it works as torchvision's does, whatever its layers are."""
+    return (
+        isinstance(backbone, ResNet)
+        and type(backbone).forward is ResNet.forward
+        and type(backbone)._forward_impl is ResNet._forward_impl
+    )
 
 
 @contextmanager
-def joined(backbone: nn.Module, views: Sequence[Tensor]) -> Iterator[None]:
-    """Inside, the first of `views` of a size that the backbone is given takes the others along.
+def joined(backbone: nn.Module, *branches: Views) -> Iterator[None]:
+    """Inside, a view that the backbone is given takes along those of its size that come after it.
 
-    Each view is to be given once, as solo-learn's base class does. What is given with other
-    arguments (MAE's share of masked patches), or is none of `views`, gets a pass of its own; and
-    so does all where PyTorch compiles, which would do that anew every step, and on a GPU, where
-    batches are large, and what batch norm would copy costs more than a pass.
+    Branches are in the order in which they use the backbone, the first with its batch norms as they
+    are; each gives it each of its views once, as solo-learn's base class does, and finds the
+    features of what was taken along. Where there are crops of several sizes each branch's pass by
+    themselves, since running statistics are to see a branch's small ones before the next branch.
+    What is given with other arguments (MAE's share of masked patches), or is no view, gets a pass
+    of its own; so does all where PyTorch compiles, which would do that anew every step, and where
+    somebody's hooks watch a layer.
     """
-    on_cpu = all(view.device.type == "cpu" for view in views)
-    if not on_cpu or torch.compiler.is_compiling() or _has_compiled():
+    if torch.compiler.is_compiling() or _has_compiled() or _has_hooks(backbone):
         yield
         return
+    waiting = [_View(image, branch) for branch in branches for image in branch.images]
+    one_size = all(_alike(view.image, waiting[0].image) for view in waiting)
     ready: dict[int, Tensor] = {}
     alone = backbone.forward
+    trained = any(parameter.requires_grad for parameter in backbone.parameters())
 
-    def forward(view: Tensor, *args: Any, **kwargs: Any) -> Any:
-        if args or kwargs:
-            return alone(view, *args, **kwargs)
-        alike = [other for other in views if other.shape == view.shape]
-        if len(alike) < 2 or not any(other is view for other in alike):
-            return alone(view)
-        if id(view) not in ready:
-            with ExitStack() as stack:
-                for norm in norms_of(backbone):
-                    if norm.training:
-                        stack.enter_context(_replaced(norm, _by_view(norm, len(alike))))
-                features = alone(torch.cat(alike)).chunk(len(alike))
-            ready.update(zip(map(id, alike), features, strict=True))
-        return ready.pop(id(view))
+    def forward(image: Tensor, *args: Any, **kwargs: Any) -> Any:
+        usual = not args and not kwargs and trained == torch.is_grad_enabled()
+        if usual and id(image) in ready:
+            return ready.pop(id(image))
+        place = next((i for i, view in enumerate(waiting) if view.image is image), None)
+        if not usual or place is None:
+            return alone(image, *args, **kwargs)
+        branch = waiting[place].branch
+        together = [
+            view
+            for view in waiting[place:]
+            if _alike(view.image, image) and (one_size or view.branch is branch)
+        ]
+        waiting[:] = [view for view in waiting if view not in together]
+        if len(together) == 1:
+            return alone(image)
+        features = _together(backbone, alone, together)
+        ready.update((id(v.image), f) for v, f in zip(together, features, strict=True))
+        return ready.pop(id(image))
 
     with _replaced(backbone, forward):
         yield
@@ -60,29 +115,103 @@ def _has_compiled() -> bool:
     return dynamo is not None and bool(dynamo.utils.counters.get("frames"))
 
 
-def _by_view(norm: _BatchNorm, views: int) -> Callable[[Tensor], Tensor]:
-    """A forward pass of the batch norm for so many views, each by itself."""
-    alone: Callable[[Tensor], Tensor] = norm.forward
+def _has_hooks(backbone: nn.Module) -> bool:
+    return any(m._forward_hooks or m._forward_pre_hooks for m in backbone.modules())
+
+
+def _alike(one: Tensor, other: Tensor) -> bool:
+    """But for their number."""
+    return one.shape[1:] == other.shape[1:] and one.dtype == other.dtype
+
+
+def _together(backbone: nn.Module, alone: Forward, views: Sequence[_View]) -> Sequence[Tensor]:
+    """The features of each view, by one pass of all but the backbone's early layers."""
+    images, early = _early(backbone, views)
+    sizes = [len(image) for image in images]
+    together = torch.cat(images)
+    norms = norms_of(backbone)
+    # those of the first view's branch are in their place
+    own = [None if view.branch is views[0].branch else view.branch.norms for view in views]
+    still = [view.branch.still for view in views]
+    with ExitStack() as stack:
+        for norm, *theirs in zip(norms, *(norms if o is None else o for o in own), strict=True):
+            stack.enter_context(_replaced(norm, _by_view(theirs, still, sizes)))
+        for module in early:
+            stack.enter_context(_replaced(module, lambda given: given))
+        if early:
+            stack.enter_context(_replaced(early[-1], lambda _: together))
+        return alone(views[0].image if early else together).split(sizes)
+
+
+def _early(backbone: nn.Module, views: Sequence[_View]) -> tuple[list[Tensor], list[nn.Module]]:
+    """What comes of the views by the layers that they pass one by one, and those layers.
+
+    Where activations are large and weights few, to pass together costs more than it saves.
+    """
+    images, early = [view.image for view in views], []
+    for stage in _stages(backbone) if images[0].device.type == "cpu" else []:
+        if _largest(stage, images) <= _LARGEST:
+            break
+        for i, view in enumerate(views):
+            norms = seen(backbone, view.branch.norms, still=view.branch.still)
+            # those of the first one are there already
+            with nullcontext() if view.branch is views[0].branch else norms:
+                for module in stage:
+                    images[i] = module(images[i])
+        early += stage
+    return images, early
+
+
+def _stages(backbone: Any) -> list[list[nn.Module]]:
+    """What the images of a backbone pass one after another, and nothing else, from its start on."""
+    if not _is_resnet(backbone):
+        return []
+    stem = [backbone.conv1, backbone.bn1, backbone.relu, backbone.maxpool]
+    return [stem, *([backbone.get_submodule(f"layer{i}")] for i in (1, 2, 3, 4))]
+
+
+def _largest(stage: Sequence[nn.Module], images: Sequence[Tensor]) -> float:
+    """Bytes of the largest activation of all images together."""
+    convolutions = [m for part in stage for m in part.modules() if isinstance(m, nn.Conv2d)]
+    widest = max(convolution.out_channels for convolution in convolutions)
+    stride = max(convolution.stride[0] for convolution in convolutions)
+    given = sum(image.nbytes for image in images)
+    return given / images[0].shape[1] * widest / stride**2
+
+
+def _by_view(norms: Sequence[_BatchNorm], still: Sequence[bool], sizes: Sequence[int]) -> Forward:
+    """A forward pass of each view by its own batch norm, some of them frozen."""
+    alone = [norm.forward for norm in norms]  # that of one of them will be replaced
+
+    def one(place: int, images: Tensor) -> Tensor:
+        with frozen(norms[place]) if still[place] else nullcontext():
+            return alone[place](images)
 
     def forward(images: Tensor) -> Tensor:
-        usual = (
-            type(norm) is nn.BatchNorm2d
-            and norm.affine
-            and norm.momentum is not None
-            and images.dtype == norm.weight.dtype
-        )
-        if not usual or norm.num_batches_tracked is None:
-            return torch.cat([alone(view) for view in images.chunk(views)])
-        norm.num_batches_tracked.add_(views)
-        settings = norm.running_mean, norm.running_var, norm.momentum, norm.eps, views
-        normalised: Tensor = _NormByView.apply(images, norm.weight, norm.bias, *settings)
+        if any(still) or not all(_is_usual(norm, images) for norm in norms):
+            return torch.cat([one(i, view) for i, view in enumerate(images.split(sizes))])
+        affine = [value for norm in dict.fromkeys(norms) for value in (norm.weight, norm.bias)]
+        normalised: Tensor = _NormByView.apply(images, norms, sizes, *affine)
         return normalised
 
     return forward
 
 
+def _is_usual(norm: _BatchNorm, images: Tensor) -> bool:
+    """Whether `_NormByView` can do it."""
+    return (
+        type(norm) is nn.BatchNorm2d
+        and norm.training
+        and norm.affine
+        and norm.momentum is not None
+        and norm.num_batches_tracked is not None
+        and norm.weight.dtype == images.dtype
+        and images.device.type == "cpu"
+    )
+
+
 class _NormByView(torch.autograd.Function):
-    """Batch norm of each view by itself, written to where all lie.
+    """Batch norm of each view by its own module, written to where all lie.
 
     To put the views together afterwards costs a hundredth of a step.
     """
@@ -91,39 +220,41 @@ class _NormByView(torch.autograd.Function):
     def forward(
         ctx: Any,
         images: Tensor,
-        weight: Tensor,
-        bias: Tensor,
-        mean: Tensor,
-        variance: Tensor,
-        momentum: float,
-        eps: float,
-        views: int,
+        norms: Sequence[nn.BatchNorm2d],
+        sizes: Sequence[int],
+        *affine: Tensor,
     ) -> Tensor:
+        """`affine`: weight and bias of each of the different `norms`."""
         out = torch.empty_like(images)
-        statistics = images.new_empty(views, 2, images.shape[1])
-        pieces = images.chunk(views), out.chunk(views), *statistics.unbind(1)
-        for view, *written in zip(*pieces, strict=True):
-            torch.native_batch_norm(
-                view, weight, bias, mean, variance, True, momentum, eps, out=written
-            )
-        ctx.save_for_backward(images, weight, statistics)
-        ctx.eps = eps
+        statistics = images.new_empty(len(sizes), 2, images.shape[1])
+        pieces = images.split(sizes), out.split(sizes), *statistics.unbind(1)
+        for norm, view, *written in zip(norms, *pieces, strict=True):
+            assert norm.num_batches_tracked is not None
+            norm.num_batches_tracked.add_(1)
+            kept = norm.weight, norm.bias, norm.running_mean, norm.running_var
+            settings = norm.momentum, norm.eps
+            torch.native_batch_norm(view, *kept, True, *settings, out=written)
+        ctx.save_for_backward(images, statistics, *affine)
+        different = list(dict.fromkeys(norms))
+        ctx.norms = [different.index(norm) for norm in norms]
+        ctx.sizes, ctx.eps = sizes, norms[0].eps
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        images, weight, statistics = ctx.saved_tensors
-        views = len(statistics)
-        pieces = gradient.chunk(views), images.chunk(views), *statistics.unbind(1)
-        gradients = [
-            torch.ops.aten.native_batch_norm_backward(
-                of_view, view, weight, None, None, mean, scale, True, ctx.eps, [True] * 3
+        images, statistics, *affine = ctx.saved_tensors
+        of_images: list[Tensor] = []
+        of_affine: list[Any] = [0] * len(affine)
+        pieces = gradient.split(ctx.sizes), images.split(ctx.sizes), *statistics.unbind(1)
+        for norm, of_view, view, mean, scale in zip(ctx.norms, *pieces, strict=True):
+            of_image, of_weight, of_bias = torch.ops.aten.native_batch_norm_backward(
+                of_view, view, affine[2 * norm], None, None, mean, scale, True, ctx.eps, [True] * 3
             )
-            for of_view, view, mean, scale in zip(*pieces, strict=True)
-        ]
-        of_images, of_weight, of_bias = zip(*gradients, strict=True)
-        return torch.cat(of_images), sum(of_weight), sum(of_bias), *[None] * 5
+            of_images.append(of_image)
+            of_affine[2 * norm] += of_weight
+            of_affine[2 * norm + 1] += of_bias
+        return torch.cat(of_images), None, None, *of_affine
 
 
 @contextmanager

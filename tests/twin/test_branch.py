@@ -6,6 +6,7 @@ import contextlib
 import copy
 import pickle
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from augmentations import augmentation
 from omegaconf import OmegaConf
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
@@ -20,7 +22,7 @@ from torch.overrides import TorchFunctionMode
 from solo_infoaug.dictionary import TwinDictionary
 from solo_infoaug.errors import ConfigError, DictionaryError
 from solo_infoaug.host import find_host
-from solo_infoaug.twin import branch as twin_branch
+from solo_infoaug.twin import joined
 from solo_infoaug.twin import views as twin_views
 from solo_infoaug.twin.batch_norm import norms_of
 from solo_infoaug.twin.config import InfoAugConfig
@@ -56,7 +58,7 @@ def _twin_loss(run: Any, step: int = 0) -> torch.Tensor:
     module = run.module
     with module._twin_randomness(step) as generator:
         batch = module._twin_batch(generator)
-        with module.twin.backbone_for_twins(batch[1]):
+        with module.twin.backbone_for_twins():
             return module.twin.training_step(batch, step)
 
 
@@ -706,6 +708,41 @@ def test_batch_norm_sees_twins_as_it_was_told(
         )
 
 
+@pytest.fixture
+def passes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many images each convolution is given while gradients are recorded."""
+    seen: list[int] = []
+    forward = torch.nn.Conv2d.forward
+
+    def watched(layer: Any, images: torch.Tensor) -> torch.Tensor:
+        if torch.is_grad_enabled():
+            seen.append(len(images))
+        return forward(layer, images)
+
+    monkeypatch.setattr(torch.nn.Conv2d, "forward", watched)
+    return seen
+
+
+def _check_both_ways(run: Any) -> None:
+    """Views together give what each alone does: what is logged, gradients, and the state."""
+    module, number, batch = run.module, run.start(), run.batch()
+    state, results = copy.deepcopy(module.state_dict()), []
+    for module.one_pass in (True, False):
+        module.load_state_dict(state)
+        module.zero_grad(set_to_none=True)
+        module.training_step(batch, number).backward()
+        gradients = {name: p.grad for name, p in module.named_parameters() if p.grad is not None}
+        results.append((dict(run.logged), gradients, copy.deepcopy(module.state_dict())))
+        assert not any("forward" in vars(layer) for layer in module.modules())
+    one, each = results
+    assert one[1].keys() == each[1].keys()
+    for name, gradient in each[1].items():
+        assert (one[1][name] - gradient).norm() <= 1e-4 * gradient.norm() + 1e-6, name
+    torch.testing.assert_close(one[::2], each[::2], rtol=1e-4, atol=1e-6)
+
+
+# the tests' ResNet-18 has 21 convolutions, 1 in its stem and 5 in its first layer
+@pytest.mark.parametrize(("largest", "together"), [(2**20, 21), (2**16, 20), (2**13, 15)])
 @pytest.mark.parametrize("batch_norm", ["shared", "separate", "frozen"])
 @pytest.mark.parametrize("method", ["byol", "simclr"])
 def test_views_in_one_pass_are_those_of_a_pass_each(
@@ -713,27 +750,70 @@ def test_views_in_one_pass_are_those_of_a_pass_each(
     twins_folder: Path,
     method: str,
     batch_norm: str,
+    largest: int,
+    together: int,
+    passes: list[int],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    run = build(method, {"twins": str(twins_folder), "batch_norm": batch_norm})
+    """Whichever layers they pass together; there are 8 images and 4 pairs."""
+    monkeypatch.setattr(joined, "_LARGEST", largest)
+    run = build(method, {"twins": str(twins_folder), "batch_norm": batch_norm, "batch_size": 4})
+    _check_both_ways(run)
+    assert Counter(passes) == Counter([24] * together + [8, 8, 4, 4] * (42 - together))
+
+
+@pytest.mark.skipif(_KIND == "release", reason="solo-learn 1.0.2's SwAV takes two crops")
+def test_crops_of_a_size_pass_together(build: Callable[..., Any], passes: list[int]) -> None:
+    views = [augmentation(), augmentation(crop_size=8, num_crops=4)]
+    run = build("swav", augmentations=views)
+    _check_both_ways(run)
+    assert passes[:84] == ([2 * 8] * 21 + [4 * 8] * 21) * 2  # running statistics keep their order
+
+
+@pytest.mark.parametrize("strange", ["hook", "dropout", "changed", "twice"])
+def test_what_must_pass_alone_does(
+    build: Callable[..., Any], passes: list[int], strange: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A hook is to see views as they are given, and the view branch draws what it does alone.
+
+    A method may give its backbone something else than the loader's views, or a view again.
+    """
+    run = build("simclr")
     module = run.module
-    run.start()
-    state = copy.deepcopy(module.state_dict())
-    passes: list[int] = []
-    module.backbone.conv1.register_forward_hook(lambda _, images, __: passes.append(len(images[0])))
-    results = []
-    for _ in range(2):
-        module.load_state_dict(state)
-        module.zero_grad(set_to_none=True)
-        loss = _twin_loss(run)
-        loss.backward()
-        gradients = {name: p.grad for name, p in module.named_parameters() if p.grad is not None}
-        results.append((loss, gradients, copy.deepcopy(module.state_dict())))
-        monkeypatch.setattr(twin_branch, "joined", lambda *_: contextlib.nullcontext())
-    assert passes == [16, 8, 8]
-    torch.testing.assert_close(*results, rtol=1e-3, atol=1e-5)
-    assert "forward" not in vars(module.backbone)
-    assert not any("forward" in vars(norm) for norm in norms_of(module.backbone))
+    backbone = module.backbone
+    given: list[int] = []
+    if strange == "hook":
+        backbone.layer4.register_forward_hook(lambda _, images, __: given.append(len(images[0])))
+    elif strange == "dropout":
+
+        class Dropping(type(backbone)):  # type: ignore[misc]
+            def forward(self, images: torch.Tensor) -> torch.Tensor:
+                if not given:
+                    given.append(0)
+                return F.dropout(super().forward(images), 0.5)
+
+        backbone.__class__ = Dropping
+    else:
+        step = module._base_shared_step
+
+        def other(images: torch.Tensor, *args: Any) -> Any:
+            if strange == "twice":
+                step(images, *args)
+                return step(images, *args)
+            return step(images + 0, *args)
+
+        monkeypatch.setattr(module, "_base_shared_step", other)
+    torch.manual_seed(5)
+    module.training_step(run.batch(), run.start())
+    # the twin branch's own pass together all the same
+    expected = {
+        "hook": [8] * 84,
+        "dropout": [8] * 42 + [16] * 21,
+        "changed": [8] * 42 + [16] * 21,
+        "twice": [32] * 21 + [8] * 42,
+    }
+    assert passes == expected[strange]
+    assert strange != "hook" or given == [8] * 4
 
 
 def test_an_error_in_the_branch_gives_the_backbone_back(
