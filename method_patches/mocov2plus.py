@@ -15,8 +15,7 @@ def fmicl_terms(
     """Queries against the other view's keys and its queue, which then takes the keys in."""
     queries, keys = outputs["z"], outputs["momentum_z"]
     queue = method.queue.clone()
-    first = loss.terms(queries[0], keys[1], queue[1].T)
-    terms = first.mean(loss.terms(queries[1], keys[0], queue[0].T))
+    terms = loss.mean_terms(queries, keys[::-1], queue.flip(0).mT)
     with torch.no_grad():
         method._dequeue_and_enqueue(torch.stack([gather_across_ranks(key) for key in keys]))
     return terms, queries

@@ -13,7 +13,7 @@ def fmicl_terms(
 ) -> tuple[FMICLTerms, list[Tensor]]:
     """Queries against the momentum keys of the other view."""
     queries, keys = outputs["q"], outputs["momentum_k"]
-    return loss.terms(queries[0], keys[1]).mean(loss.terms(queries[1], keys[0])), queries
+    return loss.mean_terms(queries, keys[::-1]), queries
 
 
 SPEC = MethodSpec(

@@ -48,12 +48,6 @@ class FMICLTerms(NamedTuple):
         """−positive + α · negative."""
         return alpha * self.negative - self.positive
 
-    def mean(self, other: FMICLTerms) -> FMICLTerms:
-        """The mean of both, term by term."""
-        return FMICLTerms(
-            (self.positive + other.positive) / 2, (self.negative + other.negative) / 2
-        )
-
 
 def fmicl_terms(
     x: Tensor,
@@ -69,13 +63,9 @@ def fmicl_terms(
 ) -> FMICLTerms:
     """The positive and the negative term of f-MICL apart; arguments as in `fmicl_loss`."""
     _check_features(x, y, queue, negatives, gather)
-    value, penalty = _pointwise(divergence, similarity, sigma, order)
-    with torch.autocast(device_type=x.device.type, enabled=False):
-        x, y = _on_sphere(x), _on_sphere(y)
-        positive = value((x * y).sum(-1)).mean()
-        if queue is not None:
-            return FMICLTerms(positive, penalty(x @ _on_sphere(queue).T).mean())
-        return FMICLTerms(positive, _others(x, x if negatives == "views" else y, penalty, gather))
+    pointwise = _pointwise(divergence, similarity, sigma, order)
+    own = None if queue is None else queue[None]
+    return _terms(x[None], y[None], own, *pointwise, negatives=negatives, gather=gather)
 
 
 def fmicl_view_terms(
@@ -101,10 +91,9 @@ def fmicl_view_terms(
         _check_features(views[0], view, None, "views", gather)
     value, penalty = _pointwise(divergence, similarity, sigma, order)
     with torch.autocast(device_type=views[0].device.type, enabled=False):
-        z = [_on_sphere(view) for view in views]
-        positives = [value((a * b).sum(-1)).mean() for a, b in combinations(z, 2)]
-        negatives = [_others(a, a, penalty, gather) for a in z]
-        return FMICLTerms(torch.stack(positives).mean(), torch.stack(negatives).mean())
+        z = _on_sphere(torch.stack(list(views)))
+        cosines = torch.stack([(a * b).sum(-1) for a, b in combinations(z.unbind(), 2)])
+        return FMICLTerms(value(cosines).mean(), _others(z, z, penalty, gather))
 
 
 def fmicl_loss(
@@ -198,6 +187,18 @@ class FMICLLoss(nn.Module):
         """[N, D], [N, D] → the two terms apart."""
         return fmicl_terms(x, y, queue=queue, **self.options)
 
+    def mean_terms(
+        self, queries: Sequence[Tensor], keys: Sequence[Tensor], queues: Tensor | None = None
+    ) -> FMICLTerms:
+        """V times [N, D], [N, D] (and [V, M, D]) → the mean of their `terms`, in one go."""
+        for i, (x, y) in enumerate(zip(queries, keys, strict=True)):
+            queue = None if queues is None else queues[i]
+            _check_features(x, y, queue, self.options["negatives"], self.options["gather"])
+        options = dict(self.options)
+        shared = {name: options.pop(name) for name in ("negatives", "gather")}
+        x, y = torch.stack(list(queries)), torch.stack(list(keys))
+        return _terms(x, y, queues, *_pointwise(**options), **shared)
+
     def forward(self, x: Tensor, y: Tensor, queue: Tensor | None = None) -> Tensor:
         """[N, D], [N, D] (and [M, D]) → scalar."""
         return self.terms(x, y, queue).loss(self.alpha)
@@ -258,19 +259,40 @@ def _pointwise(
     )
 
 
+def _terms(
+    x: Tensor,
+    y: Tensor,
+    queue: Tensor | None,
+    value: Callable[[Tensor], Tensor],
+    penalty: Callable[[Tensor], Tensor],
+    *,
+    negatives: str,
+    gather: bool,
+) -> FMICLTerms:
+    """[V, N, D], [V, N, D] (and [V, M, D]) → the two terms, means over V."""
+    with torch.autocast(device_type=x.device.type, enabled=False):
+        x, y = _on_sphere(x), _on_sphere(y)
+        positive = value((x * y).sum(-1)).mean()
+        if queue is not None:
+            return FMICLTerms(positive, penalty(x @ _on_sphere(queue).mT).mean())
+        return FMICLTerms(positive, _others(x, x if negatives == "views" else y, penalty, gather))
+
+
 def _others(x: Tensor, others: Tensor, penalty: Callable[[Tensor], Tensor], gather: bool) -> Tensor:
-    """Mean penalty of x_i against others_j of all ranks, j ≠ i; unit vectors [N, D] → scalar."""
-    everyone = gather_across_ranks(others) if gather else others
-    first = 0 if everyone is others else dist.get_rank() * len(x)
-    rows, columns = len(x), len(everyone)
+    """Mean penalty of x_i against others_j of all ranks, j ≠ i; unit vectors [V, N, D] → scalar."""
+    everyone = others
+    if gather:
+        everyone = gather_across_ranks(others.transpose(0, 1)).transpose(0, 1)
+    rows, columns = x.shape[1], everyone.shape[1]
+    first = 0 if columns == others.shape[1] else dist.get_rank() * rows
     if columns < 2:
         raise ValueError(
             "x: expected at least 2 samples, or a queue, to have negatives, got a batch of 1"
         )
-    penalties = penalty(x @ everyone.T)
-    same = torch.zeros_like(penalties, dtype=torch.bool)
+    penalties = penalty(x @ everyone.mT)
+    same = torch.zeros(rows, columns, dtype=torch.bool, device=x.device)
     same.diagonal(first).fill_(True)
-    return penalties.masked_fill(same, 0).sum() / (rows * (columns - 1))
+    return penalties.masked_fill(same, 0).sum() / (len(x) * rows * (columns - 1))
 
 
 def _on_sphere(x: Tensor) -> Tensor:

@@ -17,8 +17,7 @@ from torch import Tensor
 def alignment(x: Tensor, y: Tensor) -> Tensor:
     """E‖x − y‖² over positives, [N, D], [N, D] → scalar in [0, 4]; 0 where views coincide."""
     with torch.autocast(device_type=x.device.type, enabled=False):
-        x, y = F.normalize(x.float(), dim=-1), F.normalize(y.float(), dim=-1)
-        return 2 - 2 * (x * y).sum(-1).mean()
+        return _alignment(*_on_sphere(torch.stack([x, y])).unbind())
 
 
 @torch.no_grad()
@@ -31,7 +30,26 @@ def uniformity(x: Tensor, t: float = 2.0) -> Tensor:
     if len(x) < 2:
         raise ValueError(f"x: expected at least 2 features [N, D], got {list(x.shape)}")
     with torch.autocast(device_type=x.device.type, enabled=False):
-        x = F.normalize(x.float(), dim=-1)
-        exponent = (2 * t) * (x @ x.T - 1)
-        exponent.fill_diagonal_(-math.inf)
-        return exponent.flatten().logsumexp(0) - math.log(len(x) * (len(x) - 1))
+        return _uniformity(_on_sphere(x), t)
+
+
+@torch.no_grad()
+def alignment_and_uniformity(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """`alignment(x, y)` and `uniformity(x)`, in fewer operations than one by one."""
+    with torch.autocast(device_type=x.device.type, enabled=False):
+        x, y = _on_sphere(torch.stack([x, y])).unbind()
+        return _alignment(x, y), _uniformity(x, 2.0)
+
+
+def _on_sphere(x: Tensor) -> Tensor:
+    return F.normalize(x.float(), dim=-1)
+
+
+def _alignment(x: Tensor, y: Tensor) -> Tensor:
+    return 2 - 2 * (x * y).sum(-1).mean()
+
+
+def _uniformity(x: Tensor, t: float) -> Tensor:
+    exponent = (2 * t) * (x @ x.T - 1)
+    exponent.fill_diagonal_(-math.inf)
+    return exponent.flatten().logsumexp(0) - math.log(len(x) * (len(x) - 1))

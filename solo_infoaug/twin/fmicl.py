@@ -18,7 +18,7 @@ from solo_infoaug.errors import ConfigError
 from solo_infoaug.host import load_host
 from solo_infoaug.host.method import Method
 from solo_infoaug.objectives.config import FMICLConfig
-from solo_infoaug.objectives.metrics import alignment, uniformity
+from solo_infoaug.objectives.metrics import alignment_and_uniformity
 from solo_infoaug.twin.method import find_method, fmicl_methods
 
 _CHECKPOINT_KEY = "solo_infoaug_fmicl"
@@ -114,12 +114,13 @@ class FMICLMethod(Method):
         outputs = load_host().project(self, outputs)
         terms, features = terms_of(self, outputs, self.fmicl_loss)
         loss = terms.loss(self.fmicl.alpha)
+        aligned, uniform = alignment_and_uniformity(features[0], features[1])
         metrics = {
             "train_fmicl_loss": loss,
             "train_fmicl_positive": terms.positive,
             "train_fmicl_negative": terms.negative,
-            "train_alignment": alignment(features[0], features[1]),
-            "train_uniformity": uniformity(features[0]),
+            "train_alignment": aligned,
+            "train_uniformity": uniform,
         }
         self.log_dict(metrics, on_epoch=True, sync_dist=True)
         return loss + outputs["loss"]

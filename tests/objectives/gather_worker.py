@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
-from solo_infoaug.objectives import fmicl_loss
+from solo_infoaug.objectives import FMICLLoss
 
 BATCH, WIDTH = 8, 6
 
@@ -30,9 +30,9 @@ def main(rank: int, world: int, rendezvous: str, out: str) -> None:
     for negatives in ("views", "keys"):
         for gather in (True, False):
             model.zero_grad()
-            loss = fmicl_loss(
-                model(x[mine]), model(y[mine]), "js", negatives=negatives, gather=gather
-            )
+            objective = FMICLLoss("js", negatives=negatives, gather=gather)
+            views = [model(x[mine]), model(y[mine])]
+            loss = objective.mean_terms(views, views[::-1]).loss(objective.alpha)
             loss.backward()
             total = loss.detach().clone()
             dist.all_reduce(total)

@@ -29,6 +29,7 @@ from solo_infoaug.objectives import (
     uniformity,
 )
 from solo_infoaug.objectives.divergences import NEYMAN, REVERSE_KL
+from solo_infoaug.objectives.metrics import alignment_and_uniformity
 
 PAIRS = pytest.mark.parametrize(
     ("divergence", "similarity"), [(d, s) for d in DIVERGENCES for s in SIMILARITIES]
@@ -343,6 +344,24 @@ def test_views_are_symmetric() -> None:
         fmicl_view_terms([x])
 
 
+@pytest.mark.parametrize("negatives", ["views", "keys", "queue"])
+def test_terms_of_two_views_in_one_go(negatives: str) -> None:
+    """As MoCo pairs them: queries with the other view's keys, each with a queue of its own."""
+    queries, keys = ([features(6, 4, seed) for seed in pair] for pair in ((34, 35), (36, 37)))
+    queues = torch.stack([features(9, 4, 38), features(9, 4, 39)])
+    has_queue = negatives == "queue"
+    objective = FMICLLoss("js", negatives="views" if has_queue else negatives)
+    got = objective.mean_terms(queries, keys, queues if has_queue else None)
+    apart = [
+        objective.terms(queries[i], keys[i], queues[i] if has_queue else None) for i in range(2)
+    ]
+    for term in FMICLTerms._fields:
+        expected = torch.stack([getattr(one, term) for one in apart]).mean()
+        torch.testing.assert_close(getattr(got, term), expected)
+    with pytest.raises(ValueError, match=r"y: expected floating-point features \[6, 4\]"):
+        objective.mean_terms(queries, [keys[0], keys[1][:3]], queues if has_queue else None)
+
+
 def test_gather_without_a_process_group_changes_nothing() -> None:
     x, y = features(6, 4, 34), features(6, 4, 35)
     assert fmicl_loss(x, y, gather=True) == fmicl_loss(x, y)
@@ -421,6 +440,8 @@ def test_alignment_and_uniformity_by_definition() -> None:
     expected = torch.stack(distances).mul(-2).exp().mean().log()
     torch.testing.assert_close(alignment(x, y).double(), ((a - b) ** 2).sum(1).mean())
     torch.testing.assert_close(uniformity(x).double(), expected, rtol=1e-5, atol=1e-6)
+    both = alignment_and_uniformity(x, y)
+    torch.testing.assert_close(both, (alignment(x, y), uniformity(x)))
 
 
 def test_metrics_of_collapse_and_of_half_precision() -> None:
