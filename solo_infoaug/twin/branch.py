@@ -26,7 +26,7 @@ from solo_infoaug.host import BACKBONE_NAMES, Host
 from solo_infoaug.host.method import Method
 from solo_infoaug.twin.batch_norm import norms_of, own_norms, seen
 from solo_infoaug.twin.config import InfoAugConfig, complete_infoaug, write_infoaug
-from solo_infoaug.twin.joined import Views, draws_nothing, joined
+from solo_infoaug.twin.joined import Views, joined
 from solo_infoaug.twin.method import MethodSpec, find_method
 from solo_infoaug.twin.prefetch import Prefetch, TwinRequest
 from solo_infoaug.twin.randomness import fork_rng
@@ -113,9 +113,8 @@ class _TwinBranch(Method):
         """Inside, the view branch's views and then the twins' pass backbones together."""
         with ExitStack() as stack:
             for backbone, norms in self._backbones():
-                others = [Views(views)] if draws_nothing(backbone) else []
                 own = Views(twins, norms, still=self.batch_norm == "frozen")
-                stack.enter_context(joined(backbone, *others, own))
+                stack.enter_context(joined(backbone, Views(views), own))
             yield
 
     @contextmanager

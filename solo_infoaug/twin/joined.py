@@ -1,4 +1,4 @@
-"""A step's views in one pass of the backbone, with the numbers of a pass for each.
+"""A step's views in one pass of a ResNet, with the numbers of a pass for each.
 
 A pass reads, converts and adds to every weight, however few images it has: four passes of 24 images
 take longer than one of 96. Batch norm alone looks across images, so it sees each view by itself.
@@ -18,13 +18,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn.modules.batchnorm import _BatchNorm
 from torchvision.models import ResNet
 
-from solo_infoaug.host.small import SmallResNet
 from solo_infoaug.twin.batch_norm import frozen, norms_of, seen
-
-# Bytes that all views' activations may have: larger ones fill caches, and the allocator takes them
-# from the system each time. A step of ResNet-18 on two cores takes the same with 4 to 16 MiB, with
-# 2 and 32 two hundredths more, without a limit up to eight.
-_LARGEST = 8 * 2**20
 
 Forward = Callable[[Tensor], Tensor]
 
@@ -47,23 +41,6 @@ class _View:
     branch: Views
 
 
-def draws_nothing(backbone: nn.Module) -> bool:
-    """Whether the backbone is known to draw no random numbers.
-
-    Another draws others for a branch's views when they pass with those of another branch.
-    """
-    return type(backbone) is SmallResNet or _is_resnet(backbone)
-
-
-def _is_resnet(backbone: nn.Module) -> bool:
-    """Whether it works as torchvision's does, whatever its layers are."""
-    return (
-        isinstance(backbone, ResNet)
-        and type(backbone).forward is ResNet.forward
-        and type(backbone)._forward_impl is ResNet._forward_impl
-    )
-
-
 @contextmanager
 def joined(backbone: nn.Module, *branches: Views) -> Iterator[None]:
     """Inside, a view that the backbone is given takes along those of its size that come after it.
@@ -72,11 +49,12 @@ def joined(backbone: nn.Module, *branches: Views) -> Iterator[None]:
     are; each gives it each of its views once, as solo-learn's base class does, and finds the
     features of what was taken along. Where there are crops of several sizes each branch's pass by
     themselves, since running statistics are to see a branch's small ones before the next branch.
-    What is given with other arguments (MAE's share of masked patches), or is no view, gets a pass
-    of its own; so does all where PyTorch compiles, which would do that anew every step, and where
-    somebody's hooks watch a layer.
+    What is no view gets a pass of its own; so does all where PyTorch compiles, which would do that
+    anew every step, where somebody's hooks watch a layer, and with other backbones than
+    torchvision's ResNets, which might draw random numbers.
     """
-    if torch.compiler.is_compiling() or _has_compiled() or _has_hooks(backbone):
+    compiles = torch.compiler.is_compiling() or _has_compiled()
+    if compiles or _has_hooks(backbone) or not _is_resnet(backbone):
         yield
         return
     waiting = [_View(image, branch) for branch in branches for image in branch.images]
@@ -85,13 +63,13 @@ def joined(backbone: nn.Module, *branches: Views) -> Iterator[None]:
     alone = backbone.forward
     trained = any(parameter.requires_grad for parameter in backbone.parameters())
 
-    def forward(image: Tensor, *args: Any, **kwargs: Any) -> Any:
-        usual = not args and not kwargs and trained == torch.is_grad_enabled()
+    def forward(image: Tensor) -> Tensor:
+        usual = trained == torch.is_grad_enabled()
         if usual and id(image) in ready:
             return ready.pop(id(image))
         place = next((i for i, view in enumerate(waiting) if view.image is image), None)
         if not usual or place is None:
-            return alone(image, *args, **kwargs)
+            return alone(image)
         branch = waiting[place].branch
         together = [
             view
@@ -113,6 +91,15 @@ def _has_compiled() -> bool:
     """Whether PyTorch has compiled anything in this process."""
     dynamo = sys.modules.get("torch._dynamo")
     return dynamo is not None and bool(dynamo.utils.counters.get("frames"))
+
+
+def _is_resnet(backbone: nn.Module) -> bool:
+    """Whether it works as torchvision's does, whatever its layers are."""
+    return (
+        isinstance(backbone, ResNet)
+        and type(backbone).forward is ResNet.forward
+        and type(backbone)._forward_impl is ResNet._forward_impl
+    )
 
 
 def _has_hooks(backbone: nn.Module) -> bool:
@@ -146,11 +133,12 @@ def _together(backbone: nn.Module, alone: Forward, views: Sequence[_View]) -> Se
 def _early(backbone: nn.Module, views: Sequence[_View]) -> tuple[list[Tensor], list[nn.Module]]:
     """What comes of the views by the layers that they pass one by one, and those layers.
 
-    Where activations are large and weights few, to pass together costs more than it saves.
+    Where activations are larger than weights, to pass together costs more than it saves. On a GPU
+    operations count, and all is passed together.
     """
     images, early = [view.image for view in views], []
     for stage in _stages(backbone) if images[0].device.type == "cpu" else []:
-        if _largest(stage, images) <= _LARGEST:
+        if _largest(stage, images) <= sum(w.nbytes for part in stage for w in part.parameters()):
             break
         for i, view in enumerate(views):
             norms = seen(backbone, view.branch.norms, still=view.branch.still)
@@ -162,12 +150,10 @@ def _early(backbone: nn.Module, views: Sequence[_View]) -> tuple[list[Tensor], l
     return images, early
 
 
-def _stages(backbone: Any) -> list[list[nn.Module]]:
-    """What the images of a backbone pass one after another, and nothing else, from its start on."""
-    if not _is_resnet(backbone):
-        return []
-    stem = [backbone.conv1, backbone.bn1, backbone.relu, backbone.maxpool]
-    return [stem, *([backbone.get_submodule(f"layer{i}")] for i in (1, 2, 3, 4))]
+def _stages(resnet: Any) -> list[list[nn.Module]]:
+    """What images pass one after another, and nothing beside it."""
+    stem = [resnet.conv1, resnet.bn1, resnet.relu, resnet.maxpool]
+    return [stem, *([resnet.get_submodule(f"layer{i}")] for i in (1, 2, 3, 4))]
 
 
 def _largest(stage: Sequence[nn.Module], images: Sequence[Tensor]) -> float:

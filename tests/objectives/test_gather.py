@@ -41,7 +41,8 @@ def test_two_processes_equal_one(tmp_path: Path) -> None:
     for negatives in ("views", "keys"):
         encoder.zero_grad()
         views = [encoder(x), encoder(y)]
-        losses = [fmicl_loss(*pair, "js", negatives=negatives) for pair in (views, views[::-1])]
+        pairs = zip(views, views[::-1], strict=True)
+        losses = [fmicl_loss(a, b, "js", negatives=negatives) for a, b in pairs]
         loss = torch.stack(losses).mean()
         loss.backward()
         gathered_loss, gathered_gradient = found[negatives, True]
