@@ -215,7 +215,7 @@ def test_twins_prepared_ahead_are_those_prepared_now(
     assert not [thread for thread in threading.enumerate() if thread.name == THREAD]
 
 
-@pytest.mark.parametrize("prefetched", [False, True])
+@pytest.mark.parametrize(("prefetched", "together"), [(False, None), (True, None), (True, True)])
 @pytest.mark.parametrize("method", ["simclr", "byol"])
 def test_a_step_never_waits_for_the_card(
     cuda: torch.device,
@@ -225,12 +225,13 @@ def test_a_step_never_waits_for_the_card(
     steps: Any,
     method: str,
     prefetched: bool,
+    together: bool | None,
 ) -> None:
     cfg = host.parse_cfg(make_cfg(method, {"twins": str(twins_folder)}))
     run = steps(host.methods[method](cfg).to(cuda), cfg)
     run.start()
     module = run.module
-    module.prefetch_twins = prefetched
+    module.prefetch_twins, module.one_pass = prefetched, together
     module.log = module.log_dict = lambda *args, **kwargs: None  # the tests' own, which read
     batches = [_moved(run.batch(), cuda) for _ in range(3)]
     module.training_step(batches[0], 0).backward()  # libraries are set up

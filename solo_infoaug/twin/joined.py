@@ -158,11 +158,11 @@ def _stages(resnet: Any) -> list[list[nn.Module]]:
 
 def _largest(stage: Sequence[nn.Module], images: Sequence[Tensor]) -> float:
     """Bytes of the largest activation of all images together."""
+    channels = images[0].shape[1]
     convolutions = [m for part in stage for m in part.modules() if isinstance(m, nn.Conv2d)]
-    widest = max(convolution.out_channels for convolution in convolutions)
-    stride = max(convolution.stride[0] for convolution in convolutions)
-    given = sum(image.nbytes for image in images)
-    return given / images[0].shape[1] * widest / stride**2
+    widest = max((convolution.out_channels for convolution in convolutions), default=channels)
+    stride = max((convolution.stride[0] for convolution in convolutions), default=1)
+    return sum(image.nbytes for image in images) / channels * widest / stride**2
 
 
 def _by_view(norms: Sequence[_BatchNorm], still: Sequence[bool], sizes: Sequence[int]) -> Forward:
