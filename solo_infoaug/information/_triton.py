@@ -15,7 +15,7 @@ Sums are float64 and are added in a fixed order, so that a result repeats to the
 a block of samples go to memory, since in registers they would take the neighbours' place.
 """
 
-from __future__ import annotations
+# no annotations as text, by which the interpreter of Triton 3.1 does not know a constexpr
 
 import functools
 from contextlib import nullcontext

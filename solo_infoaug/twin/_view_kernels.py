@@ -6,7 +6,7 @@ how quotients are rounded; `views` has the formulas' sources. All take float32 [
 contiguous, and draw nothing.
 """
 
-from __future__ import annotations
+# no annotations as text, by which the interpreter of Triton 3.1 does not know a constexpr
 
 from itertools import pairwise
 from typing import Any

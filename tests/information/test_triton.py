@@ -27,7 +27,7 @@ def test_the_interpreted_kernel_is_the_cpu_engine() -> None:
 @pytest.mark.parametrize(("k", "kind", "masked"), [(3, 0, False), (3, 2, True), (8, 1, False)])
 def test_the_kernel_compiles_for_a_card_that_is_not_here(k: int, kind: int, masked: bool) -> None:
     """The interpreter takes more of Python than the compiler does."""
-    pytest.importorskip("triton")
+    pytest.importorskip("triton", "3.3", reason="before 3.3 it is asked to compile in another way")
     from triton import compile as compile_kernel
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
