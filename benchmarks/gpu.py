@@ -17,7 +17,8 @@ numba (our engine on the CPU, the peer of `mi`). What is missing is said before 
    the images once as bytes and writing them once as float32.
 3. `step`: peer: the plain method with its batch doubled, so at the same number of images; forward,
    losses, gradients, SGD and moving average, with the scaler of `16-mixed`. The peer's views come
-   for nothing, ours are part of the step. Both take turns.
+   for nothing, ours are part of the step. Both take turns. `one pass` is with all views passing the
+   backbone together, which on a card is off by default.
 4. `fmicl`: a step with f-MICL; peer: the same step with the method's own InfoNCE.
 
 Where a card waits for Python, the ratio of what it computes is the smaller one: it is there too.
