@@ -91,8 +91,7 @@ class Run:
         """Seconds of the twin views of a step."""
         self.wait()
         start = time.perf_counter()
-        with self.module._twin_randomness(self.done) as seeds:
-            self.module._twin_batch(seeds)
+        self.module._twin_batch(self.module._twin_seeds(self.done))
         self.wait()
         return time.perf_counter() - start
 

@@ -80,8 +80,8 @@ def test_every_method_steps(
     here._trainer = run.trainer
     drawn = []
     for one in (here, module):
-        with one._twin_randomness(1) as generator:
-            drawn.append(one._twin_batch(generator)[0].cpu())
+        batch, _ = one._twin_batch(one._twin_seeds(1))
+        drawn.append(batch[0].cpu())
     assert torch.equal(*drawn)
 
 
@@ -107,10 +107,10 @@ class _Watch(Callback):
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         sample = pl_module._twin_batch
 
-        def watched(generator: torch.Generator) -> Any:
-            batch = sample(generator)
+        def watched(seeds: tuple[int, int]) -> Any:
+            batch, drawn = sample(seeds)
             self.drawn.append([batch[0].cpu(), *(view.cpu() for view in batch[1])])
-            return batch
+            return batch, drawn
 
         pl_module._twin_batch = watched
 

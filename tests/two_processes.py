@@ -57,10 +57,10 @@ class Watch(Callback):
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         sample = pl_module._twin_batch
 
-        def watched(generator: torch.Generator) -> Any:
-            batch = sample(generator)
+        def watched(seeds: tuple[int, int]) -> Any:
+            batch, drawn = sample(seeds)
             self.index.append(batch[0])
-            return batch
+            return batch, drawn
 
         pl_module._twin_batch = watched
 

@@ -91,7 +91,7 @@ def fmicl_view_terms(
         _check_features(views[0], view, None, "views", gather)
     value, penalty = _pointwise(divergence, similarity, sigma, order)
     with torch.autocast(device_type=views[0].device.type, enabled=False):
-        z = _on_sphere(torch.stack(list(views)))
+        z = on_sphere(torch.stack(list(views)))
         cosines = torch.stack([(a * b).sum(-1) for a, b in combinations(z.unbind(), 2)])
         return FMICLTerms(value(cosines).mean(), _others(z, z, penalty, gather))
 
@@ -272,10 +272,10 @@ def _terms(
 ) -> FMICLTerms:
     """[V, N, D], [V, N, D] (and [V, M, D]) → the two terms, means over V."""
     with torch.autocast(device_type=x.device.type, enabled=False):
-        x, y = _on_sphere(x), _on_sphere(y)
+        x, y = on_sphere(x), on_sphere(y)
         positive = value((x * y).sum(-1)).mean()
         if queue is not None:
-            return FMICLTerms(positive, penalty(x @ _on_sphere(queue).mT).mean())
+            return FMICLTerms(positive, penalty(x @ on_sphere(queue).mT).mean())
         return FMICLTerms(positive, _others(x, x if negatives == "views" else y, penalty, gather))
 
 
@@ -296,7 +296,7 @@ def _others(x: Tensor, others: Tensor, penalty: Callable[[Tensor], Tensor], gath
     return penalties.masked_fill(same, 0).sum() / (len(x) * rows * (columns - 1))
 
 
-def _on_sphere(x: Tensor) -> Tensor:
+def on_sphere(x: Tensor) -> Tensor:
     """Rows of unit length, in float32 unless float64 came."""
     return F.normalize(x if x.dtype == torch.float64 else x.float(), dim=-1)
 

@@ -9,15 +9,16 @@ from __future__ import annotations
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+
+from solo_infoaug.objectives.loss import on_sphere
 
 
 @torch.no_grad()
 def alignment(x: Tensor, y: Tensor) -> Tensor:
     """E‖x − y‖² over positives, [N, D], [N, D] → scalar in [0, 4]; 0 where views coincide."""
     with torch.autocast(device_type=x.device.type, enabled=False):
-        return _alignment(*_on_sphere(torch.stack([x, y])).unbind())
+        return _alignment(*on_sphere(torch.stack([x, y])).unbind())
 
 
 @torch.no_grad()
@@ -30,19 +31,15 @@ def uniformity(x: Tensor, t: float = 2.0) -> Tensor:
     if len(x) < 2:
         raise ValueError(f"x: expected at least 2 features [N, D], got {list(x.shape)}")
     with torch.autocast(device_type=x.device.type, enabled=False):
-        return _uniformity(_on_sphere(x), t)
+        return _uniformity(on_sphere(x), t)
 
 
 @torch.no_grad()
 def alignment_and_uniformity(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     """`alignment(x, y)` and `uniformity(x)`, in fewer operations than one by one."""
     with torch.autocast(device_type=x.device.type, enabled=False):
-        x, y = _on_sphere(torch.stack([x, y])).unbind()
+        x, y = on_sphere(torch.stack([x, y])).unbind()
         return _alignment(x, y), _uniformity(x, 2.0)
-
-
-def _on_sphere(x: Tensor) -> Tensor:
-    return F.normalize(x.float(), dim=-1)
 
 
 def _alignment(x: Tensor, y: Tensor) -> Tensor:

@@ -109,7 +109,7 @@ class _TwinBranch(Method):
         return super()._base_shared_step(X, torch.zeros_like(targets))
 
     @contextmanager
-    def one_pass(self, views: Sequence[Tensor], twins: Sequence[Tensor]) -> Iterator[None]:
+    def views_together(self, views: Sequence[Tensor], twins: Sequence[Tensor]) -> Iterator[None]:
         """Inside, the view branch's views and then the twins' pass backbones together."""
         with ExitStack() as stack:
             for backbone, norms in self._backbones():
@@ -333,18 +333,14 @@ class InfoAugMethod(Method):
         """The method's own loss; with InfoAug plus λ times that of the twin branch."""
         if self.infoaug is None:
             return super().training_step(batch, batch_idx)
-        with self._twin_randomness(batch_idx) as seeds:
-            twin_batch = self._twin_batch(seeds)
-            drawn = torch.default_generator.get_state()
+        twin_batch, drawn = self._twin_batch(self._twin_seeds(batch_idx))
         together = self.device.type == "cpu" if self.one_pass is None else self.one_pass
         if together:
             views = [batch[1]] if isinstance(batch[1], Tensor) else batch[1]
             batch = [batch[0], self._as_passed_on(views), batch[2]]
-        with self.twin.one_pass(batch[1], twin_batch[1]) if together else nullcontext():
+        with self.twin.views_together(batch[1], twin_batch[1]) if together else nullcontext():
             loss = super().training_step(batch, batch_idx)
-            with self._twin_randomness(batch_idx), self.twin.backbone_for_twins():
-                # the method draws after the views
-                torch.default_generator.set_state(drawn)
+            with self._twin_randomness(batch_idx, after=drawn), self.twin.backbone_for_twins():
                 twin_loss = self.twin.training_step(twin_batch, batch_idx)
         self.log("twin_loss", twin_loss, on_epoch=True, sync_dist=True)
         # gradients are computed without Python, which this does not take from them
@@ -359,18 +355,20 @@ class InfoAugMethod(Method):
         return pairs, rest
 
     @contextmanager
-    def _twin_randomness(self, moment: int) -> Iterator[tuple[int, int]]:
+    def _twin_randomness(self, moment: int, after: Tensor | None = None) -> Iterator[None]:
         """Inside, the branch draws by seed, rank, epoch and `moment` (the step) alone.
 
         So a resumed run draws what an uninterrupted one would, and the view branch draws what a
         run without InfoAug does.
 
-        Yields:
-            the seeds, for `_twin_batch`.
+        Args:
+            moment: the step, or another number.
+            after: the CPU generator's state to begin with, if something has been drawn already.
         """
-        seeds = self._twin_seeds(moment)
-        with fork_rng(seeds[1], self.device):
-            yield seeds
+        with fork_rng(self._twin_seeds(moment)[1], self.device):
+            if after is not None:
+                torch.default_generator.set_state(after)
+            yield
 
     def _twin_request(self, seeds: tuple[int, int]) -> TwinRequest:
         assert self.infoaug is not None
@@ -390,15 +388,14 @@ class InfoAugMethod(Method):
         )
 
     @torch.compiler.disable  # its shapes change from step to step
-    def _twin_batch(self, seeds: tuple[int, int]) -> list[Any]:
+    def _twin_batch(self, seeds: tuple[int, int]) -> tuple[list[Any], Tensor]:
         """Patches and twins of a step as a solo-learn batch: indices, views, labels.
 
-        A patch is a class of its own: its label is its index in the dictionary.
+        A patch is a class of its own: its label is its index in the dictionary. With it comes the
+        CPU generator's state after the views' draws, where the method's begin.
         """
         request = self._twin_request(seeds)
         twins = self._prefetch.take(request)
-        # the method draws after the views
-        torch.default_generator.set_state(twins.random)
         views = apply_views(
             request.pipelines, twins.patch, twins.twin, twins.drawn, both=request.both
         )
@@ -406,7 +403,7 @@ class InfoAugMethod(Method):
         # as the loader's batches are, for precisions in which the weights are not float32
         plugin = getattr(self._trainer, "precision_plugin", None)
         views = views if plugin is None else plugin.convert_input(views)
-        return [twins.index, views, twins.index]
+        return [twins.index, views, twins.index], twins.random
 
     def _as_passed_on(self, views: Sequence[Tensor]) -> list[Tensor]:
         """Views in the layout in which the method passes them on, so that it makes no copies."""

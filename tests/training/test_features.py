@@ -87,10 +87,10 @@ def test_accumulated_gradients(train: Callable[..., TrainingResult]) -> None:
             self.twin_batches = []
             sample = pl_module._twin_batch
 
-            def watched(generator: torch.Generator) -> Any:
-                batch = sample(generator)
+            def watched(seeds: tuple[int, int]) -> Any:
+                batch, drawn = sample(seeds)
                 self.twin_batches.append(tuple(batch[0].tolist()))
-                return batch
+                return batch, drawn
 
             pl_module._twin_batch = watched
 
@@ -117,8 +117,7 @@ def test_multi_crop(
     cfg.augmentations.append(small)
     cfg = host.parse_cfg(cfg)
     run = steps(host.methods[method](cfg), cfg)
-    with run.module._twin_randomness(0) as generator:
-        _, views, _ = run.module._twin_batch(generator)
+    (_, views, _), _ = run.module._twin_batch(run.module._twin_seeds(0))
     assert [view.shape[-1] for view in views] == [16, 16, 12, 12, 12]
     late = run.module.backbone.layer4[0].conv1
     passes: list[int] = []
@@ -275,8 +274,7 @@ def _loss_of_one_process(host: Any, cfg: DictConfig, steps: Any, folder: Path) -
     for norm in module.modules():
         if isinstance(norm, nn.modules.batchnorm._BatchNorm):
             norm.eval()
-    with module._twin_randomness(0) as generator:
-        batch = module._twin_batch(generator)
+    batch, _ = module._twin_batch(module._twin_seeds(0))
     _settings(cfg, folder)
     torch.save({"weights": module.state_dict(), "batch": batch}, folder / "state.pt")
     loss: float = module.twin.training_step(batch, 0).item()

@@ -50,16 +50,14 @@ def build(
 
 
 def _twin_batch(module: Any, step: int = 0) -> list[Any]:
-    with module._twin_randomness(step) as generator:
-        return module._twin_batch(generator)
+    return module._twin_batch(module._twin_seeds(step))[0]
 
 
 def _twin_loss(run: Any, step: int = 0) -> torch.Tensor:
     module = run.module
-    with module._twin_randomness(step) as generator:
-        batch = module._twin_batch(generator)
-        with module.twin.backbone_for_twins():
-            return module.twin.training_step(batch, step)
+    batch, drawn = module._twin_batch(module._twin_seeds(step))
+    with module._twin_randomness(step, after=drawn), module.twin.backbone_for_twins():
+        return module.twin.training_step(batch, step)
 
 
 def _trained(parameters: Any) -> dict[str, torch.nn.Parameter]:
