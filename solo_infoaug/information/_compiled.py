@@ -35,6 +35,7 @@ from numba import njit, types
 from numba.extending import intrinsic
 from torch import Tensor
 
+from solo_infoaug._compile import compiled
 from solo_infoaug.information._position import Series
 
 LANES = 8
@@ -272,14 +273,6 @@ def _count(typing, x, at_x, y, at_y, count, limits, at_limits, counts, at):
 SELECT, REACH, COUNT = 0, 1, 2
 
 
-def _entry(function: Callable[..., None]) -> Callable[..., None]:
-    """Compile what Python calls; keep the result on disk, unless no directory can be written."""
-    try:
-        return njit(nogil=True, cache=True)(function)
-    except RuntimeError:
-        return njit(nogil=True)(function)
-
-
 class Shape(NamedTuple):
     """What all tasks of a call share; `rows` counts a track's coordinates."""
 
@@ -476,7 +469,7 @@ def _task(x, y, block, shape, ks, psi, work, out):
                 _take_logarithms(block, work, pairs, 3, out)
 
 
-@_entry
+@compiled()
 def _run_block(x, y, block, shape, ks, psi, work, out):
     """Blocks side by side; of a triangle's, the first is on the diagonal."""
     for j0 in range(block.j0, block.j1, shape.side):
@@ -486,7 +479,7 @@ def _run_block(x, y, block, shape, ks, psi, work, out):
         _task(x, y, one, shape, ks, psi, work, out[:, j0 - block.j0 : j1 - block.j0])
 
 
-@_entry
+@compiled()
 def _run_paired(x, y, block, shape, ks, psi, work, out):
     """x[p] with y[p] only, for p in j0:j1; a track of x that comes again has its strips already."""
     tracks = x.reshape(-1, shape.rows_x * shape.padded)

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 import cv2
 import numpy as np
-from numba import njit
+
+from solo_infoaug._compile import compiled
 
 # Degrees of freedom of the camera's models.
 _FREEDOM = {"similarity": 4, "affine": 6, "homography": 8}
@@ -267,7 +268,7 @@ def _strength(motion: np.ndarray, mask: np.ndarray, mode: np.ndarray) -> np.ndar
     return np.asarray((motion @ mode) / np.maximum(mask @ mode**2, 1e-9))
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@compiled(error_model="numpy")
 def _refitted(matrix, source, target, followers, freedom):  # type: ignore[no-untyped-def]
     """The model fitted again to the points that are nearest to it, until these stay the same.
 
@@ -286,7 +287,7 @@ def _refitted(matrix, source, target, followers, freedom):  # type: ignore[no-un
     return matrix, np.median(_residuals(matrix, source, target)[followers])
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@compiled(error_model="numpy")
 def _least_squares(source, target, freedom):  # type: ignore[no-untyped-def]
     """[3, 3]: the model of 4, 6 or 8 degrees of freedom that fits all points best; else NaN.
 
@@ -333,7 +334,7 @@ def _least_squares(source, target, freedom):  # type: ignore[no-untyped-def]
     return np.linalg.inv(normal) @ inner @ normal
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@compiled(error_model="numpy")
 def _residuals(matrix, source, target):  # type: ignore[no-untyped-def]
     """float64 [N]: how far `matrix` takes the points of `source` from those of `target`."""
     found = np.empty(len(source))
@@ -366,7 +367,7 @@ def _fit(
     return full, inliers.reshape(-1).astype(bool)
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def _coverage(points, size):  # type: ignore[no-untyped-def]
     """The share of the cells along the border of a 4×4 grid that hold one of `points` [N, 2]."""
     height, width = size

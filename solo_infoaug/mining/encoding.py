@@ -8,6 +8,8 @@ from pathlib import Path
 import av
 import numpy as np
 
+from solo_infoaug.mining.container import open_output
+
 
 def write_video(
     frames: Iterable[np.ndarray],
@@ -23,7 +25,7 @@ def write_video(
         size: width and height, even.
         options: of libx264.
     """
-    with av.open(str(file), "w") as container:
+    with open_output(file) as container:
         stream = container.add_stream("libx264", rate=25)
         stream.width, stream.height = size
         stream.pix_fmt = "yuv420p"

@@ -9,8 +9,8 @@ from typing import Any
 
 import cv2
 import numpy as np
-from numba import njit
 
+from solo_infoaug._compile import compiled
 from solo_infoaug.mining.medians import LANES, median, sort_columns
 
 # Forth and back, the flow may miss by so much of the lengths of both vectors (squared), beside a
@@ -140,7 +140,7 @@ def follow_patches(
 
 
 # In single precision throughout, which is nine times as fast as numba's mixture of both
-@njit(nogil=True, cache=True, fastmath=True)
+@compiled(fastmath=True)
 def _bilinear(flow, x, y):  # type: ignore[no-untyped-def]
     """The flow at (x, y), float32 and inside of it, in its own pixels."""
     rows, columns = flow.shape[:2]
@@ -155,7 +155,7 @@ def _bilinear(flow, x, y):  # type: ignore[no-untyped-def]
     return dx, dy
 
 
-@njit(nogil=True, cache=True, fastmath=True)
+@compiled(fastmath=True)
 def _agrees(forth, back, row, column, down, across, max_error):  # type: ignore[no-untyped-def]
     """Whether the way from a pixel of the flow ends in the frame, and comes back to it."""
     rows, columns = forth.shape[:2]
@@ -174,7 +174,7 @@ def _agrees(forth, back, row, column, down, across, max_error):  # type: ignore[
     return error < np.float32(_RELATIVE_ERROR) * lengths + max_error * max_error
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def _agreeing(forth, back, size, max_error, ys, xs):  # type: ignore[no-untyped-def]
     """bool [len(ys), len(xs)]: `_agrees` of the flow's pixels in these rows and columns."""
     down = np.float32(forth.shape[0]) / np.float32(size[0])
@@ -186,7 +186,7 @@ def _agreeing(forth, back, size, max_error, ys, xs):  # type: ignore[no-untyped-
     return agree
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def _step(forth, back, size, max_error, path, visible, side, next_path, next_visible):  # type: ignore[no-untyped-def]
     """One step of all patches that are visible, written to `next_path` and `next_visible`."""
     rows, columns = forth.shape[:2]

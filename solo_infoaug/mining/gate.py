@@ -10,8 +10,8 @@ from collections.abc import Sequence
 
 import cv2
 import numpy as np
-from numba import njit
 
+from solo_infoaug._compile import compiled
 from solo_infoaug.mining.medians import LANES, median, sort_columns
 
 # Each patch is compared at a grid of so many points a side, over so much of its side.
@@ -119,7 +119,7 @@ def explained_by_own(
     return explained
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def _amid(centres, own, patches, reach):  # type: ignore[no-untyped-def]
     """float64 [N]: the share of `own` among all the neighbours of each of `patches`."""
     share = np.zeros(len(patches))
@@ -135,7 +135,7 @@ def _amid(centres, own, patches, reach):  # type: ignore[no-untyped-def]
     return share
 
 
-@njit(nogil=True, cache=True, fastmath=True)
+@compiled(fastmath=True)
 def _bilinear(image, x, y):  # type: ignore[no-untyped-def]
     """The image at (x, y), float32; beyond its border, as on it."""
     x = min(max(x, np.float32(0)), np.float32(image.shape[1] - 1))
@@ -147,7 +147,7 @@ def _bilinear(image, x, y):  # type: ignore[no-untyped-def]
     return above + v * (below - above)
 
 
-@njit(nogil=True, cache=True, fastmath=True)
+@compiled(fastmath=True)
 def _add_errors(before, after, start, end, still, grid, known, errors):  # type: ignore[no-untyped-def]
     """Add each patch's error along its own track to errors[0], along the background to [1]."""
     count = len(grid)

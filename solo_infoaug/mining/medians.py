@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
+
+from solo_infoaug._compile import compiled
 
 # So many columns at a time stay in the first-level cache.
 LANES = 64
 
 
 # min and max become single instructions where no number is NaN
-@njit(nogil=True, cache=True, fastmath={"nnan", "nsz"})
+@compiled(fastmath={"nnan", "nsz"})
 def sort_columns(values):  # type: ignore[no-untyped-def]
     """Sort each column of `values` [n, L] in place, by odd-even transposition: n is small."""
     count, lanes = values.shape
@@ -22,7 +23,7 @@ def sort_columns(values):  # type: ignore[no-untyped-def]
                 values[i + 1, lane] = b if a < b else a
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def median(ordered, lane, count):  # type: ignore[no-untyped-def]
     """The median of the first `count` numbers of a column that is sorted."""
     half = count // 2

@@ -20,6 +20,7 @@ from av.stream import Disposition
 
 from solo_infoaug._files import file_digest, reason_of
 from solo_infoaug.errors import VideoError
+from solo_infoaug.mining.container import open_input
 from solo_infoaug.mining.frame import AS_STORED, Frame, Orientation, every_nth, has_alpha
 from solo_infoaug.mining.frame_folder import (
     IMAGES,
@@ -81,7 +82,7 @@ class Video:
         self.left_out = 0
         self._found: dict[str, Any] = {}
         try:
-            self._container = av.open(str(path))
+            self._container = open_input(path)
         except (av.error.FFmpegError, OSError, ValueError) as error:
             raise VideoError(f"{path}: cannot be opened as a video: {reason_of(error)}") from error
         try:
@@ -153,7 +154,7 @@ class Video:
         """Seconds, measured: headers say when a video ends, which is not how long it lasts."""
         clock = _Clock(self.fps)
         try:
-            with av.open(str(self.path)) as container:
+            with open_input(self.path) as container:
                 stream = container.streams[self._stream.index]
                 for packet in container.demux(stream):
                     if packet.size and not packet.is_discard:
