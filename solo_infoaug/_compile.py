@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import atexit
+import os
+import shutil
+import tempfile
 from collections.abc import Callable
 from contextlib import suppress
+from importlib.util import find_spec
 from typing import Any, TypeVar
 
-from numba import njit
+from numba import config, njit
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -27,6 +32,26 @@ def compiled(**options: Any) -> Callable[[F], F]:
         return dispatcher  # type: ignore[no-any-return]
 
     return decorate
+
+
+def let_others_compile(package: str) -> None:
+    """Let a package be imported that wants numba to keep what it compiles, and insists on it.
+
+    Where numba finds no folder for that, it gets a temporary one, for this process and its own.
+    """
+    spec = find_spec(package)
+    if spec is None or spec.origin is None:
+        return
+    scope: dict[str, Any] = {}
+    # numba looks beside the file that a function is from
+    exec(compile("def nothing(): pass", spec.origin, "exec"), scope)
+    try:
+        njit(cache=True)(scope["nothing"])
+    except RuntimeError:
+        folder = tempfile.mkdtemp(prefix="solo-infoaug-numba-")
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
+        os.environ["NUMBA_CACHE_DIR"] = folder
+        config.reload_config()
 
 
 def _survive(dispatcher: Any) -> None:

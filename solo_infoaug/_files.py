@@ -13,6 +13,12 @@ from typing import Any
 
 from solo_infoaug.errors import OutputError
 
+MADE = ".solo-infoaug"
+"""A file in each folder of images that solo-infoaug makes: mining passes over what has it."""
+
+DRAWN = "drawn by solo-infoaug show"
+"""The comment in films and pictures of twins, which are not to be mined."""
+
 
 def check_output_folder(
     folder: str | os.PathLike[str], name: str, shown: Path | None = None
@@ -77,12 +83,27 @@ def make_output_folder(folder: str | os.PathLike[str], name: str) -> Path:
     return path
 
 
+def mark_as_made(folder: Path) -> None:
+    """Make a folder whose images mining is not to take for a video's frames."""
+    folder.mkdir(parents=True, exist_ok=True)
+    note = "solo-infoaug made this folder; solo-infoaug mine passes over it.\n"
+    (folder / MADE).write_text(note, encoding="utf-8")
+
+
 def output_error(name: str, path: Path, error: OSError, there: Path | None = None) -> OutputError:
     """Of the argument `name` = `path`; `there` is the part of the path that exists."""
     why = reason_of(error)
     if there is not None and os.path.lexists(there) and not there.is_dir():
         why = f"{there} is not a folder" if there != path.absolute() else "it is not a folder"
     return OutputError(f"{name}: {path} cannot be written ({why}); choose another place")
+
+
+def expanded(path: str | os.PathLike[str]) -> Path:
+    """`path` with ~ as the home directory; where nobody knows that, ~ is a name like any other."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        return Path(path)
 
 
 def reason_of(error: BaseException) -> str:

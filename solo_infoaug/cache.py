@@ -6,6 +6,7 @@ another directory.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from dataclasses import asdict, dataclass
@@ -22,9 +23,20 @@ _NOTE = "mined-dictionary.json"
 
 
 def cache_dir() -> Path:
-    """The cache directory; made by whoever writes to it first."""
-    named = os.environ.get("SOLO_INFOAUG_CACHE")
-    return Path(named) if named else Path(platformdirs.user_cache_dir("solo-infoaug"))
+    """The cache directory; made by whoever writes to it first.
+
+    Raises:
+        OSError: the user has none: a container's user need not have a home.
+    """
+    if named := os.environ.get("SOLO_INFOAUG_CACHE"):
+        return Path(named)
+    try:
+        folder = Path(platformdirs.user_cache_dir("solo-infoaug"))
+    except RuntimeError:  # platformdirs' word for no home
+        folder = Path("~")
+    if not folder.is_absolute():  # older ones give ~/.cache back, which would be made right here
+        raise OSError(errno.ENOENT, "there is no home directory; set SOLO_INFOAUG_CACHE")
+    return folder
 
 
 @dataclass(frozen=True)
@@ -43,7 +55,7 @@ def remember_dictionary(path: Path, fingerprint: str) -> None:
     """Note the dictionary in `path`, which the user has just mined, for `infoaug: true`.
 
     Raises:
-        OSError: the cache directory cannot be written.
+        OSError: there is no cache directory, or it cannot be written.
     """
     remembered = Remembered(
         path=str(path.resolve()),
@@ -62,7 +74,10 @@ def last_dictionary() -> Remembered | None:
     Raises:
         DictionaryError: the note cannot be read.
     """
-    note = cache_dir() / _NOTE
+    try:
+        note = cache_dir() / _NOTE
+    except OSError:  # then nothing was ever noted
+        return None
     try:
         return Remembered(**json.loads(note.read_text(encoding="utf-8")))
     except (FileNotFoundError, NotADirectoryError):

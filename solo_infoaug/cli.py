@@ -241,6 +241,14 @@ def mine(
             help="Print every setting, its default and what it does, and exit.",
         ),
     ] = False,
+    exclude: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="PATTERN",
+            help="Leave out files and folders of this name, or of this path inside the searched "
+            "folder: '*.avi', 'raw/*'. May be given several times.",
+        ),
+    ] = None,
     workers: Annotated[
         int | None,
         typer.Option("--workers", "-j", help="Processes; default a core each, if many videos."),
@@ -258,7 +266,8 @@ def mine(
 
     `infoaug: true` without `twins` means the dictionary that this command made last.
 
-    Exit code 2: some videos failed, the others are mined.
+    Exit code 2: some videos could not be read, the others are mined. Videos in which nothing has a
+    twin are listed, and are no failure unless all are such.
     """
     from solo_infoaug.mining import MineConfig
     from solo_infoaug.mining import mine as run
@@ -267,23 +276,39 @@ def mine(
         raise ConfigError("--workers: with --ray the cluster decides how many; leave it out")
     config = MineConfig.parse(settings or [])
     dictionary = run(
-        videos, out, config, workers=workers, threads=threads, ray=ray, overwrite=overwrite
+        videos,
+        out,
+        config,
+        exclude=exclude or (),
+        workers=workers,
+        threads=threads,
+        ray=ray,
+        overwrite=overwrite,
     )
     typer.echo(dictionary.summary)
     _print_videos(dictionary)
+    if twinless := dictionary.info.get("twinless"):
+        typer.echo(f"{_videos(len(twinless))} without a twin:")
+        for why in twinless.values():
+            typer.echo(f"  {why}")
     _remember(dictionary)
     if failed := dictionary.info["failed"]:
-        _exit_partly(f"{len(failed)} videos failed:", *(f"  {why}" for why in failed.values()))
+        _exit_partly(f"{_videos(len(failed))} failed:", *(f"  {why}" for why in failed.values()))
+
+
+def _videos(count: int) -> str:
+    return f"{count} video{'s' if count != 1 else ''}"
 
 
 def _remember(dictionary: TwinDictionary) -> None:
-    from solo_infoaug.cache import cache_dir, remember_dictionary
+    from solo_infoaug.cache import remember_dictionary
 
     try:
         remember_dictionary(dictionary.path, dictionary.fingerprint)
     except OSError as error:
+        place = f"{error.filename}: " if error.filename else ""
         typer.secho(
-            f"It could not be noted in {cache_dir()} ({error.strerror or error}): name it with "
+            f"It could not be noted ({place}{error.strerror or error}): name it with "
             f"infoaug.twins={dictionary.path}",
             err=True,
         )
@@ -427,6 +452,12 @@ def main() -> None:
     except InfoAugError as error:
         why = str(error)
     except OSError as error:
+        if not _has_temporary_folder():
+            why = (
+                "no folder for temporary files can be written (/tmp, the working directory); set "
+                "TMPDIR to one"
+            )
+            _stop(why)
         if error.errno not in _REFUSALS:
             raise
         advice = "make room for it, or choose another"
@@ -435,8 +466,23 @@ def main() -> None:
         why = f"{error.filename or 'a file'}: {error.strerror}; {advice}"
     else:
         return
+    _stop(why)
+
+
+def _stop(why: str) -> NoReturn:
     typer.secho(f"solo-infoaug: {why}", fg=typer.colors.RED, err=True)
     sys.exit(1)
+
+
+def _has_temporary_folder() -> bool:
+    """torch and matplotlib want one; a container that can only be read may have none."""
+    import tempfile
+
+    try:
+        tempfile.gettempdir()
+    except OSError:
+        return False
+    return True
 
 
 if __name__ == "__main__":

@@ -97,7 +97,10 @@ def _dictionary() -> Finding:
 
 def _cache() -> Finding:
     """Whether what is mined can be remembered."""
-    folder = cache_dir()
+    try:
+        folder = cache_dir()
+    except OSError as error:
+        return Finding("cache", "none", False, error.strerror, True)
     try:
         check_output_folder(folder, "SOLO_INFOAUG_CACHE")
     except InfoAugError as error:

@@ -20,6 +20,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from solo_infoaug._checks import is_whole, require
+from solo_infoaug._files import expanded
 from solo_infoaug.compare import video
 from solo_infoaug.compare.arms import ARMS
 from solo_infoaug.compare.folder import RunFolder, State
@@ -161,7 +162,7 @@ def parse_grid(overrides: Sequence[str] = ()) -> Grid:
         good = is_whole(known[key], 1) or (key == "threads" and known[key] is None)
         require(good, key, "a whole number ≥ 1", known[key])
     require(isinstance(keep, bool), "keep_checkpoints", "true or false", keep)
-    known["out"] = Path(str(known["out"])).expanduser().resolve()
+    known["out"] = expanded(str(known["out"])).resolve()
     known["report"] = known["out"] / str(known["report"])
     return Grid(**known, fixed=tuple(fixed), swept=tuple(swept), launcher=tuple(launcher))
 
@@ -301,7 +302,7 @@ class Planner:
         if evaluate.dataset == "video":
             if OmegaConf.is_missing(cfg.data, "videos"):
                 raise ConfigError("data.videos: expected a folder of videos with masks, got none")
-            videos = str(Path(cfg.data.pop("videos")).expanduser().resolve())
+            videos = str(expanded(cfg.data.pop("videos")).resolve())
             settings = _settings("video", video.VideoConfig, cfg.pop("video"), videos=videos)
             evaluate.video = asdict(settings)
             stills, twins = self._prepared("video", settings, video.prepare_video)
@@ -312,7 +313,7 @@ class Planner:
                 if OmegaConf.is_missing(section, key):
                     raise ConfigError(f"{name}.{key}: expected the path of {cell.data}, got none")
                 if section[key] is not None:
-                    section[key] = str(Path(section[key]).expanduser().resolve())
+                    section[key] = str(expanded(section[key]).resolve())
         if ARMS[cell.arm].partner is None:
             return None
         choice = choose_dictionary(cfg.infoaug.twins)

@@ -20,6 +20,7 @@ from rich.live import Live
 
 from solo_infoaug.compare.board import Board
 from solo_infoaug.compare.grid import Grid, Run
+from solo_infoaug.training.config import quoted
 
 _PROGRAM = [sys.executable, "-m", "solo_infoaug.compare.run"]
 _QUIET = ["hydra.run.dir=.", "hydra.output_subdir=null", "hydra/job_logging=disabled"]
@@ -73,7 +74,7 @@ def _pool(
             try:
                 while waiting and len(active) < jobs:
                     run = waiting.popleft()
-                    what = [f"folder='{run.folder}'", *_QUIET]
+                    what = [f"folder={quoted(run.folder)}", *_QUIET]
                     process = _program(what, run.files.log, environment, run.folder)
                     active[str(run.folder)] = run, process
                 time.sleep(_POLL)
@@ -134,9 +135,9 @@ def _launch(todo: Sequence[Run], grid: Grid, environment: dict[str, str], board:
     """One Hydra multirun over the folders of the runs."""
     sweep_folder = grid.out / "launcher"
     sweep_folder.mkdir(parents=True, exist_ok=True)
-    folders = ",".join(f"'{run.folder}'" for run in todo)
+    folders = ",".join(quoted(run.folder) for run in todo)
     log = sweep_folder / "log.txt"
-    sweep = ["--multirun", f"folder={folders}", f"hydra.sweep.dir='{sweep_folder}'"]
+    sweep = ["--multirun", f"folder={folders}", f"hydra.sweep.dir={quoted(sweep_folder)}"]
     process = _program([*sweep, *_QUIET[1:], *grid.launcher], log, environment)
     try:
         while process.poll() is None:

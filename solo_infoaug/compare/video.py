@@ -26,7 +26,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from solo_infoaug._checks import is_whole, require
-from solo_infoaug._files import digest, write_json
+from solo_infoaug._files import digest, mark_as_made, write_json
 from solo_infoaug.errors import ConfigError
 from solo_infoaug.mining import MineConfig, mine
 from solo_infoaug.mining.video import open_video, search, video_stem
@@ -234,7 +234,7 @@ def prepare_video(folder: Path, config: VideoConfig, workers: int = 1) -> tuple[
         The image folder to pretrain on, and the twin dictionary.
     """
     stills, twins, marker = folder / "stills", folder / "twins", folder / "video.json"
-    folder.mkdir(parents=True, exist_ok=True)
+    mark_as_made(folder)
     with FileLock(f"{folder}.lock"):
         if not marker.is_file():
             seen = split_clips(config)["seen"]

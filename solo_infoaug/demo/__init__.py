@@ -43,6 +43,7 @@ from solo_infoaug.mining import MineConfig, mine
 from solo_infoaug.mining.samples import sample_clips
 from solo_infoaug.resources import config_folder
 from solo_infoaug.training import load_config, pretrain
+from solo_infoaug.training.config import quoted
 
 SCENES = ("scenes.videos=24",)
 """The benchmark's settings that the demo changes: fewer videos than the 80 of a comparison."""
@@ -127,7 +128,7 @@ def compare_arms(
     """
     outcome = compare(
         [
-            f"out={json.dumps(str(out), ensure_ascii=False)}",
+            f"out={quoted(out)}",
             "methods=simclr",
             "arms=[baseline,random,infoaug]",
             f"seeds=[{seed}]",
@@ -171,9 +172,9 @@ def pretrain_backbone(
         config_folder() / "demo",
         "simclr",
         [
-            f"data.train_path={json.dumps(str(images), ensure_ascii=False)}",
-            f"checkpoint.dir={json.dumps(str(folder / 'runs'), ensure_ascii=False)}",
-            f"++infoaug.twins={json.dumps(str(twins.path), ensure_ascii=False)}",
+            f"data.train_path={quoted(images)}",
+            f"checkpoint.dir={quoted(folder / 'runs')}",
+            f"++infoaug.twins={quoted(twins.path)}",
             f"seed={seed}",
             "++enable_model_summary=false",
             *([] if epochs is None else [f"max_epochs={epochs}"]),

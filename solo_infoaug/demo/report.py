@@ -9,6 +9,7 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
+from solo_infoaug._files import mark_as_made
 from solo_infoaug.compare.arms import ARMS
 from solo_infoaug.compare.results import draw_bars, read_losses
 from solo_infoaug.compare.tables import Column, Values
@@ -242,6 +243,7 @@ def draw_twin_pictures(twins: TwinDictionary, folder: Path) -> list[Path]:
     Returns:
         `pairs.png`, `crops.png`, and two PNG files a window: twins and tracks.
     """
+    mark_as_made(folder)
     pictures = [
         _save(draw_pairs_in_place(twins), folder / "pairs.png"),
         _save(draw_pairs(twins), folder / "crops.png"),

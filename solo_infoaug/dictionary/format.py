@@ -8,6 +8,7 @@ Layout (format 2; 1 had one window a shot), everything safetensors, JSON or JPEG
     parts/KEY/pixels-0000.safetensors  crops, some thousand patches a file
     parts/KEY/windows/0000.jpg         the frame of each window whose patches these are
     parts/KEY/windows/0000.safetensors tracks and MI matrix of each window
+    parts/KEY/twinless.json            of a video without a twin, alone: video.json, and why
 
 A video's folder appears under its final name only when it is complete.
 """
@@ -33,9 +34,10 @@ VERSION = 2
 MANIFEST = "dictionary.json"
 PARTS = "parts"
 WINDOWS = "windows"
+TWINLESS = "twinless.json"
 LOCK = ".lock"
 # What was read of a video, and what was not: see docs/dictionary-format.md.
-COUNTS = ("frames", "windows_mined", "damaged_packets", "frames_left_out")
+COUNTS = ("frames", "repeated_frames", "windows_mined", "damaged_packets", "frames_left_out")
 
 # JSON files larger than this are not ours.
 _JSON_LIMIT = 256 << 20

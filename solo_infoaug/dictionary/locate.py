@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from solo_infoaug import __version__
+from solo_infoaug._files import expanded
 from solo_infoaug.cache import Remembered, last_dictionary
 from solo_infoaug.errors import DictionaryError
 
@@ -66,7 +67,7 @@ def choose_dictionary(configured: str | None = None) -> Choice:
     variable = "SOLO_INFOAUG_TWINS"
     for source, value in (("infoaug.twins", configured), (variable, os.environ.get(variable))):
         if value:
-            path = Path(value).expanduser()
+            path = expanded(value)
             if not path.is_dir():
                 # Hydra may have changed the working directory
                 tried = "" if path.is_absolute() else f" (looked for {path.absolute()})"

@@ -205,7 +205,12 @@ class TwinDictionary:
         keys = info.get("videos")
         if not isinstance(keys, list) or not all(map(is_name, keys)):
             raise DictionaryError(f"{manifest}: damaged: `videos` is no list of names")
-        for key, expected in (("config", dict), ("failed", dict), ("left_out", list)):
+        for key, expected in (
+            ("config", dict),
+            ("failed", dict),
+            ("twinless", dict),
+            ("left_out", list),
+        ):
             if not isinstance(info.get(key), (expected, type(None))):
                 raise DictionaryError(f"{manifest}: damaged: `{key}` is {info[key]!r}")
         return cls(folder, info, [Part.read(folder / PARTS / key) for key in keys])

@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 
 from solo_infoaug._checks import require
-from solo_infoaug._files import check_output_folder
+from solo_infoaug._files import check_output_folder, mark_as_made
 from solo_infoaug.dictionary import TwinDictionary
 from solo_infoaug.dictionary.format import COUNTS, MANIFEST, PARTS, digest_of
 from solo_infoaug.dictionary.store import Part
@@ -46,16 +46,23 @@ def merge(paths: Sequence[PathLike], out: PathLike) -> TwinDictionary:
         raise DictionaryError(f"these dictionaries do not fit together: {listed}")
     keys: list[str] = []
     failed: dict[str, Any] = {}
+    twinless: dict[str, Any] = {}
     configs = [source.info.get("config") for source in sources]
     config = configs[0] if all(other == configs[0] for other in configs) else None
     with _target(out) as folder:
         for source in sources:
             failed |= source.info.get("failed") or {}
+            twinless |= source.info.get("twinless") or {}
             for key in source.info["videos"]:
                 if key not in keys:
                     _copy_part(source.path / PARTS / key, folder / PARTS / key)
                     keys.append(key)
-        info = {"config": config, "merged_configs": configs, "failed": failed}
+        info = {
+            "config": config,
+            "merged_configs": configs,
+            "failed": failed,
+            "twinless": twinless,
+        }
         write_manifest(folder, keys, info)
     return TwinDictionary.load(folder)
 
@@ -187,6 +194,7 @@ def describe(dictionary: TwinDictionary, verify: bool = False) -> dict[str, Any]
         "sources": sources,
         "config": dictionary.info.get("config"),
         "failed": dictionary.info.get("failed") or {},
+        "twinless": dictionary.info.get("twinless") or {},
         "left_out": dictionary.info.get("left_out") or [],
         "duplicates": dictionary.info.get("duplicates") or {},
         "damaged_packets": sum(source.get("damaged_packets", 0) for source in sources),
@@ -236,6 +244,7 @@ def export_patches(dictionary: TwinDictionary, folder: str | os.PathLike[str]) -
     out = check_output_folder(folder, "out")
     if out.exists() and any(out.iterdir()):
         raise DictionaryError(f"{out} is not an empty folder; choose another")
+    mark_as_made(out)
     names = _unique([Path(name).stem for name in dictionary.videos])
     written = 0
     for row in range(len(dictionary)):

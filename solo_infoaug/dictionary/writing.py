@@ -24,6 +24,7 @@ from solo_infoaug.dictionary.format import (
     LOCK,
     MANIFEST,
     PARTS,
+    TWINLESS,
     VERSION,
     WINDOWS,
     check_path,
@@ -134,8 +135,7 @@ class VideoWriter:
             source: more about the source, known only now.
             counts: those of `COUNTS` that are known, and `reasons`.
         """
-        self._record["source"].update(source or {})
-        self._record.update(counts or {})
+        self._note(source, counts)
         if not self._record["windows"]:
             raise ValueError("a video without a window is not written")
         self._flush()
@@ -143,6 +143,28 @@ class VideoWriter:
         digest = self._write("index.safetensors", joined)
         self._record["index"] = {"patches": self._count, "sha256": digest}
         _write_json(self._folder / "video.json", self._record)
+        self._publish()
+
+    def finish_without_twins(
+        self,
+        why: str,
+        source: Mapping[str, Any] | None = None,
+        counts: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Note `why` no patch of the video has a twin, so that it need not be mined again.
+
+        The rest as in `finish`. The folder is no part of a dictionary.
+        """
+        self._note(source, counts)
+        shutil.rmtree(self._folder / WINDOWS)
+        _write_json(self._folder / TWINLESS, {**self._record, "why": printable(why)})
+        self._publish()
+
+    def _note(self, source: Mapping[str, Any] | None, counts: Mapping[str, Any] | None) -> None:
+        self._record["source"].update(source or {})
+        self._record.update(counts or {})
+
+    def _publish(self) -> None:
         if self._final.exists():
             shutil.rmtree(self._final)
         self._folder.replace(self._final)

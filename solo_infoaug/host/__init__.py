@@ -19,6 +19,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from solo_infoaug._files import expanded
 from solo_infoaug.errors import HostError
 
 if TYPE_CHECKING:
@@ -149,7 +150,7 @@ def _folders() -> list[tuple[str, Path]]:
     if imported := getattr(sys.modules.get("solo"), "__path__", None):
         return [("imported", Path(next(iter(imported))).resolve().parent)]
     if named := os.environ.get("SOLO_LEARN_HOME"):
-        return [("SOLO_LEARN_HOME", Path(named).expanduser().resolve())]
+        return [("SOLO_LEARN_HOME", expanded(named).resolve())]
     try:
         spec = importlib.util.find_spec("solo")
     except (ImportError, ValueError):
@@ -193,6 +194,7 @@ def load_host() -> Host:
     if str(info.path) not in sys.path:
         sys.path.insert(0, str(info.path))
     try:
+        _prepare_umap()
         if info.kind == "current":
             from solo_infoaug.host.current import load
         else:
@@ -205,3 +207,14 @@ def load_host() -> Host:
             f"solo-learn at {info.path} cannot be imported ({type(error).__name__}: {error}); "
             "`solo-infoaug doctor` lists what is missing"
         ) from error
+
+
+def _prepare_umap() -> None:
+    """solo-learn imports umap where that is installed."""
+    if importlib.util.find_spec("umap") is None:
+        return
+    try:
+        from solo_infoaug._compile import let_others_compile
+    except ImportError:  # then umap cannot be imported either, and solo-learn leaves it out
+        return
+    let_others_compile("umap")

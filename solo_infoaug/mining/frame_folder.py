@@ -13,6 +13,7 @@ import av
 import numpy as np
 from PIL import Image, ImageOps
 
+from solo_infoaug._files import DRAWN
 from solo_infoaug.errors import VideoError
 from solo_infoaug.mining.frame import Frame, every_nth
 
@@ -54,7 +55,7 @@ def numbered_frames(folder: Path, names: Iterable[str]) -> Numbered | str:
     for name in names:
         path = Path(name)
         parts = _NUMBERED.fullmatch(path.stem)
-        if path.suffix.lower() not in IMAGES or parts is None:
+        if path.suffix.lower() not in IMAGES or parts is None or name.startswith("."):
             continue
         group = groups.setdefault((parts[1], parts[3], path.suffix.lower()), {})
         doubled |= int(parts[2]) in group
@@ -86,6 +87,8 @@ def _mixed(files: list[Path]) -> str | None:
             with Image.open(file) as image:
                 sizes.setdefault(image.size, file)
                 palettes += image.mode == "P"
+                if image.info.get("comment") == DRAWN:
+                    return f"solo-infoaug show drew {file.name}"
                 # the pictures of an MPO are the same scene, of which the first is the photograph
                 if getattr(image, "is_animated", False) and image.format != "MPO":
                     moving = moving or file

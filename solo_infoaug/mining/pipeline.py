@@ -24,7 +24,7 @@ from solo_infoaug import __version__
 from solo_infoaug._checks import require
 from solo_infoaug._files import printable
 from solo_infoaug.dictionary import TwinDictionary
-from solo_infoaug.dictionary.format import MANIFEST, PARTS
+from solo_infoaug.dictionary.format import MANIFEST, PARTS, TWINLESS, read_json
 from solo_infoaug.dictionary.writing import VideoWriter, check_target, only_writer, write_manifest
 from solo_infoaug.errors import DictionaryError, VideoError
 from solo_infoaug.mining.config import MineConfig
@@ -57,6 +57,7 @@ def mine(
     out: str | os.PathLike[str],
     config: MineConfig | None = None,
     *,
+    exclude: str | Iterable[str] = (),
     workers: int | None = 1,
     threads: int | None = None,
     ray: str | None = None,
@@ -68,8 +69,9 @@ def mine(
     Each video is cut into shots, and these into windows. A grid of patches in the middle frame of
     each window is tracked to both ends, the background's motion is removed, patches that do nothing
     of their own are left out, the mutual information of all pairs of the others is estimated, and
-    the significant partner with the highest is the twin. A video that fails does not stop the
-    others: what failed and why is in the dictionary's `info["failed"]`.
+    the significant partner with the highest is the twin. A video that cannot be read does not stop
+    the others, and neither does one in which nothing has a twin: which these are, and why, is in
+    the dictionary's `info["failed"]` and `info["twinless"]`.
 
     Interrupted, it goes on where it was when called again: finished videos are not mined twice.
     The same videos and settings give the same dictionary, in any order, with any number of workers.
@@ -78,6 +80,8 @@ def mine(
         videos: a video file, a folder of videos, or several of either.
         out: the folder to write the dictionary to.
         config: settings; the defaults if None.
+        exclude: patterns such as "*.avi", "raw" or "raw/*" of files and folders to leave out,
+            compared with their names and with their paths inside the folder that is searched.
         workers: processes that mine videos side by side; None for as many as there are cores, or
             videos. With more than one, a script needs the usual `if __name__ == "__main__":`.
         threads: how many threads each worker uses; None for its share of the cores (on Ray, one).
@@ -87,7 +91,7 @@ def mine(
         progress: show progress on standard error.
 
     Raises:
-        VideoError: no video could be mined; the message has the reason of each.
+        VideoError: no video has a twin; the message has the reason of each.
         DictionaryError: `out` holds a dictionary of other videos or settings.
         OutputError: `out` cannot be written.
         ConfigError: `workers` or `threads` is no positive number, or Ray, a tracker or a depth
@@ -99,7 +103,8 @@ def mine(
     sources = [videos] if isinstance(videos, (str, os.PathLike)) else list(videos)
     folder = Path(out).absolute()
 
-    paths, left_out = search(sources)
+    patterns = [exclude] if isinstance(exclude, str) else list(exclude)
+    paths, left_out = search(sources, patterns)
     for what in left_out:
         warnings.warn(printable(what), stacklevel=2)
     plan = _plan(paths, config)
@@ -111,13 +116,16 @@ def mine(
         failed = plan.failed | _mine_jobs(
             plan.jobs, folder, config, workers, threads, ray, progress
         )
-        mined = [job.key for job in plan.jobs if (folder / PARTS / job.key).is_dir()]
+        mined = [job.key for job in plan.jobs if _is_mined(folder, job)]
+        twinless = _twinless(folder, plan.jobs)
         if not mined:
-            raise VideoError("\n".join(failed.values()) or "no video given")
-        _remove_leftovers(folder, mined)
+            raise VideoError("\n".join([*failed.values(), *twinless.values()]))
+        _remove_leftovers(folder, [job.key for job in plan.jobs if str(job.path) not in failed])
         info = {
             "config": config.to_json(),
             "failed": _printable(failed),
+            "twinless": _printable(twinless),
+            **({"exclude": patterns} if patterns else {}),
             "left_out": [printable(what) for what in left_out],
             "duplicates": _printable(plan.duplicates),
         }
@@ -135,7 +143,9 @@ def _mine_jobs(
     progress: bool,
 ) -> dict[str, str]:
     """Mine what is not mined yet; returns why some failed, by path."""
-    todo = [job for job in jobs if not _is_mined(folder, job)]
+    todo = [
+        job for job in jobs if not _is_mined(folder, job) and _why_twinless(folder, job) is None
+    ]
     workers, threads = _shares(workers, threads, len(todo), ray is not None)
     work = functools.partial(_mine_job, folder, config, threads)
     gpu = config.tracker in ("cotracker3", "bootstapir") and config.device != "cpu"
@@ -158,7 +168,7 @@ def mine_video(
     With `ahead`, one thread decodes and one tracks the windows to come while this one is mined.
 
     Raises:
-        VideoError: it cannot be decoded, or no patch of it found a twin.
+        VideoError: it cannot be decoded.
         ConfigError: the tracker or the depth model is missing.
     """
     with open_video(path, config.fps) as video:
@@ -187,16 +197,16 @@ def mine_video(
                     reasons.update(mined.reasons)
                     if mined.stored is not None:
                         writer.add_window(**vars(mined.stored))
-            _complain(path, video, counts, reasons, config)
-            writer.finish(
-                video.record,
-                {
-                    **counts,
-                    "reasons": dict(reasons),
-                    "damaged_packets": video.damaged,
-                    "frames_left_out": video.left_out,
-                },
-            )
+            noted = {
+                **counts,
+                "reasons": dict(reasons),
+                "damaged_packets": video.damaged,
+                "frames_left_out": video.left_out,
+            }
+            if why := _why_nothing(path, video, counts, reasons, config):
+                writer.finish_without_twins(why, video.record, noted)
+            else:
+                writer.finish(video.record, noted)
         finally:
             writer.discard()
 
@@ -276,20 +286,26 @@ def _windows(
     yield from windows(counted(), config, colour)
 
 
-def _complain(
+def _why_nothing(
     path: Path,
     video: Video | FrameFolder,
     counts: dict[str, int],
     reasons: Counter[str],
     config: MineConfig,
-) -> None:
-    """Say why nothing came of a video."""
+) -> str:
+    """Why no patch of a video has a twin; empty if one has.
+
+    Raises:
+        VideoError: because it could not be read.
+    """
     damage = ""
     if video.damaged:
         damage = (
             f"; {video.left_out} frames were left out: {video.damaged} damaged packets or files"
         )
+    unreadable = counts["windows_mined"] == 0 and video.left_out > 0
     if counts["frames"] == 0:
+        unreadable = True
         why = "no frame is whole" if video.left_out else "no frame could be decoded"
     elif counts["windows_mined"] == 0:
         shortest, total = config.min_frames, counts["frames"]
@@ -300,8 +316,10 @@ def _complain(
         most = ", ".join(f"{name}: {count}" for name, count in reasons.most_common(3) if count)
         why = f"no patch found a twin: nothing moves, or nothing moves together ({most})"
     else:
-        return
-    raise VideoError(f"{path}: {why}{damage}")
+        return ""
+    if unreadable:
+        raise VideoError(f"{path}: {why}{damage}")
+    return f"{why}{damage}"
 
 
 @dataclass(frozen=True)
@@ -348,15 +366,37 @@ def _is_mined(folder: Path, job: Job) -> bool:
     return (folder / PARTS / job.key / "video.json").is_file()
 
 
+def _why_twinless(folder: Path, job: Job) -> str | None:
+    """Why a video that this version has mined has no twin; None if it has, or is to be mined."""
+    file = folder / PARTS / job.key / TWINLESS
+    if not file.is_file():
+        return None
+    record = read_json(file)
+    source = record.get("source")
+    # another version may find some
+    if not isinstance(source, dict) or source.get("mined_with") != __version__:
+        return None
+    return str(record.get("why"))
+
+
+def _twinless(folder: Path, jobs: list[Job]) -> dict[str, str]:
+    """Why the videos that have no twin have none, by path."""
+    found = ((job, _why_twinless(folder, job)) for job in jobs)
+    return {str(job.path): f"{job.path}: {why}" for job, why in found if why is not None}
+
+
 def _is_finished(folder: Path, plan: _Plan, config: MineConfig) -> bool:
     """Whether nothing is left to do, so that a folder is enough that can only be read."""
     if plan.failed or not (folder / MANIFEST).is_file():
         return False
     there = TwinDictionary.load(folder).info
+    mined = [job for job in plan.jobs if _is_mined(folder, job)]
+    twinless = _twinless(folder, plan.jobs)
     return bool(
         there.get("config") == config.to_json()
-        and there["videos"] == [job.key for job in plan.jobs]
-        and all(_is_mined(folder, job) for job in plan.jobs)
+        and there["videos"] == [job.key for job in mined]
+        and (there.get("twinless") or {}) == _printable(twinless)
+        and len(mined) + len(twinless) == len(plan.jobs)
     )
 
 
@@ -371,7 +411,7 @@ def _check_target(folder: Path, jobs: list[Job], config: MineConfig, overwrite: 
     if there.info.get("config") != config.to_json():
         what = "other settings"
     elif not set(there.info["videos"]) <= keys:
-        what = "other videos"
+        what = "other videos, or of some that are excluded now"
     else:
         return
     raise DictionaryError(

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import os
-import warnings
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -22,24 +20,10 @@ from solo_infoaug._files import file_digest, reason_of
 from solo_infoaug.errors import VideoError
 from solo_infoaug.mining.container import open_input
 from solo_infoaug.mining.frame import AS_STORED, Frame, Orientation, every_nth, has_alpha
-from solo_infoaug.mining.frame_folder import (
-    IMAGES,
-    FrameFolder,
-    Numbered,
-    folder_name,
-    numbered_frames,
-)
-
-EXTENSIONS = frozenset(
-    {".264", ".265", ".3g2", ".3gp", ".amv", ".asf", ".av1", ".avi", ".avs", ".divx", ".dv"}
-    | {".f4v", ".flc", ".fli", ".flv", ".gif", ".gxf", ".h264", ".h265", ".hevc", ".ivf"}
-    | {".m1v", ".m2p", ".m2t", ".m2ts", ".m2v", ".m4v", ".mjpeg", ".mjpg", ".mkv", ".mod"}
-    | {".mov", ".mp4", ".mpe", ".mpeg", ".mpg", ".mpv", ".mts", ".mxf", ".nsv", ".nut", ".obu"}
-    | {".ogg", ".ogm", ".ogv", ".ogx", ".qt", ".rm", ".rmvb", ".tod", ".trp", ".ts", ".vob"}
-    | {".vro", ".webm", ".webp", ".wmv", ".wtv", ".y4m"}
-)
-# Beside a video, for `tracker=file`.
-_TRACKS = ".npz"
+from solo_infoaug.mining.frame_folder import FrameFolder, folder_name
+from solo_infoaug.mining.search import EXTENSIONS as EXTENSIONS
+from solo_infoaug.mining.search import find_videos as find_videos
+from solo_infoaug.mining.search import search as search
 
 # Frames that run backwards in time by more (frame times) were joined, and are not just jittering.
 _BACK = 4
@@ -413,99 +397,6 @@ def video_name(path: Path) -> str:
 def video_stem(path: Path) -> str:
     """The same without the ending that files have."""
     return folder_name(path) if path.is_dir() else path.stem
-
-
-def find_videos(sources: Iterable[str | os.PathLike[str]]) -> list[Path]:
-    """The videos that `sources` name; warns of what was left out. See `search`."""
-    found, left_out = search(sources)
-    for what in left_out:
-        warnings.warn(what, stacklevel=2)
-    return found
-
-
-def search(sources: Iterable[str | os.PathLike[str]]) -> tuple[list[Path], list[str]]:
-    """The videos that `sources` name, and a line on each kind of thing that was left out.
-
-    Files are taken as they are. Folders are searched through, links to folders as well, for video
-    files (known by their endings) and for folders of numbered frames (see `numbered_frames`).
-
-    Raises:
-        VideoError: a source does not exist, a folder holds no video, or there is no source.
-    """
-    found: dict[Path, None] = {}
-    notes: list[str] = []
-    for source in map(Path, sources):
-        if source.is_dir():
-            inside, left_out = _search_folder(source)
-            if not inside:
-                raise VideoError(
-                    f"no video in folder {source} (looked for folders of numbered images, and for "
-                    f"{' '.join(sorted(EXTENSIONS))})" + "".join(f"\n{note}" for note in left_out)
-                )
-            found.update(dict.fromkeys(inside))
-            notes += left_out
-        elif source.is_file():
-            found[source] = None
-        elif source.exists():  # reading it may never end
-            raise VideoError(f"{source}: expected a video file or a folder, got a device or a pipe")
-        else:
-            raise VideoError(f"no such video: {source}")
-    if not found:
-        raise VideoError("no video given: name at least one file or folder")
-    return list(found), list(dict.fromkeys(notes))
-
-
-def _search_folder(source: Path) -> tuple[list[Path], list[str]]:
-    found: list[Path] = []
-    endings: Counter[str] = Counter()
-    images: dict[str, list[tuple[Path, int]]] = {}
-    notes: list[str] = []
-
-    def unreadable(error: OSError) -> None:
-        notes.append(f"{error.filename}: left out: {error.strerror or error}")
-
-    seen: set[tuple[int, int]] = set()
-    for place, folders, names in os.walk(source, followlinks=True, onerror=unreadable):
-        folder = Path(place)
-        status = folder.stat()
-        if (status.st_dev, status.st_ino) in seen:  # a link to a folder that was searched already
-            folders.clear()
-            continue
-        seen.add((status.st_dev, status.st_ino))
-        folders.sort()
-        pictures = [name for name in names if Path(name).suffix.lower() in IMAGES]
-        frames = numbered_frames(folder, pictures) if pictures else "no images"
-        taken: set[str] = set()
-        if isinstance(frames, Numbered):
-            found.append(folder)
-            taken = {file.name for file in frames.files}
-            frames = "they do not belong to the numbered frames beside them"
-        # A WebP is a frame or a video of its own.
-        pictures = [
-            name
-            for name in pictures
-            if name not in taken and Path(name).suffix.lower() not in EXTENSIONS
-        ]
-        if pictures:
-            images.setdefault(frames, []).append((folder, len(pictures)))
-        for name in sorted(names):
-            path, ending = folder / name, Path(name).suffix.lower()
-            if name.startswith("."):
-                endings["hidden"] += 1
-            elif not path.is_file():
-                endings["broken links or no files"] += 1
-            elif ending in EXTENSIONS and name not in taken:
-                found.append(path)
-            elif ending not in IMAGES and ending != _TRACKS:
-                endings[ending or "without ending"] += 1
-    for why, there in sorted(images.items()):
-        count = sum(number for _, number in there)
-        more = f" and {len(there) - 1} other folders" if len(there) > 1 else ""
-        notes.append(f"{there[0][0]}{more}: {count} images are no frames of a video: {why}")
-    if endings:
-        kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(endings.items()))
-        notes.append(f"{source}: left out what is not known as video: {kinds}")
-    return found, notes
 
 
 def video_digest(path: Path) -> str:

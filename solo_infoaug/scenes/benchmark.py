@@ -28,7 +28,7 @@ from PIL import Image
 from torch import Tensor
 
 from solo_infoaug._checks import require
-from solo_infoaug._files import digest, write_json
+from solo_infoaug._files import digest, mark_as_made, write_json
 from solo_infoaug.dictionary import TwinDictionary
 from solo_infoaug.errors import ConfigError
 from solo_infoaug.mining import MineConfig, mine
@@ -387,6 +387,7 @@ def prepare_scenes(folder: Path, config: ScenesConfig, workers: int = 1) -> Benc
         if not marker.is_file():
             scenes = [SceneVideo.make(config, number) for number in range(config.videos)]
             _write_stills(folder / "stills", config)
+            mark_as_made(folder)
             videos = folder / "videos"
             videos.mkdir(exist_ok=True)
             for number, scene in enumerate(scenes):

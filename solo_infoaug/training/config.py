@@ -12,13 +12,14 @@ import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import Override, Quote, QuotedString
 from hydra.errors import HydraException
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from solo_infoaug._checks import is_number, is_whole, require
+from solo_infoaug._files import expanded
 from solo_infoaug.errors import ConfigError
 
 say = rank_zero_only(print)
@@ -38,7 +39,7 @@ def load_config(
     Raises:
         ConfigError: no such folder or file, or an override that Hydra refuses.
     """
-    folder = Path(config_path).expanduser().resolve()
+    folder = expanded(config_path).resolve()
     if not folder.is_dir():
         raise ConfigError(
             f"--config-path: expected a folder of YAML configurations, got {config_path}"
@@ -80,6 +81,21 @@ def parse_overrides(overrides: Sequence[str]) -> list[Override]:
             why = str(error).splitlines()[0]
             raise ConfigError(f"override {override!r}: {hint} (Hydra says: {why})") from error
     return parsed
+
+
+def quoted(path: str | Path) -> str:
+    """A path as the value of an override in Hydra's grammar.
+
+    Raises:
+        ConfigError: it has a `${`, which every reader of a configuration takes for another key.
+    """
+    text = str(path)
+    if "${" in text:
+        raise ConfigError(
+            f"{text}: expected a path without ${{, which configurations take for the name of a "
+            "key; choose another"
+        )
+    return QuotedString(text, Quote.double).with_quotes()
 
 
 def choose_device(cfg: DictConfig) -> None:

@@ -80,7 +80,8 @@ def _page(dictionary: TwinDictionary) -> str:
         "page.html.j2",
         dictionary=dictionary,
         videos=video_table(dictionary),
-        failed=dictionary.info.get("failed", {}),
+        failed=dictionary.info.get("failed") or {},
+        twinless=dictionary.info.get("twinless") or {},
         config=dictionary.info.get("config", {}),
         gallery=embedded(pictures.draw_pairs(dictionary), _DPI)
         if len(dictionary.anchors)

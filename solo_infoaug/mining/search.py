@@ -1,0 +1,259 @@
+"""Which videos a command means: the files and folders that it names, searched through."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+from solo_infoaug._checks import require
+from solo_infoaug._files import DRAWN, MADE
+from solo_infoaug.dictionary.format import LOCK, MANIFEST, PARTS
+from solo_infoaug.errors import VideoError
+from solo_infoaug.mining.frame_folder import IMAGES, Numbered, numbered_frames
+
+EXTENSIONS = frozenset(
+    {".264", ".265", ".3g2", ".3gp", ".amv", ".asf", ".av1", ".avi", ".avs", ".divx", ".dv"}
+    | {".f4v", ".flc", ".fli", ".flv", ".gif", ".gxf", ".h264", ".h265", ".hevc", ".ivf"}
+    | {".m1v", ".m2p", ".m2t", ".m2ts", ".m2v", ".m4v", ".mjpeg", ".mjpg", ".mkv", ".mod"}
+    | {".mov", ".mp4", ".mpe", ".mpeg", ".mpg", ".mpv", ".mts", ".mxf", ".nsv", ".nut", ".obu"}
+    | {".ogg", ".ogm", ".ogv", ".ogx", ".qt", ".rm", ".rmvb", ".tod", ".trp", ".ts", ".vob"}
+    | {".vro", ".webm", ".webp", ".wmv", ".wtv", ".y4m"}
+)
+# Beside a video, for `tracker=file`.
+_TRACKS = ".npz"
+# Folders that systems make, in lower case: for what was thrown away, or belongs to other files.
+_SYSTEM = frozenset(
+    {"__macosx", "lost+found", "$recycle.bin", "system volume information", "recycler"}
+    | {"@eadir", "#recycle", "#snapshot", "found.000"}
+)
+# Behind the name of a file that is being downloaded, or of one beside it that keeps the books.
+_PARTIAL = (
+    *(".part", ".partial", ".crdownload", ".download", ".opdownload", ".aria2", ".ytdl"),
+    *(".!qb", ".!ut", ".bc!", ".filepart"),
+)
+# In the last bytes of a film that `show` drew: FFmpeg writes what a file says of itself at its end.
+_TAIL = 4096
+
+
+def find_videos(sources: Iterable[str | os.PathLike[str]]) -> list[Path]:
+    """The videos that `sources` name; warns of what was left out. See `search`."""
+    found, left_out = search(sources)
+    for what in left_out:
+        warnings.warn(what, stacklevel=2)
+    return found
+
+
+def search(
+    sources: Iterable[str | os.PathLike[str]], exclude: Sequence[str] = ()
+) -> tuple[list[Path], list[str]]:
+    """The videos that `sources` name, and a line on each kind of thing that was left out.
+
+    Files are taken as they are. Folders are searched through, links to folders as well, for video
+    files (known by their endings) and for folders of numbered frames (see `numbered_frames`), but
+    for hidden ones, those of the system, and what solo-infoaug wrote itself.
+
+    Args:
+        sources: files and folders.
+        exclude: patterns (`*`, `?`, `[…]`) of files and folders to leave out; each is compared with
+            the name, and with the path from the searched folder on, where `*` stands for `/` too.
+
+    Raises:
+        VideoError: a source does not exist, a folder holds no video, or there is no source.
+        ConfigError: a pattern is empty.
+    """
+    patterns = _Patterns(exclude)
+    found: dict[Path, None] = {}
+    notes: list[str] = []
+    named = 0
+    for source in map(Path, sources):
+        named += 1
+        if patterns.leave_out(source.name, folder=source.is_dir()):
+            continue
+        if source.is_dir():
+            inside, left_out = _search_folder(source, patterns)
+            if not inside:
+                raise VideoError(
+                    f"no video in folder {source} (looked for folders of numbered images, and for "
+                    f"{' '.join(sorted(EXTENSIONS))})"
+                    + "".join(f"\n{note}" for note in (*left_out, *patterns.notes()))
+                )
+            found.update(dict.fromkeys(inside))
+            notes += left_out
+        elif source.is_file():
+            found[source] = None
+        elif source.exists():  # reading it may never end
+            raise VideoError(f"{source}: expected a video file or a folder, got a device or a pipe")
+        else:
+            raise VideoError(f"no such video: {source}")
+    if not found:
+        what = "no video is left" if named else "no video given: name at least one file or folder"
+        raise VideoError("\n".join([what, *patterns.notes()]))
+    return list(found), list(dict.fromkeys([*notes, *patterns.notes()]))
+
+
+class _Patterns:
+    """What is excluded, and how much that was."""
+
+    def __init__(self, patterns: Sequence[str]) -> None:
+        for pattern in patterns:
+            require(isinstance(pattern, str) and pattern.strip("/"), "exclude", "a name", pattern)
+        self._counts = {pattern: Counter[str]() for pattern in patterns}
+
+    def leave_out(self, name: str, path: str | None = None, *, folder: bool = False) -> bool:
+        """Whether a file or folder is excluded by its name or its path; it is counted if so."""
+        for pattern, count in self._counts.items():
+            bare = pattern.removeprefix("./").rstrip("/")
+            # `**/x` means any depth, none among them
+            variants = {bare, bare.removeprefix("**/")}
+            if pattern.endswith("/") and not folder:
+                continue
+            if any(fnmatchcase(text, one) for text in (name, path or name) for one in variants):
+                count["folders" if folder else "files"] += 1
+                return True
+        return False
+
+    def notes(self) -> list[str]:
+        """A line a pattern."""
+        return [
+            f"excluded by {pattern!r}: "
+            + (", ".join(f"{n} {kind}" for kind, n in sorted(count.items())) or "nothing")
+            for pattern, count in self._counts.items()
+        ]
+
+
+def _search_folder(source: Path, patterns: _Patterns) -> tuple[list[Path], list[str]]:
+    look = _Look(source, patterns)
+    seen: set[tuple[int, int]] = set()
+    for place, folders, names in os.walk(source, followlinks=True, onerror=look.unreadable):
+        folder = Path(place)
+        status = folder.stat()
+        if (status.st_dev, status.st_ino) in seen:  # a link to a folder that was searched already
+            folders.clear()
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        if MADE in names:
+            look.pass_over("output of solo-infoaug", folder)
+            folders.clear()
+            continue
+        folders[:] = [name for name in sorted(folders) if look.enters(folder, name, names)]
+        look.take_files(folder, names, look.take_frames(folder, names))
+    return look.found, look.notes()
+
+
+class _Look:
+    """What is found in a folder and in those inside it, and what is not wanted."""
+
+    def __init__(self, source: Path, patterns: _Patterns) -> None:
+        self.source, self.patterns = source, patterns
+        self.found: list[Path] = []
+        self._endings: Counter[str] = Counter()
+        self._images: dict[str, list[tuple[Path, int]]] = {}
+        self._passed: dict[str, list[Path]] = {}
+        self._unreadable: list[str] = []
+
+    def unreadable(self, error: OSError) -> None:
+        """For os.walk."""
+        self._unreadable.append(f"{error.filename}: left out: {error.strerror or error}")
+
+    def pass_over(self, kind: str, path: Path) -> None:
+        self._passed.setdefault(kind, []).append(path)
+
+    def enters(self, folder: Path, name: str, names: Sequence[str]) -> bool:
+        """Whether to look into `folder`/`name`; the files of `folder` are `names`."""
+        path, lower = folder / name, name.lower()
+        kind = None
+        if name.startswith("."):
+            kind = "hidden"
+        elif lower in _SYSTEM:
+            kind = "of the system"
+        elif lower.endswith(_PARTIAL):
+            kind = "partly downloaded"
+        elif name == PARTS and (MANIFEST in names or LOCK in names):
+            kind = "twin dictionary"
+            path = folder
+        if kind is not None:
+            self.pass_over(kind, path)
+            return False
+        return not self._excluded(path, folder=True)
+
+    def take_frames(self, folder: Path, names: Sequence[str]) -> set[str]:
+        """Take the folder if it is one of numbered frames; returns the names of these."""
+        pictures = [
+            name
+            for name in names
+            if not name.startswith(".") and Path(name).suffix.lower() in IMAGES
+        ]
+        frames = numbered_frames(folder, pictures) if pictures else "no images"
+        taken: set[str] = set()
+        if isinstance(frames, Numbered):
+            self.found.append(folder)
+            taken = {file.name for file in frames.files}
+            frames = "they do not belong to the numbered frames beside them"
+        # A WebP is a frame or a video of its own.
+        rest = [
+            name
+            for name in pictures
+            if name not in taken and Path(name).suffix.lower() not in EXTENSIONS
+        ]
+        if rest:
+            self._images.setdefault(frames, []).append((folder, len(rest)))
+        return taken
+
+    def take_files(self, folder: Path, names: Sequence[str], taken: set[str]) -> None:
+        """Take the video files; `taken` are frames."""
+        there = {name.lower() for name in names}
+        for name in sorted(names):
+            path, ending = folder / name, Path(name).suffix.lower()
+            if name in (MANIFEST, LOCK):
+                continue
+            if name.startswith("."):
+                self._endings["hidden"] += 1
+            elif not path.is_file():
+                self._endings["broken links or no files"] += 1
+            elif ending in EXTENSIONS and name not in taken:
+                self._take_file(path, there)
+            elif ending not in IMAGES and ending != _TRACKS:
+                self._endings[ending or "without ending"] += 1
+
+    def _take_file(self, path: Path, there: set[str]) -> None:
+        if any(f"{path.name.lower()}{ending}" in there for ending in _PARTIAL):
+            self._endings["partly downloaded"] += 1
+        elif _is_drawn(path):
+            self._endings["drawn by solo-infoaug"] += 1
+        elif not self._excluded(path):
+            self.found.append(path)
+
+    def _excluded(self, path: Path, folder: bool = False) -> bool:
+        relative = path.relative_to(self.source).as_posix()
+        return self.patterns.leave_out(path.name, relative, folder=folder)
+
+    def notes(self) -> list[str]:
+        """A line a kind."""
+        notes = self._unreadable
+        for why, there in sorted(self._images.items()):
+            count = sum(number for _, number in there)
+            more = f" and {len(there) - 1} other folders" if len(there) > 1 else ""
+            notes.append(f"{there[0][0]}{more}: {count} images are no frames of a video: {why}")
+        for kind, paths in sorted(self._passed.items()):
+            more = f" and {len(paths) - 1} other folders" if len(paths) > 1 else ""
+            notes.append(f"{paths[0]}{more}: not searched: {kind}")
+        if self._endings:
+            kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(self._endings.items()))
+            notes.append(f"{self.source}: left out what is not known as video: {kinds}")
+        return notes
+
+
+def _is_drawn(path: Path) -> bool:
+    """Whether `solo-infoaug show` drew this film: of twins on a video, which is not one to mine."""
+    if path.suffix.lower() != ".mp4":
+        return False
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, path.stat().st_size - _TAIL))
+            return DRAWN.encode() in file.read()
+    except OSError:
+        return False  # mining says why it cannot be read
