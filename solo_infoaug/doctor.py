@@ -14,6 +14,7 @@ from packaging.specifiers import SpecifierSet
 from solo_infoaug._files import check_output_folder
 from solo_infoaug.cache import cache_dir, last_dictionary
 from solo_infoaug.errors import DictionaryError, HostError, InfoAugError
+from solo_infoaug.host import HostInfo, find_host, wanted_by_host
 
 _PACKAGES = ("torch", "torchvision", "lightning", "kornia", "timm", "hydra-core", "av")
 _OPTIONAL = {"tensorboard": 'pip install "solo-infoaug[tensorboard]"', "wandb": "pip install wandb"}
@@ -109,7 +110,6 @@ def _cache() -> Finding:
 
 
 def _host() -> Iterator[Finding]:
-    from solo_infoaug.host import find_host
     from solo_infoaug.twin.registration import register
 
     try:
@@ -119,6 +119,7 @@ def _host() -> Iterator[Finding]:
         return
     which = "current" if info.kind == "current" else "PyPI release, behind our adapter"
     yield Finding("solo-learn", f"{info.version} ({which}) at {info.path}, from {info.source}")
+    yield from _wanted_by_host(info)
     try:
         host = register()
     except InfoAugError as error:
@@ -128,6 +129,27 @@ def _host() -> Iterator[Finding]:
 
     usable = [name for name in supported_methods() if name in host.methods]
     yield Finding("twin branch for", ", ".join(usable))
+
+
+# What is known of a package that is newer than solo-learn asks for; the others may work or not.
+_NEWER = {
+    "lightning": "pretraining is tested with it",
+    "torchmetrics": "pretraining works, but for knn_eval.enabled=true",
+}
+
+
+def _wanted_by_host(info: HostInfo) -> Iterator[Finding]:
+    """Packages that solo-learn itself asks for in other versions than are here."""
+    for package, wanted in wanted_by_host(info).items():
+        version = _version(package)
+        if version is None:
+            value, known = f"missing, but solo-learn asks for {wanted}", "it may not start"
+        elif not SpecifierSet(wanted).contains(version, prereleases=True):
+            value = f"{version}, but solo-learn asks for {wanted}"
+            known = _NEWER.get(package, "nothing is known against it")
+        else:
+            continue
+        yield Finding(package, value, False, f'{known}; else pip install "{package}{wanted}"', True)
 
 
 def _device() -> Finding:

@@ -19,6 +19,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from packaging.requirements import InvalidRequirement, Requirement
+
 from solo_infoaug._files import expanded
 from solo_infoaug.errors import HostError
 
@@ -77,6 +79,8 @@ class Host:
     """`(method, outputs)`: what the base class's training step returns, with projected features."""
     adapted: bool
     """Whether the methods are adapters of ours, which only solo-infoaug can unpickle."""
+    knn: Callable[[], Any] | None = None
+    """Makes what `knn_eval.enabled` asks for, where this solo-learn has that."""
     plugins: dict[str, Any] | None = None
     """`solo.utils.plugins.PLUGINS`, where this solo-learn has our hook for plugins."""
 
@@ -143,6 +147,25 @@ def _version(folder: Path, kind: Kind) -> str:
     text = setup.read_text(encoding="utf-8") if setup.is_file() else ""
     found = re.search(r"^\s*version=[\"']?([^\"',\n]+)", text, re.M)
     return found[1] if found else "unknown"
+
+
+def wanted_by_host(info: HostInfo) -> dict[str, str]:
+    """What the current solo-learn's own requirements.txt says of versions, by package: `<0.12`.
+
+    The release's are of 2021 and hold for nothing that can be installed today.
+    """
+    file = info.path / "requirements.txt"
+    if info.kind == "release" or not file.is_file():
+        return {}
+    wanted = {}
+    for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            requirement = Requirement(line.partition("#")[0].strip())
+        except InvalidRequirement:  # an option of pip, or nothing
+            continue
+        if requirement.specifier:
+            wanted[requirement.name] = str(requirement.specifier)
+    return wanted
 
 
 def _folders() -> list[tuple[str, Path]]:

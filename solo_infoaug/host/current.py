@@ -19,6 +19,7 @@ def load(info: HostInfo) -> Host:
     from solo.methods.base import BaseMethod
     from solo.utils.auto_resumer import AutoResumer
     from solo.utils.checkpointer import Checkpointer
+    from solo.utils.knn import WeightedKNNClassifier
 
     def find_checkpoint(cfg: Any) -> tuple[Path | None, str | None]:
         resumer = AutoResumer(
@@ -47,6 +48,7 @@ def load(info: HostInfo) -> Host:
         find_checkpoint=find_checkpoint,
         project=lambda method, outputs: outputs,
         adapted=False,
+        knn=WeightedKNNClassifier,
         plugins=_plugins(),
     )
 

@@ -16,6 +16,7 @@ def write_video(
     file: Path,
     size: tuple[int, int],
     options: Mapping[str, str] | None = None,
+    comment: str = "",
 ) -> None:
     """Encode frames, uint8 [H, W, 3] RGB, as H.264, 25 a second.
 
@@ -24,8 +25,11 @@ def write_video(
         file: to write.
         size: width and height, even.
         options: of libx264.
+        comment: what the file says of itself.
     """
     with open_output(file) as container:
+        if comment:
+            container.metadata["comment"] = comment
         stream = container.add_stream("libx264", rate=25)
         stream.width, stream.height = size
         stream.pix_fmt = "yuv420p"

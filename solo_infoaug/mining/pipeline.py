@@ -41,7 +41,7 @@ from solo_infoaug.mining.video import (
 )
 from solo_infoaug.mining.window import follow, mine_window
 from solo_infoaug.mining.windows import KEYFRAMES, Window, windows
-from solo_infoaug.mining.workers import Job, run_jobs, thread_limit, usable_cores
+from solo_infoaug.mining.workers import Job, end_if_unguarded, run_jobs, thread_limit, usable_cores
 
 T = TypeVar("T")
 
@@ -97,6 +97,7 @@ def mine(
         ConfigError: `workers` or `threads` is no positive number, or Ray, a tracker or a depth
             model is missing.
     """
+    end_if_unguarded()
     config = config or MineConfig()
     for name, value in (("workers", workers), ("threads", threads)):
         require(value is None or value >= 1, name, "at least 1", value)

@@ -71,8 +71,6 @@ def search(
     named = 0
     for source in map(Path, sources):
         named += 1
-        if patterns.leave_out(source.name, folder=source.is_dir()):
-            continue
         if source.is_dir():
             inside, left_out = _search_folder(source, patterns)
             if not inside:
@@ -84,7 +82,8 @@ def search(
             found.update(dict.fromkeys(inside))
             notes += left_out
         elif source.is_file():
-            found[source] = None
+            if not patterns.leave_out(source.name):
+                found[source] = None
         elif source.exists():  # reading it may never end
             raise VideoError(f"{source}: expected a video file or a folder, got a device or a pipe")
         else:
@@ -190,7 +189,9 @@ class _Look:
         frames = numbered_frames(folder, pictures) if pictures else "no images"
         taken: set[str] = set()
         if isinstance(frames, Numbered):
-            self.found.append(folder)
+            # those inside were asked about when they were entered
+            if folder != self.source or not self._excluded(folder, folder=True):
+                self.found.append(folder)
             taken = {file.name for file in frames.files}
             frames = "they do not belong to the numbered frames beside them"
         # A WebP is a frame or a video of its own.

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from multiprocessing.synchronize import Event
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,12 @@ from solo_infoaug.errors import ConfigError
 _TRIES = 3
 # Seconds in which a Ray cluster must answer.
 _PATIENCE = 10
+# In the environment of worker processes: who started them.
+_STARTED_BY = "_SOLO_INFOAUG_STARTED_BY"
+_UNGUARDED = (
+    "workers: the worker processes ended while they were starting: each runs the script from the "
+    'beginning. Put what calls mine() under `if __name__ == "__main__":`, or give workers=1'
+)
 
 
 @dataclass(frozen=True)
@@ -68,6 +75,16 @@ def thread_limit(threads: int | None) -> Iterator[None]:
         torch.set_num_threads(before[1])
 
 
+def end_if_unguarded() -> None:
+    """End a worker that, while it starts, runs a script which would start workers of its own.
+
+    Python would raise an error in each worker; the process that started them says what is wrong.
+    """
+    starting = getattr(multiprocessing.current_process(), "_inheriting", False)
+    if starting and os.environ.get(_STARTED_BY) == str(os.getppid()):
+        os._exit(1)
+
+
 def run_jobs(
     jobs: list[Job],
     work: Work,
@@ -90,7 +107,7 @@ def run_jobs(
         cpus: ask Ray for so many cores a job.
 
     Raises:
-        ConfigError: Ray is not installed or not reached.
+        ConfigError: Ray is not installed or not reached, or workers cannot start.
     """
     if not jobs:
         return
@@ -107,7 +124,7 @@ def _by_processes(jobs: list[Job], work: Work, workers: int) -> Iterator[tuple[J
     waiting = deque(jobs)
     suspects: list[Job] = []  # were being done when a worker died: nobody knows whose fault it was
     while waiting:
-        with _pool(workers) as pool:
+        with _pool(workers) as (pool, started):
             running: dict[Future[str | None], Job] = {}
             broken = False
             while running or (waiting and not broken):
@@ -125,6 +142,8 @@ def _by_processes(jobs: list[Job], work: Work, workers: int) -> Iterator[tuple[J
                     try:
                         yield job, future.result()
                     except BrokenProcessPool:
+                        if not started.is_set():
+                            raise ConfigError(_UNGUARDED) from None
                         suspects.append(job)
                         broken = True
     for job in suspects:
@@ -133,7 +152,7 @@ def _by_processes(jobs: list[Job], work: Work, workers: int) -> Iterator[tuple[J
 
 def _alone(job: Job, work: Work) -> str | None:
     for _ in range(_TRIES - 1):
-        with _pool(1) as pool:
+        with _pool(1) as (pool, _):
             try:
                 with _interrupts_are_ours():
                     doing = pool.submit(work, job)
@@ -144,14 +163,19 @@ def _alone(job: Job, work: Work) -> str | None:
 
 
 @contextlib.contextmanager
-def _pool(size: int) -> Iterator[ProcessPoolExecutor]:
-    """Worker processes; those that are at work when something is raised are stopped."""
+def _pool(size: int) -> Iterator[tuple[ProcessPoolExecutor, Event]]:
+    """Worker processes; those that are at work when something is raised are stopped.
+
+    The event is set once one of them has started.
+    """
     # Forking breaks threads of OpenCV and torch.
     context = multiprocessing.get_context("spawn")
     others = set(multiprocessing.active_children())
-    with ProcessPoolExecutor(size, context, initializer=_die_with_parent) as pool:
+    started = context.Event()
+    os.environ[_STARTED_BY] = str(os.getpid())
+    with ProcessPoolExecutor(size, context, _begin, (started,)) as pool:
         try:
-            yield pool
+            yield pool, started
         except BaseException:
             for worker in set(multiprocessing.active_children()) - others:
                 worker.terminate()
@@ -172,6 +196,12 @@ def _interrupts_are_ours() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def _begin(started: Event) -> None:
+    """What each worker does first."""
+    started.set()
+    _die_with_parent()
 
 
 def _die_with_parent() -> None:

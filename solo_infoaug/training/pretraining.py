@@ -13,6 +13,7 @@ import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 from zipfile import is_zipfile
@@ -29,7 +30,7 @@ from omegaconf.errors import OmegaConfBaseException
 from solo_infoaug._checks import require
 from solo_infoaug._files import check_output_folder
 from solo_infoaug.errors import ConfigError, DataError, InfoAugError
-from solo_infoaug.host import Host
+from solo_infoaug.host import Host, wanted_by_host
 from solo_infoaug.objectives.config import FMICLConfig
 from solo_infoaug.training.config import check_values, choose_device, say
 from solo_infoaug.training.data import check_data, downloadable, train_loader, validation_loader
@@ -119,6 +120,8 @@ def _check(host: Host, cfg: DictConfig) -> None:
                 f"{key}: {value!r} is not in this solo-learn ({host.info.version}), "
                 f"which has {', '.join(known)}"
             )
+    if OmegaConf.select(cfg, "knn_eval.enabled"):
+        _check_knn(host)
     if OmegaConf.select(cfg, "data.format") == "dali":
         raise ConfigError(
             "data.format: solo-infoaug pretrain reads image_folder and h5, got 'dali'; "
@@ -133,6 +136,21 @@ def _check(host: Host, cfg: DictConfig) -> None:
     resume = OmegaConf.select(cfg, "resume_from_checkpoint")
     if resume is not None and not is_zipfile(resume):  # as torch writes it
         raise ConfigError(f"resume_from_checkpoint: expected a .ckpt file, got {resume}")
+
+
+def _check_knn(host: Host) -> None:
+    """solo-learn's online k-NN is made with an argument that later torchmetrics have not."""
+    if host.knn is None:
+        return  # that solo-learn's adapter says so
+    try:
+        host.knn()
+    except (TypeError, ValueError) as error:
+        wanted = wanted_by_host(host.info).get("torchmetrics", "<0.12")
+        raise ConfigError(
+            f"knn_eval.enabled: solo-learn {host.info.version} needs torchmetrics{wanted}, got "
+            f"{metadata.version('torchmetrics')} ({error}); leave it out, since solo-infoaug "
+            f'evaluate measures k-NN, or pip install "torchmetrics{wanted}"'
+        ) from error
 
 
 @contextmanager
@@ -156,6 +174,23 @@ def _refused_by(host: Host) -> Iterator[None]:
             f"solo-learn {host.info.version} refuses this configuration{why}, in "
             f"{Path(where.filename).name}, line {where.lineno}: {where.line}"
         ) from error
+
+
+@contextmanager
+def _refused_by_lightning() -> Iterator[None]:
+    """Inside, Lightning's complaints about its keys are ours: some depend on how much data there is
+    and come late, such as that of `limit_train_batches`."""
+    try:
+        yield
+    except (MisconfigurationException, ValueError) as error:
+        if isinstance(error, InfoAugError):
+            raise
+        where = Path(traceback.extract_tb(error.__traceback__)[-1].filename)
+        inside = where.is_relative_to(Path(inspect.getfile(Trainer)).parents[1])
+        if not inside and not isinstance(error, MisconfigurationException):
+            raise
+        why = " ".join(str(error).split())
+        raise ConfigError(f"Lightning's Trainer refuses this run: {why}") from error
 
 
 def _callbacks(
@@ -243,7 +278,8 @@ def pretrain(cfg: DictConfig, callbacks: Sequence[Callback] = ()) -> TrainingRes
     logger, used, checkpointer = _callbacks(host, cfg, callbacks)
     trainer = _trainer(cfg, logger, used)
     try:
-        trainer.fit(model, training, validation, ckpt_path=resume)
+        with _refused_by_lightning():
+            trainer.fit(model, training, validation, ckpt_path=resume)
     except DataError as error:
         # a worker's process hands over its whole traceback as the message
         raise DataError(str(error).strip().rpartition("DataError: ")[2]) from error

@@ -11,6 +11,7 @@ import cv2
 import matplotlib
 import numpy as np
 
+from solo_infoaug._files import DRAWN
 from solo_infoaug.dictionary import TwinDictionary
 from solo_infoaug.dictionary.format import PARTS, read_json
 from solo_infoaug.dictionary.store import WindowRecord
@@ -49,7 +50,7 @@ def write_movie(
     height, width = _canvas(chosen)
     try:
         drawn = (_annotated(dictionary, window, paths, (height, width)) for window in chosen)
-        write_video(itertools.chain.from_iterable(drawn), file, (width, height))
+        write_video(itertools.chain.from_iterable(drawn), file, (width, height), comment=DRAWN)
     except (av.error.FFmpegError, OSError) as error:
         raise VideoError(f"{file}: cannot be written: {error}") from error
 

@@ -9,8 +9,9 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
-from solo_infoaug._files import new_file
+from solo_infoaug._files import DRAWN, new_file
 from solo_infoaug.dictionary import TwinDictionary
 from solo_infoaug.dictionary.tools import video_table
 from solo_infoaug.errors import ConfigError
@@ -58,7 +59,9 @@ def show(
             sources = [Path(video) for video in videos]
             write_movie(dictionary, pictures.richest_windows(dictionary, _WINDOWS), fresh, sources)
         else:
-            _poster(dictionary).save(fresh)
+            said = PngInfo()
+            said.add_text("comment", DRAWN)
+            _poster(dictionary).save(fresh, pnginfo=said)
 
 
 def _page(dictionary: TwinDictionary) -> str:
