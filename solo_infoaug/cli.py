@@ -202,6 +202,8 @@ def export(
     typer.echo(f"{backbone.name} → {out}")
     if backbone.cifar_stem:
         typer.echo("Its stem is CIFAR's: 3×3 conv1 with padding 2, and no max-pooling.")
+    if backbone.timm is not None:
+        typer.echo(f"In timm: {backbone.timm.call}.load_state_dict(…)")
     if backbone.standardize is not None:
         then = ", which then standardises each image itself" if backbone.standardize else ""
         typer.echo(

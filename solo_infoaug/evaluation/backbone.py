@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from solo_infoaug._files import check_output_folder, new_file
 from solo_infoaug.errors import ConfigError
+from solo_infoaug.evaluation.in_timm import TimmModel, find_in_timm
 from solo_infoaug.host import backbone_entries
 from solo_infoaug.host.small import SmallResNet
 from solo_infoaug.twin.registration import register
@@ -32,6 +33,8 @@ class Backbone:
     cifar_stem: bool
     """3×3 first convolution and no max-pooling, as solo-learn builds ResNets for CIFAR."""
     cfg: DictConfig
+    timm: TimmModel | None = None
+    """What it is in timm, if that is not `name`; known of what was exported."""
 
     @property
     def standardize(self) -> bool | None:
@@ -189,6 +192,9 @@ def export(checkpoint: str | Path, out: str | Path) -> Backbone:
         raise ConfigError(f"-o: expected a file ending in .safetensors or .pth, got {out}")
     check_output_folder(path.parent, "-o", path)
     backbone = load_backbone(checkpoint)
+    if not backbone.name.startswith("resnet") and backbone.standardize is None:
+        found = find_in_timm(backbone.module, backbone.cfg, backbone.crop_size)
+        backbone = replace(backbone, timm=found)
     state = {name: tensor.contiguous() for name, tensor in backbone.module.state_dict().items()}
     with new_file(path, "-o") as fresh, fresh.open("wb") as file:
         if path.suffix == ".safetensors":
@@ -197,6 +203,9 @@ def export(checkpoint: str | Path, out: str | Path) -> Backbone:
             notes = {"backbone": backbone.name, "cifar_stem": str(backbone.cifar_stem)}
             if backbone.standardize is not None:
                 notes["standardize"] = str(backbone.standardize)
+            if backbone.timm is not None:
+                notes["timm"] = backbone.timm.name
+                notes["timm_arguments"] = json.dumps(dict(backbone.timm.arguments))
             file.write(save(state, metadata=notes))
         else:
             torch.save(state, file)
