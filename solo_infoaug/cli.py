@@ -344,12 +344,16 @@ def show(
         list[Path] | None,
         typer.Option("--video", help="For an mp4: the source videos, or folders of them."),
     ] = None,
+    windows: Annotated[
+        int | None,
+        typer.Option(min=1, help="Draw N windows, those with most twins; default 6 on a page."),
+    ] = None,
 ) -> None:
     """Draw a dictionary's twins, tracks and mutual information."""
     from solo_infoaug.dictionary import TwinDictionary
     from solo_infoaug.viewer import show as draw
 
-    draw(TwinDictionary.load(dictionary), out, videos or [])
+    draw(TwinDictionary.load(dictionary), out, videos or [], windows)
     typer.echo(f"wrote {out}")
 
 

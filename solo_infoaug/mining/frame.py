@@ -85,6 +85,13 @@ class Frame:
         return self.orientation.shown(_over_black(array, layout) if alpha else array)
 
     @property
+    def points(self) -> np.ndarray:
+        """uint8 [96, 160]: grey values of some pixels, as stored: what a glance costs."""
+        return self._raw.to_ndarray(
+            format="gray", width=160, height=96, interpolation="POINT", threads=1
+        )
+
+    @property
     def blank(self) -> bool:
         """Whether it is all one grey, as before a fade: judged by 32×32 of its pixels."""
         few = self._raw.to_ndarray(

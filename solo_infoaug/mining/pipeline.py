@@ -30,6 +30,7 @@ from solo_infoaug.errors import DictionaryError, VideoError
 from solo_infoaug.mining.config import MineConfig
 from solo_infoaug.mining.frame import Frame
 from solo_infoaug.mining.frame_folder import FrameFolder
+from solo_infoaug.mining.repeats import without_repeats
 from solo_infoaug.mining.trackers import make_tracker
 from solo_infoaug.mining.video import (
     Video,
@@ -183,7 +184,7 @@ def mine_video(
             "mined_with": __version__,
         }
         writer = VideoWriter(out, key, video.name, source)
-        counts: dict[str, Any] = {"frames": 0, "windows_mined": 0}
+        counts: dict[str, Any] = {"frames": 0, "repeated_frames": 0, "windows_mined": 0}
         reasons: Counter[str] = Counter()
         colour = tracker.colour or bool(config.depth) or config.signal != "motion"
         count = _windows_ahead(video.record) if ahead else 0
@@ -284,7 +285,7 @@ def _windows(
             counts["frames"] += 1
             yield frame
 
-    yield from windows(counted(), config, colour)
+    yield from windows(without_repeats(counted(), counts), config, colour)
 
 
 def _why_nothing(

@@ -307,6 +307,7 @@ def _store(
         moment_frames=numbers[moments],
         arrays={
             "tracks": path.astype(np.float32),
+            "numbers": numbers,
             "visible": tracks.visible[:, kept],
             "motion": motion[kept].astype(np.float32),
             "mi": pairs,

@@ -28,6 +28,13 @@ def embedded(figure: Figure, dpi: int = 110) -> str:
     return data_uri(png(figure, dpi))
 
 
+def embedded_photo(figure: Figure, dpi: int) -> str:
+    """A figure that is mostly a photograph, as an address: a fifth of the size of a PNG."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="jpeg", dpi=dpi, pil_kwargs={"quality": 80})
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+
+
 def data_uri(image: bytes) -> str:
     """The content of a PNG file as an address, for `src`."""
     return "data:image/png;base64," + base64.b64encode(image).decode("ascii")

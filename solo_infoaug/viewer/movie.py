@@ -121,13 +121,22 @@ def _source(
             yield still
         return
     step = int((dictionary.info.get("config") or {}).get("frame_step", 1))
-    wanted = range(window.first, window.first + count * step, step)
+    wanted = _numbers(window, step)
     with open_video(path) as video:
         for frame in video.frames():
             if frame.number in wanted:
                 yield frame.image()
             if frame.number >= wanted[-1]:
                 return
+
+
+def _numbers(window: WindowRecord, step: int) -> list[int]:
+    """The numbers of a window's frames in the video; repeated ones are left out between them."""
+    stored = window.arrays.get("numbers")
+    if stored is not None:
+        return [int(number) for number in stored]
+    count = int(window.record["frames"])  # older dictionaries: mined without gaps
+    return list(range(window.first, window.first + count * step, step))
 
 
 def _pixel(point: np.ndarray) -> tuple[int, int]:

@@ -11,16 +11,20 @@ from matplotlib.figure import Figure
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from solo_infoaug._checks import require
 from solo_infoaug._files import DRAWN, new_file
 from solo_infoaug.dictionary import TwinDictionary
 from solo_infoaug.dictionary.tools import video_table
 from solo_infoaug.errors import ConfigError
 from solo_infoaug.viewer import pictures
-from solo_infoaug.viewer.html import embedded, png, render
+from solo_infoaug.viewer.html import embedded, embedded_photo, png, render
 from solo_infoaug.viewer.movie import write_movie
 
-# Windows with the most twins are shown; a page of hundreds helps nobody.
-_WINDOWS = 12
+# Windows with the most twins are shown; a page of hundreds helps nobody, and opens slowly.
+_WINDOWS = 6
+_FILM_WINDOWS = 12
+# Rows of the page's table of videos.
+_VIDEOS = 50
 _PNG_WINDOWS = 4
 _DPI = 100
 
@@ -29,6 +33,7 @@ def show(
     dictionary: TwinDictionary,
     file: str | os.PathLike[str],
     videos: Sequence[str | os.PathLike[str]] = (),
+    windows: int | None = None,
 ) -> None:
     """Draw a dictionary: twins, tracks and MI of its richest windows and a gallery of pairs.
 
@@ -38,9 +43,12 @@ def show(
             moving along their tracks.
         videos: for `.mp4`, the source videos or folders of them, to draw on their frames; without
             them it is drawn on the frame of each window.
+        windows: how many, those with the most twins; 6 on a page, 4 in a picture, 12 in a film if
+            None.
 
     Raises:
-        ConfigError: the file name ends otherwise, or `videos` are given and it is no mp4.
+        ConfigError: the file name ends otherwise, `videos` are given and it is no mp4, or `windows`
+            is less than 1.
         OutputError: the file cannot be written.
         DictionaryError: the dictionary's files are damaged.
         VideoError: `videos` cannot be read, or the mp4 not be written.
@@ -51,52 +59,61 @@ def show(
         raise ConfigError(f"the file to write must end in .html, .png or .mp4, not {path.name!r}")
     if videos and ending != ".mp4":
         raise ConfigError(f"--video: source videos are drawn in an .mp4, and {path.name} is none")
+    require(windows is None or windows >= 1, "windows", "at least 1", windows)
     with new_file(path, "out") as fresh:
         if ending == ".html":
             # a file name need not be text in any encoding
-            fresh.write_text(_page(dictionary), encoding="utf-8", errors="backslashreplace")
+            fresh.write_text(
+                _page(dictionary, windows or _WINDOWS), encoding="utf-8", errors="backslashreplace"
+            )
         elif ending == ".mp4":
             sources = [Path(video) for video in videos]
-            write_movie(dictionary, pictures.richest_windows(dictionary, _WINDOWS), fresh, sources)
+            write_movie(
+                dictionary,
+                pictures.richest_windows(dictionary, windows or _FILM_WINDOWS),
+                fresh,
+                sources,
+            )
         else:
             said = PngInfo()
             said.add_text("comment", DRAWN)
-            _poster(dictionary).save(fresh, pnginfo=said)
+            _poster(dictionary, windows or _PNG_WINDOWS).save(fresh, pnginfo=said)
 
 
-def _page(dictionary: TwinDictionary) -> str:
+def _page(dictionary: TwinDictionary, count: int) -> str:
     def window(index: int) -> dict[str, object]:
-        drawn = (
-            pictures.draw_twins,
-            pictures.draw_reasons,
-            pictures.draw_tracks,
-            pictures.draw_mi_matrix,
-            pictures.draw_mi_histogram,
-        )
+        photos = (pictures.draw_twins, pictures.draw_reasons, pictures.draw_tracks)
+        charts = (pictures.draw_mi_matrix, pictures.draw_mi_histogram)
         return {
             "record": dictionary.windows[index],
-            "images": [embedded(draw(dictionary, index), _DPI) for draw in drawn],
+            "images": [
+                *(embedded_photo(draw(dictionary, index), _DPI) for draw in photos),
+                *(embedded(draw(dictionary, index), _DPI) for draw in charts),
+            ],
         }
+
+    table = video_table(dictionary)
 
     return render(
         "solo_infoaug.viewer",
         "page.html.j2",
         dictionary=dictionary,
-        videos=video_table(dictionary),
+        videos=table[: 1 + _VIDEOS],
+        more_videos=max(0, len(table) - 1 - _VIDEOS),
         failed=dictionary.info.get("failed") or {},
         twinless=dictionary.info.get("twinless") or {},
         config=dictionary.info.get("config", {}),
         gallery=embedded(pictures.draw_pairs(dictionary), _DPI)
         if len(dictionary.anchors)
         else None,
-        windows=[window(index) for index in pictures.richest_windows(dictionary, _WINDOWS)],
+        windows=[window(index) for index in pictures.richest_windows(dictionary, count)],
     )
 
 
-def _poster(dictionary: TwinDictionary) -> Image.Image:
+def _poster(dictionary: TwinDictionary, count: int) -> Image.Image:
     rows = [
         [_image(draw(dictionary, index)) for draw in (pictures.draw_twins, pictures.draw_tracks)]
-        for index in pictures.richest_windows(dictionary, _PNG_WINDOWS)
+        for index in pictures.richest_windows(dictionary, count)
     ]
     if len(dictionary.anchors):
         rows.append([_image(pictures.draw_pairs(dictionary))])

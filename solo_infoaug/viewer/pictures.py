@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import matplotlib
 import numpy as np
 import torch
+from matplotlib.collections import LineCollection, PolyCollection
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 # At most this many pairs are drawn on one frame; more cannot be told apart.
 _PAIRS = 30
+_CORNERS = np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]])
 _WITH, _WITHOUT = "#ffb000", "#9ad0ff"
 # In the order of `REASONS`.
 _REASON_COLOURS = ("#ffb000", "#d62728", "#4c78a8", "#b279a2", "#dddddd", "#54a24b", "#333333")
@@ -40,8 +42,11 @@ def draw_twins(dictionary: TwinDictionary, window: int, pairs: int = _PAIRS) -> 
     rows = dictionary.patches[record.rows]
     twins = dictionary.twins[record.rows, 0].numpy()
     mi = dictionary.mi[record.rows, 0].numpy()
-    for row in rows[twins < 0]:
-        axes.add_patch(square_of(row, edgecolor="white", alpha=0.35, linewidth=0.6))
+    others = rows[twins < 0]
+    centres = np.stack([others["x"], others["y"]], axis=1)[:, None]
+    corners = centres + 0.5 * others["size"][:, None, None] * _CORNERS
+    look = {"facecolors": "none", "edgecolors": "white", "alpha": 0.35, "linewidths": 0.6}
+    axes.add_collection(PolyCollection(list(corners), **look), autolim=False)
 
     chosen = strongest_pairs(dictionary, record, pairs)
     colours = matplotlib.colormaps["plasma"]
@@ -111,12 +116,17 @@ def draw_tracks(dictionary: TwinDictionary, window: int) -> Figure:
     visible = arrays.get("visible", arrays.get("seen"))
     has_twin = dictionary.twins[record.rows, 0].numpy() >= 0
     for axes, (title, tracks) in zip(panels, shown, strict=True):
-        for p in range(tracks.shape[1]):
-            path = tracks[:, p] if visible is None else tracks[visible[:, p], p]
-            if len(path):
-                colour = _WITH if has_twin[p] else _WITHOUT
-                axes.plot(path[:, 0], path[:, 1], color=colour, linewidth=1.0, alpha=0.8)
-                axes.plot(*path[-1], "o", color=colour, markersize=2.5)
+        for chosen, colour in ((~has_twin, _WITHOUT), (has_twin, _WITH)):
+            paths = [
+                tracks[:, p] if visible is None else tracks[visible[:, p], p]
+                for p in np.flatnonzero(chosen)
+            ]
+            paths = [path for path in paths if len(path)]
+            lines = LineCollection(paths, colors=colour, linewidths=1.0, alpha=0.8)
+            axes.add_collection(lines, autolim=False)
+            axes.plot(
+                *np.array([path[-1] for path in paths]).reshape(-1, 2).T, "o", color=colour, ms=2.5
+            )
         axes.plot([], [], color=_WITH, label="with a twin")
         axes.plot([], [], color=_WITHOUT, label="without")
         axes.legend(loc="lower right", fontsize=7, framealpha=0.7)
@@ -137,12 +147,10 @@ def draw_reasons(dictionary: TwinDictionary, window: int) -> Figure:
     if centres is not None and reason is not None:
         for number, name in enumerate(REASONS):
             chosen = centres[reason == number]
-            for x, y in chosen:
-                corner = (x - 0.47 * side, y - 0.47 * side)
-                square = Rectangle(
-                    corner, 0.94 * side, 0.94 * side, color=_REASON_COLOURS[number], alpha=0.45
-                )
-                axes.add_patch(square)
+            corners = chosen[:, None] + 0.47 * side * _CORNERS
+            # as one: thousands of squares by themselves take seconds
+            squares = PolyCollection(list(corners), color=_REASON_COLOURS[number], alpha=0.45)
+            axes.add_collection(squares, autolim=False)
             axes.plot([], [], "s", color=_REASON_COLOURS[number], label=f"{name}: {len(chosen)}")
         axes.legend(loc="lower right", fontsize=8, framealpha=0.85)
     axes.set_title(f"{_name(record)}: what became of its patches", fontsize=10)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import cv2
@@ -12,7 +13,7 @@ from typer.testing import CliRunner
 
 from solo_infoaug.cli import app
 from solo_infoaug.dictionary import TwinDictionary
-from solo_infoaug.dictionary.tools import export_patches
+from solo_infoaug.dictionary.tools import export_patches, merge
 from solo_infoaug.errors import ConfigError, DictionaryError, OutputError, VideoError
 from solo_infoaug.mining import MineConfig, mine
 from solo_infoaug.mining.video import Video
@@ -86,7 +87,10 @@ def test_show(mined: TwinDictionary, tmp_path: Path) -> None:
     show(mined, tmp_path / "page.html")
     page = (tmp_path / "page.html").read_text()
     assert mined.fingerprint in page
-    assert page.count("data:image/png;base64,") == 6
+    shown = min(len(mined.windows), 6)
+    assert page.count("data:image/jpeg;base64,") == 3 * shown
+    assert page.count("data:image/png;base64,") == 2 * shown + 1
+    assert page.count('<img loading="lazy"') == 5 * shown + 1
     assert "http" not in page.replace("data:image", "")
     show(mined, tmp_path / "poster.png")
     with Image.open(tmp_path / "poster.png") as image:
@@ -154,3 +158,24 @@ def test_commands(video: Path, tmp_path: Path) -> None:
         assert run(app, arguments).exit_code == 0
     assert (tmp_path / "d.png").is_file()
     assert torch.tensor(len(list((tmp_path / "images").rglob("*.png")))) > 20
+
+
+def test_a_page_shows_the_richest_windows(mined: TwinDictionary, tmp_path: Path) -> None:
+    copies = [mined.path]
+    for number in range(8):
+        # the same windows under another name: another video
+        shutil.copytree(mined.path, tmp_path / str(number))
+        (part,) = (tmp_path / str(number) / "parts").iterdir()
+        part.rename(part.with_name(f"copy{number}-{part.name}"))
+        manifest = tmp_path / str(number) / "dictionary.json"
+        manifest.write_text(manifest.read_text().replace(part.name, f"copy{number}-{part.name}"))
+        copies.append(tmp_path / str(number))
+    many = merge(copies, tmp_path / "many")
+    show(many, tmp_path / "page.html", windows=2)
+    page = (tmp_path / "page.html").read_text()
+    assert page.count("data:image/jpeg;base64,") == 3 * 2
+    assert f"Below are the 2 windows with the\nmost twins of {len(many.windows)};" in page
+    show(many, tmp_path / "page.html")
+    assert (tmp_path / "page.html").read_text().count("data:image/jpeg;base64,") == 3 * 6
+    with pytest.raises(ConfigError, match="windows: expected at least 1, got 0"):
+        show(many, tmp_path / "page.html", windows=0)
