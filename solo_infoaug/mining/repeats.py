@@ -15,8 +15,9 @@ from solo_infoaug.mining.frame import Frame
 
 # A change is the 99th percentile of how much grey values differ from those of the frame before.
 _PERCENTILE = 99
-# Of a repetition it is at most this share of that of the frames around it, which move.
-_MOST_CHANGE = 0.35
+# Of a repetition it is at most this share of that of the frames around it, which move; and at most
+# so many grey values: encoded at CRF 30 it is 8, and 16 between frames of a noisy, still camera.
+_MOST_CHANGE, _MOST_NOISE = 0.35, 10.0
 # Grey values; where less moves, nothing can be told from what encoding does.
 _LEAST_MOTION = 6.0
 # A frame must have moved among so many before and after it: longer stretches stand still.
@@ -62,7 +63,10 @@ def _is_repeat(changes: list[float], place: int) -> bool:
 
 def _rests(changes: list[float], place: int) -> bool:
     """Whether a frame changes far less than some just before and just after it."""
-    near = changes[max(0, place - _NEAR) : place], changes[place + 1 : place + 1 + _NEAR]
-    motion = min((max(some) for some in near if some), default=float("inf"))
+    before, after = changes[max(0, place - _NEAR) : place], changes[place + 1 : place + 1 + _NEAR]
+    moved, moves = max(before, default=float("inf")), max(after, default=0.0)
+    # the last frames may be repetitions, after which nothing comes that moves
+    ends = len(after) < _NEAR and moves < _LEAST_MOTION
+    motion = moved if ends else min(moved, moves)
     known = _LEAST_MOTION <= motion < float("inf")
-    return known and changes[place] <= _MOST_CHANGE * motion
+    return known and changes[place] <= min(_MOST_CHANGE * motion, _MOST_NOISE)

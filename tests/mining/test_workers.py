@@ -307,3 +307,17 @@ def test_workers_are_stopped_when_something_is_raised() -> None:
     with pytest.raises(KeyboardInterrupt):
         interrupted()
     assert not multiprocessing.active_children()
+
+
+def test_a_script_without_a_main_guard_is_told_so(tmp_path: Path, video: Path) -> None:
+    other = tmp_path / "other.mp4"
+    other.write_bytes(video.read_bytes() + b"\0")
+    script = tmp_path / "script.py"
+    script.write_text(
+        f"import solo_infoaug\nsolo_infoaug.mine([{str(video)!r}, {str(other)!r}], "
+        f"{str(tmp_path / 'twins')!r}, workers=2, progress=False)\n"
+    )
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert 'Put what calls mine() under `if __name__ == "__main__":`' in done.stderr
+    assert done.stderr.count("Traceback") == 1  # the workers add none
