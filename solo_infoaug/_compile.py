@@ -27,9 +27,9 @@ def compiled(**options: Any) -> Callable[[F], F]:
         try:
             dispatcher = njit(nogil=True, cache=True, **options)(function)
         except RuntimeError:  # numba found no folder that it may write to
-            return njit(nogil=True, **options)(function)  # type: ignore[no-any-return]
+            return njit(nogil=True, **options)(function)
         _survive(dispatcher)
-        return dispatcher  # type: ignore[no-any-return]
+        return dispatcher
 
     return decorate
 

@@ -101,7 +101,7 @@ def _cache() -> Finding:
     try:
         folder = cache_dir()
     except OSError as error:
-        return Finding("cache", "none", False, error.strerror, True)
+        return Finding("cache", "none", False, error.strerror or str(error), True)
     try:
         check_output_folder(folder, "SOLO_INFOAUG_CACHE")
     except InfoAugError as error:

@@ -246,9 +246,9 @@ def pretrain(cfg: DictConfig, callbacks: Sequence[Callback] = ()) -> TrainingRes
         DataError: an image that cannot be read.
     """
     host = register()
-    _check(host, cfg)
-    choose_device(cfg)
     with _refused_by(host):
+        _check(host, cfg)
+        choose_device(cfg)
         cfg = host.parse_cfg(cfg)
     if cfg.data.num_large_crops != 2 and cfg.method not in ("wmse", "mae"):
         raise ConfigError(

@@ -45,7 +45,12 @@ def draw_twins(dictionary: TwinDictionary, window: int, pairs: int = _PAIRS) -> 
     others = rows[twins < 0]
     centres = np.stack([others["x"], others["y"]], axis=1)[:, None]
     corners = centres + 0.5 * others["size"][:, None, None] * _CORNERS
-    look = {"facecolors": "none", "edgecolors": "white", "alpha": 0.35, "linewidths": 0.6}
+    look: dict[str, Any] = {
+        "facecolors": "none",
+        "edgecolors": "white",
+        "alpha": 0.35,
+        "linewidths": 0.6,
+    }
     axes.add_collection(PolyCollection(list(corners), **look), autolim=False)
 
     chosen = strongest_pairs(dictionary, record, pairs)

@@ -290,7 +290,7 @@ def test_ray_missing(work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_workers_leave_ctrl_c_to_us() -> None:
     """From their first moment on: whoever is still importing has no traceback to print."""
     before = signal.getsignal(signal.SIGINT)
-    with workers._pool(1) as pool:
+    with workers._pool(1) as (pool, _):
         with workers._interrupts_are_ours():
             answer = pool.submit(signal.getsignal, signal.SIGINT)
         assert answer.result() == signal.SIG_IGN
@@ -299,7 +299,7 @@ def test_workers_leave_ctrl_c_to_us() -> None:
 
 def test_workers_are_stopped_when_something_is_raised() -> None:
     def interrupted() -> None:
-        with workers._pool(1) as pool:
+        with workers._pool(1) as (pool, _):
             assert pool.submit(os.getpid).result() > 0
             pool.submit(time.sleep, 1000)
             raise KeyboardInterrupt
