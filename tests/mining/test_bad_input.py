@@ -101,6 +101,9 @@ def test_the_good_are_mined_and_the_bad_explained(folder: Path, tmp_path: Path) 
     good = ["deep.mkv", "good.mp4", "odd.mkv", "rotated.mp4", "variable.mp4"]
     assert sorted(dictionary.videos) == good
     failed = {Path(name).name: why for name, why in dictionary.info["failed"].items()}
+    twinless = {Path(name).name for name in dictionary.info["twinless"]}
+    assert twinless == {"one.mp4", "pixel.mkv"}  # nothing is wrong with them
+    failed |= {Path(n).name: why for n, why in dictionary.info["twinless"].items()}
     reasons = {
         "cut.mp4": "cannot be opened as a video",
         "empty.mp4": "cannot be opened as a video",
