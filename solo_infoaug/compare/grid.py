@@ -30,6 +30,7 @@ from solo_infoaug.dictionary.locate import choose_dictionary
 from solo_infoaug.dictionary.tools import export_patches
 from solo_infoaug.errors import ConfigError
 from solo_infoaug.evaluation.images import DATASETS as IMAGES
+from solo_infoaug.host import load_host
 from solo_infoaug.host.small import SMALL
 from solo_infoaug.objectives.config import FMICLConfig
 from solo_infoaug.resources import config_folder
@@ -227,12 +228,34 @@ class Planner:
         """All runs of the grid.
 
         Raises:
-            ConfigError: a configuration that cannot be composed.
+            ConfigError: a configuration that cannot be composed, or this solo-learn has no method
+                of the grid.
             DictionaryError: there is no twin dictionary.
         """
         # all are composed and checked before the data of any is made
-        composed = [(cell, self._compose(cell)) for cell in expand(self.grid)]
+        here = self._methods_here()
+        cells = [cell for cell in expand(self.grid) if cell.method in here]
+        composed = [(cell, self._compose(cell)) for cell in cells]
         return [self._run(cell, cfg) for cell, cfg in composed]
+
+    def _methods_here(self) -> list[str]:
+        """Those of the grid that this solo-learn has; the others are skipped, and named."""
+        host = load_host()
+        names = {name: _method(name)[0] for name in self.grid.methods}
+        here = [name for name, base in names.items() if base in host.methods]
+        if not here:
+            expected = ", ".join(sorted(set(host.methods) - {"base", "linear"}))
+            got = ", ".join(names)
+            raise ConfigError(
+                f"methods: expected methods of this solo-learn ({host.info.version}), which has "
+                f"{expected}; got {got}"
+            )
+        for name in names.keys() - set(here):
+            self._tell(
+                f"methods: {name} is skipped, because this solo-learn ({host.info.version}) has "
+                "none; the current one is taken from SOLO_LEARN_HOME"
+            )
+        return here
 
     def _compose(self, cell: Cell) -> DictConfig:
         base, extras = _method(cell.method)
