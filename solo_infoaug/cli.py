@@ -175,18 +175,41 @@ def compare(
 def evaluate(
     checkpoint: Annotated[Path, typer.Argument(help="A .ckpt with its args.json beside it.")],
     data: Annotated[
-        str, typer.Option(help="digits, cifar10, cifar100, stl10 or folder.")
+        str, typer.Option(help="digits, cifar10, cifar100, stl10, tiny_imagenet, folder or davis.")
     ] = "digits",
+    path: Annotated[Path | None, typer.Option(help="Videos with masks (davis).")] = None,
+    stride: Annotated[int, typer.Option(help="Pixels a place, 8 or 16 (davis).")] = 8,
     train_path: Annotated[Path | None, typer.Option(help="Images to learn from.")] = None,
     val_path: Annotated[Path | None, typer.Option(help="Images to test on (folder).")] = None,
     k: Annotated[int, typer.Option(min=1, help="Neighbours.")] = 20,
     size: Annotated[int | None, typer.Option(min=8, help="Side of the images in pixels.")] = None,
     limit: Annotated[int | None, typer.Option(min=2, help="At most this many images.")] = None,
+    fraction: Annotated[
+        float | None, typer.Option(help="Part of the images to learn from, of each class alike.")
+    ] = None,
+    fraction_seed: Annotated[int, typer.Option(min=0, help="What it is drawn by.")] = 42,
+    temperature: Annotated[float, typer.Option(help="Of k-NN's weights.")] = 0.07,
 ) -> None:
-    """k-NN and linear-probe accuracy of a checkpoint's frozen backbone."""
+    """k-NN and linear probe of a checkpoint's frozen backbone.
+
+    With --data davis: J and F of masks that its features hand on from the first frame of a video.
+    """
     from solo_infoaug.evaluation import evaluate as run
 
-    for name, value in run(checkpoint, data, train_path, val_path, k, size, limit).items():
+    if data == "davis":
+        from solo_infoaug.evaluation.segmentation import evaluate_segmentation
+
+        if path is None:
+            raise ConfigError("--path: expected a folder of videos with masks, got none")
+        found = evaluate_segmentation(checkpoint, path, size or 480, stride, limit=limit)
+        for model, values in found.items():
+            shown = ", ".join(f"{name} {value:.2f} %" for name, value in values.items())
+            typer.echo(f"davis {model}: {shown}")
+        return
+    if path is not None:
+        raise ConfigError(f"--path: --data {data} has no use for it, got {path}")
+    how = (train_path, val_path, k, size, limit, fraction, fraction_seed, temperature)
+    for name, value in run(checkpoint, data, *how).items():
         typer.echo(f"{data} {name}: {value:.2f} %")
 
 

@@ -10,6 +10,7 @@ import hashlib
 import itertools
 import json
 import math
+import shutil
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -17,6 +18,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
 from omegaconf import DictConfig, OmegaConf
 
 from solo_infoaug._checks import is_whole, require
@@ -26,12 +28,16 @@ from solo_infoaug.compare.arms import ARMS
 from solo_infoaug.compare.folder import RunFolder, State
 from solo_infoaug.dictionary import TwinDictionary
 from solo_infoaug.dictionary.locate import choose_dictionary
+from solo_infoaug.dictionary.tools import export_patches
 from solo_infoaug.errors import ConfigError
+from solo_infoaug.evaluation.images import DATASETS as IMAGES
+from solo_infoaug.host import load_host
 from solo_infoaug.host.small import SMALL
 from solo_infoaug.objectives.config import FMICLConfig
 from solo_infoaug.resources import config_folder
 from solo_infoaug.scenes.benchmark import Benchmark, ScenesConfig, prepare_scenes
 from solo_infoaug.training.config import check_values, load_config, parse_overrides
+from solo_infoaug.training.layouts import CLASSES, check_fraction, layout_of, name_for_host
 from solo_infoaug.twin.config import read_infoaug
 
 _LISTS = ("methods", "arms", "data", "seeds")
@@ -216,18 +222,41 @@ class Planner:
         self.workers = workers
         self._prepared = cache(self._prepare)
         self._fingerprint = cache(lambda path: TwinDictionary.load(path).fingerprint)
+        self._patches = cache(self._write_patches)
         self._tell = cache(lambda text: print(text, file=sys.stderr))
 
     def plan(self) -> list[Run]:
         """All runs of the grid.
 
         Raises:
-            ConfigError: a configuration that cannot be composed.
+            ConfigError: a configuration that cannot be composed, or this solo-learn has no method
+                of the grid.
             DictionaryError: there is no twin dictionary.
         """
         # all are composed and checked before the data of any is made
-        composed = [(cell, self._compose(cell)) for cell in expand(self.grid)]
+        here = self._methods_here()
+        cells = [cell for cell in expand(self.grid) if cell.method in here]
+        composed = [(cell, self._compose(cell)) for cell in cells]
         return [self._run(cell, cfg) for cell, cfg in composed]
+
+    def _methods_here(self) -> list[str]:
+        """Those of the grid that this solo-learn has; the others are skipped, and named."""
+        host = load_host()
+        names = {name: _method(name)[0] for name in self.grid.methods}
+        here = [name for name, base in names.items() if base in host.methods]
+        if not here:
+            expected = ", ".join(sorted(set(host.methods) - {"base", "linear"}))
+            got = ", ".join(names)
+            raise ConfigError(
+                f"methods: expected methods of this solo-learn ({host.info.version}), which has "
+                f"{expected}; got {got}"
+            )
+        for name in names.keys() - set(here):
+            self._tell(
+                f"methods: {name} is skipped, because this solo-learn ({host.info.version}) has "
+                "none; the current one is taken from SOLO_LEARN_HOME"
+            )
+        return here
 
     def _compose(self, cell: Cell) -> DictConfig:
         base, extras = _method(cell.method)
@@ -289,6 +318,11 @@ class Planner:
     def _data(self, cell: Cell, cfg: DictConfig) -> Path | None:
         """Fill in where data and twins are; returns the dictionary of the cell's arm."""
         evaluate = cfg.evaluate
+        if OmegaConf.is_missing(evaluate, "dataset"):
+            raise ConfigError(
+                f"evaluate.dataset: expected the images to evaluate on ({', '.join(IMAGES)}), with "
+                "evaluate.train_path; got none"
+            )
         if evaluate.dataset == "scenes":
             evaluate.scenes = cfg.pop("scenes")
             scenes = _settings("scenes", ScenesConfig, evaluate.scenes)
@@ -308,18 +342,47 @@ class Planner:
             stills, twins = self._prepared("video", settings, video.prepare_video)
             cfg.data.train_path = str(stills)
             return twins
-        for name, section in (("data", cfg.data), ("evaluate", evaluate)):
+        partner = ARMS[cell.arm].partner
+        self._paths(cell, cfg)
+        of_patches = cfg.data.dataset == "custom" and cfg.data.train_path is None
+        twins = self._twins(cfg) if partner or of_patches else None
+        if twins is not None and of_patches:
+            cfg.data.train_path = str(self._patches(twins))
+        return twins if partner else None
+
+    def _paths(self, cell: Cell, cfg: DictConfig) -> None:
+        """Make the paths of images absolute, and say in which layout named data sets lie."""
+        if cfg.evaluate.dataset != "folder" and OmegaConf.is_missing(cfg.evaluate, "val_path"):
+            cfg.evaluate.val_path = None  # both halves lie at train_path
+        for name, section in (("data", cfg.data), ("evaluate", cfg.evaluate)):
             for key in ("train_path", "val_path"):
                 if OmegaConf.is_missing(section, key):
                     raise ConfigError(f"{name}.{key}: expected the path of {cell.data}, got none")
                 if section[key] is not None:
                     section[key] = str(expanded(section[key]).resolve())
-        if ARMS[cell.arm].partner is None:
-            return None
+            check_fraction(section.get("fraction"), section.get("fraction_seed"), name)
+            if section.dataset in CLASSES and section.train_path is not None:
+                self._tell(layout_of(section.dataset, section.train_path, f"{name}.train_path"))
+        name_for_host(cfg)
+
+    def _twins(self, cfg: DictConfig) -> Path:
+        """The dictionary that the command names, or that was mined last."""
         choice = choose_dictionary(cfg.infoaug.twins)
         choice.check(self._fingerprint(str(choice.path.resolve())))
         self._tell(f"Twins: {choice.path.resolve()} ({choice.rule})")
         return choice.path.resolve()
+
+    def _write_patches(self, twins: Path) -> Path:
+        """The patches of a dictionary as a folder of images; written once."""
+        name = f"patches-{self._fingerprint(str(twins))[:12]}"
+        folder = self.grid.out / "data" / name
+        with FileLock(f"{folder}.lock"):
+            if not folder.is_dir():
+                fresh = folder.with_name(f".{name}")
+                shutil.rmtree(fresh, ignore_errors=True)
+                export_patches(TwinDictionary.load(twins), fresh)
+                fresh.rename(folder)
+        return folder
 
     def _prepare(self, name: str, config: Any, prepare: Callable[..., Any]) -> Any:
         """The benchmark `name` of these settings."""

@@ -27,9 +27,9 @@ from torch.nn import functional as F
 
 from solo_infoaug._checks import is_whole, require
 from solo_infoaug._files import digest, mark_as_made, write_json
-from solo_infoaug.errors import ConfigError
+from solo_infoaug.evaluation.clips import Clip, find_clips
 from solo_infoaug.mining import MineConfig, mine
-from solo_infoaug.mining.video import open_video, search, video_stem
+from solo_infoaug.mining.video import open_video
 from solo_infoaug.mining.window import crops, patch_size
 
 VERSION = 1
@@ -90,61 +90,6 @@ class VideoConfig:
     def mining(self) -> MineConfig:
         """The miner's defaults, but for where it stops."""
         return MineConfig(stop_fraction=self.stop_fraction)
-
-
-# --- sequences and their masks -------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Clip:
-    """A video and its masks."""
-
-    name: str
-    source: Path
-    masks: Path
-
-    def read_masks(self) -> np.ndarray:
-        """uint8 [T, H, W]: the number of the object that a pixel shows, 0 for none.
-
-        Raises:
-            ConfigError: they cannot be read.
-        """
-        try:
-            if self.masks.is_dir():
-                files = sorted(self.masks.glob("*.png"))
-                return np.stack([np.asarray(Image.open(file)) for file in files])
-            stored = np.load(self.masks)
-            shape = tuple(int(n) for n in stored["shape"])
-            bits = np.unpackbits(stored["mask"], count=int(np.prod(shape)))
-            return bits.reshape(shape)
-        except (OSError, ValueError, KeyError) as error:
-            raise ConfigError(
-                f"data.videos: the masks {self.masks} cannot be read ({error}); expected `mask` "
-                "and `shape`, or a folder of .png of one size"
-            ) from error
-
-
-def find_clips(folder: Path) -> list[Clip]:
-    """The videos in `folder` that have masks, by name.
-
-    Raises:
-        ConfigError: there are fewer than two.
-    """
-    images = folder / "JPEGImages"
-    clips = []
-    for source in search([images if images.is_dir() else folder])[0] if folder.is_dir() else []:
-        if images.is_dir():
-            masks = folder / "Annotations" / source.relative_to(images)
-        else:
-            masks = source.with_name(f"{source.stem}.npz")
-        if masks.exists():
-            clips.append(Clip(video_stem(source), source, masks))
-    if len(clips) < 2:
-        raise ConfigError(
-            f"data.videos: expected a folder with two videos or more that have masks (NAME.mp4 and "
-            f"NAME.npz, or JPEGImages and Annotations), got {folder}, which has {len(clips)}"
-        )
-    return sorted(clips, key=lambda sequence: sequence.name)
 
 
 def split_clips(config: VideoConfig) -> dict[str, list[Clip]]:

@@ -5,14 +5,26 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from solo_infoaug._checks import require
 from solo_infoaug.errors import ConfigError
-from solo_infoaug.training.data import check_classes, downloadable, read_image
+from solo_infoaug.training.config import say
+from solo_infoaug.training.data import check_classes, check_halves, downloadable, read_image
+from solo_infoaug.training.layouts import (
+    ALL,
+    CLASSES,
+    DEFAULT_SEED,
+    check_fraction,
+    drawn_rows,
+    half_folder,
+    labels_of,
+    layout_of,
+)
 
-DATASETS = ("digits", "cifar10", "cifar100", "stl10", "folder")
+DATASETS = ("digits", *CLASSES, "folder")
 
 
 def digits() -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
@@ -39,17 +51,24 @@ def _drawn(count: int, limit: int | None) -> list[int]:
     return list(range(count)) if limit is None or limit >= count else order[:limit]
 
 
-def _to_tensors(dataset: Any, side: int, limit: int | None) -> tuple[Tensor, Tensor]:
-    """A labelled torchvision data set as uint8 [N, 3, side, side] and labels [N]."""
+def _to_tensors(dataset: Any, rows: list[int], side: int) -> tuple[Tensor, Tensor]:
+    """Rows of a labelled torchvision data set as uint8 [N, 3, side, side] and labels [N]."""
     from rich.progress import track
     from torchvision.transforms import v2
 
     crop = v2.Compose(
         [v2.RGB(), v2.PILToTensor(), v2.Resize(side, antialias=True), v2.CenterCrop(side)]
     )
-    order = _drawn(len(dataset), limit)
-    pairs = [dataset[i] for i in track(order, "reading images", transient=True)]
-    return torch.stack([crop(x) for x, _ in pairs]), torch.tensor([y for _, y in pairs])
+    images = torch.empty(len(rows), 3, side, side, dtype=torch.uint8)
+    labels = torch.empty(len(rows), dtype=torch.int64)
+    for i, row in enumerate(track(rows, "reading images", transient=True)):
+        image, label = dataset[row]
+        if image.size == (side, side):  # a tenth of the time
+            images[i] = torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
+        else:
+            images[i] = crop(image)
+        labels[i] = label
+    return images, labels
 
 
 def load_images(
@@ -58,23 +77,29 @@ def load_images(
     train_path: str | Path | None = None,
     val_path: str | Path | None = None,
     limit: int | None = None,
+    fraction: float | None = None,
+    fraction_seed: int = DEFAULT_SEED,
 ) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
     """Labelled images to evaluate on.
 
     Args:
-        dataset: `digits` (shipped with scikit-learn), `cifar10`, `cifar100`, `stl10` (on disk at
-            `train_path`, or downloaded there), or `folder` (a folder a class, at both paths).
+        dataset: `digits` (shipped with scikit-learn); `cifar10`, `cifar100`, `stl10` or
+            `tiny_imagenet` (at `train_path`, as torchvision has it or as the folders train/CLASS
+            and test/CLASS; torchvision's are downloaded if nothing is there); or `folder` (a folder
+            a class, at both paths).
         side: of the images, in pixels.
         train_path: of the images that k-NN and probe learn from.
         val_path: of those that they are tested on.
         limit: at most this many of each, drawn once.
+        fraction: the part of the training half that is taken, of each class alike: the images that
+            `data.fraction` takes for pretraining from the same half.
+        fraction_seed: what the part is drawn by.
 
     Raises:
         ConfigError: a name or path that cannot be used.
     """
-    from torchvision.datasets import ImageFolder
-
     require(dataset in DATASETS, "--data", f"one of {', '.join(DATASETS)}", dataset)
+    check_fraction(fraction, fraction_seed, "evaluate")
     paths = {"--train-path": train_path, "--val-path": val_path}
     taken = {"digits": (), "folder": tuple(paths)}.get(dataset, ("--train-path",))
     for option, path in paths.items():
@@ -82,23 +107,48 @@ def load_images(
             raise ConfigError(f"{option}: expected the path of {dataset}, got none")
         if option not in taken and path is not None:
             raise ConfigError(f"{option}: --data {dataset} has no use for it, got {path}")
+
+    def part(labels: list[int]) -> list[int]:
+        if fraction in (None, ALL):
+            return list(range(len(labels)))
+        return drawn_rows(labels, len(labels), float(fraction or ALL), fraction_seed)
+
     if dataset == "digits":
         (x, y), (x_test, y_test) = digits()
+        rows = part(y.tolist())
+        x, y = x[rows], y[rows]
         some, some_test = _drawn(len(y), limit), _drawn(len(y_test), limit)
         return (x[some], y[some]), (x_test[some_test], y_test[some_test])
+    train, test = _halves(dataset, train_path, val_path)
+    labels = labels_of(train)
+    assert labels is not None
+    rows = part(labels)
+    return (
+        _to_tensors(train, [rows[i] for i in _drawn(len(rows), limit)], side),
+        _to_tensors(test, _drawn(len(test), limit), side),
+    )
+
+
+def _halves(dataset: str, train_path: str | Path | None, val_path: str | Path | None) -> list[Any]:
+    """torchvision's two halves of a data set: from folders of images, or as it has it itself."""
+    from torchvision.datasets import CIFAR10, CIFAR100, STL10, ImageFolder
+
+    def of_folders(*folders: str | Path | None) -> list[Any]:
+        return [ImageFolder(str(folder), loader=read_image) for folder in folders]
+
     if dataset == "folder":
-        folders = {option: Path(str(path)) for option, path in paths.items()}
-        check_classes(folders)
-        train, test = (ImageFolder(str(path), loader=read_image) for path in folders.values())
-    else:
-        train, test = _downloaded(dataset, str(train_path))
-    return _to_tensors(train, side, limit), _to_tensors(test, side, limit)
-
-
-def _downloaded(dataset: str, path: str) -> list[Any]:
-    """torchvision's two halves of a data set that it downloads to `path`, or finds there."""
-    from torchvision.datasets import CIFAR10, CIFAR100, STL10
-
+        check_classes({"--train-path": Path(str(train_path)), "--val-path": Path(str(val_path))})
+        return of_folders(train_path, val_path)
+    path = str(train_path)
+    say(layout_of(dataset, path, "--train-path"))
+    if half_folder(dataset, path, "train") is not None:
+        halves = [half_folder(dataset, path, half) for half in ("train", "test")]
+        if halves[1] is None:
+            raise ConfigError(
+                f"--train-path: expected {path} to have test/CLASS beside train/CLASS"
+            )
+        check_halves(dataset, path, path, ("--train-path", "--train-path"))
+        return of_folders(*halves)
     with downloadable(dataset, path, "--train-path"):
         if dataset == "stl10":
             return [STL10(path, split=split, download=True) for split in ("train", "test")]

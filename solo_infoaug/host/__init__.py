@@ -73,6 +73,8 @@ class Host:
     prepare_dataloader: Callable[..., Any]
     prepare_data: Callable[..., tuple[Any, Any]]
     """Labelled train and validation loaders: `(dataset, train_path, val_path, format, ...)`."""
+    validation_transform: Callable[[str], Callable[[Any], Any]]
+    """Data set → how its validation images are shown."""
     checkpointer: Callable[..., Any]
     find_checkpoint: Callable[[Any], tuple[Path | None, str | None]]
     project: Callable[[Any, dict[str, Any]], dict[str, Any]]

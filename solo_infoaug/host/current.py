@@ -14,7 +14,7 @@ def load(info: HostInfo) -> Host:
     """Import the current solo-learn."""
     from solo.args.pretrain import parse_cfg
     from solo.data import pretrain_dataloader as data
-    from solo.data.classification_dataloader import prepare_data
+    from solo.data.classification_dataloader import prepare_data, prepare_transforms
     from solo.methods import METHODS
     from solo.methods.base import BaseMethod
     from solo.utils.auto_resumer import AutoResumer
@@ -44,6 +44,7 @@ def load(info: HostInfo) -> Host:
         prepare_datasets=data.prepare_datasets,
         prepare_dataloader=data.prepare_dataloader,
         prepare_data=prepare_data,
+        validation_transform=lambda dataset: prepare_transforms(dataset)[1],
         checkpointer=Checkpointer,
         find_checkpoint=find_checkpoint,
         project=lambda method, outputs: outputs,

@@ -385,8 +385,6 @@ def parse_cfg(cfg: DictConfig) -> DictConfig:
         cfg[key] = OmegaConf.select(merged, key)
     if cfg.data.format != "image_folder":
         raise _lacks("data.format", f"{_EMBEDDED} reads image_folder, got {cfg.data.format!r}")
-    if cfg.data.fraction > 0:
-        raise _lacks("data.fraction", f"{_EMBEDDED} does not have it")
     dataset = cfg.data.dataset
     cfg.data.num_classes = _NUM_CLASSES.get(dataset) or max(
         1, sum(entry.is_dir() for entry in os.scandir(cfg.data.train_path))
@@ -471,6 +469,14 @@ def prepare_data(
         num_workers=num_workers,
         download=download,
     )
+
+
+def validation_transform(dataset: str) -> Callable[[Any], Any]:
+    """How the release shows the validation images of a data set."""
+    from solo.utils.classification_dataloader import prepare_transforms
+
+    transform: Callable[[Any], Any] = prepare_transforms(dataset)[1]
+    return transform
 
 
 def checkpointer(
@@ -562,6 +568,7 @@ def load(info: HostInfo) -> Host:
         prepare_datasets=prepare_datasets,
         prepare_dataloader=data.prepare_dataloader,
         prepare_data=prepare_data,
+        validation_transform=validation_transform,
         checkpointer=checkpointer,
         find_checkpoint=find_checkpoint,
         project=project,

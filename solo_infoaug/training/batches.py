@@ -34,26 +34,31 @@ class WholeBatches(Dataset[Any]):
         return [chosen, make_views(self.pipelines, images, images), self.labels[chosen]]
 
 
-def whole_batches(folder: Any, pipelines: Sequence[Pipeline], batch_size: int) -> DataLoader[Any]:
-    """A loader over a labelled image folder that is read once.
+def whole_batches(images: Any, pipelines: Sequence[Pipeline], batch_size: int) -> DataLoader[Any]:
+    """A loader over one of solo-learn's data sets that is read once.
 
     Args:
-        folder: torchvision's `ImageFolder`, with a loader that reads an RGB image.
+        images: without a transform, so that its items end with a PIL image and a label.
         pipelines: one for each entry of `augmentations`.
         batch_size: images a batch; what is left of an epoch is dropped, as solo-learn does.
 
     Raises:
-        ConfigError: it is no labelled image folder, or images differ in size.
+        ConfigError: images differ in size.
     """
-    if not hasattr(folder, "samples"):
-        raise ConfigError("data.whole_batches: expected a labelled image folder; leave it out")
-    images = [np.asarray(folder.loader(path)) for path, _ in folder.samples]
-    if len({image.shape for image in images}) > 1:
-        raise ConfigError(
-            f"data.whole_batches: expected images of one size, got "
-            f"{sorted({image.shape[:2] for image in images})[:2]}; leave it out"
-        )
-    pixels = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous()
-    dataset = WholeBatches(pixels, torch.tensor([y for _, y in folder.samples]), pipelines)
+    pixels, labels = np.empty(0, np.uint8), []
+    for row in range(len(images)):
+        *_, image, label = images[row]
+        shown = np.asarray(image.convert("RGB"))
+        if row == 0:
+            pixels = np.empty((len(images), *shown.shape), np.uint8)
+        if shown.shape != pixels.shape[1:]:
+            raise ConfigError(
+                f"data.whole_batches: expected images of one size, got {pixels.shape[1:3]} and "
+                f"{shown.shape[:2]}; leave it out"
+            )
+        pixels[row] = shown
+        labels.append(int(label))
+    stored = torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()
+    dataset = WholeBatches(stored, torch.tensor(labels), pipelines)
     batches = BatchSampler(RandomSampler(dataset), batch_size, drop_last=True)
     return DataLoader(dataset, sampler=batches, batch_size=None)

@@ -11,12 +11,26 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 from PIL import Image
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
+from torchvision.datasets import ImageFolder
 from torchvision.datasets.folder import IMG_EXTENSIONS, default_loader
 
 from solo_infoaug.errors import ConfigError, DataError
 from solo_infoaug.host import Host
 from solo_infoaug.training.batches import whole_batches
+from solo_infoaug.training.config import say
+from solo_infoaug.training.layouts import (
+    ALL,
+    CLASSES,
+    DEFAULT_SEED,
+    TORCHVISION,
+    Part,
+    add_unlabelled,
+    drawn_rows,
+    half_folder,
+    labels_of,
+    layout_of,
+)
 from solo_infoaug.twin.views import run_pipelines
 
 
@@ -61,10 +75,11 @@ def downloadable(dataset: str, path: str, key: str) -> Iterator[None]:
     try:
         yield
     except (OSError, RuntimeError) as error:
-        if dataset not in ("cifar10", "cifar100", "stl10"):
+        if dataset not in TORCHVISION:
             raise
         raise ConfigError(
-            f"{key}: {dataset} is not at {path} and cannot be downloaded ({error})"
+            f"{key}: {dataset} is not at {path}, neither in torchvision's layout nor as folders "
+            f"of images (train/CLASS, test/CLASS), and cannot be downloaded ({error})"
         ) from error
 
 
@@ -74,6 +89,17 @@ def validation_loader(host: Host, cfg: DictConfig) -> Any:
     unlabelled = data.dataset == "custom" and (data.no_labels or data.val_path is None)
     if unlabelled or (data.dataset in ("imagenet", "imagenet100") and data.val_path is None):
         return None
+    folder = half_folder(data.dataset, data.val_path or data.train_path, "test")
+    if folder is not None:
+        images = ImageFolder(
+            str(folder), host.validation_transform(data.dataset), loader=read_image
+        )
+        return DataLoader(
+            images,
+            batch_size=cfg.optimizer.batch_size,
+            num_workers=data.num_workers,
+            pin_memory=True,
+        )
     loader = host.prepare_data(
         data.dataset,
         train_data_path=data.train_path,
@@ -103,24 +129,14 @@ def train_loader(host: Host, cfg: DictConfig) -> Any:
     )
     if cfg.debug_augmentations:
         print(f"Transforms:\n{transform}")
-    dataset = host.prepare_datasets(
-        cfg.data.dataset,
-        transform,
-        train_data_path=cfg.data.train_path,
-        data_format=cfg.data.format,
-        no_labels=cfg.data.no_labels,
-        data_fraction=cfg.data.fraction,
-    )
-    if hasattr(dataset, "loader"):
-        dataset.loader = read_image
-    elif hasattr(dataset, "images"):
-        dataset = _Named(dataset)
+    whole = bool(OmegaConf.select(cfg, "data.whole_batches"))
+    dataset = _some_of(_images(host, cfg, None if whole else transform), cfg)
     if len(dataset) < cfg.optimizer.batch_size:
         raise ConfigError(
             f"optimizer.batch_size: expected at most the {len(dataset)} images of "
             f"data.train_path ({cfg.data.train_path}), got {cfg.optimizer.batch_size}"
         )
-    if OmegaConf.select(cfg, "data.whole_batches"):
+    if whole:
         pipelines = run_pipelines(host, cfg, cfg.augmentations)
         return whole_batches(dataset, pipelines, int(cfg.optimizer.batch_size))
     return host.prepare_dataloader(
@@ -128,9 +144,41 @@ def train_loader(host: Host, cfg: DictConfig) -> Any:
     )
 
 
+def _images(host: Host, cfg: DictConfig, transform: Any) -> Any:
+    """solo-learn's data set of all training images; what cannot be read is named."""
+    name, path = cfg.data.dataset, cfg.data.train_path
+    folder = half_folder(name, path, "train")
+    if name in CLASSES:
+        say(layout_of(name, path))
+    dataset = host.prepare_datasets(
+        name if folder is None else "custom",
+        transform,
+        train_data_path=path if folder is None else folder,
+        data_format=cfg.data.format,
+        no_labels=cfg.data.no_labels,
+    )
+    if name == "stl10" and folder is not None:
+        add_unlabelled(dataset, path)
+    if hasattr(dataset, "loader"):
+        dataset.loader = read_image
+    elif hasattr(dataset, "images"):
+        dataset = _Named(dataset)
+    return dataset
+
+
+def _some_of(dataset: Any, cfg: DictConfig) -> Any:
+    """`data.fraction` of the images, by `data.fraction_seed`."""
+    fraction = OmegaConf.select(cfg, "data.fraction", default=ALL)
+    if fraction in (None, ALL):
+        return dataset
+    seed = OmegaConf.select(cfg, "data.fraction_seed", default=DEFAULT_SEED)
+    return Part(dataset, drawn_rows(labels_of(dataset), len(dataset), fraction, seed))
+
+
 def check_data(cfg: DictConfig) -> None:
     """The folders are there, and hold what torchvision's ImageFolder and solo-learn look for."""
-    if cfg.data.dataset not in ("custom", "imagenet", "imagenet100"):
+    if cfg.data.dataset in CLASSES:
+        check_halves(cfg.data.dataset, cfg.data.train_path, OmegaConf.select(cfg, "data.val_path"))
         return
     folders = OmegaConf.select(cfg, "data.format", default="image_folder") == "image_folder"
     unlabelled = cfg.data.dataset == "custom" and OmegaConf.select(cfg, "data.no_labels")
@@ -147,6 +195,39 @@ def check_data(cfg: DictConfig) -> None:
         elif folders and key == "data.train_path":
             _check_flat(path)
     check_classes(labelled)
+
+
+def check_halves(
+    dataset: str,
+    train_path: str | Path | None,
+    val_path: str | Path | None,
+    keys: tuple[str, str] = ("data.train_path", "data.val_path"),
+) -> None:
+    """Where a named data set lies as folders of images, both halves have all its classes.
+
+    Args:
+        dataset: one of `CLASSES`.
+        train_path: of the images to train on.
+        val_path: of the others; None if they are not asked for.
+        keys: what messages call the two paths.
+
+    Raises:
+        ConfigError: they do not.
+    """
+    halves = zip(keys, ("train", "test"), (train_path, val_path), strict=True)
+    folders = {
+        f"{key}/{folder.name}": folder
+        for key, half, path in halves
+        if (folder := half_folder(dataset, path, half)) is not None
+    }
+    check_classes(folders)
+    for key, folder in folders.items():
+        names = sorted(entry.name for entry in folder.iterdir() if entry.is_dir())
+        if len(names) != CLASSES[dataset]:
+            raise ConfigError(
+                f"{key}: expected the {CLASSES[dataset]} classes of {dataset}, got {len(names)} "
+                f"({_some(names)}); data.dataset=custom takes any"
+            )
 
 
 def check_classes(folders: Mapping[str, Path]) -> None:

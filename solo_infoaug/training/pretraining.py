@@ -34,12 +34,13 @@ from solo_infoaug.host import Host, wanted_by_host
 from solo_infoaug.objectives.config import FMICLConfig
 from solo_infoaug.training.config import check_values, choose_device, say
 from solo_infoaug.training.data import check_data, downloadable, train_loader, validation_loader
+from solo_infoaug.training.layouts import CLASSES, check_fraction, name_for_host
 from solo_infoaug.twin.config import read_infoaug
 from solo_infoaug.twin.registration import register
 
 LOGGERS = ("csv", "tensorboard", "none")
-DATASETS = ("cifar10", "cifar100", "stl10", "imagenet", "imagenet100", "custom")
-"""Those of both solo-learns."""
+DATASETS = (*CLASSES, "imagenet", "imagenet100", "custom")
+"""Those of both solo-learns, and `tiny_imagenet`."""
 
 
 @dataclass(frozen=True)
@@ -122,6 +123,7 @@ def _check(host: Host, cfg: DictConfig) -> None:
             )
     if OmegaConf.select(cfg, "knn_eval.enabled"):
         _check_knn(host)
+    check_fraction(*(OmegaConf.select(cfg, f"data.{k}") for k in ("fraction", "fraction_seed")))
     if OmegaConf.select(cfg, "data.format") == "dali":
         raise ConfigError(
             "data.format: solo-infoaug pretrain reads image_folder and h5, got 'dali'; "
@@ -129,6 +131,7 @@ def _check(host: Host, cfg: DictConfig) -> None:
         )
     if OmegaConf.select(cfg, "auto_umap.enabled"):
         say("auto_umap.enabled: solo-infoaug pretrain draws none; solo-learn's main_umap.py does")
+    name_for_host(cfg)
     check_data(cfg)
     if OmegaConf.select(cfg, "checkpoint.enabled") or _logger_kind(cfg) != "none":
         folder = OmegaConf.select(cfg, "checkpoint.dir", default="trained_models")

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from omegaconf import DictConfig, OmegaConf
 
+from solo_infoaug.compare import grid
 from solo_infoaug.compare.arms import ARMS
 from solo_infoaug.compare.grid import Cell, Planner, Run, expand, parse_grid
 from solo_infoaug.errors import ConfigError
@@ -208,3 +210,21 @@ def test_bad_runs_are_named_before_any_starts(
 def test_video_needs_videos(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"data\.videos: expected a folder of videos with masks"):
         _plan([f"out='{tmp_path}'", "data=video", "methods=byol", "arms=baseline"])
+
+
+def test_a_method_that_this_solo_learn_lacks_is_skipped_before_anything_is_made(
+    host: Any,
+    overrides: Overrides,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    methods = {name: method for name, method in host.methods.items() if name != "byol"}
+    monkeypatch.setattr(grid, "load_host", lambda: replace(host, methods=methods))
+    runs = _plan(overrides("methods=['simclr','byol','byol+fmicl=js']"))
+    assert {run.cell.method for run in runs} == {"simclr"}
+    told = capsys.readouterr().err
+    for name in ("byol", "byol+fmicl=js"):
+        assert f"methods: {name} is skipped, because this solo-learn" in told
+    monkeypatch.setattr(grid, "prepare_scenes", lambda *_: pytest.fail("data was made"))
+    with pytest.raises(ConfigError, match=r"methods: expected methods of this .*simclr.*got byol$"):
+        _plan(["methods=byol", "data=scenes", "seeds=0"])

@@ -1,0 +1,74 @@
+"""Videos with masks of their objects."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from solo_infoaug.errors import ConfigError
+from solo_infoaug.mining.video import search, video_stem
+
+_NUMBERS = {1: "one video", 2: "two videos"}
+
+
+@dataclass(frozen=True)
+class Clip:
+    """A video and its masks."""
+
+    name: str
+    source: Path
+    masks: Path
+
+    def read_masks(self) -> np.ndarray:
+        """uint8 [T, H, W]: the number of the object that a pixel shows, 0 for none.
+
+        Raises:
+            ConfigError: they cannot be read.
+        """
+        try:
+            if self.masks.is_dir():
+                files = sorted(self.masks.glob("*.png"))
+                return np.stack([np.asarray(Image.open(file)) for file in files])
+            stored = np.load(self.masks)
+            if "ids" in stored:
+                return np.asarray(stored["ids"])
+            shape = tuple(int(n) for n in stored["shape"])
+            bits = np.unpackbits(stored["mask"], count=int(np.prod(shape)))
+            return bits.reshape(shape)
+        except (OSError, ValueError, KeyError) as error:
+            raise ConfigError(
+                f"data.videos: the masks {self.masks} cannot be read ({error}); expected `ids`, or "
+                "`mask` and `shape`, or a folder of .png of one size"
+            ) from error
+
+
+def find_clips(folder: Path, minimum: int = 2, key: str = "data.videos") -> list[Clip]:
+    """The videos in `folder` that have masks, by name.
+
+    Args:
+        folder: NAME.mp4 (or a folder of frames NAME) beside NAME.npz, or DAVIS's JPEGImages and
+            Annotations.
+        minimum: how many there have to be.
+        key: what the message calls the folder.
+
+    Raises:
+        ConfigError: there are fewer.
+    """
+    images = folder / "JPEGImages"
+    clips = []
+    for source in search([images if images.is_dir() else folder])[0] if folder.is_dir() else []:
+        if images.is_dir():
+            masks = folder / "Annotations" / source.relative_to(images)
+        else:
+            masks = source.with_name(f"{source.stem}.npz")
+        if masks.exists():
+            clips.append(Clip(video_stem(source), source, masks))
+    if len(clips) < minimum:
+        raise ConfigError(
+            f"{key}: expected a folder with {_NUMBERS[minimum]} or more that have masks (NAME.mp4 "
+            f"and NAME.npz, or JPEGImages and Annotations), got {folder}, which has {len(clips)}"
+        )
+    return sorted(clips, key=lambda sequence: sequence.name)

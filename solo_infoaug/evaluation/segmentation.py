@@ -1,0 +1,80 @@
+"""`evaluate --data davis`: label propagation by a checkpoint's backbone, beside two references."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from omegaconf import OmegaConf
+
+from solo_infoaug._checks import require
+from solo_infoaug.evaluation.backbone import Backbone, load_backbone
+from solo_infoaug.evaluation.clips import Clip, find_clips
+from solo_infoaug.evaluation.maps import MapOf, colour_map
+from solo_infoaug.evaluation.propagation import FeatureMap, Propagation, propagate, score
+from solo_infoaug.host import load_host
+from solo_infoaug.mining.video import open_video
+
+UNTRAINED, COLOUR = "untrained network", "mean colour"
+
+
+def models(backbone: Backbone, size: int, stride: int) -> dict[str, FeatureMap]:
+    """The backbone as `ours`, the same one untrained (by the run's seed), and colours alone."""
+    with torch.random.fork_rng():
+        torch.manual_seed(int(OmegaConf.select(backbone.cfg, "seed", default=0)))
+        module = load_host().build_backbone(backbone.cfg).eval().requires_grad_(False)
+    return {
+        "ours": MapOf(backbone, size, stride),
+        UNTRAINED: MapOf(replace(backbone, module=module), size, stride),
+        COLOUR: partial(colour_map, size=size, stride=stride),
+    }
+
+
+def segment(clip: Clip, features: FeatureMap, how: Propagation) -> dict[str, float]:
+    """`j` and `f` (per cent) of a video, means over the objects of its first mask."""
+    truth = clip.read_masks()
+    with open_video(clip.source) as video:
+        frames = (frame.image() for frame in video.frames(0.0, 1.0))
+        masks = propagate(frames, truth[0], features, how)
+    count = min(len(masks), len(truth))  # some videos end a frame before their masks
+    of_objects = score(masks[:count], list(truth[:count])).values()
+    return {name: float(np.mean([found[name] for found in of_objects])) for name in ("j", "f")}
+
+
+def evaluate_segmentation(
+    checkpoint: str | Path,
+    path: str | Path,
+    size: int = 480,
+    stride: int = 8,
+    how: Propagation | None = None,
+    limit: int | None = None,
+) -> dict[str, dict[str, float]]:
+    """J and F of a checkpoint's backbone, and of the references.
+
+    Args:
+        checkpoint: of a pretraining run, with its args.json beside it.
+        path: a folder that `find_clips` takes.
+        size: the shorter side of the frames that the backbone sees, in pixels.
+        stride: pixels a place of the feature map; 8 or 16.
+        how: of the propagation; default DINO's.
+        limit: at most this many videos, in the order of their names.
+
+    Returns:
+        model → `j`, `f` and `jf`, their mean; per cent, means over the videos.
+
+    Raises:
+        ConfigError: the checkpoint or the folder cannot be used, or the backbone has no map.
+    """
+    for option, value in (("--size", size), ("--limit", limit)):
+        good = value is None or value >= 1
+        require(good, option, "a whole number ≥ 1", value)
+    clips = find_clips(Path(path), 1, "--path")[:limit]
+    found: dict[str, dict[str, float]] = {}
+    for name, features in models(load_backbone(checkpoint), size, stride).items():
+        each = [segment(clip, features, how or Propagation()) for clip in clips]
+        found[name] = {m: float(np.mean([of[m] for of in each])) for m in ("j", "f")}
+        found[name]["jf"] = (found[name]["j"] + found[name]["f"]) / 2
+    return found

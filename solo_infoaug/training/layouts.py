@@ -1,0 +1,150 @@
+"""Where the images of a named data set lie, and a part of them.
+
+`cifar10`, `cifar100` and `stl10` may lie in torchvision's layout or as folders of images:
+train/CLASS/… and test/CLASS/… (or val/CLASS/…). `tiny_imagenet`, which neither torchvision nor
+solo-learn knows, is folders of images.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+from torch.utils.data import Dataset
+from torchvision.datasets.folder import IMG_EXTENSIONS
+
+from solo_infoaug._checks import is_number, is_whole, require
+from solo_infoaug.errors import ConfigError
+
+CLASSES = {"cifar10": 10, "cifar100": 100, "stl10": 10, "tiny_imagenet": 200}
+"""Named data sets that may lie as folders of images."""
+
+TORCHVISION = {
+    "cifar10": "cifar-10-batches-py",
+    "cifar100": "cifar-100-python",
+    "stl10": "stl10_binary",
+}
+"""The folder that torchvision makes for each."""
+
+_HALVES = {"train": ("train",), "test": ("test", "val")}
+ALL = -1
+"""`data.fraction` of the whole data set, as in solo-learn."""
+DEFAULT_SEED = 42
+"""`data.fraction_seed`, as in solo-learn."""
+
+
+def half_folder(
+    dataset: str, path: str | Path | None, half: str, key: str = "data.train_path"
+) -> Path | None:
+    """The folder with a folder a class of `train` or `test`; None for torchvision's layout.
+
+    Where both layouts lie at `path`, torchvision's is taken: it is the original. `key` is what the
+    message calls the path.
+
+    Raises:
+        ConfigError: `tiny_imagenet` is not there as folders.
+    """
+    if dataset not in CLASSES or path is None:
+        return None
+    root = Path(path)
+    there = [root / name for name in _HALVES[half] if (root / name).is_dir()]
+    if dataset in TORCHVISION:
+        original = (root / TORCHVISION[dataset]).is_dir()
+        return None if original or not there else there[0]
+    if not there:
+        raise ConfigError(
+            f"{key}: expected {dataset} as folders of images ({half}/CLASS/…), got {path}"
+        )
+    return there[0]
+
+
+def layout_of(dataset: str, path: str | Path, key: str = "data.train_path") -> str:
+    """Which of the two layouts is taken, for people; `key` is what an error calls the path."""
+    if half_folder(dataset, path, "train", key) is not None:
+        return f"{dataset}: folders of images at {path}"
+    if (Path(path) / TORCHVISION[dataset]).is_dir():
+        return f"{dataset}: torchvision's layout at {path}"
+    return f"{dataset}: not yet at {path}; torchvision downloads it"
+
+
+def name_for_host(cfg: DictConfig) -> None:
+    """`tiny_imagenet` becomes what solo-learn knows: `custom`, of the folder of its training half.
+
+    It is not validated in training, because solo-learn validates `custom` on 224 pixels.
+    """
+    if OmegaConf.select(cfg, "data.dataset") == "tiny_imagenet":
+        train = half_folder("tiny_imagenet", cfg.data.train_path, "train")
+        cfg.data.update({"dataset": "custom", "train_path": str(train), "val_path": None})
+
+
+# --- a part of the images ------------------------------------------------------------------------
+
+
+def check_fraction(fraction: Any, seed: Any, section: str = "data") -> None:
+    """`fraction` is a number in (0, 1), or -1 for all; `fraction_seed` a whole number."""
+    good = fraction in (None, ALL) or (is_number(fraction, 0) and 0 < fraction < 1)
+    require(good, f"{section}.fraction", "a number in (0, 1), or -1 for all images", fraction)
+    good = seed is None or is_whole(seed, 0)
+    require(good, f"{section}.fraction_seed", "a whole number ≥ 0", seed)
+
+
+def drawn_rows(labels: Sequence[int] | None, count: int, fraction: float, seed: int) -> list[int]:
+    """`fraction` of `count` images, drawn by `seed`, of each class alike.
+
+    With seed 42 they are those of `data.fraction` in the current solo-learn.
+
+    Args:
+        labels: None draws without regard to classes.
+        count: of images.
+        fraction: in (0, 1).
+        seed: another seed, other images.
+
+    Raises:
+        ConfigError: the part has fewer images than classes.
+    """
+    from sklearn.model_selection import train_test_split
+
+    classes = 1 if labels is None else len(set(labels))
+    if int(fraction * count) < classes:
+        raise ConfigError(
+            f"data.fraction: expected an image a class at least, got {fraction} of {count} images "
+            f"of {classes} classes"
+        )
+    rows: list[int] = train_test_split(
+        range(count), train_size=fraction, stratify=labels, random_state=seed
+    )[0]
+    return rows
+
+
+def labels_of(dataset: Any) -> list[int] | None:
+    """The labels of a torchvision data set; None where it has none."""
+    if hasattr(dataset, "samples"):
+        return [label for _, label in dataset.samples]
+    labels = getattr(dataset, "targets", getattr(dataset, "labels", None))
+    return None if labels is None else torch.as_tensor(labels).tolist()
+
+
+class Part(Dataset[Any]):
+    """Some images of one of solo-learn's data sets, numbered anew."""
+
+    def __init__(self, images: Any, rows: Sequence[int]) -> None:
+        self.images, self.rows = images, rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> Any:
+        return (index, *self.images[self.rows[index]][1:])
+
+
+# --- STL-10's images without labels --------------------------------------------------------------
+
+
+def add_unlabelled(dataset: Any, path: str | Path) -> None:
+    """Images below `path`/unlabeled join an image folder, under label -1 as torchvision has it."""
+    files = sorted(p for p in (Path(path) / "unlabeled").rglob("*") if p.is_file())
+    dataset.samples += [(str(p), -1) for p in files if p.name.lower().endswith(IMG_EXTENSIONS)]
+    dataset.targets = [label for _, label in dataset.samples]
