@@ -174,6 +174,8 @@ def mine_video(
         writer = VideoWriter(out, key, video.name, source)
         counts: dict[str, Any] = {"frames": 0, "windows_mined": 0}
         reasons: Counter[str] = Counter()
+        pictures: Counter[str] = Counter()
+        overlays = 0
         colour = tracker.colour or bool(config.depth) or config.signal != "motion"
         count = _windows_ahead(video.record) if ahead else 0
         try:
@@ -183,13 +185,16 @@ def mine_video(
             ):
                 for window, tracks in tracked:
                     counts["windows_mined"] += 1
+                    if window.within is not None:
+                        pictures[str(window.within)] += 1
+                    overlays += tracks is not None and tracks.overlay is not None
                     mined = mine_window(window, tracks, config)
                     reasons.update(mined.reasons)
                     if mined.stored is not None:
                         writer.add_window(**vars(mined.stored))
             _complain(path, video, counts, reasons, config)
             writer.finish(
-                video.record,
+                {**video.record, **_left_out(pictures, overlays)},
                 {
                     **counts,
                     "reasons": dict(reasons),
@@ -199,6 +204,12 @@ def mine_video(
             )
         finally:
             writer.discard()
+
+
+def _left_out(pictures: Counter[str], overlays: int) -> dict[str, Any]:
+    """For the record: in how many windows what was shown around or over the scene."""
+    found: dict[str, Any] = {"active_pictures": dict(sorted(pictures.items()))} if pictures else {}
+    return {**found, "windows_with_overlay": overlays} if overlays else found
 
 
 def _shares(

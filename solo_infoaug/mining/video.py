@@ -252,7 +252,8 @@ class Video:
                 elif damaged and keyframe_sent and (raw.key_frame or self._intra_only):
                     damaged = False
                 jump = clock.tick(None if raw.time is None else float(raw.time))
-                shape = shapes.get(raw.opaque, shapes[place])
+                sent: Any = raw.opaque
+                shape = shapes.get(sent, shapes[place])
                 entry = _Decoded(number, clock.now, raw, damaged, jump, _orientation(raw), shape)
                 self._note_time(clock)
                 if not damaged:  # a broken header says anything
