@@ -66,10 +66,6 @@ class Tracker(Protocol):
         ...
 
 
-# Two frames by their numbers, and the part of them that is looked at.
-_Pair = tuple[Rectangle, int, int]
-
-
 class FlowTracker:
     """A regular grid of patches that follow the dense flow between successive frames.
 
@@ -84,23 +80,28 @@ class FlowTracker:
         self.name = f"flow (DIS, {preset})"
         self._max_error = max_error
         self._estimate = flow_maker(preset)
-        self._steps: dict[_Pair, tuple[Flow, CameraStep | None, np.ndarray | None]] = {}
+        self._steps: dict[tuple[int, int], tuple[Flow, CameraStep | None]] = {}
+        # What part of the frames they are of, and whether no overlay was left out
+        self._of: tuple[Rectangle | None, bool] = (None, True)
 
     def follow(self, window: Window, size: int, step: float, model: str) -> Tracks:
         """See `Tracker`."""
         images, numbers = window.grey, window.numbers
-        pairs = [(window.picture, *pair) for pair in itertools.pairwise(numbers)]
+        pairs = list(itertools.pairwise(numbers))
         overlay = _overlay(images, model)
-        known, self._steps = self._steps, {}
+        picture, plain = self._of
+        known, self._steps = self._steps if window.picture == picture else {}, {}
+        self._of = window.picture, overlay is None
         cameras = []
         for place, pair in enumerate(pairs):
-            flow, camera, under = known.get(pair, (None, None, None))
-            if flow is None:
+            if pair in known:
+                flow, camera = known[pair]
+            else:
                 flow = self._estimate(images[place], images[place + 1])
-            if pair not in known or overlay is not None or under is not None:
+            if pair not in known or overlay is not None or not plain:
                 source, target = flow.matches(self._max_error, overlay)
                 camera = fit_camera(source, target, images[place].shape[:2], model)
-            self._steps[pair] = flow, camera, overlay
+            self._steps[pair] = flow, camera
             cameras.append(camera)
         scale = window.scale
         centres = _uncovered(grid(*window.size, size, step), overlay, window.size, size)
@@ -158,8 +159,8 @@ class GridTracker:
             tracks, window.small[0].shape
         )
         shape = (len(window), len(centres), -1)
-        points, seen = tracks.reshape(*shape, 2), visible.reshape(shape)
-        return _patches(centres, points, seen, window, model, overlay)
+        placed, seen = tracks.reshape(*shape, 2), visible.reshape(shape)
+        return _patches(centres, placed, seen, window, model, overlay)
 
 
 def _patches(
