@@ -30,9 +30,12 @@ _BLACK = 20
 # The seam: within so many pixels, or this share of a side, the share of the line that is bar falls
 # below this; with a bar at one side alone, below the second, and the picture must move there.
 _SEAM, _SEAM_SHARE, _INSIDE, _INSIDE_ALONE = 6, 0.01, 0.6, 0.2
-# A copy out of focus: its second differences (grey levels) are at most this on average, and the
-# picture's so many times as large; of the seam, so large a share has second differences above.
-_BLURRED, _SHARPER, _EDGE, _EDGE_SHARE = 0.8, 3.0, 4.0, 0.7
+# A copy out of focus: its second differences (grey levels) are at most this on average and the
+# picture's so many times as large, or the second so many times; of the seam, so large a share has
+# second differences above.
+_BLURRED, _SHARPER, _MUCH_SHARPER, _EDGE, _EDGE_SHARE = 0.8, 3.0, 10.0, 4.0, 0.7
+# Before it, compression leaves traces over so many pixels.
+_TRACES = 16
 # Two bars have the same width up to so many pixels and this share of the side.
 _UNEVEN, _UNEVEN_SHARE = 2, 0.004
 # A picture as large as the one before, up to so many pixels, is the same.
@@ -198,7 +201,9 @@ class _Side:
             return 0
         end = int(inside[0])
         begin = max(0, end - self._reach)
-        # Compression leaves traces of the picture before the seam
+        # Compression leaves traces of the picture before the seam, which is the strongest edge
+        edge = np.abs(np.diff(self._lines[..., begin : end + self._reach], axis=2))
+        end = max(end, begin + 1 + int(edge.mean(axis=(0, 1)).argmax()))
         if end < _LEAST or self._mean[max(begin, min(end, _LEAST)) - 1] < least:
             return 0
         if near:
@@ -248,10 +253,11 @@ def _blurred_bars(left: np.ndarray, right: np.ndarray) -> tuple[int, int]:
         seam = seam[seam >= 8 + _LEAST]
         if not len(seam):
             return 0, 0
-        end = int(seam[0])
-        outside = soft[2 : end - 4]
-        inside = soft[end + 6 : width // 2 + 1]
-        if outside.mean() > _BLURRED or np.median(inside) < _SHARPER * outside.mean():
+        inside = float(np.median(soft[int(seam[0]) + 6 : width // 2 + 1]))
+        sharp = np.flatnonzero(soft[seam[0] : seam[0] + _TRACES] >= 0.5 * inside)
+        end = int(seam[0] + (sharp[0] if len(sharp) else 0))
+        outside = float(soft[2 : max(8, end - _TRACES)].mean())
+        if outside > max(_BLURRED, inside / _MUCH_SHARPER) or inside < _SHARPER * outside:
             return 0, 0
         widths.append(end + 4)
     if abs(widths[0] - widths[1]) > uneven:
