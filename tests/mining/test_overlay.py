@@ -18,7 +18,7 @@ from .conftest import WriteVideo, texture
 
 HEIGHT, WIDTH = 320, 480
 # (x, y) of the corners of each
-BOXES = {"logo": (380, 24, 440, 84), "clock": (20, 20, 180, 56), "letters": (24, 268, 216, 296)}
+BOXES = {"logo": (380, 24, 440, 84), "clock": (20, 20, 180, 56), "letters": (24, 268, 184, 296)}
 
 
 def _pan(count: int = 24, speed: int = 3) -> list[np.ndarray]:
