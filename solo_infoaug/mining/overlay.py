@@ -6,6 +6,7 @@ against the background, all of it alike, and would be full of twins.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import cv2
@@ -32,13 +33,6 @@ _NEAR, _AROUND = 7, 2
 _TOUCHED = 0.05
 
 
-_STEADY_OF = (
-    (slice(None), _STEADY),
-    (slice(_RUN), _STEADY_RUN),
-    (slice(-_RUN, None), _STEADY_RUN),
-)
-
-
 def find_overlay(frames: Sequence[np.ndarray]) -> np.ndarray | None:
     """Which pixels of a window's grey frames, uint8 [h, w], belong to an overlay.
 
@@ -53,9 +47,12 @@ def find_overlay(frames: Sequence[np.ndarray]) -> np.ndarray | None:
     height, width = frames[0].shape
     half = (max(1, width // 2), max(1, height // 2))
     small = [cv2.resize(frames[t], half, interpolation=cv2.INTER_AREA) for t in chosen]
-    resting, edges, total = _resting(small)
-    if not resting.any() or not _scene_moves(total, edges):
+    slopes = [_gradient(image) for image in small]
+    strengths = [cv2.magnitude(*slope) for slope in slopes]
+    resting, edges, moving = _resting(small, strengths)
+    if not _scene_moves(moving, edges):
         return None
+    resting |= _steady(slopes, strengths)
     return _components(resting, small)
 
 
@@ -87,31 +84,47 @@ def _gradient(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return across, cv2.Scharr(image, cv2.CV_32F, 0, 1, scale=1 / 32)
 
 
-def _resting(small: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _resting(
+    small: list[np.ndarray], strengths: list[np.ndarray]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """bool [h, w], edges that rest in a run of frames; and [h, w] counts of edges, and of those
-    that do not rest until the next frame.
-
-    Opaque ones do not change. Of thin letters, and transparent ones, the edges keep their direction
-    whatever moves behind them.
-    """
-    slopes = [_gradient(image) for image in small]
-    strengths = [cv2.magnitude(*slope) for slope in slopes]
+    that do not rest until the next frame."""
     shape = small[0].shape
     run, found = np.zeros(shape, np.uint8), np.zeros(shape, bool)
     edges, moving = np.zeros(shape, np.int32), np.zeros(shape, np.int32)
     for before, after, strength in zip(small[:-1], small[1:], strengths[:-1], strict=True):
         edge = strength >= _EDGE
         rests = edge & (cv2.absdiff(before, after) <= _LEVELS + _SHARE * strength)
-        run = np.where(rests, run + 1, 0).astype(np.uint8)
+        run += 1
+        run *= rests
         found |= run >= _RUN - 1
         edges += edge
         moving += edge & ~rests
-    for part, least in _STEADY_OF:
-        across, down = (sum(slope[way] for slope in slopes[part]) for way in (0, 1))
-        strength = sum(strengths[part])
-        strong = strength >= _EDGE * len(strengths[part])
-        found |= strong & (cv2.magnitude(across, down) >= least * strength)
     return found, edges, moving
+
+
+def _steady(slopes: list[tuple[np.ndarray, np.ndarray]], strengths: list[np.ndarray]) -> np.ndarray:
+    """bool [h, w]: edges that keep their direction, whatever moves behind them."""
+    count = len(strengths)
+    bounds = [0, count - _RUN, _RUN, count]
+    layers = [
+        (across, down, strength) for (across, down), strength in zip(slopes, strengths, strict=True)
+    ]
+    nothing = np.zeros((3, *strengths[0].shape), np.float32)
+    head, middle, tail = (
+        np.sum(layers[begin:end], axis=0) if end > begin else nothing
+        for begin, end in itertools.pairwise(bounds)
+    )
+    first, last = head + middle, middle + tail
+    found = np.zeros(strengths[0].shape, bool)
+    for (across, down, strength), frames, least in (
+        (first + tail, count, _STEADY),
+        (first, _RUN, _STEADY_RUN),
+        (last, _RUN, _STEADY_RUN),
+    ):
+        kept = cv2.magnitude(across, down) >= least * strength
+        found |= kept & (strength >= _EDGE * frames)
+    return found
 
 
 def _scene_moves(moving: np.ndarray, edges: np.ndarray) -> bool:

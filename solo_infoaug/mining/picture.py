@@ -72,15 +72,18 @@ def perhaps_barred(small: np.ndarray) -> bool:
     where text covers their outer edge.
     """
     green = small[..., 1]
-    sides = [green[:, 0], green[:, -1], green[0], green[-1]]
-    plain, smooth = [], []
-    for line in sides:
-        values = line.astype(np.float32)
-        plain.append(float(values.std()) <= _QUICK_PLAIN)
-        bend = np.abs(values[2:] - 2 * values[1:-1] + values[:-2]).mean() if len(values) > 2 else 0
-        smooth.append(float(bend) <= _QUICK_BLURRED)
-    black = any(flat and line.mean() <= _BLACK for flat, line in zip(plain, sides, strict=True))
-    return black or (smooth[0] and smooth[1]) or (smooth[2] and smooth[3])
+    left, right, top, bottom = green[:, 0], green[:, -1], green[0], green[-1]
+    if (_smooth(left) and _smooth(right)) or (_smooth(top) and _smooth(bottom)):
+        return True
+    return any(
+        line.mean() <= _BLACK and line.std() <= _QUICK_PLAIN for line in (left, right, top, bottom)
+    )
+
+
+def _smooth(line: np.ndarray) -> bool:
+    values = line.astype(np.int16)
+    bends = np.abs(values[2:] - 2 * values[1:-1] + values[:-2])
+    return int(bends.sum()) <= _QUICK_BLURRED * len(bends)
 
 
 def active_picture(images: Sequence[np.ndarray], before: Rectangle | None = None) -> Rectangle:
@@ -248,7 +251,7 @@ def _blurred_bars(left: np.ndarray, right: np.ndarray) -> tuple[int, int]:
         return 0, 0
     edge = (np.maximum(bend[:, :-1], bend[:, 1:]) >= _EDGE).mean(axis=0)
     widths = []
-    for line, soft in ((edge, detail), (edge[::-1], detail[::-1])):
+    for lines, line, soft in ((left, edge, detail), (right, edge[::-1], detail[::-1])):
         seam = np.flatnonzero(line[: int(_MOST * width)] >= _EDGE_SHARE)
         seam = seam[seam >= 8 + _LEAST]
         if not len(seam):
@@ -258,6 +261,12 @@ def _blurred_bars(left: np.ndarray, right: np.ndarray) -> tuple[int, int]:
         end = int(seam[0] + (sharp[0] if len(sharp) else 0))
         outside = float(soft[2 : max(8, end - _TRACES)].mean())
         if outside > max(_BLURRED, inside / _MUCH_SHARPER) or inside < _SHARPER * outside:
+            return 0, 0
+        # What is only dark has less contrast, of which as much is detail
+        dim = (
+            lines[..., 2 : max(8, end - _TRACES)].std() / lines[..., width // 4 : -width // 4].std()
+        )
+        if inside * dim < _SHARPER * outside:
             return 0, 0
         widths.append(end + 4)
     if abs(widths[0] - widths[1]) > uneven:
