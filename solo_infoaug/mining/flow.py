@@ -39,11 +39,13 @@ class Flow:
     back: np.ndarray
     size: tuple[int, int]
 
-    def matches(self, max_error: float) -> tuple[np.ndarray, np.ndarray]:
+    def matches(
+        self, max_error: float, overlay: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Points of a lattice, float32 [N, 2], and where they lie in the second frame.
 
         Those whose way leaves the frame, or misses its start by more than `max_error` pixels (and a
-        part of its length) forth and back, are left out.
+        part of its length) forth and back, are left out; and those on an `overlay`, bool [., .].
         """
         (height, width), (rows, columns) = self.size, self.forth.shape[:2]
         unit = np.array([width / columns, height / rows])
@@ -51,6 +53,8 @@ class Flow:
         y = np.arange(first[1], rows - first[1] + 1, every[1])
         x = np.arange(first[0], columns - first[0] + 1, every[0])
         agree = _agreeing(self.forth, self.back, self.size, np.float32(max_error), y, x)
+        if overlay is not None:
+            agree &= ~_at_flow(overlay, self.forth)[np.ix_(y, x)]
         lattice = np.stack(np.meshgrid(x, y), axis=2)[agree]
         points = ((lattice + 0.5) * unit - 0.5).astype(np.float32)
         return points, points + self.forth[lattice[:, 1], lattice[:, 0]]
@@ -101,6 +105,16 @@ def flow_maker(preset: str = "fast") -> Callable[[np.ndarray, np.ndarray], Flow]
     return estimate
 
 
+def _at_flow(overlay: np.ndarray | None, flow: np.ndarray) -> np.ndarray:
+    """bool [h, w]: where the vectors of `flow` [h, w, 2] lie on an overlay."""
+    rows, columns = flow.shape[:2]
+    if overlay is None:
+        return np.zeros((rows, columns), np.bool_)
+    mask = overlay.astype(np.uint8)
+    fitted = cv2.resize(mask, (columns, rows), interpolation=cv2.INTER_NEAREST)
+    return np.asarray(fitted.astype(np.bool_))
+
+
 def _halved(frame: np.ndarray) -> np.ndarray:
     height, width = frame.shape[:2]
     half = (max(width // 2, _MIN_SIDE), max(height // 2, _MIN_SIDE))
@@ -108,12 +122,18 @@ def _halved(frame: np.ndarray) -> np.ndarray:
 
 
 def follow_patches(
-    flows: Sequence[Flow], centres: np.ndarray, side: float, seed: int, max_error: float
+    flows: Sequence[Flow],
+    centres: np.ndarray,
+    side: float,
+    seed: int,
+    max_error: float,
+    overlay: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Patches that follow the flow from frame `seed` to both ends of a window.
 
     At each step a patch moves by the median flow of the points of a grid in it, leaving out those
-    whose way forth and back disagrees; it is lost where too few are left.
+    whose way forth and back disagrees, or that lie on an overlay; it is lost where too few are
+    left.
 
     Args:
         flows: T − 1 of them.
@@ -121,6 +141,7 @@ def follow_patches(
         side: of the patches, pixels.
         seed: which frame.
         max_error: see `Flow.matches`.
+        overlay: bool, of the whole frame at any resolution.
 
     Returns:
         Tracks float32 [T, P, 2] and visibility bool [T, P]. A lost patch stays lost; its track
@@ -132,10 +153,11 @@ def follow_patches(
     visible[seed] = True
     steps = [(t, t + 1, flows[t].forth, flows[t].back) for t in range(seed, frames - 1)]
     steps += [(t, t - 1, flows[t - 1].back, flows[t - 1].forth) for t in range(seed, 0, -1)]
+    hidden = _at_flow(overlay, flows[0].forth) if flows else np.zeros((0, 0), np.bool_)
     for t, then, forth, back in steps:
         size = flows[min(t, then)].size
         here, there = (path[t], visible[t]), (path[then], visible[then])
-        _step(forth, back, size, np.float32(max_error), *here, side, *there)
+        _step(forth, back, hidden, size, np.float32(max_error), *here, side, *there)
     return path, visible
 
 
@@ -187,7 +209,7 @@ def _agreeing(forth, back, size, max_error, ys, xs):  # type: ignore[no-untyped-
 
 
 @compiled()
-def _step(forth, back, size, max_error, path, visible, side, next_path, next_visible):  # type: ignore[no-untyped-def]
+def _step(forth, back, hidden, size, max_error, path, visible, side, next_path, next_visible):  # type: ignore[no-untyped-def]
     """One step of all patches that are visible, written to `next_path` and `next_visible`."""
     rows, columns = forth.shape[:2]
     height, width = np.float32(size[0]), np.float32(size[1])
@@ -216,6 +238,8 @@ def _step(forth, back, size, max_error, path, visible, side, next_path, next_vis
                         continue
                     x = min(max((x + half) * across - half, zero), np.float32(columns - 1))
                     row, column = np.int32(y + half), np.int32(x + half)
+                    if hidden[row, column]:
+                        continue
                     if _agrees(forth, back, row, column, down, across, max_error):
                         at = found[p - first], p - first
                         xs[at], ys[at] = _bilinear(forth, x, y)

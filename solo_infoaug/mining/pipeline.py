@@ -186,6 +186,8 @@ def mine_video(
         writer = VideoWriter(out, key, video.name, source)
         counts: dict[str, Any] = {"frames": 0, "repeated_frames": 0, "windows_mined": 0}
         reasons: Counter[str] = Counter()
+        pictures: Counter[str] = Counter()
+        overlays = 0
         colour = tracker.colour or bool(config.depth) or config.signal != "motion"
         count = _windows_ahead(video.record) if ahead else 0
         try:
@@ -195,6 +197,9 @@ def mine_video(
             ):
                 for window, tracks in tracked:
                     counts["windows_mined"] += 1
+                    if window.within is not None:
+                        pictures[str(window.within)] += 1
+                    overlays += tracks is not None and tracks.overlay is not None
                     mined = mine_window(window, tracks, config)
                     reasons.update(mined.reasons)
                     if mined.stored is not None:
@@ -205,12 +210,19 @@ def mine_video(
                 "damaged_packets": video.damaged,
                 "frames_left_out": video.left_out,
             }
+            record = {**video.record, **_left_out(pictures, overlays)}
             if why := _why_nothing(path, video, counts, reasons, config):
-                writer.finish_without_twins(why, video.record, noted)
+                writer.finish_without_twins(why, record, noted)
             else:
-                writer.finish(video.record, noted)
+                writer.finish(record, noted)
         finally:
             writer.discard()
+
+
+def _left_out(pictures: Counter[str], overlays: int) -> dict[str, Any]:
+    """For the record: in how many windows what was shown around or over the scene."""
+    found: dict[str, Any] = {"active_pictures": dict(sorted(pictures.items()))} if pictures else {}
+    return {**found, "windows_with_overlay": overlays} if overlays else found
 
 
 def _shares(

@@ -7,7 +7,7 @@ import importlib
 import itertools
 import warnings
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -20,6 +20,8 @@ from solo_infoaug.mining.camera import CameraStep, fit_camera
 from solo_infoaug.mining.config import MineConfig
 from solo_infoaug.mining.flow import Flow, flow_maker, follow_patches
 from solo_infoaug.mining.frame_folder import folder_name
+from solo_infoaug.mining.overlay import covered, find_overlay
+from solo_infoaug.mining.picture import Rectangle
 from solo_infoaug.mining.tracking import corners, grid, inside, patch_tracks, track_lk
 from solo_infoaug.mining.windows import Window
 
@@ -33,12 +35,13 @@ class Tracks:
 
     `path` float64 [T, P, 2], (x, y), and `visible` bool [T, P]; all are visible in the window's
     seed frame. `camera` is the background's motion in each of the T − 1 steps, None where there is
-    none.
+    none. `overlay` is what `find_overlay` found in the window: no patch lies there.
     """
 
     path: np.ndarray
     visible: np.ndarray
     camera: list[CameraStep | None]
+    overlay: np.ndarray | None = None
 
 
 class Tracker(Protocol):
@@ -78,35 +81,56 @@ class FlowTracker:
         self._max_error = max_error
         self._estimate = flow_maker(preset)
         self._steps: dict[tuple[int, int], tuple[Flow, CameraStep | None]] = {}
+        # What part of the frames they are of, and whether no overlay was left out
+        self._of: tuple[Rectangle | None, bool] = (None, True)
 
     def follow(self, window: Window, size: int, step: float, model: str) -> Tracks:
         """See `Tracker`."""
         images, numbers = window.grey, window.numbers
         pairs = list(itertools.pairwise(numbers))
-        known, self._steps = self._steps, {}
+        overlay = _overlay(images, model)
+        picture, plain = self._of
+        known, self._steps = self._steps if window.picture == picture else {}, {}
+        self._of = window.picture, overlay is None
+        cameras = []
         for place, pair in enumerate(pairs):
             if pair in known:
-                self._steps[pair] = known[pair]
-                continue
-            flow = self._estimate(images[place], images[place + 1])
-            source, target = flow.matches(self._max_error)
-            camera = fit_camera(source, target, images[place].shape[:2], model)
+                flow, camera = known[pair]
+            else:
+                flow = self._estimate(images[place], images[place + 1])
+            if pair not in known or overlay is not None or not plain:
+                source, target = flow.matches(self._max_error, overlay)
+                camera = fit_camera(source, target, images[place].shape[:2], model)
             self._steps[pair] = flow, camera
+            cameras.append(camera)
         scale = window.scale
-        centres = grid(*window.size, size, step)
+        centres = _uncovered(grid(*window.size, size, step), overlay, window.size, size)
         path, visible = follow_patches(
             [self._steps[pair][0] for pair in pairs],
             (centres / scale).astype(np.float32),
             size / float(scale.mean()),
             window.seed,
             self._max_error,
+            overlay,
         )
-        cameras = [self._steps[pair][1] for pair in pairs]
         return Tracks(
             path.astype(np.float64) * scale,
             visible,
             [None if camera is None else camera.scaled(scale) for camera in cameras],
+            overlay,
         )
+
+
+def _overlay(images: Sequence[np.ndarray], model: str) -> np.ndarray | None:
+    """What rests in front of the scene while the camera moves; nothing if it stands still."""
+    return None if model == "none" else find_overlay(images)
+
+
+def _uncovered(
+    centres: np.ndarray, overlay: np.ndarray | None, size: tuple[int, int], side: int
+) -> np.ndarray:
+    """The `centres` [P, 2] of those patches that do not lie on an overlay."""
+    return centres[~covered(overlay, size, centres, side)]
 
 
 # What turns frames uint8 [T, h, w] or [T, h, w, 3] and points float32 [N, 2] of the first one into
@@ -125,8 +149,8 @@ class GridTracker:
 
     def follow(self, window: Window, size: int, step: float, model: str) -> Tracks:
         """See `Tracker`."""
-        scale, seed = window.scale, window.seed
-        centres = grid(*window.size, size, step) / scale
+        scale, seed, overlay = window.scale, window.seed, _overlay(window.grey, model)
+        centres = _uncovered(grid(*window.size, size, step), overlay, window.size, size) / scale
         points = corners(window.small[seed], centres, size / scale).reshape(-1, 2)
         after, after_seen = self.track(window.small[seed:], points)
         before, before_seen = self.track(window.small[seed::-1], points)
@@ -135,14 +159,21 @@ class GridTracker:
             tracks, window.small[0].shape
         )
         shape = (len(window), len(centres), -1)
-        return _patches(centres, tracks.reshape(*shape, 2), visible.reshape(shape), window, model)
+        placed, seen = tracks.reshape(*shape, 2), visible.reshape(shape)
+        return _patches(centres, placed, seen, window, model, overlay)
 
 
 def _patches(
-    centres: np.ndarray, points: np.ndarray, visible: np.ndarray, window: Window, model: str
+    centres: np.ndarray,
+    points: np.ndarray,
+    visible: np.ndarray,
+    window: Window,
+    model: str,
+    overlay: np.ndarray | None,
 ) -> Tracks:
     """From points [T, P, Q, 2] of small frames to patches at `centres` [P, 2] in the seed frame."""
     size = window.small[0].shape[:2]
+    visible = np.asarray(visible & ~covered(overlay, size, points))
     camera = []
     for t in range(len(points) - 1):
         both = visible[t] & visible[t + 1]
@@ -154,6 +185,7 @@ def _patches(
         np.concatenate([before[:0:-1], after]).astype(np.float64) * scale,
         np.concatenate([before_seen[:0:-1], after_seen]),
         [None if step is None else step.scaled(scale) for step in camera],
+        overlay,
     )
 
 
@@ -212,16 +244,19 @@ class FileTracker:
             raise VideoError(
                 f"{self.path}: has tracks of {len(self._tracks)} frames, but the video has more"
             )
+        unit = np.array(window.frame_size[::-1]) if self._relative else np.ones(2)
+        points = self._tracks[window.numbers] * unit - window.corner
         height, width = window.size
-        unit = np.array([width, height]) if self._relative else np.ones(2)
-        points = self._tracks[window.numbers] * unit
         visible = self._visible[window.numbers]
         half, seed = size / 2, window.seed
         whole = (points[seed] >= half) & (points[seed] <= np.array([width, height]) - half)
-        chosen = _non_overlapping(points[seed], visible[seed] & whole.all(axis=1), size * step)
+        overlay = _overlay(window.grey, model)
+        allowed = visible[seed] & whole.all(axis=1)
+        allowed &= ~covered(overlay, window.size, points[seed], size)
+        chosen = _non_overlapping(points[seed], allowed, size * step)
         small = points[:, chosen] / window.scale
         seen = visible[:, chosen] & inside(small, window.small[0].shape)
-        return _patches(small[seed], small[:, :, None], seen[:, :, None], window, model)
+        return _patches(small[seed], small[:, :, None], seen[:, :, None], window, model, overlay)
 
 
 def _tracks_file(video: Path, folder: str) -> Path:

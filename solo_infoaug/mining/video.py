@@ -35,6 +35,8 @@ _HELD = 16
 # Other pixel shapes (width over height) are a broken header.
 _PIXEL_SHAPES = (0.2, 5.0)
 _B_FRAME = 3
+# A frame comes out of the decoder at most so many packets after its own.
+_MOST_DELAYED = 256
 # Transfer functions of high dynamic range (ITU-T H.273): PQ and HLG.
 _HDR = {16: "PQ", 18: "HLG"}
 _RANGES = {1: "limited", 2: "full"}
@@ -50,6 +52,12 @@ class _Decoded:
     damaged: bool
     gap: bool
     orientation: Orientation
+    pixel_shape: Fraction
+
+    @property
+    def geometry(self) -> tuple[object, ...]:
+        """What must be the same for two frames to show one picture that goes on."""
+        return self.raw.width, self.raw.height, _believed(self.pixel_shape), self.orientation
 
 
 class Video:
@@ -65,6 +73,7 @@ class Video:
         self.damaged = 0
         self.left_out = 0
         self._found: dict[str, Any] = {}
+        self._said = _Said()
         try:
             self._container = open_input(path)
         except (av.error.FFmpegError, OSError, ValueError) as error:
@@ -77,6 +86,12 @@ class Video:
         context = self._stream.codec_context
         # One thread: from damaged packets FFmpeg makes other pixels with another number of threads.
         context.thread_count = 1
+        # Frames come later than their packets, and in another order: each names its packet.
+        context.copy_opaque = True
+        own_shape = context.sample_aspect_ratio or Fraction(1)
+        shown_shape = self._stream.sample_aspect_ratio or Fraction(1)
+        # A container that contradicts its stream is right, for all frames.
+        self._container_shape = None if shown_shape == own_shape else shown_shape
         self._intra_only = bool(context.codec.intra_only)
         if self._intra_only:
             # Only such a frame is lost alone; FFmpeg shows it with made-up pixels, unmarked.
@@ -129,8 +144,9 @@ class Video:
             "duration": self.duration,
             "codec": stream.name or "?",
             "pixel_format": stream.codec_context.pix_fmt,
-            **_shape_record(self._pixel_shape()),
+            **_shape_record([self._stream.sample_aspect_ratio or Fraction(1)]),
             **self._found,
+            **self._said.record(),
         }
 
     @cached_property
@@ -149,8 +165,10 @@ class Video:
         return clock.now + 1 / self.fps
 
     def _pixel_shape(self) -> Fraction:
-        """Width over height of a stored pixel; 1 where it is not known."""
-        return self._stream.sample_aspect_ratio or Fraction(1)
+        """Width over height of a pixel of the packet decoded last; 1 where it is not known."""
+        if self._container_shape is not None:
+            return self._container_shape
+        return self._stream.codec_context.sample_aspect_ratio or Fraction(1)
 
     def frames(
         self, start_fraction: float = 0.0, stop_fraction: float = 1.0, step: int = 1
@@ -167,10 +185,12 @@ class Video:
         return every_nth(self._frames(begin, end), step)
 
     def _frames(self, begin: float, end: float) -> Iterator[Frame]:
-        ratio = float(self._pixel_shape())
-        shape = ratio if _PIXEL_SHAPES[0] <= ratio <= _PIXEL_SHAPES[1] else 1.0
+        before: _Decoded | None = None
         for entry in self._deinterlaced(self._whole(self._stretch(begin, end))):
-            yield Frame(entry.number, entry.raw, entry.gap, shape, entry.orientation)
+            gap = entry.gap or (before is not None and entry.geometry != before.geometry)
+            shape = _believed(entry.pixel_shape)
+            yield Frame(entry.number, entry.raw, gap, shape, entry.orientation)
+            before = entry
 
     def _stretch(self, begin: float, end: float) -> Iterator[_Decoded]:
         for entry in self._decoded():
@@ -190,8 +210,10 @@ class Video:
         clock = _Clock(self.fps)
         damaged, keyframe_sent = False, True
         announced: set[int | None] = set()
+        shapes: dict[int, Fraction] = {}  # by packet
         number = 0
-        for packet in self._packets():
+        for place, packet in enumerate(self._packets()):
+            packet.opaque = place
             if packet.is_corrupt:
                 self.damaged += 1
                 announced.add(packet.pts)
@@ -205,6 +227,8 @@ class Video:
                 self.damaged += 1
                 damaged, keyframe_sent = True, False
                 continue
+            shapes[place] = self._pixel_shape()
+            shapes.pop(place - _MOST_DELAYED, None)
             for raw in decoded:
                 assert isinstance(raw, av.VideoFrame)
                 if raw.is_corrupt:
@@ -213,9 +237,13 @@ class Video:
                 elif damaged and keyframe_sent and (raw.key_frame or self._intra_only):
                     damaged = False
                 jump = clock.tick(None if raw.time is None else float(raw.time))
-                orientation = _orientation(raw)
-                self._note(raw, orientation, clock)
-                yield _Decoded(number, clock.now, raw, damaged, jump, orientation)
+                sent: Any = raw.opaque
+                shape = shapes.get(sent, shapes[place])
+                entry = _Decoded(number, clock.now, raw, damaged, jump, _orientation(raw), shape)
+                self._note_time(clock)
+                if not damaged:  # a broken header says anything
+                    self._note(entry)
+                yield entry
                 number += 1
 
     def _packets(self) -> Iterator[Any]:
@@ -267,24 +295,21 @@ class Video:
         if filtered is not None:
             yield from filtered.rest()
 
-    def _note(self, raw: av.VideoFrame, orientation: Orientation, clock: _Clock) -> None:
-        """Note for the record what a frame says of its pixels."""
-        found = self._found
-        if orientation != AS_STORED:
-            found["orientation"] = str(orientation)
+    def _note(self, entry: _Decoded) -> None:
+        """Note for the record what a frame says of its pixels; all that differs is named."""
+        raw, said = entry.raw, self._said
+        said.sizes[f"{raw.width}x{raw.height}"] = None
+        said.formats[raw.format.name] = None
+        said.shapes[entry.pixel_shape] = None
+        said.orientations[entry.orientation] = None
+        said.colours[
+            int(raw.color_primaries), int(raw.color_trc), int(raw.colorspace), int(raw.color_range)
+        ] = None
         if has_alpha(raw):
-            found["transparency"] = "over black"
-        size = f"{raw.width}x{raw.height}"
-        if size not in (sizes := found.setdefault("sizes", [])):
-            sizes.append(size)
-        found["colour"] = {
-            "primaries": int(raw.color_primaries),
-            "transfer": int(raw.color_trc),
-            "matrix": int(raw.colorspace),
-            "range": _RANGES.get(int(raw.color_range), "unspecified"),
-        }
-        if raw.color_trc in _HDR:
-            found["high_dynamic_range"] = f"{_HDR[int(raw.color_trc)]}, not tone-mapped"
+            self._found["transparency"] = "over black"
+
+    def _note_time(self, clock: _Clock) -> None:
+        found = self._found
         if clock.jumps:
             found["time_jumps"] = clock.jumps
         if clock.disorder:
@@ -293,6 +318,40 @@ class Video:
             found["frame_interval"] = [round(clock.shortest, 6), round(clock.longest, 6)]
         if clock.start:
             found["start_time"] = round(clock.start, 6)
+
+
+class _Said:
+    """What the frames of a stream said of their pixels: each value once, in order."""
+
+    def __init__(self) -> None:
+        self.sizes: dict[str, None] = {}
+        self.formats: dict[str, None] = {}
+        self.shapes: dict[Fraction, None] = {}
+        self.orientations: dict[Orientation, None] = {}
+        self.colours: dict[tuple[int, int, int, int], None] = {}
+
+    def record(self) -> dict[str, Any]:
+        if not self.sizes:
+            return {}
+        names = ("primaries", "transfer", "matrix", "range")
+        colours = [
+            dict(zip(names, (*colour[:3], _RANGES.get(colour[3], "unspecified")), strict=True))
+            for colour in self.colours
+        ]
+        found: dict[str, Any] = {
+            "sizes": list(self.sizes),
+            "pixel_format": ", ".join(self.formats),
+            "colour": colours[0],
+            **_shape_record(self.shapes),
+        }
+        if len(colours) > 1:
+            found["other_colours"] = colours[1:]
+        if set(self.orientations) != {AS_STORED}:
+            found["orientation"] = ", ".join(map(str, self.orientations))
+        hdr = dict.fromkeys(_HDR[colour[1]] for colour in self.colours if colour[1] in _HDR)
+        if hdr:
+            found["high_dynamic_range"] = f"{' and '.join(hdr)}, not tone-mapped"
+        return found
 
 
 class _Clock:
@@ -346,7 +405,7 @@ class _Deinterlacer:
     """FFmpeg's bwdif for frames of one size and format: as many come out as go in."""
 
     def __init__(self, raw: av.VideoFrame, time_base: Fraction | None) -> None:
-        self._kind = (raw.width, raw.height, raw.format.name)
+        self._kind = _kind(raw)
         self._waiting: deque[_Decoded] = deque()
         self._graph = av.filter.Graph()
         self._graph.threads = 1
@@ -360,7 +419,7 @@ class _Deinterlacer:
         self._graph.link_nodes(source, bwdif, self._graph.add("buffersink")).configure()
 
     def takes(self, raw: av.VideoFrame) -> bool:
-        return self._kind == (raw.width, raw.height, raw.format.name)
+        return self._kind == _kind(raw)
 
     def push(self, entry: _Decoded) -> Iterator[_Decoded]:
         self._waiting.append(entry)
@@ -444,10 +503,25 @@ def _orientation(raw: av.VideoFrame) -> Orientation:
     return Orientation(True, c < 0, b < 0)
 
 
-def _shape_record(shape: Fraction) -> dict[str, str]:
-    if shape == 1:
-        return {}
-    text = f"{shape.numerator}:{shape.denominator}"
-    if not _PIXEL_SHAPES[0] <= float(shape) <= _PIXEL_SHAPES[1]:
-        text += " (not believed: taken as square)"
-    return {"pixel_shape": text}
+def _kind(raw: av.VideoFrame) -> tuple[object, ...]:
+    """What a filter takes for the same in all its frames."""
+    colour = raw.colorspace, raw.color_range, raw.color_trc, raw.color_primaries
+    return raw.width, raw.height, raw.format.name, *map(int, colour)
+
+
+def _believed(shape: Fraction) -> float:
+    """The width of a stored pixel over its height; 1 where it cannot be."""
+    return float(shape) if _can_be(shape) else 1.0
+
+
+def _can_be(shape: Fraction) -> bool:
+    return _PIXEL_SHAPES[0] <= float(shape) <= _PIXEL_SHAPES[1]
+
+
+def _shape_record(shapes: Iterable[Fraction]) -> dict[str, str]:
+    texts = {
+        shape: f"{shape.numerator}:{shape.denominator}"
+        + ("" if _can_be(shape) else " (not believed: taken as square)")
+        for shape in shapes
+    }
+    return {} if set(texts) <= {Fraction(1)} else {"pixel_shape": ", ".join(texts.values())}

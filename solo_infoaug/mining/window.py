@@ -91,7 +91,10 @@ def follow(window: Window, tracker: Tracker, config: MineConfig) -> Tracks | Non
 
 
 def mine_window(window: Window, tracks: Tracks | None, config: MineConfig) -> Mined:
-    """Mine one window: tracks → background → gate → partners → crops. Units are source pixels."""
+    """Mine one window: tracks → background → gate → partners → crops.
+
+    Units are source pixels, of the active picture until patches are stored.
+    """
     if tracks is None:
         return Mined({}, None)
     size = patch_size(*window.size, config)
@@ -104,6 +107,10 @@ def mine_window(window: Window, tracks: Tracks | None, config: MineConfig) -> Mi
     if not counts["twin"]:
         return Mined(counts, None)
     record = {**record, **gated.record, "patch": size, "reasons": counts}
+    if window.within is not None:
+        record["picture"] = str(window.within)
+    if tracks.overlay is not None:
+        record["overlay"] = round(float(tracks.overlay.mean()), 4)
     return Mined(counts, _store(window, tracks, motion, gated, partners, record, config))
 
 
@@ -281,15 +288,16 @@ def _store(
     pairs = np.full((count, count), np.nan, np.float32)
     pairs[np.ix_(rows[stored], rows[stored])] = partners.pairs[np.ix_(stored, stored)]
     moments = pick_moments(tracks.visible[:, kept], sorted(window.keyframes), seed, config.moments)
-    path, numbers = tracks.path[:, kept], np.asarray(window.numbers, np.int32)
+    # From here on in pixels of the whole frame
+    path, numbers = tracks.path[:, kept] + window.corner, np.asarray(window.numbers, np.int32)
     return Stored(
         record={
             "shot": window.shot,
             "frame": window.numbers[seed],
             "first": window.numbers[0],
             "frames": len(window),
-            "height": window.size[0],
-            "width": window.size[1],
+            "height": window.frame_size[0],
+            "width": window.frame_size[1],
             **record,
         },
         image=window.keyframes[seed],
@@ -300,7 +308,13 @@ def _store(
             "size": np.full(count, size, np.float32),
             "entropy": entropies,
         },
-        pixels=crops(window.keyframes, moments, path, size, config.crop_size),
+        pixels=crops(
+            {t: window.picture.of(image) for t, image in window.keyframes.items()},
+            moments,
+            tracks.path[:, kept],
+            size,
+            config.crop_size,
+        ),
         twins=twins,
         mi=mi,
         p_value=p_value,
@@ -312,7 +326,7 @@ def _store(
             "motion": motion[kept].astype(np.float32),
             "mi": pairs,
             "null": partners.null,
-            "centres": tracks.path[seed].astype(np.float32),
+            "centres": (tracks.path[seed] + window.corner).astype(np.float32),
             "reason": reason,
         },
     )

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import av
+import av.bitstream
 import cv2
 import numpy as np
 import pytest
@@ -472,3 +473,82 @@ def test_gif_frames_cover_what_they_leave_out(tmp_path: Path, frames: Images) ->
         _far(one, np.asarray(image.convert("RGB"))) < 1
         for one, image in zip(shown, images, strict=True)
     )
+
+
+# --- what changes while it plays
+
+
+def _parts(folder: Path, frames: Images, *filters: str, bf: str = "0") -> Path:
+    """One H.264 stream after the other, each with what a filter writes into its packets."""
+    joined = b""
+    for place, what in enumerate(filters):
+        path = _write(folder / f"{place}.h264", frames[:12], bf=bf)
+        with av.open(str(path)) as container:
+            stream = container.streams.video[0]
+            for packet in container.demux(stream):
+                # A filter writes into the first packet that it sees
+                tuned = av.bitstream.BitStreamFilterContext(f"h264_metadata={what}", stream)
+                joined += b"".join(map(bytes, tuned.filter(packet) if packet.size else []))
+    (folder / "parts.h264").write_bytes(joined)
+    return folder / "parts.h264"
+
+
+@pytest.mark.parametrize("bf", ["0", "3"])
+def test_the_pixel_shape_is_that_of_each_frame(tmp_path: Path, frames: Images, bf: str) -> None:
+    """With B-frames, frames come out after the header of the next part was read."""
+    shapes = [f"sample_aspect_ratio={shape}" for shape in ("12/11", "16/11", "1/1")]
+    with Video(_parts(tmp_path, frames, *shapes, bf=bf)) as video:
+        found = list(video.frames())
+        assert video.record["pixel_shape"] == "12:11, 16:11, 1:1"
+    # 256 columns of 160 rows: 256 · 12/11 = 279.3, 256 · 16/11 = 372.4
+    sizes = [(160, 279)] * 12 + [(160, 372)] * 12 + [(160, 256)] * 12
+    assert [frame.size for frame in found] == sizes
+    assert [frame.number for frame in found if frame.gap] == [12, 24]
+
+
+def test_a_container_that_contradicts_its_stream_is_right(tmp_path: Path, frames: Images) -> None:
+    def tune(stream: Any) -> None:
+        stream.codec_context.sample_aspect_ratio = Fraction(12, 11)
+
+    path = _write(tmp_path / "boxed.mp4", frames[:12], tune=tune)
+    data = bytearray(path.read_bytes())
+    at = data.index(b"pasp") + 4
+    assert struct.unpack(">2I", data[at : at + 8]) == (12, 11)
+    data[at : at + 8] = struct.pack(">2I", 2, 1)
+    path.write_bytes(data)
+    with Video(path) as video:
+        assert {frame.size for frame in video.frames()} == {(160, 512)}
+        assert video.record["pixel_shape"] == "2:1"
+
+
+def test_a_turn_begins_a_shot_though_the_size_stays(tmp_path: Path, frames: Images) -> None:
+    turns = [f"display_orientation=insert:rotate={angle}" for angle in (0, 180)]
+    with Video(_parts(tmp_path, frames, *turns)) as video:
+        found = list(video.frames())
+        assert video.record["orientation"] == "as stored, turned by 180 degrees"
+    assert [frame.number for frame in found if frame.gap] == [12]
+    assert _far(found[3].image(), frames[3]) < 12
+    assert _far(found[15].image(), frames[3][::-1, ::-1]) < 12
+
+
+def test_colours_are_those_of_each_frame(tmp_path: Path, frames: Images) -> None:
+    """The same numbers, said to be of another range, are another picture: 16 is black, or not."""
+    ranges = [f"video_full_range_flag={full}:matrix_coefficients=6" for full in (0, 1)]
+    with Video(_parts(tmp_path, frames, *ranges)) as video:
+        found = list(video.frames())
+        said = [video.record["colour"], *video.record["other_colours"]]
+    assert [(one["range"], one["matrix"]) for one in said] == [("limited", 6), ("full", 6)]
+    # 219 steps from 16 for 255 from 0
+    narrow, full = (found[place].image(layout="gray").astype(float) for place in (3, 15))
+    assert np.abs((full - 16) * 255 / 219 - narrow).mean() < 1.5
+
+
+def test_formats_and_sizes_are_all_named(tmp_path: Path, frames: Images) -> None:
+    parts = [_write(tmp_path / "0.ts", frames[:12], "mpeg2video", "yuv420p")]
+    small = [cv2.resize(image, (192, 128)) for image in frames[:12]]
+    parts.append(_write(tmp_path / "1.ts", small, "mpeg2video", "yuv422p"))
+    (tmp_path / "both.ts").write_bytes(b"".join(part.read_bytes() for part in parts))
+    with Video(tmp_path / "both.ts") as video:
+        assert {frame.size for frame in video.frames()} == {(160, 256), (128, 192)}
+        assert video.record["sizes"] == ["256x160", "192x128"]
+        assert video.record["pixel_format"] == "yuv420p, yuv422p"
