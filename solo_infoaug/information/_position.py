@@ -457,7 +457,7 @@ def with_noise(*sides: Series) -> tuple[Series, ...]:
         sorted_ = np.where(first[:, None, None], sorted_back, sorted_)
     if sides[0].valid is not None:
         sorted_ = sorted_ * np.sort(sides[0].valid.cpu().numpy(), 1)[:, ::-1, None]
-    noise = np.empty(sorted_.shape)  # of the side that comes first to begin with
+    noise = np.empty_like(sorted_, np.float64)  # of the side that comes first to begin with
     np.put_along_axis(noise, order[..., None], _uniform(sorted_), 1)
     d, width = sides[0].d, noise.shape[-1]
     swapped = np.concatenate([noise[:, :, width - d :], noise[:, :, : width - d]], -1)
