@@ -2,6 +2,7 @@
 
     uv run python benchmarks/mutual_information_accuracy.py gaussian
     uv run python benchmarks/mutual_information_accuracy.py null
+    uv run python benchmarks/mutual_information_accuracy.py whole
     uv run --with benchmark-mi --with jax==0.4.30 --with jaxlib==0.4.30 --with "scipy<1.13" \
         python benchmarks/mutual_information_accuracy.py tasks
 """
@@ -43,6 +44,38 @@ def gaussian(runs: int) -> None:
                     error = mutual_information(x, y, estimator) - truth
                     row.append(f"{error.mean():+.3f} ± {error.std():.3f}")
                 tell(row)
+
+
+def rounded_truth(spread: float, rho: float) -> float:
+    """MI of two normal variables times the spread, rounded, by the table of their probabilities."""
+    from scipy.stats import multivariate_normal
+
+    edge = math.ceil(5 * spread)
+    edges = (np.arange(-edge, edge + 2) - 0.5) / spread
+    grid = np.stack(np.meshgrid(edges, edges, indexing="ij"), -1)
+    below = multivariate_normal([0, 0], [[1, rho], [rho, 1]]).cdf(grid)
+    p = np.clip(np.diff(np.diff(below, axis=0), axis=1), 0, None)
+    independent = p.sum(1, keepdims=True) * p.sum(0)
+    some = p > 0
+    return float((p[some] * np.log(p[some] / independent[some])).sum())
+
+
+def whole(runs: int) -> None:
+    """Estimates for normal series that are rounded to whole numbers, and beside them unrounded."""
+    generator = torch.Generator().manual_seed(0)
+    begin(["d", "ρ", "spread", "T", "true MI", *ESTIMATORS, "not rounded"])
+    for d in (1, 2, 3):
+        for rho in (0.0, 0.8):
+            for spread in (0.5, 1.0, 2.0, 5.0):
+                truth = d * rounded_truth(spread, rho) if rho else 0.0
+                for samples in (96, 240, 1000):
+                    x, noise = torch.randn(2, runs, samples, d, generator=generator).unbind(0)
+                    y = rho * x + math.sqrt(1 - rho**2) * noise
+                    row = [str(d), f"{rho:g}", f"{spread:g}", str(samples), f"{truth:.2f}"]
+                    a, b = (x * spread).round(), (y * spread).round()
+                    found = [mutual_information(a, b, estimator) for estimator in ESTIMATORS]
+                    found.append(mutual_information(x, y, "ksg1"))
+                    tell([*row, *(f"{v.mean():.2f} ± {v.std():.2f}" for v in found)])
 
 
 def tasks(samples: int, seeds: int) -> None:
@@ -113,12 +146,14 @@ def null(pairs: int, samples: int, surrogates: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("which", choices=["gaussian", "null", "tasks"])
+    parser.add_argument("which", choices=["gaussian", "null", "tasks", "whole"])
     which = parser.parse_args().which
     if which == "gaussian":
         gaussian(runs=60)
     elif which == "null":
         null(pairs=60, samples=200, surrogates=39)
+    elif which == "whole":
+        whole(runs=40)
     else:
         tasks(samples=1000, seeds=5)
 

@@ -10,8 +10,12 @@ different and whose columns have much the same spread. Elsewhere they can be off
   under an invertible map of x alone or of y alone (Kraskov et al. 2004, DOI
   10.1103/PhysRevE.69.066138, eq. 4), so such a pair is estimated after one that makes the spreads
   equal: each column less its regression on the columns before it, in units of its spread.
-- Values that recur. If they lie on a lattice its points are made exact, since 0.3 - 0.2 and
-  0.2 - 0.1 must be the same distance. What the estimators then cannot do is a warning.
+- Values that recur, or are equally far apart. If they lie on a lattice its points are made exact,
+  since 0.3 - 0.2 and 0.2 - 0.1 must be the same distance. Columns that have no other values are
+  discrete: distances recur too, which no estimator takes. A pair whose samples do not coincide with
+  k others is then estimated with uniform noise as wide as the lattice's cells: the samples can be
+  read off it, so that MI stays what it is, and what was independent stays independent. What the
+  estimators cannot do with other recurring values is a warning.
 
 General position is told by one cheap look at all tracks, and such data pass as they came.
 """
@@ -47,8 +51,8 @@ class Series(NamedTuple):
     rank: Tensor | None = None  # [P], float64: independent columns; d where it is not given
     frame: Frame | None = None
     log_scale: Tensor | None = None  # [P]: log of the volume of z's unit cube in x
-    recurs: Tensor | None = None  # [P], bool: many values of some column recur
-    lattice: Tensor | None = None  # [P], bool: and these lie on a lattice
+    recurs: Tensor | None = None  # [P], bool: a column has recurring values and others, or is ranks
+    cell: Tensor | None = None  # [P, T, d]: width of a discrete column's cell; 0 in other columns
     source: Tensor | None = None  # [P]: rows of one number are one track, circularly shifted
     distinct: bool | None = None  # known: no track has two samples at one place
 
@@ -79,7 +83,7 @@ class Series(NamedTuple):
             frame=None if self.frame is None else Frame(*(field[rows] for field in self.frame)),
             log_scale=cut(self.log_scale),
             recurs=cut(self.recurs),
-            lattice=cut(self.lattice),
+            cell=cut(self.cell),
             source=cut(self.source),
         )
 
@@ -94,7 +98,8 @@ class Series(NamedTuple):
         if self.frame is not None and every.frame is not None:
             frame = every.frame._replace(z=roll(self.frame.z))
         valid = None if self.valid is None else roll(self.valid)
-        return every._replace(x=roll(self.x), valid=valid, frame=frame)
+        cell = None if self.cell is None else roll(self.cell)
+        return every._replace(x=roll(self.x), valid=valid, frame=frame, cell=cell)
 
     def even(self) -> Series:
         """In the coordinates of equal spread."""
@@ -142,7 +147,8 @@ def _in_general_position(x: Tensor) -> Tensor:
     ordered = x.mT.sort(-1).values
     steps = ordered[..., 1:] - ordered[..., :-1]
     clump = torch.finfo(x.dtype).eps ** 0.75 * x.abs().amax(-2)
-    recurring = (steps <= clump[..., None]).sum((1, 2, 3))
+    apart = torch.where(steps > clump[..., None], steps, torch.inf).amin(-1)
+    alike = (steps <= (apart + clump)[..., None]).sum(-1).amax((1, 2))
     distinct = (steps != 0).all(-1).any(-1).all(-1)
     centred = (x - x[..., :1, :]).double()
     centred = centred - centred.mean(-2, keepdim=True)
@@ -159,7 +165,7 @@ def _in_general_position(x: Tensor) -> Tensor:
     widest = torch.where(moving, wide, 0.0).amax(-1)
     narrowest = torch.where(moving, narrow, torch.inf).amin(-1)
     even = widest <= 0.99 * UNEVEN**2 * narrowest
-    return torch.stack([even & (recurring <= RECURRING * x.shape[-2]), distinct], -1)
+    return torch.stack([even & (alike <= 0.99 * RECURRING * x.shape[-2]), distinct], -1)
 
 
 def uneven(x: Series, y: Series, layout: str) -> Tensor | None:
@@ -237,7 +243,7 @@ def _common_spread(x: Series, y: Series) -> tuple[Tensor, Tensor]:
 
 def over_common(side: Series) -> Series:
     """Series cut to the samples of a pair, with frames and what recurs over these alone."""
-    side = side._replace(rank=None, recurs=None, lattice=None, distinct=None)
+    side = side._replace(rank=None, recurs=None, cell=None, distinct=None)
     mask = None if side.valid is None else side.valid.cpu().numpy()
     return with_frame(_exact(side, side.x.cpu().numpy(), mask))
 
@@ -248,17 +254,19 @@ def with_frame(side: Series) -> Series:
     present = np.ones(x.shape[:2], bool) if side.valid is None else side.valid.cpu().numpy()
     kept, z, narrow, wide, log_scale = _frames(x, present, float(torch.finfo(side.x.dtype).eps))
     device = side.x.device
-    rank, reduced = None, side.x
+    rank, reduced, cell = None, side.x, side.cell
     if not kept.all():
         rank = torch.from_numpy(kept.sum(1).astype(np.float64)).to(device)
-        reduced = side.x * torch.from_numpy(kept).to(device)[:, None]
+        columns = torch.from_numpy(kept).to(device)[:, None]
+        reduced = side.x * columns
+        cell = None if cell is None else cell * columns
     frame = Frame(
         torch.from_numpy(z.astype(side.x.cpu().numpy().dtype)).to(device),
         torch.from_numpy(narrow).to(device),
         torch.from_numpy(wide).to(device),
     )
     scale = torch.from_numpy(log_scale).to(device)
-    return side._replace(x=reduced, rank=rank, frame=frame, log_scale=scale)
+    return side._replace(x=reduced, rank=rank, frame=frame, log_scale=scale, cell=cell)
 
 
 def _spread(x: np.ndarray, mask: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
@@ -357,7 +365,7 @@ def _two_spreads(column: np.ndarray, present: np.ndarray, count: np.ndarray) -> 
 
 
 def _exact(side: Series, x: np.ndarray, mask: np.ndarray | None) -> Series:
-    """The tracks with lattices made exact; those of which no value recurs as they are."""
+    """The tracks with lattices made exact; those of which no distance recurs as they are."""
     columns = np.ascontiguousarray(x.transpose(0, 2, 1))
     ordered = np.sort(columns if mask is None else np.where(mask[:, None], columns, np.nan))
     steps = ordered[..., 1:] - ordered[..., :-1]  # absent samples are last, and their steps NaN
@@ -369,13 +377,15 @@ def _exact(side: Series, x: np.ndarray, mask: np.ndarray | None) -> Series:
     eps = float(np.finfo(x.dtype).eps)
     clump = (eps**0.75 * size).astype(x.dtype)  # sums of hundreds of tenths are not off by more
     near = steps <= clump[..., None]
-    if np.count_nonzero(near) <= RECURRING * total.min():
-        return side
+    smallest = np.where(near | np.isnan(steps), np.inf, steps).min(-1)
+    # ranks, or constant speed: no value recurs, but the distance between neighbours does
+    alike = np.count_nonzero(steps <= (smallest + clump)[..., None], axis=-1)
     tied = np.count_nonzero(steps == 0, axis=-1)
-    suspect = (np.count_nonzero(near, axis=-1) > RECURRING * total) & (tied < total - 1)
+    suspect = (alike > RECURRING * total) & (tied < total - 1)
     if not suspect.any():
         return side
-    recurs, lattice = np.zeros(len(x), bool), np.zeros(len(x), bool)
+    often = np.count_nonzero(near, axis=-1) > RECURRING * total
+    recurs, cell = np.zeros(len(x), bool), np.zeros_like(x)
     out = x.copy()
     for track, c in np.argwhere(suspect).tolist():
         values = ordered[track, c]
@@ -383,27 +393,125 @@ def _exact(side: Series, x: np.ndarray, mask: np.ndarray | None) -> Series:
         if values[-1] - values[0] <= ROUNDING * eps * size[track, c]:  # constant but for rounding
             out[track, :, c] = values[0]
             continue
-        often = tied[track, c] > RECURRING * len(values)
-        points, is_lattice = _points(values, 0.0) if often else (None, False)
+        plain = tied[track, c] > RECURRING * len(values) or not often[track, c]
+        points, is_lattice = _points(values, 0.0) if plain else (None, False)
         if not is_lattice:
             clumps = _points(values, float(clump[track, c]))
             points, is_lattice = (points, False) if clumps[0] is None else clumps
-        if points is None:
+        if points is None or not (is_lattice or often[track, c]):
             continue
-        recurs[track] = True
-        lattice[track] |= is_lattice
         rank = np.searchsorted(values, x[track, :, c])  # of each sample among the sorted
-        out[track, :, c] = points[np.minimum(rank, len(values) - 1)]
-    if not (recurs.any() or (out != x).any()):
+        rank = np.minimum(rank, len(values) - 1)
+        points, width = _cells(points, is_lattice) if often[track, c] else (points, 0.0)
+        out[track, :, c] = points[rank]
+        cell[track, :, c] = width
+        recurs[track] |= width == 0
+    if not (recurs.any() or cell.any() or (out != x).any()):
         return side
     if mask is not None:
-        out[~mask] = 0
+        out[~mask] = cell[~mask] = 0
     device = side.x.device
     return side._replace(
         x=torch.from_numpy(out).to(device),
-        recurs=torch.from_numpy(recurs).to(device),
-        lattice=torch.from_numpy(lattice).to(device),
+        recurs=torch.from_numpy(recurs).to(device) if recurs.any() else None,
+        cell=torch.from_numpy(cell).to(device) if cell.any() else None,
     )
+
+
+def _cells(points: np.ndarray, is_lattice: bool) -> tuple[np.ndarray, float]:
+    """The sorted values of a discrete column on a lattice, and how wide its cells are.
+
+    Values that are on none, or on one that is empty for the most part, are put on one in their
+    order, which leaves MI what it is. Width 0 where more than a few values come once: the column
+    has a density too.
+    """
+    values, which, counts = np.unique(points, return_inverse=True, return_counts=True)
+    once = np.count_nonzero(counts == 1) > RECURRING * len(points)
+    spacing, span = float(np.diff(values).min()), float(values[-1] - values[0])
+    if is_lattice and (once or 2 * len(values) > span / spacing):
+        return points, spacing
+    if once:
+        return points, 0.0
+    width = span / (len(values) - 1)
+    return (values[0] + which * width).astype(points.dtype), width
+
+
+def with_noise(*sides: Series) -> tuple[Series, ...]:
+    """The series of each row, of one or of two sides, with uniform noise in their cells; float64.
+
+    The noise depends on the joint samples of the row alone: neither on their order, nor on which
+    side is the first, nor on units, nor on other rows. Two sides never get the same noise.
+    """
+    ranks = [_ranks(side) for side in sides]
+    sorted_, order = _in_order(ranks)
+    first = np.zeros(len(order), bool)  # whether the second side comes first
+    if len(sides) == 2:
+        sorted_back, order_back = _in_order(ranks[::-1])
+        if sides[0].d == sides[1].d:
+            differ = (sorted_ != sorted_back).reshape(len(order), -1)
+            at = np.arange(len(order)), differ.argmax(1)
+            first = sorted_back.reshape(differ.shape)[at] < sorted_.reshape(differ.shape)[at]
+        else:
+            first[:] = sides[0].d > sides[1].d
+        order = np.where(first[:, None], order_back, order)
+        sorted_ = np.where(first[:, None, None], sorted_back, sorted_)
+    if sides[0].valid is not None:
+        sorted_ = sorted_ * np.sort(sides[0].valid.cpu().numpy(), 1)[:, ::-1, None]
+    noise = np.empty_like(sorted_, np.float64)  # of the side that comes first to begin with
+    np.put_along_axis(noise, order[..., None], _uniform(sorted_), 1)
+    d, width = sides[0].d, noise.shape[-1]
+    swapped = np.concatenate([noise[:, :, width - d :], noise[:, :, : width - d]], -1)
+    noise = np.where(first[:, None, None], swapped, noise)
+    out = []
+    for side, own in zip(sides, np.split(noise, [d], -1), strict=False):
+        x = side.x.double()
+        if side.cell is not None:
+            x = x + torch.from_numpy(own).to(x.device) * side.cell
+        out.append(Series(x, side.valid, side.rank, recurs=side.recurs))
+    return tuple(out)
+
+
+def _uniform(content: np.ndarray) -> np.ndarray:
+    """Numbers in -1/2 to 1/2, float64 `[P, T, d]`, that depend on what is in the row as a whole.
+
+    Drawn anew for each content: one draw for all rows would be wrong for all in the same direction.
+    By SplitMix64, as a function of seed and place.
+    """
+    golden = np.uint64(0x9E3779B97F4A7C15)
+    rows, columns = content.shape[1:]
+    place = np.arange(rows * columns, dtype=np.uint64).reshape(rows, columns)
+    words = _mixed(content.astype(np.uint64) * golden + _mixed(place * golden) * (content != 0))
+    seed = _mixed(words.sum((1, 2), dtype=np.uint64))
+    bits = _mixed(seed[:, None, None] + (place + np.uint64(1)) * golden)
+    return (bits >> np.uint64(11)) * 2.0**-53 - 0.5
+
+
+def _mixed(bits: np.ndarray) -> np.ndarray:
+    bits = (bits ^ (bits >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    bits = (bits ^ (bits >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return bits ^ (bits >> np.uint64(31))
+
+
+def _in_order(ranks: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Joint samples sorted by all columns `[P, T, d]`, and the order that sorts them `[P, T]`."""
+    keys = np.concatenate(ranks, -1)
+    order = np.lexsort(keys.transpose(2, 0, 1)[::-1])
+    return np.take_along_axis(keys, order[..., None], 1), order
+
+
+def _ranks(side: Series) -> np.ndarray:
+    """How many different values of its column are smaller than each; absent samples are last."""
+    x = side.x.cpu().numpy()
+    absent = None if side.valid is None else ~side.valid.cpu().numpy()
+    if absent is not None:
+        x = np.where(absent[..., None], np.inf, x)
+    order = x.argsort(1)
+    ordered = np.take_along_axis(x, order, 1)
+    rank = np.zeros(x.shape, np.int64)
+    rank[:, 1:] = np.cumsum(ordered[:, 1:] != ordered[:, :-1], 1)
+    out = np.empty_like(rank)
+    np.put_along_axis(out, order, rank, 1)
+    return out
 
 
 def _points(values: np.ndarray, close: float) -> tuple[np.ndarray | None, bool]:

@@ -12,7 +12,7 @@ With ψ the digamma function, T samples, ρ the L∞ distance of a sample to its
 - `ksg2`: ψ(T) + ψ(k) - 1/k - ⟨ψ(n_x) + ψ(n_y)⟩, n_x the samples within the reach of the k
   neighbours.
 
-Ties, which positions in whole pixels have plenty of, would make ρ = 0. A sample with k or more
+Ties, which coarse whole numbers have plenty of, would make ρ = 0. A sample with k or more
 others at distance 0 shares a cell with them: the entropies take log(cell) - ψ(ties + 1) for it, in
 place of d·log 2ρ - ψ(k). The cell is as wide as the smallest distance between two different samples
 of the track, d times; the cell of a pair is the product of both, so that it cancels out of the MI
@@ -110,17 +110,22 @@ def entropy(
 
     Warns:
         EstimateWarning: columns that are constant or determined by others, whose entropy is -inf:
-            the value is that of the other columns; or values that recur, and have no density.
+            the value is that of the other columns; or values that recur or lie on a lattice: it is
+            that of cells as wide as the distance between values.
     """
     check_options(k, "3kl", units, max_memory)
     x, valid = check_series("x", x, mask, k)
     (tracks,) = _position.prepare(Series(x.reshape(-1, *x.shape[-2:]), _flat(valid)))
     value, constant = _entropy(tracks, k, max_memory)
+    if tracks.cell is not None:
+        _anew_with_noise(value, tracks, k, max_memory)
     if tracks.frame is not None:
         uneven = _position.uneven(tracks, tracks, "paired")
         assert uneven is not None
         assert tracks.log_scale is not None
         even, _ = _entropy(tracks.even(), k, max_memory)
+        if tracks.cell is not None:
+            uneven &= ~_discrete(tracks)
         value = torch.where(uneven, even + tracks.log_scale, value)
     value = value.masked_fill(constant, x.shape[-1] * math.log(CONSTANT_WIDTH))
     _warn_of_entropies(tracks, constant)
@@ -166,7 +171,7 @@ def mutual_information(
         ValueError: wrong type, dtype or shape, T <= k, NaN or infinite samples, unknown estimator.
 
     Warns:
-        EstimateWarning: values recur and the estimator cannot tell what they share; samples lie on
+        EstimateWarning: some values recur, or all are ranks (`3kl` and `ksg2`); samples lie on
             a curve or surface (`3kl`); no pair has `min_samples` samples.
     """
     check_options(k, estimator, units, max_memory)
@@ -237,12 +242,10 @@ def warn_of(how: Estimator) -> None:
             "columns: 3kl can be off by nats, mostly too low; use ksg1"
         )
     if "ties" in notes:
-        advice = "make the values finer, or coarser, or use ksg1"
-        if how.kind == "ksg1":
-            advice = "make the values finer, or so coarse that samples coincide"
         met.append(
-            f"values recur (whole numbers, or tracks that rest), but not all samples of a pair "
-            f"coincide with k others: {how.kind} can be off by a nat or more, either way; {advice}"
+            f"some values recur and others do not (tracks that rest now and then), or all are "
+            f"equally far apart (ranks): {how.kind} can be off by a nat or more, either way; "
+            f"use ksg1"
         )
     if met:
         warnings.warn("; ".join(met), EstimateWarning, stacklevel=3)
@@ -257,13 +260,13 @@ def _warn_of_entropies(tracks: Series, constant: Tensor) -> None:
                 f"{reduced} of {len(constant)} tracks have columns that are constant or determined "
                 f"by others, which makes their entropy -inf; theirs is that of the other columns"
             )
-    if tracks.recurs is not None:
-        recur = int((tracks.recurs & ~constant).sum())
-        if recur:
-            met.append(
-                f"values recur in {recur} of {len(constant)} tracks, which have no density; theirs "
-                f"is the entropy of cells as wide as the smallest distance between samples"
-            )
+    recurs = _discrete(tracks) if tracks.recurs is None else _discrete(tracks) | tracks.recurs
+    recur = int((recurs & ~constant).sum())
+    if recur:
+        met.append(
+            f"values recur or lie on a lattice in {recur} of {len(constant)} tracks, which have no "
+            f"density; theirs is the entropy of cells as wide as the distance between values"
+        )
     if met:
         warnings.warn("; ".join(met), EstimateWarning, stacklevel=3)
 
@@ -283,17 +286,49 @@ def _entropy(tracks: Series, k: int, max_memory: int) -> tuple[Tensor, Tensor]:
         return value, _constant(own, count) | (count <= k)
 
 
+def _anew_with_noise(value: Tensor, tracks: Series, k: int, max_memory: int) -> None:
+    """Entropies of discrete tracks whose samples do not coincide with k others, in place."""
+    own = _marginal(tracks, Series(tracks.x[:1, :, :0], None), k, "all", max_memory)[:, 0]
+    spread_out = own[:, 1] < (1 - _position.RECURRING) * tracks.counts()
+    rows = (_discrete(tracks) & spread_out).nonzero()[:, 0]
+    if not len(rows):
+        return
+    (noisy,) = _position.with_noise(tracks.part(rows))
+    value[rows], _ = _entropy(noisy, k, max_memory)
+    if tracks.frame is None:
+        return
+    framed = _position.with_frame(noisy)
+    uneven = _position.uneven(framed, framed, "paired")
+    assert uneven is not None
+    assert framed.log_scale is not None
+    even, _ = _entropy(framed.even(), k, max_memory)
+    value[rows] = torch.where(uneven, even + framed.log_scale, value[rows])
+
+
+def _discrete(tracks: Series) -> Tensor:
+    """Which tracks have a discrete column, `[P]`."""
+    if tracks.cell is None:
+        return torch.zeros(len(tracks.x), dtype=torch.bool, device=tracks.x.device)
+    return (tracks.cell != 0).any(-1).any(-1)
+
+
 def information(x: Series, y: Series, how: Estimator, layout: str) -> Tensor:
     """MI in nats, float64: `[P, Q]`, or `[P]` where the layout is `paired`.
 
     What the estimator cannot do with these data is added to its notes.
     """
+    noisy = None
+    if x.cell is not None or y.cell is not None:
+        noisy = _needs_noise(x, y, how, layout)
     with one_thread(x.x.device):
         uneven = _position.uneven(x, y, layout)
         suspects = None
         if layout != "paired" and x.valid is not None and y.valid is not None:
             suspects = _position.narrow_in_common(x, y, uneven)
-    value = _as_they_are(x, y, how, layout, uneven, suspects)
+        if noisy is not None and suspects is not None:
+            noisy &= ~suspects
+    elsewhere = [pairs for pairs in (uneven, noisy) if pairs is not None]
+    value = _as_they_are(x, y, how, layout, elsewhere, suspects)
     if uneven is not None:
         with one_thread(x.x.device):
             pairs = torch.triu(uneven) if layout == "upper" else uneven
@@ -304,26 +339,46 @@ def information(x: Series, y: Series, how: Estimator, layout: str) -> Tensor:
         if layout != "paired" and 20 * some < pairs.numel():
             _anew(value, pairs, even_x, even_y, how)
         elif some:
-            even = _as_they_are(even_x, even_y, how, layout, ~uneven, suspects)
+            not_here = [~uneven] if noisy is None else [~uneven, noisy]
+            even = _as_they_are(even_x, even_y, how, layout, not_here, suspects)
             value = torch.where(uneven, even, value)
     if suspects is not None:
         a, b = x._replace(frame=None), y._replace(frame=None)
         _anew(value, torch.triu(suspects), a, b, how, framed=True)
+    if noisy is not None:
+        _anew(value, noisy, x, y, how, noisy=True)
     return value
 
 
 def _anew(
-    value: Tensor, pairs: Tensor, x: Series, y: Series, how: Estimator, framed: bool = False
+    value: Tensor,
+    pairs: Tensor,
+    x: Series,
+    y: Series,
+    how: Estimator,
+    framed: bool = False,
+    noisy: bool = False,
 ) -> None:
-    """Estimate some pairs one by one, in place; `framed`: with frames over the common samples."""
-    rows, columns = pairs.nonzero().unbind(1)
-    step = max(1, how.max_memory // (64 * x.x.shape[1] * x.d))
+    """Estimate some pairs one by one, in place.
+
+    `framed`: with frames over the common samples; `noisy`: with noise in discrete columns' cells.
+    """
+    rows, columns = pairs.nonzero().T[[0, -1]]
+    step = max(1, how.max_memory // (64 * x.x.shape[1] * (x.d + (2 * y.d if noisy else 0))))
     for some in range(0, len(rows), step):
         i, j = rows[some : some + step], columns[some : some + step]
         a, b = over_shared(x.part(i), y.part(j))
         if framed:
             a, b = _position.over_common(a), _position.over_common(b)
-        value[i, j] = information(a, b, how, "paired")
+        if noisy:
+            a, b = _position.with_noise(a, b)
+            if x.frame is not None or y.frame is not None:
+                a, b = _position.with_frame(a), _position.with_frame(b)
+        estimate = information(a, b, how, "paired")
+        if value.ndim == 1:
+            value[i] = estimate
+        else:
+            value[i, j] = estimate
 
 
 def over_shared(a: Series, b: Series) -> tuple[Series, Series]:
@@ -342,7 +397,7 @@ def _as_they_are(
     y: Series,
     how: Estimator,
     layout: str,
-    elsewhere: Tensor | None,
+    elsewhere: list[Tensor],
     anew: Tensor | None,
 ) -> Tensor:
     """MI as `information`, in the coordinates that the tracks have.
@@ -351,7 +406,8 @@ def _as_they_are(
     """
     k, notes = how.k, how.notes
     joint = neighbour_sums(x, y, k, how.kind, layout, how.max_memory)
-    if notes is not None and (x.recurs is not None or y.recurs is not None):
+    recurs = x.recurs is not None or y.recurs is not None
+    if notes is not None and recurs and how.kind != "ksg1":
         notes.add("ties", _has_ties(joint, x, y, how, layout, anew))
     own = None if how.kind == "ksg1" else _marginals(x, y, k, layout, how.max_memory)
     with one_thread(x.x.device):
@@ -364,8 +420,8 @@ def _as_they_are(
         if own is not None:  # ksg1 is 0 by itself where a track is constant
             if how.kind == "3kl":
                 noted = ~nothing
-                for other in (elsewhere, anew):
-                    noted = noted if other is None else noted & ~other
+                for other in elsewhere if anew is None else [*elsewhere, anew]:
+                    noted = noted & ~other
                 terms = _three_entropies(x, y, joint, own, count, noted, how, layout)
             nothing = nothing | _constant(own[0], count) | _constant(own[1], count)
         value = torch.digamma(count) + terms / count
@@ -406,20 +462,16 @@ def _three_entropies(
 def _has_ties(
     joint: Tensor, x: Series, y: Series, how: Estimator, layout: str, anew: Tensor | None
 ) -> Tensor:
-    """Whether values recur and yet the pairs' samples are not all tied: `[]`.
+    """Whether values recur beside others that do not, and the pairs' samples are not tied: `[]`.
 
-    All tied, every estimator is the plug-in estimate of discrete variables. Where one track has
-    ties and the other not, or where only the tracks do and the pair does not, `3kl` and `ksg2` are
-    at a loss, and `ksg1` only if both are on lattices, where distances are equal that are not 0.
+    Such as a track that rests now and then: `3kl` and `ksg2` compare cells with balls there. Or
+    ranks, which are further from each other than independent samples.
     """
-    flag = "lattice" if how.kind == "ksg1" else "recurs"
     at_x, at_y = (
         torch.zeros(len(side.x), dtype=torch.bool, device=side.x.device) if v is None else v
-        for side, v in ((x, getattr(x, flag)), (y, getattr(y, flag)))
+        for side, v in ((x, x.recurs), (y, y.recurs))
     )
-    if layout != "paired":
-        at_x, at_y = at_x[:, None], at_y[None, :]
-    doubtful = at_x & at_y if how.kind == "ksg1" else at_x | at_y
+    doubtful = at_x | at_y if layout == "paired" else at_x[:, None] | at_y[None, :]
     doubtful = doubtful if anew is None else doubtful & ~anew
     some = doubtful.any()
     if not bool(some):
@@ -427,21 +479,33 @@ def _has_ties(
     if how.kind != "3kl":
         joint = neighbour_sums(x, y, how.k, "3kl", layout, how.max_memory)
     with one_thread(joint.device):
-        return _untied(joint, doubtful, x, y, how.min_count, layout)
+        return (doubtful & _untied(joint, x, y, how.min_count, layout)).any()
 
 
-def _untied(
-    joint: Tensor, doubtful: Tensor, x: Series, y: Series, min_count: int, layout: str
-) -> Tensor:
-    """Whether a doubtful pair has more than a few samples without ties: `[]`."""
+def _needs_noise(x: Series, y: Series, how: Estimator, layout: str) -> Tensor | None:
+    """Pairs with a discrete column whose samples do not coincide with k others; None if none.
+
+    `[P, Q]`, or `[P]` where paired. Where they do every estimator is the plug-in estimate.
+    """
+    at_x, at_y = _discrete(x), _discrete(y)
+    pairs = at_x | at_y if layout == "paired" else at_x[:, None] | at_y[None, :]
+    joint = neighbour_sums(x, y, how.k, "3kl", layout, how.max_memory)
+    with one_thread(joint.device):
+        pairs = pairs & _untied(joint, x, y, how.min_count, layout)
+        return pairs if bool(pairs.any()) else None
+
+
+def _untied(joint: Tensor, x: Series, y: Series, min_count: int, layout: str) -> Tensor:
+    """Pairs of tracks that move, and have more than a few samples without ties.
+
+    `[P, Q]`, or `[P]` where paired; of the upper ones not a track with itself.
+    """
     count = _common_counts(x, y, layout)
     moves_x, moves_y = _moving(x), _moving(y)
     moves = moves_x & moves_y if layout == "paired" else moves_x[:, None] & moves_y[None, :]
-    doubtful = doubtful & moves & (count >= min_count)
-    doubtful = doubtful & (joint[..., 1] < (1 - _position.RECURRING) * count)
-    if layout == "upper":
-        doubtful = torch.triu(doubtful, 1)
-    return doubtful.any()
+    few = joint[..., 1] < (1 - _position.RECURRING) * count
+    untied = moves & (count >= min_count) & few
+    return torch.triu(untied, 1) if layout == "upper" else untied
 
 
 def _thin(own: Tensor, count: Tensor, k: int, d: int | Tensor) -> Tensor:

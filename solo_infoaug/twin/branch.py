@@ -109,12 +109,14 @@ class _TwinBranch(Method):
         return super()._base_shared_step(X, torch.zeros_like(targets))
 
     @contextmanager
-    def views_together(self, views: Sequence[Tensor], twins: Sequence[Tensor]) -> Iterator[None]:
+    def views_together(
+        self, views: Sequence[Tensor], twins: Sequence[Tensor], few: bool | None = None
+    ) -> Iterator[None]:
         """Inside, the view branch's views and then the twins' pass backbones together."""
         with ExitStack() as stack:
             for backbone, norms in self._backbones():
                 own = Views(twins, norms, still=self.batch_norm == "frozen")
-                stack.enter_context(joined(backbone, Views(views), own))
+                stack.enter_context(joined(backbone, Views(views), own, operations_count=few))
             yield
 
     @contextmanager
@@ -282,6 +284,10 @@ class InfoAugMethod(Method):
     one_pass: bool | None = None
     """Let the views of a step pass the backbone together; None: where the model is on the CPU."""
 
+    few_operations: bool | None = None
+    """How one pass works: by few operations (where Python takes the time) or by little memory
+    traffic; None: the former where the model is on a card."""
+
     def __init__(self, cfg: DictConfig | None = None, *args: Any, **kwargs: Any) -> None:
         if cfg is None:  # the PyPI release's own keyword arguments
             super().__init__(*args, **kwargs)
@@ -338,7 +344,8 @@ class InfoAugMethod(Method):
         if together:
             views = [batch[1]] if isinstance(batch[1], Tensor) else batch[1]
             batch = [batch[0], self._as_passed_on(views), batch[2]]
-        with self.twin.views_together(batch[1], twin_batch[1]) if together else nullcontext():
+        few = self.few_operations
+        with self.twin.views_together(batch[1], twin_batch[1], few) if together else nullcontext():
             loss = super().training_step(batch, batch_idx)
             with self._twin_randomness(batch_idx, after=drawn), self.twin.backbone_for_twins():
                 twin_loss = self.twin.training_step(twin_batch, batch_idx)

@@ -19,6 +19,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torchvision.models import ResNet
 
 from solo_infoaug.twin.batch_norm import frozen, norms_of, seen
+from solo_infoaug.twin.replaced import replaced
+from solo_infoaug.twin.stacked import apart, by_turns, fits, stacked
 
 Forward = Callable[[Tensor], Tensor]
 
@@ -42,7 +44,9 @@ class _View:
 
 
 @contextmanager
-def joined(backbone: nn.Module, *branches: Views) -> Iterator[None]:
+def joined(
+    backbone: nn.Module, *branches: Views, operations_count: bool | None = None
+) -> Iterator[None]:
     """Inside, a view that the backbone is given takes along those of its size that come after it.
 
     Branches are in the order in which they use the backbone, the first with its batch norms as they
@@ -52,6 +56,9 @@ def joined(backbone: nn.Module, *branches: Views) -> Iterator[None]:
     What is no view gets a pass of its own; so does all where PyTorch compiles, which would do that
     anew every step, where somebody's hooks watch a layer, and with other backbones than
     torchvision's ResNets, which might draw random numbers.
+
+    Where `operations_count` (by default on a card) all layers are passed together, with as few
+    operations as there can be; elsewhere the time that memory takes decides.
     """
     compiles = torch.compiler.is_compiling() or _has_compiled()
     if compiles or _has_hooks(backbone) or not _is_resnet(backbone):
@@ -79,11 +86,12 @@ def joined(backbone: nn.Module, *branches: Views) -> Iterator[None]:
         waiting[:] = [view for view in waiting if view not in together]
         if len(together) == 1:
             return alone(image)
-        features = _together(backbone, alone, together)
+        few = image.device.type != "cpu" if operations_count is None else operations_count
+        features = _together(backbone, alone, together, few)
         ready.update((id(v.image), f) for v, f in zip(together, features, strict=True))
         return ready.pop(id(image))
 
-    with _replaced(backbone, forward):
+    with replaced(backbone, forward):
         yield
 
 
@@ -111,33 +119,38 @@ def _alike(one: Tensor, other: Tensor) -> bool:
     return one.shape[1:] == other.shape[1:] and one.dtype == other.dtype
 
 
-def _together(backbone: nn.Module, alone: Forward, views: Sequence[_View]) -> Sequence[Tensor]:
+def _together(
+    backbone: nn.Module, alone: Forward, views: Sequence[_View], few: bool
+) -> Sequence[Tensor]:
     """The features of each view, by one pass of all but the backbone's early layers."""
-    images, early = _early(backbone, views)
-    sizes = [len(image) for image in images]
-    together = torch.cat(images)
     norms = norms_of(backbone)
     # those of the first view's branch are in their place
     own = [None if view.branch is views[0].branch else view.branch.norms for view in views]
+    layers = list(zip(*(norms if o is None else o for o in own), strict=True))
     still = [view.branch.still for view in views]
+    sizes = [len(view.image) for view in views]
+    if few and norms and not any(still) and fits(layers, sizes):
+        with stacked(norms, layers):
+            return apart(alone(by_turns([view.image for view in views])), len(views))
+    images, early = ([view.image for view in views], []) if few else _early(backbone, views)
+    together = torch.cat(images)
     with ExitStack() as stack:
-        for norm, *theirs in zip(norms, *(norms if o is None else o for o in own), strict=True):
-            stack.enter_context(_replaced(norm, _by_view(theirs, still, sizes)))
+        for norm, theirs in zip(norms, layers, strict=True):
+            stack.enter_context(replaced(norm, _by_view(theirs, still, sizes)))
         for module in early:
-            stack.enter_context(_replaced(module, lambda given: given))
+            stack.enter_context(replaced(module, lambda given: given))
         if early:
-            stack.enter_context(_replaced(early[-1], lambda _: together))
+            stack.enter_context(replaced(early[-1], lambda _: together))
         return alone(views[0].image if early else together).split(sizes)
 
 
 def _early(backbone: nn.Module, views: Sequence[_View]) -> tuple[list[Tensor], list[nn.Module]]:
     """What comes of the views by the layers that they pass one by one, and those layers.
 
-    Where activations are larger than weights, to pass together costs more than it saves. On a GPU
-    operations count, and all is passed together.
+    Where activations are larger than weights, to pass together costs more than it saves.
     """
     images, early = [view.image for view in views], []
-    for stage in _stages(backbone) if images[0].device.type == "cpu" else []:
+    for stage in _stages(backbone):
         if _largest(stage, images) <= sum(w.nbytes for part in stage for w in part.parameters()):
             break
         for i, view in enumerate(views):
@@ -241,17 +254,3 @@ class _NormByView(torch.autograd.Function):
             of_affine[2 * norm] += of_weight
             of_affine[2 * norm + 1] += of_bias
         return torch.cat(of_images), None, None, *of_affine
-
-
-@contextmanager
-def _replaced(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
-    """Inside, the module's `forward` is this one."""
-    before = vars(module).get("forward")
-    vars(module)["forward"] = forward
-    try:
-        yield
-    finally:
-        if before is None:
-            del vars(module)["forward"]
-        else:
-            vars(module)["forward"] = before

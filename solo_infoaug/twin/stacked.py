@@ -1,0 +1,159 @@
+"""Batch norm of each of several views by itself in one call, for cards that wait for Python.
+
+The views lie in the batch by turns: the first image of each, the second of each. Then `[B·V, C]` is
+`[B, V·C]` without a copy, where one native batch norm sees each view's channels by themselves.
+Weights of all layers are gathered by one selection, and all running statistics are updated in the
+end, so that a layer asks for one operation.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from solo_infoaug.twin.replaced import replaced
+
+Norms = Sequence[_BatchNorm]  # of one layer: a batch norm for each view
+
+
+def fits(layers: Sequence[Norms], sizes: Sequence[int]) -> bool:
+    """Whether one batch norm can do the work of each layer's: views of one size, usual settings."""
+    every = [norm for norms in layers for norm in norms]
+    return (
+        len(set(sizes)) == 1
+        and all(_is_usual(norm) for norm in every)
+        and len({(norm.momentum, norm.eps, norm.weight.dtype) for norm in every}) == 1
+    )
+
+
+def _is_usual(norm: _BatchNorm) -> bool:
+    return (
+        type(norm) is nn.BatchNorm2d
+        and norm.training
+        and norm.affine
+        and norm.momentum is not None
+        and norm.running_mean is not None
+        and norm.num_batches_tracked is not None
+    )
+
+
+def by_turns(views: Sequence[Tensor]) -> Tensor:
+    """Images of V views `[B, ...]` as one batch `[B·V, ...]`."""
+    return torch.stack(list(views), 1).flatten(0, 1)
+
+
+def apart(features: Tensor, views: int) -> tuple[Tensor, ...]:
+    """The features of each view of `by_turns`."""
+    return features.unflatten(0, (-1, views)).unbind(1)
+
+
+@contextmanager
+def stacked(backbone_norms: Norms, layers: Sequence[Norms]) -> Iterator[None]:
+    """Inside, the backbone's batch norms normalise views that lie `by_turns`, each by its own.
+
+    `layers` has for each of `backbone_norms` the batch norms in whose place it works. Running
+    statistics are those of passes one after another, and are updated at the end.
+    """
+    views = len(layers[0])
+    different = list(dict.fromkeys(norm for norms in layers for norm in norms))
+    channels = tuple(norm.num_features for norm in different)
+    places = {norm: place for place, norm in enumerate(different)}
+    which = tuple(tuple(places[norm] for norm in norms) for norms in layers)
+    device = different[0].weight.device
+    every, of_view = _indices(channels, which, device)
+    widths = [views * norm.num_features for norm in backbone_norms]
+    affine = torch.stack(
+        [torch.cat([n.weight for n in different]), torch.cat([n.bias for n in different])]
+    )
+    weights, biases = (row.split(widths) for row in affine.index_select(1, every).unbind(0))
+    eps, seen = different[0].eps, {}
+
+    def normalise(layer: int) -> Callable[[Tensor], Tensor]:
+        def forward(images: Tensor) -> Tensor:
+            side_by_side = images.reshape(-1, widths[layer], *images.shape[2:])
+            out, mean, scale = torch.native_batch_norm(
+                side_by_side, weights[layer], biases[layer], None, None, True, 0.0, eps
+            )
+            seen[layer] = mean.detach(), scale.detach(), side_by_side.numel() // widths[layer]
+            return out.reshape(images.shape)
+
+        return forward
+
+    with ExitStack() as stack:
+        for layer, norm in enumerate(backbone_norms):
+            stack.enter_context(replaced(norm, normalise(layer)))
+        yield
+    if len(seen) == len(layers):
+        _update(different, which, [seen[layer] for layer in range(len(layers))], of_view)
+
+
+def _update(
+    different: Norms,
+    which: tuple[tuple[int, ...], ...],
+    seen: Sequence[tuple[Tensor, Tensor, int]],
+    of_view: Sequence[tuple[Tensor, Tensor]],
+) -> None:
+    """Running statistics and counts, view after view."""
+    momentum, eps = different[0].momentum, different[0].eps
+    assert momentum is not None
+    kept = [_buffers(different, name) for name in ("running_mean", "running_var")]
+    with torch.no_grad():
+        means = torch.cat([mean for mean, _, _ in seen])
+        scales = torch.cat([scale for _, scale, _ in seen])
+        widths = tuple(len(mean) for mean, _, _ in seen)
+        unbiased = _unbiased(widths, tuple(count for _, _, count in seen), means.device)
+        found = torch.stack([means, (scales.pow(-2) - eps) * unbiased])
+        running = torch.stack([torch.cat(values) for values in kept])
+        for source, target in of_view:
+            before = running.index_select(1, target)
+            running.index_copy_(1, target, before.lerp(found.index_select(1, source), momentum))
+        sizes = [norm.num_features for norm in different]
+        for values, row in zip(kept, running.unbind(0), strict=True):
+            torch._foreach_copy_(values, row.split(sizes))
+        times = [sum(norms.count(place) for norms in which) for place in range(len(different))]
+        for number in set(times):
+            counted = [n for n, t in zip(different, times, strict=True) if t == number]
+            torch._foreach_add_(_buffers(counted, "num_batches_tracked"), number)
+
+
+def _buffers(norms: Norms, name: str) -> list[Tensor]:
+    return [norm.get_buffer(name) for norm in norms]
+
+
+@functools.lru_cache(maxsize=16)
+def _indices(
+    channels: tuple[int, ...], which: tuple[tuple[int, ...], ...], device: torch.device
+) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
+    """Where among the channels of all batch norms those lie that the layers use, view by view.
+
+    And for each view: which of these are its own, and where they lie. Kept, since to make them
+    means a copy to the card.
+    """
+    starts = [sum(channels[:place]) for place in range(len(channels))]
+    spans = [[range(starts[p], starts[p] + channels[p]) for p in norms] for norms in which]
+    every = [place for layer in spans for span in layer for place in span]
+    views: list[list[int]] = [[] for _ in which[0]]
+    at = 0
+    for layer in spans:
+        for view, span in enumerate(layer):
+            views[view] += range(at, at + len(span))
+            at += len(span)
+    of_view = [
+        (torch.tensor(own, device=device), torch.tensor([every[i] for i in own], device=device))
+        for own in views
+    ]
+    return torch.tensor(every, device=device), of_view
+
+
+@functools.lru_cache(maxsize=16)
+def _unbiased(widths: tuple[int, ...], counts: tuple[int, ...], device: torch.device) -> Tensor:
+    """n / (n - 1) of each channel, by which a variance is kept."""
+    factors = [
+        n / max(n - 1, 1) for width, n in zip(widths, counts, strict=True) for _ in range(width)
+    ]
+    return torch.tensor(factors, device=device)
