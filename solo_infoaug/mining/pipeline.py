@@ -30,6 +30,7 @@ from solo_infoaug.errors import DictionaryError, VideoError
 from solo_infoaug.mining.config import MineConfig
 from solo_infoaug.mining.frame import Frame
 from solo_infoaug.mining.frame_folder import FrameFolder
+from solo_infoaug.mining.linking import Links
 from solo_infoaug.mining.trackers import make_tracker
 from solo_infoaug.mining.video import (
     Video,
@@ -174,6 +175,7 @@ def mine_video(
         writer = VideoWriter(out, key, video.name, source)
         counts: dict[str, Any] = {"frames": 0, "windows_mined": 0}
         reasons: Counter[str] = Counter()
+        links = Links(config.frame_step)
         colour = tracker.colour or bool(config.depth) or config.signal != "motion"
         count = _windows_ahead(video.record) if ahead else 0
         try:
@@ -187,6 +189,7 @@ def mine_video(
                     reasons.update(mined.reasons)
                     if mined.stored is not None:
                         writer.add_window(**vars(mined.stored))
+                        links.add(mined.stored)
             _complain(path, video, counts, reasons, config)
             writer.finish(
                 video.record,
@@ -196,6 +199,7 @@ def mine_video(
                     "damaged_packets": video.damaged,
                     "frames_left_out": video.left_out,
                 },
+                links.following,
             )
         finally:
             writer.discard()

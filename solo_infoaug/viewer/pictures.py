@@ -16,7 +16,7 @@ from matplotlib.patches import Rectangle
 
 from solo_infoaug._checks import require
 from solo_infoaug.dictionary import TwinDictionary
-from solo_infoaug.dictionary.store import WindowRecord
+from solo_infoaug.dictionary.reading import WindowRecord
 from solo_infoaug.mining.window import REASONS
 
 if TYPE_CHECKING:

@@ -235,7 +235,7 @@ def test_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert torch.equal(sharded.pixels, pixels)
     index = torch.tensor([11, 0, 6, 5, 0])
     assert torch.equal(sharded.crops(index, 2), pixels[index, 2])
-    monkeypatch.setattr("solo_infoaug.dictionary.store._OPEN_SHARDS", 1)
+    monkeypatch.setattr("solo_infoaug.dictionary.pixels._OPEN_SHARDS", 1)
     assert torch.equal(_ids(_sample(sharded, 50, arm="self")[1]), _sample(sharded, 50)[2])
 
 
