@@ -53,6 +53,7 @@ class TwinDictionary:
         moment_frames: int32 [N, S]: the video's frame in which each moment was taken.
         next: int64 [N]: the patch of the next window that continues each one's track, -1 for none.
         seconds: float64 [N]: when each patch is, in its video.
+        context: float64 [N]: how many sides of its patch each crop spans.
         anchors: int64 [A]: the patches that have a twin.
         without_twin: int64 [N − A]: the others.
         videos: names of the videos.
@@ -99,6 +100,8 @@ class TwinDictionary:
                 self.windows.append(dataclasses.replace(window, patches=moved))
             first = rows.stop
         self._files = PixelFiles([shard for part in parts for shard in part.shards])
+        of_window = np.array([window.context for window in self.windows])
+        self.context = of_window[self.patches["window"]]
         self.anchors = (self.twins[:, 0] >= 0).nonzero()[:, 0]
         self.without_twin = (self.twins[:, 0] < 0).nonzero()[:, 0]
         self.fingerprint = hashlib.sha256(
