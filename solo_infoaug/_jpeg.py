@@ -49,7 +49,7 @@ def decode_all(images: Mapping[int, bytes], out: np.ndarray) -> int | None:
         return next((row for row in rows if not _decode(images[row], out[row])), None)
 
     rows = list(images)
-    threads = max(1, min(_cores(), len(rows) // _PER_THREAD))
+    threads = max(1, min(cores(), len(rows) // _PER_THREAD))
     if threads == 1:
         return some(rows)
     # The pool ends here: threads that wait for more would not survive a fork
@@ -70,7 +70,8 @@ def _decode(data: bytes, out: np.ndarray) -> bool:
     return True
 
 
-def _cores() -> int:
+def cores() -> int:
+    """Those that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

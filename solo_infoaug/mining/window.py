@@ -420,11 +420,17 @@ def crop(image: np.ndarray, left: int, top: int, span: int, side: int) -> np.nda
         uint8 [side, side, 3].
     """
     height, width = image.shape[:2]
-    square = image[max(top, 0) : top + span, max(left, 0) : left + span]
-    beyond = (-top, top + span - height, -left, left + span - width)
-    if max(beyond) > 0:
-        above, below, before, behind = (max(pixels, 0) for pixels in beyond)
-        square = cv2.copyMakeBorder(square, above, below, before, behind, cv2.BORDER_REFLECT_101)
+    if 0 <= top <= height - span and 0 <= left <= width - span:
+        square = image[top : top + span, left : left + span]
+    else:
+        square = image[np.ix_(_reflected(top, span, height), _reflected(left, span, width))]
     # Below two pixels for one, bilinear misses next to none of them, and takes a sixth of the time
     how = cv2.INTER_AREA if span >= 2 * side else cv2.INTER_LINEAR
     return cv2.resize(square, (side, side), interpolation=how)
+
+
+def _reflected(first: int, count: int, length: int) -> np.ndarray:
+    """int64 [count]: places from `first` on, reflected to lie in [0, length)."""
+    last = length - 1
+    there = np.abs(np.arange(first, first + count)) % max(2 * last, 1)
+    return np.minimum(there, 2 * last - there)

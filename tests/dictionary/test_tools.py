@@ -41,7 +41,7 @@ def test_merge(two, tmp_path: Path) -> None:
     one, other = two
     merged = merge([one.path, other.path, one.path], tmp_path / "merged")
     assert merged.videos == ["v1", "v2"]
-    assert torch.equal(merged.pixels, torch.cat([one.pixels, other.pixels]))
+    assert torch.equal(merged.pixels, torch.cat([one.pixels[:], other.pixels[:]]))
     moved = torch.where(other.twins >= 0, other.twins + len(one), other.twins)
     assert torch.equal(merged.twins, torch.cat([one.twins, moved]))
     assert torch.equal(merged.mi, torch.cat([one.mi, other.mi]))
@@ -68,7 +68,7 @@ def test_split_by_video(two, tmp_path: Path) -> None:
 def test_split_by_shot(two, tmp_path: Path) -> None:
     first, second = split(two[0].path, tmp_path / "split", fraction=0.67, by="shot")
     assert (len(first.windows), len(second.windows)) == (2, 1)
-    rows = torch.cat([first.pixels, second.pixels]).flatten(1)
+    rows = torch.cat([first.pixels[:], second.pixels[:]]).flatten(1)
     assert len(torch.unique(rows, dim=0)) == len(two[0])
     # Twins still point at the same pictures
     for part in (first, second):

@@ -18,7 +18,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from omegaconf import DictConfig
 
-from solo_infoaug.dictionary import TwinDictionary, store, writing
+from solo_infoaug.dictionary import TwinDictionary, pixels, writing
 from solo_infoaug.errors import DictionaryError
 from solo_infoaug.training import TrainingResult, pretrain
 from solo_infoaug.twin import prefetch
@@ -261,17 +261,17 @@ def test_two_threads_read_a_dictionary_of_many_files(
 ) -> None:
     """More files than stay open: they are opened and closed by both."""
     monkeypatch.setattr(writing, "_SHARD_PATCHES", 2)
-    monkeypatch.setattr(store, "_OPEN_SHARDS", 3)
-    pixels = torch.arange(40, dtype=torch.uint8).view(40, 1, 1, 1, 1).expand(40, 1, 3, 4, 4)
+    monkeypatch.setattr(pixels, "_OPEN_SHARDS", 3)
+    content = torch.arange(40, dtype=torch.uint8).view(40, 1, 1, 1, 1).expand(40, 1, 3, 4, 4)
     twins = torch.arange(40).view(-1, 2).flip(1).reshape(-1, 1)
     made = TwinDictionary.create(
         tmp_path / "twins",
-        pixels.contiguous(),
+        content.contiguous(),
         twins,
         torch.ones(40, 1),
         windows=[patch // 2 for patch in range(40)],
     )
-    assert len(made._shards) == 20
+    assert len(made._files.shards) == 20
 
     def read(seed: int) -> bool:
         random = torch.Generator().manual_seed(seed)
