@@ -1,9 +1,9 @@
 """Crops as JPEG: how they are compressed, and read in threads.
 
 Of what OpenCV writes, JPEG in full colour at this quality is small enough at 96 and 224 pixels (a
-sixth of the raw size or less, 38 dB or more, also of sharp crops), and is read three times as fast
-as WebP. At 32 pixels it would save five sixths too, but fine crops fall below 38 dB there, and
-reading takes several times as long: `benchmarks/dictionary_scale.py`.
+ninth and a fifteenth of the raw size, 42 and 47 dB), and is read twice as fast as WebP. At 32
+pixels it takes a sixth, but at 38 dB, and drawing takes twenty times as long, so that crops up to
+48 pixels stay raw: `benchmarks/dictionary_scale.py`.
 """
 
 from __future__ import annotations

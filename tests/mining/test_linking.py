@@ -195,6 +195,18 @@ def test_jpeg_is_near_what_raw_is(tmp_path: Path, video: Path) -> None:
     assert sizes[1] <= sizes[0] / 6
 
 
+def test_jpeg_is_the_same_with_any_number_of_threads(tmp_path: Path, video: Path) -> None:
+    made = [
+        mine(video, tmp_path / str(n), _with(crop_size=96), threads=n, progress=False)
+        for n in (1, 3)
+    ]
+    files = [
+        {path.relative_to(one.path): path.read_bytes() for path in one.path.rglob("*.s*")}
+        for one in made
+    ]
+    assert files[0] == files[1]
+
+
 def test_links_follow_the_objects(mined: TwinDictionary, scene) -> None:
     """Patches on an object are continued by patches where the object has carried them."""
     assert len(mined.windows) == 2

@@ -287,6 +287,29 @@ def test_two_threads_read_a_dictionary_of_many_files(
         assert list(pool.map(read, range(2))) == [True, True]
 
 
+def test_other_windows_are_part_of_the_request(build: Callable[..., Any]) -> None:
+    module = build().module
+    dictionary = module.twin_dictionary
+    # the second window continues the first, a second later
+    dictionary.next[:12] = torch.arange(12, 24)
+    dictionary.seconds[12:] = dictionary.seconds[0] + 1.0
+    requests = []
+    for temporal in (True, 1, 0.5):
+        module.infoaug.temporal = temporal
+        requests.append(module._twin_request((1, 2)))
+    within, reaching, short = requests
+    assert within != reaching != short
+    twins = prefetch.prepare(reaching)
+    again = dictionary.sample(reaching.batch_size, torch.Generator().manual_seed(1), temporal=1.0)
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip((twins.patch, twins.twin, twins.index), again, strict=True)
+    )
+    assert torch.equal(twins.index, prefetch.prepare(within).index)
+    assert torch.equal(twins.patch, prefetch.prepare(reaching).patch)
+    assert not torch.equal(twins.patch, prefetch.prepare(short).patch)
+
+
 def test_draws_depend_on_nothing_that_threads_share(build: Callable[..., Any]) -> None:
     """Lightning's true precisions set another default dtype while a step runs."""
     module = build(arm="random").module
