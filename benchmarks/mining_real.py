@@ -69,7 +69,7 @@ def count(video: Path, settings: dict) -> Counter[str]:
         except VideoError:
             return found
         rows, twin = twins.patches, twins.twins[:, 0].numpy()
-        share = np.array([_covered(masks[row["frame"]], row) for row in rows])
+        share = np.array([covered(masks[row["frame"]], row) for row in rows])
     for anchor in np.flatnonzero(twin >= 0):
         right = share[twin[anchor]] >= 0.5
         where = "on" if share[anchor] >= 0.75 else "off" if share[anchor] == 0 else "mixed"
@@ -77,7 +77,7 @@ def count(video: Path, settings: dict) -> Counter[str]:
     return found
 
 
-def _covered(mask: np.ndarray, row: np.void) -> float:
+def covered(mask: np.ndarray, row: np.void) -> float:
     x, y = round(float(row["x"] - row["size"] / 2)), round(float(row["y"] - row["size"] / 2))
     side = round(float(row["size"]))
     return float(mask[max(y, 0) : y + side, max(x, 0) : x + side].mean())

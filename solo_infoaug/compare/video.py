@@ -135,6 +135,7 @@ def cut(image: np.ndarray, mask: np.ndarray | None, config: MineConfig) -> Tiles
         (corners + side / 2)[None].astype(np.float64),
         side,
         config.crop_size,
+        config.context,
     )[:, 0]
     objects = np.zeros(len(corners), np.int64)
     if mask is not None:

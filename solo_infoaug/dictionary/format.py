@@ -1,6 +1,6 @@
 """The files of a dictionary: their names, and how each is read. Nothing in them is trusted.
 
-Layout (format 2; 1 had one window a shot), everything safetensors, JSON or JPEG:
+Layout (format 3), everything safetensors, JSON or JPEG:
 
     dictionary.json                     which videos, in which order, settings, what failed
     parts/KEY/video.json               provenance, records of the windows, names, hashes
@@ -30,7 +30,8 @@ from solo_infoaug._files import file_digest
 from solo_infoaug.errors import DictionaryError
 
 FORMAT = "solo-infoaug twin dictionary"
-VERSION = 2
+VERSION = 3
+_OLDEST = 2
 MANIFEST = "dictionary.json"
 PARTS = "parts"
 WINDOWS = "windows"
@@ -97,6 +98,11 @@ def read_json(path: Path) -> dict[str, Any]:
             f"{path}: format version {version} is newer than this solo-infoaug reads ({VERSION}); "
             "update it with: pip install -U solo-infoaug"
         )
+    if version < _OLDEST:
+        raise DictionaryError(
+            f"{path}: format version {version} is older than this solo-infoaug reads ({_OLDEST} to "
+            f"{VERSION}); mine the videos anew: solo-infoaug mine VIDEO_OR_DIR... -o DIR"
+        )
     return content
 
 
@@ -115,6 +121,12 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
     """All tensors of a file; a DictionaryError if it is missing or damaged."""
     with _opened(path) as file:
         return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+
+
+def tensor_names(path: Path) -> list[str]:
+    """What is in a file; a DictionaryError if it is missing or damaged."""
+    with _opened(path) as file:
+        return list(file.keys())
 
 
 def shape_of(path: Path, name: str) -> tuple[int, ...]:
@@ -140,6 +152,19 @@ def twins_fault(twins: torch.Tensor, windows: np.ndarray) -> str:
         return "a twin lies in another window"
     if bool((there[:, 1:] & ~there[:, :-1]).any()):
         return "a twin follows on a missing one"
+    return ""
+
+
+def links_fault(following: torch.Tensor, windows: np.ndarray, shots: np.ndarray) -> str:
+    """What is wrong with links int64 [N] of patches in `windows` and `shots` [N]; else nothing."""
+    there = (following >= 0).nonzero()[:, 0]
+    if int(following.max()) >= len(following) or int(following.min()) < -1:
+        return "a link's index is out of range"
+    here, later = there.numpy(), following[there].numpy()
+    if len(np.unique(later)) < len(later):
+        return "two patches are linked to the same one"
+    if (windows[later] <= windows[here]).any() or (shots[later] != shots[here]).any():
+        return "a link leads to no later window of the shot"
     return ""
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import torch
 
 
@@ -23,3 +26,70 @@ def two_from_one(choice: torch.Tensor, share: torch.Tensor) -> tuple[torch.Tenso
     first = choice < share
     left = torch.where(first, choice / share, (choice - share) / (1 - share))
     return first, left.clamp(max=1 - 2**-24)  # float32 may round up to 1
+
+
+def twin(twins: torch.Tensor, choice: torch.Tensor) -> torch.Tensor:
+    """int64 [B]: one of the twins int64 [B, K] of each, −1 behind them, by `choice` in [0, 1)."""
+    available = (twins >= 0).sum(dim=1)
+    return twins.gather(1, (choice * available).long()[:, None])[:, 0]
+
+
+@dataclass(frozen=True)
+class WindowMates:
+    """Which patches share a window, for the random arms.
+
+    `window_of` int64 [N], `anchors` int64 [A], `without_twin` int64 [N − A]; of each window
+    `tracked` int64 [W], how many patches it had, and int64 [W, 2] where it begins in `anchors`
+    and in `without_twin`, and how many it has there.
+    """
+
+    window_of: torch.Tensor
+    anchors: torch.Tensor
+    without_twin: torch.Tensor
+    tracked: torch.Tensor
+    anchors_of: torch.Tensor
+    without_of: torch.Tensor
+
+    @classmethod
+    def of(
+        cls,
+        window_of: torch.Tensor,
+        anchors: torch.Tensor,
+        without_twin: torch.Tensor,
+        tracked: Sequence[int],
+    ) -> WindowMates:
+        """Of patches in the order of their windows."""
+        # Patches of a window are neighbours in `anchors` and in `without_twin`
+        anchors_of, without_of = (
+            _runs(window_of[index], len(tracked)) for index in (anchors, without_twin)
+        )
+        known = torch.tensor(tracked)
+        return cls(window_of, anchors, without_twin, known, anchors_of, without_of)
+
+    def mate(self, index: torch.Tensor, choice: torch.Tensor, anchors: bool) -> torch.Tensor:
+        """Another patch of the same window, one with a twin if `anchors` and there is another.
+
+        Otherwise each patch that was not lost is as likely: those without a twin stand for the many
+        that were not stored, or most mates would have one and lie on the same object.
+        """
+        window = self.window_of[index]
+        first, count = self.anchors_of[window].unbind(1)
+        start, stored = self.without_of[window].unbind(1)
+        if anchors:
+            share = (count > 1).float()
+        else:
+            rest = torch.where(stored > 0, self.tracked[window] - count, 0)
+            share = (count - 1).float() / (count - 1 + rest).clamp(min=1).float()
+        has_twin, choice = two_from_one(choice, share)
+        own = torch.searchsorted(self.anchors, index) - first
+        mate = self.anchors[first + another(own, count, choice)]
+        if len(self.without_twin) == 0:
+            return mate
+        place = (start + (choice * stored).long()).clamp(max=len(self.without_twin) - 1)
+        return torch.where(has_twin | (stored == 0), mate, self.without_twin[place])
+
+
+def _runs(windows: torch.Tensor, count: int) -> torch.Tensor:
+    """int64 [count, 2]: where each window begins in `windows`, and how often it comes."""
+    found = torch.bincount(windows, minlength=count)
+    return torch.stack([found.cumsum(0) - found, found], dim=1)

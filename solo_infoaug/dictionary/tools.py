@@ -20,7 +20,9 @@ from solo_infoaug._checks import require
 from solo_infoaug._files import check_output_folder, mark_as_made
 from solo_infoaug.dictionary import TwinDictionary
 from solo_infoaug.dictionary.format import COUNTS, MANIFEST, PARTS, digest_of
-from solo_infoaug.dictionary.store import Part
+from solo_infoaug.dictionary.links import relinked
+from solo_infoaug.dictionary.pixels import stored
+from solo_infoaug.dictionary.reading import Part
 from solo_infoaug.dictionary.writing import VideoWriter, check_target, only_writer, write_manifest
 from solo_infoaug.errors import ConfigError, DictionaryError
 
@@ -185,6 +187,7 @@ def describe(dictionary: TwinDictionary, verify: bool = False) -> dict[str, Any]
         "patches": len(dictionary),
         "with_twin": len(dictionary.anchors),
         "pairs": int((dictionary.twins >= 0).sum()),
+        "linked": _links(dictionary),
         "pixels": list(dictionary.pixels_shape),
         "top_k": dictionary.twins.shape[1],
         "mi_nats": {name: round(float(mi.quantile(q)), 4) for name, q in quantiles} or None,
@@ -278,7 +281,7 @@ def _summary(part: Part, info: Mapping[str, Any]) -> dict[str, Any]:
     record = part.record
     source, config = dict(record.get("source") or {}), dict(info.get("config") or {})
     reasons = record.get("reasons")
-    if not isinstance(reasons, dict):  # format 1 has them by shot
+    if not isinstance(reasons, dict):
         reasons = Counter()
         for window in part.windows:
             counts = dict(window.record.get("reasons") or {})
@@ -298,6 +301,20 @@ def _summary(part: Part, info: Mapping[str, Any]) -> dict[str, Any]:
         "twins_a_minute": None if minutes is None else round(twins / minutes, 1),
         "share_with_twin": None if not patches else round(reasons.get("twin", 0) / patches, 5),
         "patches_by_reason": reasons,
+    }
+
+
+def _links(dictionary: TwinDictionary) -> dict[str, Any]:
+    """How many patches another window's continue, or are continued by one; and for how long."""
+    chains, seconds = dictionary.chains, dictionary.seconds
+    linked = chains.stop - chains.first > 1
+    spans = seconds[chains.order[chains.stop - 1]] - seconds[chains.order[chains.first]]
+    with_twin = int(linked[chains.place[dictionary.anchors.numpy()]].sum())
+    return {
+        "patches": int(linked.sum()),
+        "with_twin": with_twin,
+        "links": int((dictionary.next >= 0).sum()),
+        "longest_seconds": round(float(spans.max()), 2),
     }
 
 
@@ -360,10 +377,12 @@ def _rewrite(
     """Write a part again, with the shots in `keep` and the twins that pass."""
     part = Part.read(source / PARTS / key)
     writer = VideoWriter(out, key, part.name, part.record["source"])
+    kept: list[np.ndarray] = []
     try:
         for window in part.windows:
             if keep is None or window.shot in keep:
                 rows = window.rows
+                kept.append(np.arange(rows.start, rows.stop))
                 twins = part.twins[rows].numpy()
                 twins = np.where(twins >= 0, twins - rows.start, -1)
                 mi, p = part.mi[rows].numpy(), part.p_value[rows].numpy()
@@ -376,14 +395,15 @@ def _rewrite(
                         name: part.patches[name][rows]
                         for name in ("frame", "x", "y", "size", "entropy")
                     },
-                    pixels=_pixels(part, rows),
+                    pixels=stored(part.shards, rows),
                     twins=twins[:, :top_k],
                     mi=mi[:, :top_k],
                     p_value=p[:, :top_k],
                     moment_frames=part.moment_frames[rows].numpy(),
                     arrays=window.arrays,
                 )
-        writer.finish(counts=_counts(part))
+        following = relinked(part.next.numpy(), np.concatenate(kept))
+        writer.finish(counts=_counts(part), following=following)
     finally:
         writer.discard()
 
@@ -401,13 +421,3 @@ def _only(
         for array, value in zip(arrays, empty, strict=True)
     )
     return twins, mi, p
-
-
-def _pixels(part: Part, rows: slice) -> np.ndarray:
-    first, pieces = 0, []
-    for shard in part.shards:
-        start, stop = max(rows.start - first, 0), min(rows.stop - first, shard.patches)
-        if start < stop:
-            pieces.append(shard.map()[start:stop])
-        first += shard.patches
-    return torch.cat(pieces).numpy()

@@ -31,10 +31,11 @@ from solo_infoaug.dictionary.format import (
     safe_name,
     twins_fault,
 )
+from solo_infoaug.dictionary.pixels import Encoded, encode, encoded_size, encoded_tensors
 from solo_infoaug.errors import DictionaryError
 
-# A pixel file is closed once it holds this many patches.
-_SHARD_PATCHES = 4096
+# A pixel file is closed once it holds this many patches, or bytes of them.
+_SHARD_PATCHES, _SHARD_BYTES = 4096, 2**28
 
 
 def check_target(folder: Path, name: str) -> None:
@@ -90,7 +91,7 @@ class VideoWriter:
             "pixels": [],
         }
         self._columns: dict[str, list[np.ndarray]] = {}
-        self._pixels: list[np.ndarray] = []
+        self._pixels: list[np.ndarray | Encoded] = []
         self._count = 0
 
     def add_window(
@@ -99,14 +100,18 @@ class VideoWriter:
         *,
         image: np.ndarray,
         patches: Mapping[str, np.ndarray],
-        pixels: np.ndarray,
+        pixels: np.ndarray | Encoded,
         twins: np.ndarray,
         mi: np.ndarray,
         p_value: np.ndarray,
         moment_frames: np.ndarray,
         arrays: Mapping[str, np.ndarray],
     ) -> None:
-        """Add a window's P patches: `twins` [P, K] count within the window. Writes full shards."""
+        """Add a window's P patches, and write full shards.
+
+        `pixels` are uint8 [P, S, 3, H, H] or JPEGs, of one kind in a video; `twins` [P, K] count
+        within the window.
+        """
         index, count = len(self._record["windows"]), len(pixels)
         self._record["windows"].append({**record, "patches": count})
         columns = {
@@ -121,25 +126,31 @@ class VideoWriter:
             self._columns.setdefault(name, []).append(column)
         self._count += count
         self._pixels.append(pixels)
-        if sum(map(len, self._pixels)) >= _SHARD_PATCHES:
+        if self._buffered() >= 1:
             self._flush()
         Image.fromarray(image).save(self._folder / WINDOWS / f"{index:04d}.jpg", quality=85)
         self._write(f"{WINDOWS}/{index:04d}.safetensors", arrays)
 
     def finish(
-        self, source: Mapping[str, Any] | None = None, counts: Mapping[str, Any] | None = None
+        self,
+        source: Mapping[str, Any] | None = None,
+        counts: Mapping[str, Any] | None = None,
+        following: np.ndarray | None = None,
     ) -> None:
         """Write what is left, and give the folder its final name.
 
         Args:
             source: more about the source, known only now.
             counts: those of `COUNTS` that are known, and `reasons`.
+            following: int64 [N]: which patch continues each in a later window, −1 for none; None
+                for none at all.
         """
         self._note(source, counts)
         if not self._record["windows"]:
             raise ValueError("a video without a window is not written")
         self._flush()
         joined = {name: np.concatenate(parts) for name, parts in self._columns.items()}
+        joined["next"] = np.full(self._count, -1) if following is None else following
         digest = self._write("index.safetensors", joined)
         self._record["index"] = {"patches": self._count, "sha256": digest}
         _write_json(self._folder / "video.json", self._record)
@@ -173,11 +184,28 @@ class VideoWriter:
         """Leave nothing behind."""
         shutil.rmtree(self._folder, ignore_errors=True)
 
+    def _buffered(self) -> float:
+        """How full a file of what waits would be."""
+        patches, size = 0, 0
+        for pixels in self._pixels:
+            patches += len(pixels)
+            size += pixels.nbytes if isinstance(pixels, np.ndarray) else encoded_size(pixels)
+        return max(patches / _SHARD_PATCHES, size / _SHARD_BYTES)
+
     def _flush(self) -> None:
         if not self._pixels:
             return
         name = f"pixels-{len(self._record['pixels']):04d}.safetensors"
         parts, self._pixels = self._pixels, []
+        raw = [part for part in parts if isinstance(part, np.ndarray)]
+        jpegs = [crops for part in parts if not isinstance(part, np.ndarray) for crops in part]
+        if raw and jpegs:
+            raise ValueError("the crops of one video are raw or JPEG")
+        digest = self._write_raw(name, raw) if raw else self._write(name, encoded_tensors(jpegs))
+        count = sum(map(len, parts))
+        self._record["pixels"].append({"file": name, "patches": count, "sha256": digest})
+
+    def _write_raw(self, name: str, parts: Sequence[np.ndarray]) -> str:
         shape = [sum(map(len, parts)), *parts[0].shape[1:]]
         pieces: list[Any] = [_header("pixels", shape), *map(np.ascontiguousarray, parts)]
         digest = hashlib.sha256()
@@ -186,9 +214,7 @@ class VideoWriter:
             for piece in pieces:
                 file.write(piece)
                 digest.update(piece)
-        self._record["pixels"].append(
-            {"file": name, "patches": shape[0], "sha256": digest.hexdigest()}
-        )
+        return digest.hexdigest()
 
     def _write(self, name: str, arrays: Mapping[str, np.ndarray]) -> str:
         data = to_safetensors({key: np.ascontiguousarray(a) for key, a in arrays.items()})
@@ -221,6 +247,7 @@ def write_arrays(
     mi: torch.Tensor,
     windows: Sequence[int] | None,
     name: str,
+    jpeg: bool = False,
 ) -> None:
     """`TwinDictionary.create`, which says what is what."""
     window_of = np.zeros(len(pixels), np.int64) if windows is None else np.asarray(windows)
@@ -246,7 +273,7 @@ def write_arrays(
                     "size": np.full(len(rows), side, np.float32),
                     "entropy": np.zeros(len(rows), np.float32),
                 },
-                pixels=pixels[rows].numpy(),
+                pixels=encode(pixels[rows].numpy()) if jpeg else pixels[rows].numpy(),
                 twins=local.numpy(),
                 mi=mi[rows].numpy(),
                 p_value=np.where(local.numpy() >= 0, 0, 1).astype(np.float32),

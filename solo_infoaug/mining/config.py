@@ -26,7 +26,10 @@ _CHOICES = {
     "signal": ("motion", "colour", "both"),
     "representation": ("position", "velocity", "both"),
     "estimator": ("3kl", "ksg1", "ksg2"),
+    "crop_format": ("auto", "raw", "jpeg"),
 }
+# Below it JPEG saves little and is read several times as slowly: benchmarks/dictionary_scale.py
+_RAW_UP_TO = 48
 _MINIMA = (
     (("frame_step", "moments", "top_k", "k", "stride"), 1, ""),
     (("min_motion", "min_colour", "motion_over_noise", "min_mi", "others"), 0, ""),
@@ -84,8 +87,15 @@ class MineConfig:
     grid_step: float = 0.5
     """Distance of neighbours in the grid, in patches: 1 leaves no overlap."""
 
+    context: float = 1.0
+    """How many sides of a patch its stored crops span. Tracks and twins are the same with any."""
+
     crop_size: int = 32
     """Side of the stored crops in pixels."""
+
+    crop_format: str = "auto"
+    """How crops are stored: `raw`, `jpeg` (a sixth of the size or less), or `auto`: raw up to 48
+    pixels a side."""
 
     moments: int = 4
     """How many crops of each patch are stored: the middle frame's, and others along its track."""
@@ -216,6 +226,7 @@ class MineConfig:
             ("patch_fraction", 0 < self.patch_fraction <= 0.5, "in (0, 0.5]"),
             ("grid_step", 0.1 <= self.grid_step <= 10, "in [0.1, 10] patches"),
             ("crop_size", 4 <= self.crop_size <= 1024, "in [4, 1024] pixels"),
+            ("context", 1 <= self.context <= 16, "in [1, 16] sides of a patch"),
         ):
             require(good, name, expected, values[name])
 
@@ -245,6 +256,13 @@ class MineConfig:
             except ValueError as error:
                 raise ConfigError(f"{name}: expected {types[name]}, got {text!r}") from error
         return cls(**values)
+
+    @property
+    def jpeg(self) -> bool:
+        """Whether crops are stored as JPEG."""
+        return self.crop_format == "jpeg" or (
+            self.crop_format == "auto" and self.crop_size > _RAW_UP_TO
+        )
 
     @property
     def digest(self) -> str:

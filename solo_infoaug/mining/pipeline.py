@@ -30,6 +30,7 @@ from solo_infoaug.errors import DictionaryError, VideoError
 from solo_infoaug.mining.config import MineConfig
 from solo_infoaug.mining.frame import Frame
 from solo_infoaug.mining.frame_folder import FrameFolder
+from solo_infoaug.mining.linking import Links
 from solo_infoaug.mining.repeats import without_repeats
 from solo_infoaug.mining.trackers import make_tracker
 from solo_infoaug.mining.video import (
@@ -188,6 +189,7 @@ def mine_video(
         reasons: Counter[str] = Counter()
         pictures: Counter[str] = Counter()
         overlays = 0
+        links = Links(config.frame_step)
         colour = tracker.colour or bool(config.depth) or config.signal != "motion"
         count = _windows_ahead(video.record) if ahead else 0
         try:
@@ -204,6 +206,7 @@ def mine_video(
                     reasons.update(mined.reasons)
                     if mined.stored is not None:
                         writer.add_window(**vars(mined.stored))
+                        links.add(mined.stored)
             noted = {
                 **counts,
                 "reasons": dict(reasons),
@@ -214,7 +217,7 @@ def mine_video(
             if why := _why_nothing(path, video, counts, reasons, config):
                 writer.finish_without_twins(why, record, noted)
             else:
-                writer.finish(record, noted)
+                writer.finish(record, noted, links.following)
         finally:
             writer.discard()
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import cv2
 import numpy as np
 
+from solo_infoaug import _jpeg
 from solo_infoaug.mining.camera import CameraStep, camera_steps, own_motion, remove_parallax, rms
 from solo_infoaug.mining.config import MineConfig
 from solo_infoaug.mining.depth import DEFAULT_MODEL, depth_along
@@ -44,15 +46,16 @@ class Stored:
     """What a dictionary keeps of a window: P patches, in S moments, and K twins of each.
 
     `frame` int32, `x`, `y`, `size`, `entropy` float32 [P] as in the dictionary; `pixels` uint8
-    [P, S, 3, H, H]; `twins` int64, `mi`, `p_value` float32 [P, K], which count within the window;
-    `moment_frames` int32 [P, S]; `image` uint8 [H, W, 3], the seed frame. `arrays` is described in
+    [P, S, 3, H, H], or JPEG files [P][S]; `twins` int64, `mi`, `p_value` float32 [P, K], which
+    count within the window; `moment_frames` int32 [P, S]; `image` uint8 [H, W, 3], the seed frame.
+    `arrays` is described in
     docs/dictionary-format.md.
     """
 
     record: dict[str, Any]
     image: np.ndarray
     patches: dict[str, np.ndarray]
-    pixels: np.ndarray
+    pixels: np.ndarray | list[list[bytes]]
     twins: np.ndarray
     mi: np.ndarray
     p_value: np.ndarray
@@ -298,6 +301,7 @@ def _store(
             "frames": len(window),
             "height": window.frame_size[0],
             "width": window.frame_size[1],
+            "context": config.context,
             **record,
         },
         image=window.keyframes[seed],
@@ -308,12 +312,12 @@ def _store(
             "size": np.full(count, size, np.float32),
             "entropy": entropies,
         },
-        pixels=crops(
+        pixels=_pixels(
             {t: window.picture.of(image) for t, image in window.keyframes.items()},
             moments,
             tracks.path[:, kept],
             size,
-            config.crop_size,
+            config,
         ),
         twins=twins,
         mi=mi,
@@ -352,31 +356,96 @@ def pick_moments(visible: np.ndarray, keyframes: list[int], seed: int, count: in
     return found[which]
 
 
+def _pixels(
+    images: dict[int, np.ndarray],
+    moments: np.ndarray,
+    path: np.ndarray,
+    size: int,
+    config: MineConfig,
+) -> np.ndarray | list[list[bytes]]:
+    """`crops`, as a dictionary stores them."""
+    if not config.jpeg:
+        return crops(images, moments, path, size, config.crop_size, config.context)
+    # One by one: a window's raw crops of 224 pixels can take a gigabyte
+    cut = _squares(images, moments, path, size, config.crop_size, config.context)
+    return [[_jpeg.encode(next(cut)) for _ in row] for row in moments]
+
+
 def crops(
-    images: dict[int, np.ndarray], moments: np.ndarray, path: np.ndarray, size: int, side: int
+    images: dict[int, np.ndarray],
+    moments: np.ndarray,
+    path: np.ndarray,
+    size: int,
+    side: int,
+    context: float = 1.0,
 ) -> np.ndarray:
-    """Square crops of patches along their tracks, shifted to lie inside the image.
+    """Square crops of patches along their tracks.
+
+    A patch is shifted to lie inside the image. What its context has beyond the border is
+    reflected, so that a patch is in the middle of its crop wherever it lies; shifted, neighbours at
+    the border would show the very same crop.
 
     Args:
         images: uint8 [H, W, 3] by time.
         moments: int [P, S] times.
         path: [T, P, 2] centres (x, y).
-        size: side of the squares in pixels, at most min(H, W).
-        side: what they are resized to.
+        size: side of the patches in pixels, at most min(H, W).
+        side: what crops are resized to.
+        context: how many sides of a patch they span.
 
     Returns:
         uint8 [P, S, 3, side, side].
     """
     found = np.empty((*moments.shape, 3, side, side), np.uint8)
-    # Below two pixels for one, bilinear misses next to none of them, and takes a sixth of the time
-    how = cv2.INTER_AREA if size >= 2 * side else cv2.INTER_LINEAR
+    cut = _squares(images, moments, path, size, side, context)
+    for place, square in zip(np.ndindex(moments.shape), cut, strict=True):
+        found[place] = square.transpose(2, 0, 1)
+    return found
+
+
+def _squares(
+    images: dict[int, np.ndarray],
+    moments: np.ndarray,
+    path: np.ndarray,
+    size: int,
+    side: int,
+    context: float,
+) -> Iterator[np.ndarray]:
+    """uint8 [side, side, 3] of each patch and moment, in the order of `moments`."""
     height, width = next(iter(images.values())).shape[:2]
     centres = path[moments, np.arange(len(moments))[:, None]]
     corners = np.clip(np.round(centres - size / 2).astype(int), 0, (width - size, height - size))
-    places = np.ndindex(moments.shape)
-    for place, t, (x, y) in zip(
-        places, moments.ravel().tolist(), corners.reshape(-1, 2).tolist(), strict=True
-    ):
-        square = images[t][y : y + size, x : x + size]
-        found[place] = cv2.resize(square, (side, side), interpolation=how).transpose(2, 0, 1)
-    return found
+    span = round(context * size)
+    corners -= (span - size) // 2
+    for t, (x, y) in zip(moments.ravel().tolist(), corners.reshape(-1, 2).tolist(), strict=True):
+        yield crop(images[t], x, y, span, side)
+
+
+def crop(image: np.ndarray, left: int, top: int, span: int, side: int) -> np.ndarray:
+    """A square of an image, resized; beyond the border the image is reflected.
+
+    Args:
+        image: uint8 [H, W, 3].
+        left: of the square, pixels; it may lie outside.
+        top: also.
+        span: side of the square, pixels.
+        side: what it is resized to.
+
+    Returns:
+        uint8 [side, side, 3].
+    """
+    height, width = image.shape[:2]
+    if 0 <= top <= height - span and 0 <= left <= width - span:
+        square = image[top : top + span, left : left + span]
+    else:
+        square = image[np.ix_(_reflected(top, span, height), _reflected(left, span, width))]
+    # Below two pixels for one, bilinear misses next to none of them, and takes a sixth of the time
+    how = cv2.INTER_AREA if span >= 2 * side else cv2.INTER_LINEAR
+    return cv2.resize(square, (side, side), interpolation=how)
+
+
+def _reflected(first: int, count: int, length: int) -> np.ndarray:
+    """int64 [count]: places from `first` on, reflected to lie in [0, length)."""
+    last = length - 1
+    there = np.abs(np.arange(first, first + count)) % max(2 * last, 1)
+    return np.minimum(there, 2 * last - there)

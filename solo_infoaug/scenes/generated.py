@@ -22,7 +22,7 @@ import numpy as np
 
 from solo_infoaug._checks import require
 from solo_infoaug.dictionary import TwinDictionary
-from solo_infoaug.dictionary.store import WindowRecord
+from solo_infoaug.dictionary.reading import WindowRecord
 from solo_infoaug.mining.config import MineConfig
 from solo_infoaug.mining.encoding import write_video
 from solo_infoaug.mining.tracking import grid

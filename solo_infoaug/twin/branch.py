@@ -381,6 +381,7 @@ class InfoAugMethod(Method):
         assert self.infoaug is not None
         assert self.infoaug.batch_size is not None
         assert self.twin_dictionary is not None
+        temporal = self.infoaug.temporal
         return TwinRequest(
             *seeds,
             device=self.device,
@@ -388,7 +389,8 @@ class InfoAugMethod(Method):
             batch_size=self.infoaug.batch_size,
             arm=self.infoaug.arm,
             top_k=self.infoaug.top_k,
-            temporal=self.infoaug.temporal,
+            temporal=bool(temporal),
+            seconds=None if isinstance(temporal, bool) else float(temporal),
             others=self.infoaug.others,
             pipelines=self.twin_views,
             both=self.infoaug_spec.both_views,

@@ -12,7 +12,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from solo_infoaug._checks import is_number, is_whole, require
-from solo_infoaug.dictionary.store import PARTNERS
+from solo_infoaug.dictionary.store import PARTNERS, TEMPORAL, is_temporal
 from solo_infoaug.errors import ConfigError
 from solo_infoaug.objectives.config import FMICLConfig
 from solo_infoaug.twin.fmicl import check_method
@@ -55,8 +55,9 @@ class InfoAugConfig:
     top_k: int = 1
     """Draw the twin among this many best."""
 
-    temporal: bool = False
-    """Show a patch and its twin at different moments of their tracks."""
+    temporal: Any = False
+    """true: show a patch and its twin at different moments of their tracks. A number: also what
+    continues their tracks in other windows, this many seconds before or after at most."""
 
     others: float = 0.0
     """This share of the pairs, in [0, 1), are patches without a twin, each paired with itself. They
@@ -97,7 +98,7 @@ class InfoAugConfig:
         finite = is_number(self.weight, 0) and self.weight < float("inf")
         for key, good, expected in (
             ("enabled", isinstance(self.enabled, bool), "true or false"),
-            ("temporal", isinstance(self.temporal, bool), "true or false"),
+            ("temporal", is_temporal(self.temporal), TEMPORAL),
             ("twins", self.twins is None or path, "the folder of a twin dictionary"),
             ("arm", self.arm in PARTNERS, f"one of {', '.join(PARTNERS)}"),
             ("heads", self.heads in (None, *HEADS), f"one of {', '.join(HEADS)}"),

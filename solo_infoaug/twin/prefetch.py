@@ -43,6 +43,9 @@ class TwinRequest:
     both: bool
     """Every crop is made of the patch and of the twin."""
 
+    seconds: float | None = None
+    """How far away in time both may be shown in other windows, if at all."""
+
 
 @dataclass(frozen=True)
 class PreparedTwins:
@@ -80,7 +83,7 @@ def prepare(request: TwinRequest, stream: torch.cuda.Stream | None = None) -> Pr
         torch.Generator().manual_seed(request.pairs),
         arm=request.arm,
         top_k=request.top_k,
-        temporal=request.temporal,
+        temporal=request.temporal if request.seconds is None else request.seconds,
         others=request.others,
     )
     count, _, height, width = patch.shape

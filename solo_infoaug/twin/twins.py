@@ -89,11 +89,31 @@ def check_dictionary(dictionary: TwinDictionary, config: InfoAugConfig) -> None:
             f"infoaug.others: {dictionary.path} keeps no patch without a twin; mine it with "
             "-s others=64, or leave it out"
         )
-    if config.temporal and moments < 2:
+    if config.temporal is True and moments < 2:
         raise ConfigError(
             f"infoaug.temporal: {dictionary.path} keeps one moment of each patch; "
             "mine it with -s moments=4, or leave it out"
         )
+    if config.temporal and not isinstance(config.temporal, bool):
+        _check_reach(dictionary, config.temporal)
+
+
+def _check_reach(dictionary: TwinDictionary, seconds: float) -> None:
+    """Refuse a time in which no patch with a twin has another window to be shown in."""
+    first, stop = dictionary.chains.reach(dictionary.anchors.numpy(), seconds)
+    if (stop - first).max() > 1:
+        return
+    linked = dictionary.next >= 0
+    if not linked.any():
+        raise ConfigError(
+            f"infoaug.temporal: no patch in {dictionary.path} is linked to one of another window, "
+            f"got {seconds:g} seconds; mine it anew with this version, or use temporal=true"
+        )
+    apart = dictionary.seconds[dictionary.next[linked].numpy()] - dictionary.seconds[linked.numpy()]
+    raise ConfigError(
+        f"infoaug.temporal: expected at least {apart.min():.2f} seconds, as linked patches in "
+        f"{dictionary.path} are apart, got {seconds:g}; or use temporal=true"
+    )
 
 
 def risks(
@@ -122,11 +142,12 @@ def risks(
             "negative or neighbour; mine more video, or use a shorter queue"
         )
     crop = max(int(entry.crop_size) for entry in cfg.augmentations)
-    source = float(np.median(dictionary.patches["size"][dictionary.anchors.numpy()]))
+    spans = dictionary.patches["size"] * dictionary.context
+    source = float(np.median(spans[dictionary.anchors.numpy()]))
     side = min(float(dictionary.pixels_shape[-1]), source)
     if crop > _ENLARGED * side:
         texts.append(
-            f"infoaug.twins: patches of {side:.0f} pixels are enlarged to crops of {crop}: "
-            "mine with a larger -s crop_size and -s patch_fraction, or video of a higher resolution"
+            f"infoaug.twins: patches of {side:.0f} pixels are enlarged to crops of {crop}: mine "
+            "with a larger -s crop_size and -s context, or video of a higher resolution"
         )
     return texts

@@ -14,7 +14,7 @@ import numpy as np
 from solo_infoaug._files import DRAWN
 from solo_infoaug.dictionary import TwinDictionary
 from solo_infoaug.dictionary.format import PARTS, read_json
-from solo_infoaug.dictionary.store import WindowRecord
+from solo_infoaug.dictionary.reading import WindowRecord
 from solo_infoaug.errors import VideoError
 from solo_infoaug.mining.encoding import write_video
 from solo_infoaug.mining.video import find_videos, open_video, video_digest

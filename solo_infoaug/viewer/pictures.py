@@ -17,7 +17,7 @@ from matplotlib.patches import Rectangle
 
 from solo_infoaug._checks import require
 from solo_infoaug.dictionary import TwinDictionary
-from solo_infoaug.dictionary.store import WindowRecord
+from solo_infoaug.dictionary.reading import WindowRecord
 from solo_infoaug.mining.window import REASONS
 
 if TYPE_CHECKING:
@@ -211,6 +211,7 @@ def draw_pairs(dictionary: TwinDictionary, count: int = 24) -> Figure:
     """A contact sheet of strong pairs: each patch above its twin, their MI above both.
 
     The strongest pair of each window comes first, then the second of each; no patch comes twice.
+    Where a crop shows more than the patch, a square says which part that is.
     """
     ranked = [
         (index, -float(dictionary.mi[row, 0]), row)
@@ -231,10 +232,20 @@ def draw_pairs(dictionary: TwinDictionary, count: int = 24) -> Figure:
         twin = dictionary.twins[patch, 0]
         pair = dictionary.crops(torch.stack([torch.tensor(patch), twin]))
         for offset in (0, 1):
-            grid[2 * row + offset, column].imshow(pair[offset].permute(1, 2, 0).numpy())
+            axes = grid[2 * row + offset, column]
+            axes.imshow(pair[offset].permute(1, 2, 0).numpy())
+            if dictionary.context[patch] > 1:
+                axes.add_patch(_patch_in_crop(pair.shape[-1], float(dictionary.context[patch])))
         grid[2 * row, column].set_title(f"{float(dictionary.mi[patch, 0]):.2f}", fontsize=8)
     figure.suptitle("patches (above) and their twins (below); MI in nats", fontsize=9)
     return figure
+
+
+def _patch_in_crop(side: int, context: float) -> Rectangle:
+    """The outline of a patch in the middle of its crop, whose first pixel is at −0.5."""
+    inner = side / context
+    corner = (side - inner) / 2 - 0.5
+    return Rectangle((corner, corner), inner, inner, fill=False, edgecolor=_WITH, linewidth=0.8)
 
 
 def _window(dictionary: TwinDictionary, window: int) -> WindowRecord:

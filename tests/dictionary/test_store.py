@@ -2,22 +2,25 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import io
 import json
 import pickle
 import random
 import shutil
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save
 
+from solo_infoaug import _jpeg
 from solo_infoaug.dictionary import TwinDictionary
+from solo_infoaug.dictionary.links import Chains, relinked
 from solo_infoaug.dictionary.store import PARTNERS
-from solo_infoaug.dictionary.tools import describe, filter_twins, merge, split
 from solo_infoaug.errors import ConfigError, DictionaryError
-from solo_infoaug.viewer import show
 
 N, S, SIDE = 12, 3, 8
 
@@ -196,6 +199,7 @@ def test_the_generator_decides(made: TwinDictionary) -> None:
         ({"arm": "best"}, "arm: expected one of mi, random, random_anchor, self, got 'best'"),
         ({"size": 0}, "batch_size: expected at least 1, got 0"),
         ({"top_k": 0}, "top_k: expected at least 1 or None, got 0"),
+        ({"temporal": 0}, "temporal: expected true, false or a number of seconds > 0, got 0"),
     ],
 )
 def test_sample_errors(made: TwinDictionary, kwargs: dict, message: str) -> None:
@@ -235,7 +239,7 @@ def test_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert torch.equal(sharded.pixels, pixels)
     index = torch.tensor([11, 0, 6, 5, 0])
     assert torch.equal(sharded.crops(index, 2), pixels[index, 2])
-    monkeypatch.setattr("solo_infoaug.dictionary.store._OPEN_SHARDS", 1)
+    monkeypatch.setattr("solo_infoaug.dictionary.pixels._OPEN_SHARDS", 1)
     assert torch.equal(_ids(_sample(sharded, 50, arm="self")[1]), _sample(sharded, 50)[2])
 
 
@@ -460,153 +464,222 @@ def test_arrays_that_do_not_fit_leave_nothing(
     TwinDictionary.create(tmp_path / "twins", **arrays)
 
 
-# --- format 1: the unit was a whole shot, and was called so
+# --- formats
 
 
-def _format_1(folder: Path) -> Path:
-    """By hand, as docs/dictionary-format.md of format 1 described it: two shots, three patches."""
-    part = folder / "parts" / "clip-01234567-89abcdef"
-    (part / "shots").mkdir(parents=True)
-    pixels = torch.zeros(6, 2, 3, SIDE, SIDE, dtype=torch.uint8)
-    pixels[:, :, 0] = torch.arange(6)[:, None, None, None]
-    index = {
-        "shot": torch.tensor([0, 0, 0, 1, 1, 1], dtype=torch.int32),
-        "frame": torch.tensor([10, 10, 10, 90, 90, 90], dtype=torch.int32),
-        "x": torch.tensor([8.0, 24, 40, 8, 24, 40]),
-        "y": torch.full((6,), 8.0),
-        "size": torch.full((6,), 16.0),
-        "entropy": torch.tensor([1.0, 2, 3, 4, 5, 6]),
-        "twins": torch.tensor([[1, -1], [0, -1], [-1, -1], [4, 5], [3, -1], [3, -1]]),
-        "mi": torch.tensor([[0.5, 0], [0.5, 0], [0, 0], [0.9, 0.2], [0.9, 0], [0.2, 0]]),
-        "p_value": torch.tensor([[0.01, 1], [0.01, 1], [1, 1], [0.01, 0.04], [0.01, 1], [0.04, 1]]),
-        "moment_frames": torch.tensor([[10, 20]] * 3 + [[90, 99]] * 3, dtype=torch.int32),
-    }
-    hashes = {}
-    for name, content in (("index", index), ("pixels-0000", {"pixels": pixels})):
-        data = save(content)
-        (part / f"{name}.safetensors").write_bytes(data)
-        hashes[name] = hashlib.sha256(data).hexdigest()
-    tracks = torch.stack([index["x"][:3], index["y"][:3]], dim=1).repeat(30, 1, 1)
-    for number in range(2):
-        Image.new("RGB", (64, 48), (90, 120, 150)).save(part / "shots" / f"{number:04d}.jpg")
-        arrays = {
-            "tracks": tracks,
-            "stabilised": tracks.clone(),
-            "seen": torch.ones(30, 3, dtype=torch.bool),
-            "mi": torch.full((3, 3), float("nan")),
-            "null": torch.rand(20),
-            "centres": tracks[0].clone(),
-            "reason": torch.tensor([0, 0, 4], dtype=torch.uint8),
-        }
-        (part / "shots" / f"{number:04d}.safetensors").write_bytes(save(arrays))
-    head = {"format": "solo-infoaug twin dictionary", "version": 1}
-    shots = [
-        {
-            "patches": 3,
-            "frame": frame,
-            "frames": 30,
-            "height": 48,
-            "width": 64,
-            "patch": 16,
-            "reasons": {"twin": twin, "lost": 1, "static": 0, "border": 0, "not significant": 0},
-            "least_motion": 0.5,
-            "camera": {"model": "affine", "removed": True},
-        }
-        for frame, twin in ((10, 2), (90, 3))
-    ]
-    record = {
-        **head,
-        "name": "clip.mp4",
-        "source": {"file": "clip.mp4", "sha256": "0" * 64, "fps": 25.0},
-        "frames": 150,
-        "damaged_packets": 1,
-        "frames_left_out": 2,
-        "index": {"patches": 6, "sha256": hashes["index"]},
-        "pixels": [
-            {"file": "pixels-0000.safetensors", "patches": 6, "sha256": hashes["pixels-0000"]}
-        ],
-        "shots": shots,
-    }
-    (part / "video.json").write_text(json.dumps(record))
-    manifest = {**head, "videos": [part.name], "config": {"k": 3}, "failed": {}}
-    (folder / "dictionary.json").write_text(json.dumps(manifest))
-    return folder
+def _as_version(made: TwinDictionary, version: int) -> Path:
+    """The dictionary as an earlier version wrote it: patches are not linked."""
+    path = _part(made) / "index.safetensors"
+    content = load_file(path)
+    del content["next"]
+    data = save(content)
+    path.write_bytes(data)
+    record = json.loads((_part(made) / "video.json").read_text())
+    record["index"]["sha256"] = hashlib.sha256(data).hexdigest()
+    (_part(made) / "video.json").write_text(json.dumps({**record, "version": version}))
+    manifest = made.path / "dictionary.json"
+    manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "version": version}))
+    return made.path
 
 
-@pytest.fixture
-def old(tmp_path: Path) -> TwinDictionary:
-    return TwinDictionary.load(_format_1(tmp_path / "old"))
+def test_format_2_is_read(made: TwinDictionary) -> None:
+    old = TwinDictionary.load(_as_version(made, 2))
+    assert torch.equal(old.pixels, made.pixels)
+    assert torch.equal(old.twins, made.twins)
+    assert (old.next == -1).all()
+    assert all(torch.equal(a, b) for a, b in zip(_sample(old), _sample(made), strict=True))
 
 
-def test_format_1_is_read(old: TwinDictionary) -> None:
-    assert old.videos == ["clip.mp4"]
-    assert old.patches["window"].tolist() == old.patches["shot"].tolist() == [0, 0, 0, 1, 1, 1]
-    assert old.twins[:, 0].tolist() == [1, 0, -1, 4, 3, 3]
-    assert [(window.shot, window.first) for window in old.windows] == [(0, 10), (1, 90)]
-    assert old.windows[1].image.shape == (48, 64, 3)
-    assert old.windows[1].arrays["tracks"].shape == (30, 3, 2)
-    assert copy.deepcopy(old).fingerprint == old.fingerprint
+def test_format_1_is_refused(made: TwinDictionary) -> None:
+    with pytest.raises(DictionaryError, match=r"version 1 is older .* \(2 to 3\); mine .* anew"):
+        TwinDictionary.load(_as_version(made, 1))
+
+
+def test_format_3_without_links_is_damaged(made: TwinDictionary) -> None:
+    with pytest.raises(DictionaryError, match="`next` should be"):
+        TwinDictionary.load(_as_version(made, 3))
 
 
 @pytest.mark.parametrize(
-    ("arm", "mates"),
-    [("mi", {4}), ("random", {4, 5}), ("random_anchor", {4, 5}), ("self", {3})],
+    ("links", "message"),
+    [
+        ({0: 99}, "out of range"),
+        ({0: -2}, "out of range"),
+        ({0: 6, 1: 6}, "two patches are linked to the same one"),
+        ({6: 0}, "no later window of the shot"),
+        ({0: 1}, "no later window of the shot"),
+        ({0: 6}, "no later window of the shot"),  # windows without a shot are shots of their own
+    ],
 )
-def test_format_1_is_sampled(old: TwinDictionary, arm: str, mates: set[int]) -> None:
-    _, partner, index = _sample(old, 200, arm=arm)
-    assert set(index.tolist()) == {0, 1, 3, 4, 5}
-    assert set(_ids(partner)[index == 3].tolist()) == mates
-
-
-def test_format_1_is_described_and_verified(old: TwinDictionary) -> None:
-    found = describe(old, verify=True)
-    assert (found["windows"], found["patches"], found["with_twin"]) == (2, 6, 5)
-    assert found["patches_by_reason"]["twin"] == 5
-    (row,) = found["by_video"]
-    assert row["minutes"] == pytest.approx(150 / 25 / 60)
-    assert (row["windows"], row["with_twin"], row["patches"]) == (2, 5, 7)
-    assert (found["damaged_packets"], found["frames_left_out"]) == (1, 2)
-
-
-def test_format_1_is_shown(old: TwinDictionary, tmp_path: Path) -> None:
-    for name in ("a.html", "a.png", "a.mp4"):
-        show(old, tmp_path / name)
-        assert (tmp_path / name).stat().st_size > 1000
-
-
-def test_format_1_is_filtered_and_split(old: TwinDictionary, tmp_path: Path) -> None:
-    """What is written is of the new format."""
-    kept = filter_twins(old.path, tmp_path / "kept", max_p=0.02)
-    assert kept.twins[:, 0].tolist() == [1, 0, -1, 4, 3, -1]
-    assert torch.equal(kept.pixels, old.pixels)
-    assert kept.windows[1].first == 90
-    assert json.loads((_part(kept) / "video.json").read_text())["version"] == 2
-    parts = split(old.path, tmp_path / "split", 0.5, by="shot")
-    assert sorted(int(part.patches["frame"][0]) for part in parts) == [10, 90]
-    assert all(len(part) == 3 for part in parts)
-
-
-def test_formats_are_merged(old: TwinDictionary, tmp_path: Path) -> None:
-    pixels = torch.full((2, 2, 3, SIDE, SIDE), 77, dtype=torch.uint8)
-    twins = torch.tensor([[1, -1], [0, -1]])
-    new = TwinDictionary.create(tmp_path / "new", pixels, twins, torch.ones(2, 2))
-    both = merge([old.path, new.path], tmp_path / "both")
-    assert torch.equal(both.pixels, torch.cat([old.pixels, pixels]))
-    assert both.twins[:, 0].tolist() == [1, 0, -1, 4, 3, 3, 7, 6]
-    assert both.patches["window"].tolist() == [0, 0, 0, 1, 1, 1, 2, 2]
-    assert both.patches["shot"].tolist() == [0, 0, 0, 1, 1, 1, 2, 2]
-    assert len(both.windows) == 3
-
-
-def test_format_1_twins_stay_in_their_shot(tmp_path: Path) -> None:
-    folder = _format_1(tmp_path / "old")
-    part = next((folder / "parts").iterdir())
-    content = load_file(part / "index.safetensors")
-    content["twins"][0, 0] = 3
+def test_hostile_links(made: TwinDictionary, links: dict[int, int], message: str) -> None:
+    path = _part(made) / "index.safetensors"
+    content = load_file(path)
+    for patch, following in links.items():
+        content["next"][patch] = following
     data = save(content)
-    (part / "index.safetensors").write_bytes(data)
-    record = json.loads((part / "video.json").read_text())
+    path.write_bytes(data)
+    record = json.loads((_part(made) / "video.json").read_text())
     record["index"]["sha256"] = hashlib.sha256(data).hexdigest()
-    (part / "video.json").write_text(json.dumps(record))
-    with pytest.raises(DictionaryError, match="another window"):
-        TwinDictionary.load(folder)
+    (_part(made) / "video.json").write_text(json.dumps(record))
+    with pytest.raises(DictionaryError, match=message):
+        TwinDictionary.load(made.path)
+
+
+# --- crops as JPEG
+
+
+def _smooth(side: int = 64) -> torch.Tensor:
+    """uint8 [N, S, 3, side, side]: patch, moment and place can be told from smooth colours."""
+    y, x = torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")
+    pixels = torch.empty(N, S, 3, side, side)
+    pixels[:, :, 0] = 20 * torch.arange(N)[:, None, None, None].float()
+    pixels[:, :, 1] = 60 * torch.arange(S)[None, :, None, None] + x / 2
+    pixels[:, :, 2] = y + 40.0
+    return pixels.to(torch.uint8)
+
+
+@pytest.fixture
+def jpeg(tmp_path: Path) -> TwinDictionary:
+    _, twins, mi, windows = _content()
+    path = tmp_path / "jpeg"
+    return TwinDictionary.create(path, _smooth(), twins, mi, windows=windows, jpeg=True)
+
+
+def test_jpeg_crops_are_what_was_stored(jpeg: TwinDictionary) -> None:
+    pixels = _smooth()
+    assert jpeg.pixels_shape == pixels.shape
+    index, moment = torch.tensor([11, 0, 6, 5, 0] * 20), torch.tensor([2, 0, 1, 1, 2] * 20)
+    found = jpeg.crops(index, moment)  # enough for several threads
+    assert (found.int() - pixels[index, moment].int()).abs().max() <= 3
+    stored = sum(path.stat().st_size for path in jpeg.path.rglob("pixels-*"))
+    assert stored < pixels.numel() / 6
+
+
+def test_pillow_reads_the_same_colours(jpeg: TwinDictionary) -> None:
+    """Prefix and rest are a JPEG file, in the usual order of channels."""
+    tensors = load_file(next(jpeg.path.rglob("pixels-0000.safetensors")))
+    first = int(tensors["sizes"][0, 0])
+    data = tensors["prefix"].numpy().tobytes() + tensors["jpeg"][:first].numpy().tobytes()
+    with Image.open(io.BytesIO(data)) as image:
+        pixels = np.asarray(image.convert("RGB")).astype(int)
+    assert np.abs(pixels - _smooth()[0, 0].permute(1, 2, 0).numpy()).max() <= 3
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        3,
+        -1,
+        slice(2, 5),
+        (slice(None), 1),
+        (4, 2),
+        (..., 0),
+        torch.tensor([3, 1]),
+        (torch.tensor([3, 1]), torch.tensor([0, 2])),
+        np.array([5, 5]),
+        [1, 2],
+        torch.arange(N) % 2 == 0,
+        (2, 1, 0),
+        (slice(0, 2), 0, slice(None), 5, slice(None, None, 2)),
+    ],
+    ids=str,
+)
+def test_lazy_pixels_are_indexed_as_a_tensor_is(jpeg: TwinDictionary, key: Any) -> None:
+    places = torch.arange(N)[:, None].expand(N, S), torch.arange(S).expand(N, S)
+    whole = jpeg.crops(*(place.reshape(-1) for place in places)).reshape(jpeg.pixels_shape)
+    found = jpeg.pixels[key]
+    assert found.shape == whole[key].shape
+    assert torch.equal(found, whole[key])
+
+
+def test_lazy_pixels_decode_what_is_shown(
+    jpeg: TwinDictionary, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoded = []
+    plain = _jpeg.decode_all
+    monkeypatch.setattr(_jpeg, "decode_all", lambda images, out: decoded.append(len(images)))
+    jpeg.pixels[2:4, 1]
+    monkeypatch.setattr(_jpeg, "decode_all", plain)
+    assert decoded == [2]
+    assert len(jpeg.pixels) == N
+    assert np.asarray(jpeg.pixels).shape == jpeg.pixels.shape
+    assert torch.equal(jpeg.pixels, jpeg.pixels[:])  # functions of torch take it as a tensor
+    with pytest.raises(IndexError, match="index patches and moments"):
+        jpeg.pixels[None]
+
+
+def test_jpeg_is_sampled_like_raw(jpeg: TwinDictionary, made: TwinDictionary) -> None:
+    for arm in PARTNERS:
+        ours, theirs = (_sample(one, 6, arm=arm, temporal=True) for one in (jpeg, made))
+        assert torch.equal(ours[2], theirs[2])
+        for a, b in zip(ours[:2], theirs[:2], strict=True):
+            assert torch.equal((_ids(a) / 20).round(), _ids(b))
+
+
+def test_fuzz_jpeg(jpeg: TwinDictionary) -> None:
+    path = next(jpeg.path.rglob("pixels-0000.safetensors"))
+    whole = path.read_bytes()
+    generator = random.Random(0)
+    for trial in range(150):
+        data = bytearray(whole)
+        if trial % 4 == 3:
+            data = data[: generator.randrange(len(data))]
+        for _ in range(generator.choice((1, 1, 4, 32))):
+            if data:
+                data[generator.randrange(len(data))] ^= 1 << generator.randrange(8)
+        path.write_bytes(data)
+        _use(jpeg.path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: t.update(prefix=t["prefix"][:100]), "begin with no JPEG header"),
+        (lambda t: t["sizes"].__setitem__((0, 0), 7), "do not add up"),
+        (lambda t: t["sizes"].__setitem__((0, 0), -1), "do not add up"),
+        (lambda t: t.pop("jpeg"), "`jpeg` should be"),
+        (lambda t: t["jpeg"].zero_(), None),
+    ],
+)
+def test_hostile_jpeg(jpeg: TwinDictionary, change, message: str | None) -> None:
+    path = next(jpeg.path.rglob("pixels-0000.safetensors"))
+    tensors = load_file(path)
+    change(tensors)
+    path.write_bytes(save(tensors))
+    if message is None:  # what is inside a crop is found, if at all, when it is decoded
+        _use(jpeg.path)
+        return
+    with pytest.raises(DictionaryError, match=message):
+        TwinDictionary.load(jpeg.path)
+
+
+# --- what continues a patch in other windows
+
+
+def test_chains() -> None:
+    """0 → 3 → 5 and 1 → 4, a second apart; 2 is alone."""
+    following = np.array([3, 4, -1, 5, -1, -1])
+    chains = Chains.of(following, np.array([0.0, 0.0, 0.0, 1.0, 1.0, 2.0]))
+    for patch, seconds, expected in (
+        (0, 0.5, {0}),
+        (0, 1.0, {0, 3}),
+        (0, 2.0, {0, 3, 5}),
+        (3, 1.0, {0, 3, 5}),
+        (5, 1.5, {3, 5}),
+        (5, 99.0, {0, 3, 5}),
+        (1, 99.0, {1, 4}),
+        (2, 99.0, {2}),
+    ):
+        first, stop = chains.reach(np.array([patch]), seconds)
+        assert set(chains.order[first[0] : stop[0]].tolist()) == expected
+        drawn = chains.draw(torch.full((300,), patch), seconds, torch.linspace(0, 0.999, 300))
+        counts = torch.bincount(drawn, minlength=6)
+        assert set(counts.nonzero()[:, 0].tolist()) == expected
+        assert counts[sorted(expected)].min() >= 300 // len(expected) - 1
+
+
+def test_links_of_what_is_kept() -> None:
+    following = np.array([2, 3, -1, 4, -1])
+    assert relinked(following, np.arange(5)).tolist() == following.tolist()
+    assert relinked(following, np.array([1, 3])).tolist() == [1, -1]
+    assert relinked(following, np.array([0, 3, 4])).tolist() == [-1, 2, -1]

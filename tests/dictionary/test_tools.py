@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 
 from solo_infoaug.cli import app
 from solo_infoaug.dictionary import TwinDictionary
+from solo_infoaug.dictionary.pixels import encode
 from solo_infoaug.dictionary.tools import describe, filter_twins, merge, split
 from solo_infoaug.dictionary.writing import VideoWriter, write_manifest
 from solo_infoaug.errors import ConfigError, DictionaryError
@@ -40,7 +41,7 @@ def test_merge(two, tmp_path: Path) -> None:
     one, other = two
     merged = merge([one.path, other.path, one.path], tmp_path / "merged")
     assert merged.videos == ["v1", "v2"]
-    assert torch.equal(merged.pixels, torch.cat([one.pixels, other.pixels]))
+    assert torch.equal(merged.pixels, torch.cat([one.pixels[:], other.pixels[:]]))
     moved = torch.where(other.twins >= 0, other.twins + len(one), other.twins)
     assert torch.equal(merged.twins, torch.cat([one.twins, moved]))
     assert torch.equal(merged.mi, torch.cat([one.mi, other.mi]))
@@ -67,7 +68,7 @@ def test_split_by_video(two, tmp_path: Path) -> None:
 def test_split_by_shot(two, tmp_path: Path) -> None:
     first, second = split(two[0].path, tmp_path / "split", fraction=0.67, by="shot")
     assert (len(first.windows), len(second.windows)) == (2, 1)
-    rows = torch.cat([first.pixels, second.pixels]).flatten(1)
+    rows = torch.cat([first.pixels[:], second.pixels[:]]).flatten(1)
     assert len(torch.unique(rows, dim=0)) == len(two[0])
     # Twins still point at the same pictures
     for part in (first, second):
@@ -77,11 +78,17 @@ def test_split_by_shot(two, tmp_path: Path) -> None:
             assert torch.equal(part.pixels[part.twins[patch, 0]], old)
 
 
-def _overlapping(path: Path) -> TwinDictionary:
-    """A video of two shots: three windows of two patches in the first, one in the second."""
+def _overlapping(path: Path, jpeg: bool = False) -> TwinDictionary:
+    """A video of two shots: three windows of two patches in the first, one in the second.
+
+    The patches of the first window are linked crosswise to those of the second, and one of these
+    to one of the third.
+    """
     generator = torch.Generator().manual_seed(0)
     writer = VideoWriter(path, "clip", "clip.mp4", {"fps": 25.0})
     for index, (shot, first, apart) in enumerate(((0, 0, 1), (0, 12, 1), (0, 24, 4), (3, 90, 10))):
+        pixels = torch.randint(0, 256, (2, 1, 3, 8, 8), generator=generator, dtype=torch.uint8)
+        pixels = pixels.numpy()
         writer.add_window(
             {"shot": shot, "frame": first + 12, "first": first, "frames": 24},
             image=np.zeros((48, 256, 3), np.uint8),
@@ -92,9 +99,7 @@ def _overlapping(path: Path) -> TwinDictionary:
                 "size": np.full(2, 16, np.float32),
                 "entropy": np.zeros(2, np.float32),
             },
-            pixels=torch.randint(0, 256, (2, 1, 3, 8, 8), generator=generator)
-            .to(torch.uint8)
-            .numpy(),
+            pixels=encode(pixels) if jpeg else pixels,
             twins=np.array([[1], [0]]),
             mi=np.ones((2, 1), np.float32),
             p_value=np.zeros((2, 1), np.float32),
@@ -111,7 +116,8 @@ def _overlapping(path: Path) -> TwinDictionary:
             "damaged_packets": 2,
             "frames_left_out": 5,
             "reasons": {"twin": 8, "static": 120, "lost": 72},
-        }
+        },
+        following=np.array([3, 2, 5, -1, -1, -1, -1, -1]),
     )
     config = {"frame_step": 2}
     write_manifest(path, ["clip"], {"config": config, "failed": {}})
@@ -140,6 +146,68 @@ def test_shots_are_counted_through_all_videos(tmp_path: Path) -> None:
     merged = merge([whole.path, other.path], tmp_path / "merged")
     assert merged.patches["shot"].tolist() == [0] * 6 + [3] * 2 + [4] * 6 + [7] * 2
     assert merged.patches["window"].tolist() == np.arange(8).repeat(2).tolist()
+
+
+def test_links_survive_and_are_counted(tmp_path: Path) -> None:
+    whole = _overlapping(tmp_path / "whole")
+    links = [3, 2, 5, -1, -1, -1, -1, -1]
+    assert whole.next.tolist() == links
+    # 0 → 3 and 1 → 2 → 5 are linked, 24 frames of 25 a second from end to end
+    expected = {"patches": 5, "with_twin": 5, "links": 3, "longest_seconds": 0.96}
+    assert describe(whole)["linked"] == expected
+    kept = filter_twins(whole.path, tmp_path / "kept", min_mi=2.0)
+    assert kept.next.tolist() == links
+    parts = split(whole.path, tmp_path / "split", fraction=0.5, by="shot")
+    assert sorted(part.next.tolist() for part in parts) == [[-1, -1], links[:6]]
+    other = _overlapping(tmp_path / "other")
+    next((other.path / "parts").iterdir()).rename(other.path / "parts" / "second")
+    write_manifest(other.path, ["second"], {})
+    merged = merge([whole.path, other.path], tmp_path / "merged")
+    assert merged.next.tolist() == links + [link + 8 if link >= 0 else -1 for link in links]
+
+
+def test_twins_are_drawn_from_other_windows(tmp_path: Path) -> None:
+    """Crops tell which patch they are of; the twin of 0 is 1, which 2 and 5 continue."""
+    whole = _overlapping(tmp_path / "whole")
+    pixels = whole.pixels[:, 0]
+
+    def shown(seconds: float | bool) -> tuple[set[int], set[int]]:
+        generator = torch.Generator().manual_seed(0)
+        patch, twin, index = whole.sample(400, generator, temporal=seconds)
+        rows = index == 0
+        return tuple(
+            {int((pixels == crop).flatten(1).all(1).nonzero()) for crop in crops[rows]}
+            for crops in (patch, twin)
+        )
+
+    assert shown(True) == ({0}, {1})
+    assert shown(0.4) == ({0}, {1})  # windows are 0.48 s apart
+    assert shown(0.5) == ({0, 3}, {1, 2})
+    assert shown(1) == ({0, 3}, {1, 2, 5})
+    one, two = (whole.sample(8, torch.Generator().manual_seed(3), temporal=1.0) for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(one, two, strict=True))
+
+
+def test_raw_and_jpeg_are_merged(tmp_path: Path) -> None:
+    raw, jpeg = _overlapping(tmp_path / "raw"), _overlapping(tmp_path / "jpeg", jpeg=True)
+    next((jpeg.path / "parts").iterdir()).rename(jpeg.path / "parts" / "second")
+    write_manifest(jpeg.path, ["second"], {})
+    merged = merge([raw.path, jpeg.path], tmp_path / "merged")
+    assert torch.equal(merged.pixels[:8], raw.pixels)
+    assert torch.equal(merged.pixels[8:], TwinDictionary.load(jpeg.path).pixels[:])
+    assert merged.sample(20, torch.Generator().manual_seed(0))[0].shape == (20, 3, 8, 8)
+
+
+def test_jpegs_are_written_again_as_they_are(tmp_path: Path) -> None:
+    """They lose nothing a second time."""
+    jpeg = _overlapping(tmp_path / "jpeg", jpeg=True)
+    kept = filter_twins(jpeg.path, tmp_path / "kept", min_mi=2.0)
+    files = [next(one.path.rglob("pixels-0000.safetensors")) for one in (jpeg, kept)]
+    assert files[0].read_bytes() == files[1].read_bytes()
+    parts = split(jpeg.path, tmp_path / "split", fraction=0.5, by="shot")
+    rows = torch.cat([part.pixels[:] for part in sorted(parts, key=len, reverse=True)])
+    assert torch.equal(rows, jpeg.pixels[:])
+    assert describe(jpeg, verify=True)["verified"]
 
 
 def test_describe_says_what_came_of_each_video(tmp_path: Path) -> None:

@@ -476,6 +476,7 @@ def test_bad_settings_are_named(
         ({"batch_size": 2.5}, "infoaug.batch_size"),
         ({"top_k": True}, "infoaug.top_k"),
         ({"temporal": "yes"}, "infoaug.temporal"),
+        ({"temporal": 0}, "infoaug.temporal: expected true, false or a number of seconds > 0"),
         ({"others": 1}, r"infoaug.others: expected a number in \[0, 1\), got 1"),
         ({"twins": 3}, "infoaug.twins"),
         ({"augmentations": []}, "infoaug.augmentations"),
@@ -492,6 +493,7 @@ def test_settings_are_checked_where_they_are_made(setting: dict[str, Any], messa
     [
         ({"top_k": 2}, ConfigError, "infoaug.top_k: expected at most 1"),
         ({"temporal": True}, ConfigError, "infoaug.temporal: .* one moment"),
+        ({"temporal": 2}, ConfigError, "infoaug.temporal: no patch .* is linked .* got 2 seconds"),
         ({"others": 0.5}, ConfigError, "infoaug.others: .* no patch without a twin"),
         ({}, DictionaryError, "no patch in .* has a twin"),
     ],

@@ -18,7 +18,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from omegaconf import DictConfig
 
-from solo_infoaug.dictionary import TwinDictionary, store, writing
+from solo_infoaug.dictionary import TwinDictionary, pixels, writing
 from solo_infoaug.errors import DictionaryError
 from solo_infoaug.training import TrainingResult, pretrain
 from solo_infoaug.twin import prefetch
@@ -261,17 +261,17 @@ def test_two_threads_read_a_dictionary_of_many_files(
 ) -> None:
     """More files than stay open: they are opened and closed by both."""
     monkeypatch.setattr(writing, "_SHARD_PATCHES", 2)
-    monkeypatch.setattr(store, "_OPEN_SHARDS", 3)
-    pixels = torch.arange(40, dtype=torch.uint8).view(40, 1, 1, 1, 1).expand(40, 1, 3, 4, 4)
+    monkeypatch.setattr(pixels, "_OPEN_SHARDS", 3)
+    content = torch.arange(40, dtype=torch.uint8).view(40, 1, 1, 1, 1).expand(40, 1, 3, 4, 4)
     twins = torch.arange(40).view(-1, 2).flip(1).reshape(-1, 1)
     made = TwinDictionary.create(
         tmp_path / "twins",
-        pixels.contiguous(),
+        content.contiguous(),
         twins,
         torch.ones(40, 1),
         windows=[patch // 2 for patch in range(40)],
     )
-    assert len(made._shards) == 20
+    assert len(made._files.shards) == 20
 
     def read(seed: int) -> bool:
         random = torch.Generator().manual_seed(seed)
@@ -285,6 +285,29 @@ def test_two_threads_read_a_dictionary_of_many_files(
 
     with ThreadPoolExecutor(2) as pool:
         assert list(pool.map(read, range(2))) == [True, True]
+
+
+def test_other_windows_are_part_of_the_request(build: Callable[..., Any]) -> None:
+    module = build().module
+    dictionary = module.twin_dictionary
+    # the second window continues the first, a second later
+    dictionary.next[:12] = torch.arange(12, 24)
+    dictionary.seconds[12:] = dictionary.seconds[0] + 1.0
+    requests = []
+    for temporal in (True, 1, 0.5):
+        module.infoaug.temporal = temporal
+        requests.append(module._twin_request((1, 2)))
+    within, reaching, short = requests
+    assert within != reaching != short
+    twins = prefetch.prepare(reaching)
+    again = dictionary.sample(reaching.batch_size, torch.Generator().manual_seed(1), temporal=1.0)
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip((twins.patch, twins.twin, twins.index), again, strict=True)
+    )
+    assert torch.equal(twins.index, prefetch.prepare(within).index)
+    assert torch.equal(twins.patch, prefetch.prepare(reaching).patch)
+    assert not torch.equal(twins.patch, prefetch.prepare(short).patch)
 
 
 def test_draws_depend_on_nothing_that_threads_share(build: Callable[..., Any]) -> None:

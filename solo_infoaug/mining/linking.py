@@ -1,0 +1,68 @@
+"""Which patch of a window continues one of the window before it."""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy.spatial import cKDTree
+
+from solo_infoaug.mining.window import Stored
+
+
+class Links:
+    """The links of a video's windows, as they are stored one after the other."""
+
+    def __init__(self, frame_step: int) -> None:
+        self._step = frame_step
+        self._before: Stored | None = None
+        self._found: list[np.ndarray] = []
+
+    def add(self, window: Stored) -> None:
+        """The next window."""
+        count = sum(map(len, self._found))
+        if self._before is not None:
+            later = link(self._before, window, self._step)
+            self._found[-1] = np.where(later >= 0, later + count, -1)
+        self._before = window
+        self._found.append(np.full(len(window.twins), -1))
+
+    @property
+    def following(self) -> np.ndarray:
+        """int64 [N]: the patch that continues each, counted through the video; −1 for none."""
+        return np.concatenate(self._found)
+
+
+def link(before: Stored, after: Stored, frame_step: int = 1) -> np.ndarray:
+    """The patches that continue those of a window in the next one.
+
+    Where the windows overlap, tracks are compared in the first frame of `after`, else the ends of
+    the former, a frame before it. Patches are linked that are each other's nearest, and nearer than
+    half a side.
+
+    Args:
+        before: a window, of P patches.
+        after: the window that is stored next.
+        frame_step: the frames' numbers grow by it.
+
+    Returns:
+        int64 [P]: places in `after`; −1 for none, as of all where it is of another shot, or begins
+        later than a frame after `before` ends.
+    """
+    earlier, later = before.record, after.record
+    frames = int(earlier["frames"])
+    apart = (int(later["first"]) - int(earlier["first"])) // frame_step
+    found = np.full(len(before.twins), -1)
+    if earlier["shot"] != later["shot"] or not 0 < apart <= frames:
+        return found
+    at = min(apart, frames - 1)
+    # Where both are tracked
+    here = np.flatnonzero(before.arrays["visible"][at])
+    there = np.flatnonzero(after.arrays["visible"][0])
+    ends, starts = before.arrays["tracks"][at, here], after.arrays["tracks"][0, there]
+    if len(ends) == 0 or len(starts) == 0:
+        return found
+    distance, nearest = cKDTree(starts).query(ends)
+    _, back = cKDTree(ends).query(starts)
+    mutual = back[nearest] == np.arange(len(ends))
+    linked = mutual & (distance < before.patches["size"][here] / 2)
+    found[here[linked]] = there[nearest[linked]]
+    return found
