@@ -213,7 +213,8 @@ class Video:
         shapes: dict[int, Fraction] = {}  # by packet
         number = 0
         for place, packet in enumerate(self._packets()):
-            packet.opaque = place
+            # PyAV knows an object by its address, which equal small numbers share with other videos
+            packet.opaque = (place,)
             if packet.is_corrupt:
                 self.damaged += 1
                 announced.add(packet.pts)
@@ -237,8 +238,8 @@ class Video:
                 elif damaged and keyframe_sent and (raw.key_frame or self._intra_only):
                     damaged = False
                 jump = clock.tick(None if raw.time is None else float(raw.time))
-                sent: Any = raw.opaque
-                shape = shapes.get(sent, shapes[place])
+                sent: Any = raw.opaque or (place,)
+                shape = shapes.get(sent[0], shapes[place])
                 entry = _Decoded(number, clock.now, raw, damaged, jump, _orientation(raw), shape)
                 self._note_time(clock)
                 if not damaged:  # a broken header says anything

@@ -506,6 +506,23 @@ def test_the_pixel_shape_is_that_of_each_frame(tmp_path: Path, frames: Images, b
     assert [frame.number for frame in found if frame.gap] == [12, 24]
 
 
+def test_pixel_shapes_of_two_videos_that_are_read_by_turns(tmp_path: Path, frames: Images) -> None:
+    """What PyAV keeps for a packet must not be shared with another reader's packets."""
+    shapes = [f"sample_aspect_ratio={shape}" for shape in ("12/11", "16/11", "1/1")]
+    path = _parts(tmp_path, frames, *shapes, bf="3")
+    sizes = [(160, 279)] * 12 + [(160, 372)] * 12 + [(160, 256)] * 12
+    for lead in range(24):
+        with Video(path) as video, Video(path) as other:
+            ahead = other.frames()
+            for _ in range(lead):
+                next(ahead)
+            found = []
+            for frame in video.frames():
+                found.append(frame.size)
+                next(ahead, None)
+        assert found == sizes
+
+
 def test_a_container_that_contradicts_its_stream_is_right(tmp_path: Path, frames: Images) -> None:
     def tune(stream: Any) -> None:
         stream.codec_context.sample_aspect_ratio = Fraction(12, 11)
