@@ -49,7 +49,7 @@ def find_in_timm(module: nn.Module, cfg: DictConfig, crop_size: int) -> TimmMode
             model.load_state_dict(module.state_dict())
             with torch.no_grad():
                 got = model(image).flatten(1)
-        except Exception:
+        except Exception:  # timm's models raise anything for arguments that are not theirs
             continue
         if got.shape == wanted.shape and torch.allclose(got, wanted, rtol=1e-3, atol=1e-4):
             return TimmModel(name, arguments)
