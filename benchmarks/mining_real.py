@@ -41,7 +41,6 @@ ROWS: list[tuple[str, dict]] = [
     ("windows of 48", {"window": 48, "stride": 24, "min_frames": 32}),
     ("patches without overlap", {"grid_step": 1.0}),
     ("patches of .1", {"patch_fraction": 0.1}),
-    ("Lucas-Kanade", {"tracker": "lk", "max_roundtrip": 1.0}),
     ("flow at 480 pixels", {"track_size": 480}),
     ("flow: medium", {"flow": "medium"}),
     ("flow: ultrafast", {"flow": "ultrafast"}),

@@ -6,21 +6,21 @@ import dataclasses
 import difflib
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import Any
 
 from solo_infoaug._checks import require
 from solo_infoaug._files import digest
 from solo_infoaug.errors import ConfigError
+from solo_infoaug.mining.registry import TRACKERS
 
 _TYPES: dict[str, type] = {"int": int, "float": float, "str": str}
 # Whole numbers beyond it are typing errors, and no array counts so far.
 _LARGE = 1 << 31
-_NEURAL = ("cotracker3", "bootstapir")
 _DEVICE = re.compile(r"auto|cpu|mps|cuda(:\d+)?")
-_CHOICES = {
-    "tracker": ("flow", "lk", *_NEURAL, "file"),
+_CHOICES: dict[str, Collection[str]] = {
+    "tracker": TRACKERS,
     "flow": ("ultrafast", "fast", "medium"),
     "camera": ("none", "similarity", "affine", "homography"),
     "signal": ("motion", "colour", "both"),
@@ -106,8 +106,8 @@ class MineConfig:
     # --- tracking
 
     tracker: str = "flow"
-    """`flow` (dense optical flow), `lk` (Lucas-Kanade), `cotracker3`, `bootstapir`, or `file`:
-    tracks that another tool made."""
+    """`flow` (dense optical flow), `cotracker3`, `file` (tracks that another tool made), or a name
+    that you registered."""
 
     flow: str = "fast"
     """The preset of the flow: `ultrafast`, `fast` or `medium` (seven times as slow as `fast`)."""
@@ -212,7 +212,8 @@ class MineConfig:
             require(values[name] > 0, name, "greater than 0", values[name])
         for name, most in (("max_error_ratio", 1), ("max_difference", 4), ("fdr", 1)):
             require(0 < values[name] <= most, name, f"in (0, {most}]", values[name])
-        for name, trackers in (("tracks_folder", ("file",)), ("tracker_checkpoint", _NEURAL)):
+        neural = [name for name, registered in TRACKERS.items() if registered.neural]
+        for name, trackers in (("tracks_folder", ["file"]), ("tracker_checkpoint", neural)):
             empty = f"empty with tracker={tracker}: it is for {' and '.join(trackers)}"
             require(not values[name] or tracker in trackers, name, empty, values[name])
         start, stop = self.start_fraction, self.stop_fraction

@@ -31,6 +31,7 @@ from solo_infoaug.mining.config import MineConfig
 from solo_infoaug.mining.frame import Frame
 from solo_infoaug.mining.frame_folder import FrameFolder
 from solo_infoaug.mining.linking import Links
+from solo_infoaug.mining.registry import TRACKERS
 from solo_infoaug.mining.repeats import without_repeats
 from solo_infoaug.mining.trackers import make_tracker
 from solo_infoaug.mining.video import (
@@ -151,7 +152,7 @@ def _mine_jobs(
     ]
     workers, threads = _shares(workers, threads, len(todo), ray is not None)
     work = functools.partial(_mine_job, folder, config, threads)
-    gpu = config.tracker in ("cotracker3", "bootstapir") and config.device != "cpu"
+    gpu = TRACKERS[config.tracker].neural and config.device != "cpu"
     failed: dict[str, str] = {}
     with Progress(console=Console(stderr=True), disable=not progress) as bar:
         task = bar.add_task("mining", total=len(jobs), completed=len(jobs) - len(todo))

@@ -22,11 +22,9 @@ from solo_infoaug.mining.flow import Flow, flow_maker, follow_patches
 from solo_infoaug.mining.frame_folder import folder_name
 from solo_infoaug.mining.overlay import covered, find_overlay
 from solo_infoaug.mining.picture import Rectangle
-from solo_infoaug.mining.tracking import corners, grid, inside, patch_tracks, track_lk
+from solo_infoaug.mining.registry import TRACKERS, register_tracker
+from solo_infoaug.mining.tracking import corners, grid, inside, patch_tracks
 from solo_infoaug.mining.windows import Window
-
-# CoTracker's and TAPIR's models see frames of this size; see their papers.
-_TAPIR_SIZE = (256, 256)
 
 
 @dataclass(frozen=True)
@@ -66,6 +64,7 @@ class Tracker(Protocol):
         ...
 
 
+@register_tracker("flow")
 class FlowTracker:
     """A regular grid of patches that follow the dense flow between successive frames.
 
@@ -76,10 +75,10 @@ class FlowTracker:
     licence = ""
     colour = False
 
-    def __init__(self, preset: str, max_error: float) -> None:
-        self.name = f"flow (DIS, {preset})"
-        self._max_error = max_error
-        self._estimate = flow_maker(preset)
+    def __init__(self, video: Path, config: MineConfig) -> None:
+        self.name = f"flow (DIS, {config.flow})"
+        self._max_error = config.max_roundtrip
+        self._estimate = flow_maker(config.flow)
         self._steps: dict[tuple[int, int], tuple[Flow, CameraStep | None]] = {}
         # What part of the frames they are of, and whether no overlay was left out
         self._of: tuple[Rectangle | None, bool] = (None, True)
@@ -189,6 +188,7 @@ def _patches(
     )
 
 
+@register_tracker("file")
 class FileTracker:
     """Tracks that another tool made: an npz for each video, in the layout of TAP-Vid.
 
@@ -208,8 +208,8 @@ class FileTracker:
     licence = ""
     colour = False
 
-    def __init__(self, video: Path, folder: str) -> None:
-        self.path = _tracks_file(video, folder)
+    def __init__(self, video: Path, config: MineConfig) -> None:
+        self.path = _tracks_file(video, config.tracks_folder)
         try:
             with np.load(self.path, allow_pickle=False) as file:
                 content = {key: file[key] for key in file.files}
@@ -276,22 +276,16 @@ def make_tracker(video: Path, config: MineConfig) -> Tracker:
         ConfigError: the tracker's package or weights are missing.
         VideoError: the video has no usable tracks file.
     """
-    name, device = config.tracker, config.device
-    if name == "file":
-        return FileTracker(video, config.tracks_folder)
-    if name == "flow":
-        return FlowTracker(config.flow, config.max_roundtrip)
-    if name == "lk":
-        lk = functools.partial(track_lk, max_roundtrip=config.max_roundtrip)
-        return GridTracker("lk", "", colour=False, track=lk)
+    return TRACKERS[config.tracker].make(video, config)
+
+
+@register_tracker("cotracker3", neural=True)
+def _cotracker3(video: Path, config: MineConfig) -> Tracker:
+    device = config.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    if name == "cotracker3":
-        track, licence = _cotracker(config.tracker_checkpoint, device), "CC-BY-NC-4.0"
-    else:
-        track = _bootstapir(config.tracker_checkpoint, device)
-        licence = "see github.com/google-deepmind/tapnet"
-    return GridTracker(name, f"weights: {licence}", colour=True, track=track)
+    track, licence = _cotracker(config.tracker_checkpoint, device), "weights: CC-BY-NC-4.0"
+    return GridTracker("cotracker3", licence, colour=True, track=track)
 
 
 @functools.cache
@@ -329,44 +323,6 @@ def _cotracker(checkpoint: str, device: str) -> PointTracker:
         queries = torch.cat([torch.zeros_like(queries[:, :1]), queries], dim=1)[None]
         tracks, visible = model(video, queries=queries)
         return tracks[0].float().cpu().numpy(), visible[0].bool().cpu().numpy()
-
-    return track
-
-
-@functools.cache
-def _bootstapir(checkpoint: str, device: str) -> PointTracker:
-    try:
-        module = importlib.import_module("tapnet.torch.tapir_model")
-    except ImportError as error:
-        raise ConfigError(
-            "tracker=bootstapir needs its package; install it with: "
-            "pip install 'tapnet[torch] @ git+https://github.com/google-deepmind/tapnet'"
-        ) from error
-    if not checkpoint:
-        raise ConfigError(
-            "tracker=bootstapir needs tracker_checkpoint=bootstapir_checkpoint_v2.pt, from "
-            "https://github.com/google-deepmind/tapnet"
-        )
-    model = module.TAPIR(pyramid_level=1)
-    model.load_state_dict(_weights(checkpoint))
-    model = model.to(device).eval()
-
-    @torch.inference_mode()
-    def track(frames: list[np.ndarray], points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        h, w = frames[0].shape[:2]
-        video = torch.from_numpy(np.stack(frames)).permute(0, 3, 1, 2).float()
-        video = torch.nn.functional.interpolate(video, _TAPIR_SIZE, mode="bilinear", antialias=True)
-        video = (video / 127.5 - 1.0).permute(0, 2, 3, 1)[None].to(device)
-        unit = np.array([_TAPIR_SIZE[1] / w, _TAPIR_SIZE[0] / h], np.float32)
-        scaled = torch.from_numpy(points * unit).to(device)
-        # It asks for (t, y, x).
-        queries = torch.cat([torch.zeros_like(scaled[:, :1]), scaled.flip(1)], dim=1)[None]
-        found = model(video, queries)
-        doubt = 1 - (1 - found["occlusion"].sigmoid()) * (1 - found["expected_dist"].sigmoid())
-        tracks = found["tracks"][0].float().cpu().numpy().swapaxes(0, 1) / unit
-        visible = (doubt[0] < 0.5).cpu().numpy().T.copy()
-        tracks[0], visible[0] = points, True
-        return tracks, visible
 
     return track
 

@@ -2,25 +2,13 @@
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Sequence
-
 import cv2
 import numpy as np
 
 from solo_infoaug.mining.frame import grey
-from solo_infoaug.mining.gate import sample
 
-# Lucas-Kanade's window and how often the image is halved: steps up to about 60 pixels.
-_WINDOW = (21, 21)
-_LEVELS = 3
-_CRITERIA = (cv2.TERM_CRITERIA_EPS | cv2.TERM_CRITERIA_COUNT, 30, 0.01)
-# A point's surroundings must correlate this much with those of so many frames ago.
-_LIKENESS = 0.6
-_MEMORY = 8
-# Points this near the border are lost; points this near each other have merged. Pixels.
+# Points this near the border are lost, pixels.
 _BORDER = 2
-_MERGED = 0.5
 # A patch has 2×2 cells; the strongest corner of each is tracked.
 _CELLS = 2
 # Of each cell only so large a part is searched, so that the points spread over the patch.
@@ -65,53 +53,6 @@ def corners(image: np.ndarray, centres: np.ndarray, size: np.ndarray) -> np.ndar
     return found
 
 
-def track_lk(
-    frames: Sequence[np.ndarray], points: np.ndarray, max_roundtrip: float = 1.0
-) -> tuple[np.ndarray, np.ndarray]:
-    """Pyramidal Lucas-Kanade; points that are not found again, or look different, are lost.
-
-    A point is lost when tracking it forth and back misses its start, when its surroundings no
-    longer resemble those of some frames ago (it slid onto what occludes it), when it comes close
-    to the border, or when it falls in with another point.
-
-    Args:
-        frames: T images, uint8 [h, w] or [h, w, 3] RGB.
-        points: float32 [N, 2], (x, y) in pixels of the first frame.
-        max_roundtrip: the largest miss, forth and back, in pixels.
-
-    Returns:
-        Tracks float32 [T, N, 2] and visibility bool [T, N]. A lost point stays lost; its track
-        rests where it was last seen.
-    """
-    count = len(points)
-    tracks = np.repeat(points[None].astype(np.float32), len(frames), axis=0)
-    visible = np.zeros((len(frames), count), bool)
-    visible[0] = True
-    alive = np.arange(count)
-    before = grey(frames[0])
-    looks = deque([_surroundings(before, tracks[0])], maxlen=_MEMORY)
-    for t in range(1, len(frames)):
-        after = grey(frames[t])
-        tracks[t] = tracks[t - 1]
-        look = np.zeros_like(looks[0])
-        if len(alive):
-            start = tracks[t - 1, alive]
-            end, forth = _flow(before, after, start)
-            back, found = _flow(after, before, end)
-            good = forth & found & (np.abs(back - start).max(axis=1) <= max_roundtrip)
-            good &= inside(end, after.shape)
-            alive, end = alive[good], end[good]
-            look[alive] = _surroundings(after, end)
-            same = (look[alive] * looks[0][alive]).sum(axis=1) >= _LIKENESS
-            same &= ~_merged(points[alive], end)
-            alive, end = alive[same], end[same]
-            tracks[t, alive] = end
-            visible[t, alive] = True
-        looks.append(look)
-        before = after
-    return tracks, visible
-
-
 def inside(points: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     """bool [...]: which points [..., 2] lie in a frame of this shape, off its border.
 
@@ -119,45 +60,6 @@ def inside(points: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     """
     limit = np.array([shape[1] - 1, shape[0] - 1]) - _BORDER
     return np.asarray(((points >= _BORDER) & (points <= limit)).all(axis=-1))
-
-
-def _surroundings(gray: np.ndarray, points: np.ndarray) -> np.ndarray:
-    """float32 [N, 121]: the 11×11 pixels around each point, of mean 0 and norm 1."""
-    if len(points) == 0:
-        return np.zeros((0, 121), np.float32)
-    reach = np.arange(-5, 6, dtype=np.float32)
-    around = np.stack(np.meshgrid(reach, reach), axis=-1).reshape(-1, 2)
-    cut = sample(gray, (points[:, None] + around).astype(np.float32)).astype(np.float32)
-    cut -= cut.mean(axis=1, keepdims=True)
-    return cut / np.maximum(np.linalg.norm(cut, axis=1, keepdims=True), 1e-6)
-
-
-def _merged(start: np.ndarray, now: np.ndarray) -> np.ndarray:
-    """bool [N]: points that lie on another point now and did not at the start."""
-    order = np.argsort(now[:, 0], kind="stable")
-    merged = np.zeros(len(now), bool)
-    for gap in range(1, 9):  # neighbours along x are enough: a pile has its own neighbours
-        one, two = order[:-gap], order[gap:]
-        near = np.abs(now[one] - now[two]).max(axis=1) < _MERGED
-        near &= np.abs(start[one] - start[two]).max(axis=1) > 4 * _MERGED
-        merged[one[near]] = merged[two[near]] = True
-    return merged
-
-
-def _flow(
-    source: np.ndarray, target: np.ndarray, points: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    end, status, _ = cv2.calcOpticalFlowPyrLK(
-        source,
-        target,
-        points[:, None],
-        None,
-        winSize=_WINDOW,
-        maxLevel=_LEVELS,
-        criteria=_CRITERIA,
-        minEigThreshold=1e-4,
-    )
-    return end.reshape(-1, 2), status.reshape(-1).astype(bool)
 
 
 def patch_tracks(

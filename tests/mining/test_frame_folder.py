@@ -210,9 +210,10 @@ def test_tracks_of_a_folder_of_frames(tmp_path: Path, scene) -> None:
         own = folder.parent if folder.name == "img1" else folder
         beside = own.parent / f"{video_name(folder)}.npz"
         np.savez(beside, **arrays)
-        assert FileTracker(folder, "").path == beside
+        assert FileTracker(folder, MineConfig(tracker="file")).path == beside
         np.savez(tmp_path / beside.name, **arrays)
-        assert FileTracker(folder, str(tmp_path)).path == tmp_path / beside.name
+        elsewhere = MineConfig(tracker="file", tracks_folder=str(tmp_path))
+        assert FileTracker(folder, elsewhere).path == tmp_path / beside.name
 
 
 # --- searching

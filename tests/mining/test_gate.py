@@ -267,3 +267,10 @@ def test_a_patch_that_does_not_move_is_nobodys_support() -> None:
     ratio = np.array([0.2, 0.8, 0.2])
     explained = explained_by_own(ratio, moving, centres, 10.0, 0.5)
     assert explained.tolist() == [True, False, True]  # two of five neighbours, the rest is at rest
+
+
+def test_sample_takes_more_points_than_opencv_takes_rows() -> None:
+    image = cv2.cvtColor(texture(96, 128, 1), cv2.COLOR_RGB2GRAY)
+    points = np.random.default_rng(0).integers(0, [128, 96], (40_000, 4, 2))
+    found = sample(image, points.astype(np.float32))
+    assert np.array_equal(found, image[points[..., 1], points[..., 0]])

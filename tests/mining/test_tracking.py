@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from solo_infoaug.mining.tracking import _surroundings, corners, grid, patch_tracks, track_lk
+from solo_infoaug.mining.tracking import corners, grid, patch_tracks
 
 
 @pytest.mark.parametrize(("height", "width", "size"), [(144, 176, 16), (51, 77, 20), (20, 20, 20)])
@@ -28,57 +28,6 @@ def test_corners_find_the_corner() -> None:
     found = corners(image, np.array([[20.0, 20.0]]), np.array([24.0, 24.0]))
     assert found.shape == (1, 4, 2)
     assert np.abs(found - 20).max(axis=2).min() <= 2
-
-
-def test_lk_follows_a_known_motion(scene) -> None:
-    frames, _ = scene
-    from .conftest import path_of
-
-    points = np.array([[x, y] for x in (45.0, 60.0, 75.0) for y in (60.0, 80.0, 100.0)], np.float32)
-    tracks, visible = track_lk(frames, points)
-    truth = points[None] + path_of(len(frames), 10)[:, None]
-    assert visible.mean() > 0.9
-    assert np.abs(tracks - truth)[visible].mean() < 0.3
-
-
-def test_lk_loses_what_leaves_the_frame() -> None:
-    from .conftest import texture
-
-    wide = texture(96, 300, 3)
-    frames = [wide[:, 4 * t : 4 * t + 128] for t in range(40)]
-    points = np.array([[30.0, 48.0], [120.0, 48.0]], np.float32)
-    tracks, visible = track_lk(frames, points)
-    assert visible[6].tolist() == [True, True]
-    assert not visible[9:, 0].any()
-    assert visible[:28, 1].all()
-    assert not visible[32:, 1].any()
-    assert (tracks[visible] >= 0).all()
-
-
-def test_lk_loses_all_at_an_unrelated_frame() -> None:
-    from .conftest import texture
-
-    frames = [texture(96, 128, 1), texture(96, 128, 2)]
-    points = grid(96, 128, 16)
-    _, visible = track_lk(frames, points)
-    assert visible[0].all()
-    assert visible[1].mean() < 0.2
-
-
-def test_more_points_than_opencv_takes_rows() -> None:
-    """Four points in each of ten thousand patches."""
-    from .conftest import texture
-
-    grey = texture(96, 128, 1).mean(axis=2).astype(np.uint8)
-    rng = np.random.default_rng(0)
-    points = rng.integers([5, 5], [122, 90], (40_000, 2))
-    looks = _surroundings(grey, points.astype(np.float32))
-    assert looks.shape == (40_000, 121)
-    for place in (0, 32_767, 39_999):
-        x, y = points[place]
-        cut = grey[y - 5 : y + 6, x - 5 : x + 6].astype(float).ravel()
-        cut -= cut.mean()
-        assert np.allclose(looks[place], cut / np.linalg.norm(cut), atol=1e-5)
 
 
 def test_patches_follow_the_median_of_their_points() -> None:
