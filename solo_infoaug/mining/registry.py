@@ -3,21 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
-if TYPE_CHECKING:
-    from solo_infoaug.mining.config import MineConfig
-    from solo_infoaug.mining.trackers import Tracker
-
-    MakeTracker = Callable[[Path, MineConfig], Tracker]
-    Make = TypeVar("Make", bound=MakeTracker)
+Make = TypeVar("Make", bound=Callable[..., Any])
 
 
 class Registered(NamedTuple):
-    """How a tracker is made for a video, and whether it is a network."""
+    """What makes a tracker of a video's path and a `MineConfig`; whether it is a network."""
 
-    make: MakeTracker
+    make: Callable[..., Any]
     neural: bool
 
 

@@ -111,7 +111,7 @@ def test_flow_and_its_patches_agree() -> None:
 
 def _pan(frames: list[np.ndarray], points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The truth of `_panned`, forward from its seed; backward it is told that time runs back."""
-    steps = np.arange(len(frames))[:, None, None] * np.float32([3.0, 0.0])
+    steps = np.arange(len(frames))[:, None, None] * np.array([3.0, 0.0], np.float32)
     later = frames[1][:, :-3] if len(frames) > 1 else frames[0]
     way = -1 if np.array_equal(later, frames[0][:, 3:]) else 1
     return points + way * steps, np.ones((len(frames), len(points)), bool)
