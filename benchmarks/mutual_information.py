@@ -101,10 +101,10 @@ def vector_rate() -> float:
     try:
         from numba import njit
 
-        from solo_infoaug.information import _compiled
+        from solo_infoaug.information import _kernels
     except ImportError:
         return float("nan")
-    select, lanes = _compiled._select, _compiled.LANES
+    select, lanes = _kernels._select, _kernels.LANES
 
     @njit(nogil=True)
     def repeat(strip, best, ks, times):

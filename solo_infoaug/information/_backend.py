@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from solo_infoaug.information import _plain
-from solo_infoaug.information._position import Series
+from solo_infoaug.information._series import Series
 
 _CHUNK = 8192  # samples that a tree is asked about at once: Ctrl-C waits for no more
 LONG = 8192  # samples from which a tree of its own pays for each pair

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from solo_infoaug.information._position import Series
+from solo_infoaug.information._series import Series
 
 _LONG = 4096
 _INSERTION_LIMIT = 16  # above this k a selection over the stacked distances beats the insertion

@@ -10,102 +10,25 @@ different and whose columns have much the same spread. Elsewhere they can be off
   under an invertible map of x alone or of y alone (Kraskov et al. 2004, DOI
   10.1103/PhysRevE.69.066138, eq. 4), so such a pair is estimated after one that makes the spreads
   equal: each column less its regression on the columns before it, in units of its spread.
-- Values that recur, or are equally far apart. If they lie on a lattice its points are made exact,
-  since 0.3 - 0.2 and 0.2 - 0.1 must be the same distance. Columns that have no other values are
-  discrete: distances recur too, which no estimator takes. A pair whose samples do not coincide with
-  k others is then estimated with uniform noise as wide as the lattice's cells: the samples can be
-  read off it, so that MI stays what it is, and what was independent stays independent. What the
-  estimators cannot do with other recurring values is a warning.
+- Values that recur, or are equally far apart: see `_recurring`.
 
 General position is told by one cheap look at all tracks, and such data pass as they came.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import numpy as np
 import torch
 from torch import Tensor
 
+from solo_infoaug.information._recurring import RECURRING, ROUNDING, exact
+from solo_infoaug.information._series import Frame, Series, facing
+
 UNEVEN = 8.0  # ratio of spreads above which balls see no more of the narrow; chance seldom makes it
-RECURRING = 0.05  # fraction of recurring values up to which they are chance, or do little harm
-ROUNDING = 4.0  # in units of eps times the largest value: what is no more than this is rounding
 
 
 class EstimateWarning(UserWarning):
     """An estimate of entropy or MI that may be far off, for what the data are; says what to do."""
-
-
-class Frame(NamedTuple):
-    """A track in coordinates of equal spread, and the spreads in which it came."""
-
-    z: Tensor  # [P, T, d], each column of spread 1, or 0 where the column is determined by others
-    narrow: Tensor  # [P, 2]: the narrowest direction, as standard deviation and quartile range
-    wide: Tensor  # [P, 2]: the widest column
-
-
-class Series(NamedTuple):
-    x: Tensor  # [P, T, d]
-    valid: Tensor | None  # [P, T]
-    rank: Tensor | None = None  # [P], float64: independent columns; d where it is not given
-    frame: Frame | None = None
-    log_scale: Tensor | None = None  # [P]: log of the volume of z's unit cube in x
-    recurs: Tensor | None = None  # [P], bool: a column has recurring values and others, or is ranks
-    cell: Tensor | None = None  # [P, T, d]: width of a discrete column's cell; 0 in other columns
-    source: Tensor | None = None  # [P]: rows of one number are one track, circularly shifted
-    distinct: bool | None = None  # known: no track has two samples at one place
-
-    @property
-    def d(self) -> int:
-        return self.x.shape[2]
-
-    def counts(self) -> Tensor:
-        if self.valid is None:
-            return torch.full(
-                (len(self.x),), self.x.shape[1], dtype=torch.float64, device=self.x.device
-            )
-        return self.valid.sum(-1).double()
-
-    def dimensions(self) -> int | Tensor:
-        return self.d if self.rank is None else self.rank
-
-    def part(self, rows: slice | Tensor) -> Series:
-        """These tracks alone."""
-
-        def cut(field: Tensor | None) -> Tensor | None:
-            return None if field is None else field[rows]
-
-        return self._replace(
-            x=self.x[rows],
-            valid=cut(self.valid),
-            rank=cut(self.rank),
-            frame=None if self.frame is None else Frame(*(field[rows] for field in self.frame)),
-            log_scale=cut(self.log_scale),
-            recurs=cut(self.recurs),
-            cell=cut(self.cell),
-            source=cut(self.source),
-        )
-
-    def rolled(self, shifts: list[int]) -> Series:
-        """`[S·P, ...]`: all tracks later by the first shift, circularly, then by the second, ..."""
-
-        def roll(field: Tensor) -> Tensor:
-            return torch.cat([field.roll(shift, 1) for shift in shifts])
-
-        every = self.part(torch.arange(len(self.x), device=self.x.device).repeat(len(shifts)))
-        frame = None
-        if self.frame is not None and every.frame is not None:
-            frame = every.frame._replace(z=roll(self.frame.z))
-        valid = None if self.valid is None else roll(self.valid)
-        cell = None if self.cell is None else roll(self.cell)
-        return every._replace(x=roll(self.x), valid=valid, frame=frame, cell=cell)
-
-    def even(self) -> Series:
-        """In the coordinates of equal spread."""
-        if self.frame is None:
-            return self
-        return self._replace(x=self.frame.z, frame=None, distinct=None)
 
 
 def prepare(*sides: Series) -> tuple[Series, ...]:
@@ -115,7 +38,7 @@ def prepare(*sides: Series) -> tuple[Series, ...]:
     """
     arrays = [side.x.cpu().numpy() for side in sides]
     masks = [None if side.valid is None else side.valid.cpu().numpy() for side in sides]
-    out = [_exact(side, x, mask) for side, x, mask in zip(sides, arrays, masks, strict=True)]
+    out = [exact(side, x, mask) for side, x, mask in zip(sides, arrays, masks, strict=True)]
     spreads = [_spread(x, mask) for x, mask in zip(arrays, masks, strict=True)]
     narrow, wide = (np.concatenate(s) for s in zip(*spreads, strict=True))
     moving = wide > 0
@@ -175,10 +98,8 @@ def uneven(x: Series, y: Series, layout: str) -> Tensor | None:
     """
     if x.frame is None or y.frame is None:
         return None
-    narrow, wide = (
-        (a, b) if layout == "paired" else (a[:, None], b[None, :])
-        for a, b in ((x.frame.narrow, y.frame.narrow), (x.frame.wide, y.frame.wide))
-    )
+    narrow = facing(x.frame.narrow, y.frame.narrow, layout)
+    wide = facing(x.frame.wide, y.frame.wide, layout)
     return (torch.maximum(*wide) > UNEVEN * torch.minimum(*narrow)).all(-1)
 
 
@@ -245,7 +166,7 @@ def over_common(side: Series) -> Series:
     """Series cut to the samples of a pair, with frames and what recurs over these alone."""
     side = side._replace(rank=None, recurs=None, cell=None, distinct=None)
     mask = None if side.valid is None else side.valid.cpu().numpy()
-    return with_frame(_exact(side, side.x.cpu().numpy(), mask))
+    return with_frame(exact(side, side.x.cpu().numpy(), mask))
 
 
 def with_frame(side: Series) -> Series:
@@ -359,186 +280,3 @@ def _two_spreads(column: np.ndarray, present: np.ndarray, count: np.ndarray) -> 
     low, high = (np.where(some, np.take_along_axis(ordered, i, 1)[:, 0], 0.0) for i in at)
     quartiles = (high - low) / 1.349  # of a normal distribution
     return np.stack([deviation, np.where(quartiles > 1e-3 * deviation, quartiles, deviation)], 1)
-
-
-# --- values that recur -------------------------------------------------------------------------
-
-
-def _exact(side: Series, x: np.ndarray, mask: np.ndarray | None) -> Series:
-    """The tracks with lattices made exact; those of which no distance recurs as they are."""
-    columns = np.ascontiguousarray(x.transpose(0, 2, 1))
-    ordered = np.sort(columns if mask is None else np.where(mask[:, None], columns, np.nan))
-    steps = ordered[..., 1:] - ordered[..., :-1]  # absent samples are last, and their steps NaN
-    if mask is None:
-        size = np.maximum(ordered[..., -1], -ordered[..., 0])
-        total = np.full((len(x), 1), x.shape[1])
-    else:
-        size, total = np.abs(columns).max(-1), mask.sum(1)[:, None]
-    eps = float(np.finfo(x.dtype).eps)
-    clump = (eps**0.75 * size).astype(x.dtype)  # sums of hundreds of tenths are not off by more
-    near = steps <= clump[..., None]
-    smallest = np.where(near | np.isnan(steps), np.inf, steps).min(-1)
-    # ranks, or constant speed: no value recurs, but the distance between neighbours does
-    alike = np.count_nonzero(steps <= (smallest + clump)[..., None], axis=-1)
-    tied = np.count_nonzero(steps == 0, axis=-1)
-    suspect = (alike > RECURRING * total) & (tied < total - 1)
-    if not suspect.any():
-        return side
-    often = np.count_nonzero(near, axis=-1) > RECURRING * total
-    recurs, cell = np.zeros(len(x), bool), np.zeros_like(x)
-    out = x.copy()
-    for track, c in np.argwhere(suspect).tolist():
-        values = ordered[track, c]
-        values = values[~np.isnan(values)]
-        if values[-1] - values[0] <= ROUNDING * eps * size[track, c]:  # constant but for rounding
-            out[track, :, c] = values[0]
-            continue
-        plain = tied[track, c] > RECURRING * len(values) or not often[track, c]
-        points, is_lattice = _points(values, 0.0) if plain else (None, False)
-        if not is_lattice:
-            clumps = _points(values, float(clump[track, c]))
-            points, is_lattice = (points, False) if clumps[0] is None else clumps
-        if points is None or not (is_lattice or often[track, c]):
-            continue
-        rank = np.searchsorted(values, x[track, :, c])  # of each sample among the sorted
-        rank = np.minimum(rank, len(values) - 1)
-        points, width = _cells(points, is_lattice) if often[track, c] else (points, 0.0)
-        out[track, :, c] = points[rank]
-        cell[track, :, c] = width
-        recurs[track] |= width == 0
-    if not (recurs.any() or cell.any() or (out != x).any()):
-        return side
-    if mask is not None:
-        out[~mask] = cell[~mask] = 0
-    device = side.x.device
-    return side._replace(
-        x=torch.from_numpy(out).to(device),
-        recurs=torch.from_numpy(recurs).to(device) if recurs.any() else None,
-        cell=torch.from_numpy(cell).to(device) if cell.any() else None,
-    )
-
-
-def _cells(points: np.ndarray, is_lattice: bool) -> tuple[np.ndarray, float]:
-    """The sorted values of a discrete column on a lattice, and how wide its cells are.
-
-    Values that are on none, or on one that is empty for the most part, are put on one in their
-    order, which leaves MI what it is. Width 0 where more than a few values come once: the column
-    has a density too.
-    """
-    values, which, counts = np.unique(points, return_inverse=True, return_counts=True)
-    once = np.count_nonzero(counts == 1) > RECURRING * len(points)
-    spacing, span = float(np.diff(values).min()), float(values[-1] - values[0])
-    if is_lattice and (once or 2 * len(values) > span / spacing):
-        return points, spacing
-    if once:
-        return points, 0.0
-    width = span / (len(values) - 1)
-    return (values[0] + which * width).astype(points.dtype), width
-
-
-def with_noise(*sides: Series) -> tuple[Series, ...]:
-    """The series of each row, of one or of two sides, with uniform noise in their cells; float64.
-
-    The noise depends on the joint samples of the row alone: neither on their order, nor on which
-    side is the first, nor on units, nor on other rows. Two sides never get the same noise.
-    """
-    ranks = [_ranks(side) for side in sides]
-    sorted_, order = _in_order(ranks)
-    first = np.zeros(len(order), bool)  # whether the second side comes first
-    if len(sides) == 2:
-        sorted_back, order_back = _in_order(ranks[::-1])
-        if sides[0].d == sides[1].d:
-            differ = (sorted_ != sorted_back).reshape(len(order), -1)
-            at = np.arange(len(order)), differ.argmax(1)
-            first = sorted_back.reshape(differ.shape)[at] < sorted_.reshape(differ.shape)[at]
-        else:
-            first[:] = sides[0].d > sides[1].d
-        order = np.where(first[:, None], order_back, order)
-        sorted_ = np.where(first[:, None, None], sorted_back, sorted_)
-    if sides[0].valid is not None:
-        sorted_ = sorted_ * np.sort(sides[0].valid.cpu().numpy(), 1)[:, ::-1, None]
-    noise = np.empty_like(sorted_, np.float64)  # of the side that comes first to begin with
-    np.put_along_axis(noise, order[..., None], _uniform(sorted_), 1)
-    d, width = sides[0].d, noise.shape[-1]
-    swapped = np.concatenate([noise[:, :, width - d :], noise[:, :, : width - d]], -1)
-    noise = np.where(first[:, None, None], swapped, noise)
-    out = []
-    for side, own in zip(sides, np.split(noise, [d], -1), strict=False):
-        x = side.x.double()
-        if side.cell is not None:
-            x = x + torch.from_numpy(own).to(x.device) * side.cell
-        out.append(Series(x, side.valid, side.rank, recurs=side.recurs))
-    return tuple(out)
-
-
-def _uniform(content: np.ndarray) -> np.ndarray:
-    """Numbers in -1/2 to 1/2, float64 `[P, T, d]`, that depend on what is in the row as a whole.
-
-    Drawn anew for each content: one draw for all rows would be wrong for all in the same direction.
-    By SplitMix64, as a function of seed and place.
-    """
-    golden = np.uint64(0x9E3779B97F4A7C15)
-    rows, columns = content.shape[1:]
-    place = np.arange(rows * columns, dtype=np.uint64).reshape(rows, columns)
-    words = _mixed(content.astype(np.uint64) * golden + _mixed(place * golden) * (content != 0))
-    seed = _mixed(words.sum((1, 2), dtype=np.uint64))
-    bits = _mixed(seed[:, None, None] + (place + np.uint64(1)) * golden)
-    return (bits >> np.uint64(11)) * 2.0**-53 - 0.5
-
-
-def _mixed(bits: np.ndarray) -> np.ndarray:
-    bits = (bits ^ (bits >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    bits = (bits ^ (bits >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return bits ^ (bits >> np.uint64(31))
-
-
-def _in_order(ranks: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """Joint samples sorted by all columns `[P, T, d]`, and the order that sorts them `[P, T]`."""
-    keys = np.concatenate(ranks, -1)
-    order = np.lexsort(keys.transpose(2, 0, 1)[::-1])
-    return np.take_along_axis(keys, order[..., None], 1), order
-
-
-def _ranks(side: Series) -> np.ndarray:
-    """How many different values of its column are smaller than each; absent samples are last."""
-    x = side.x.cpu().numpy()
-    absent = None if side.valid is None else ~side.valid.cpu().numpy()
-    if absent is not None:
-        x = np.where(absent[..., None], np.inf, x)
-    order = x.argsort(1)
-    ordered = np.take_along_axis(x, order, 1)
-    rank = np.zeros(x.shape, np.int64)
-    rank[:, 1:] = np.cumsum(ordered[:, 1:] != ordered[:, :-1], 1)
-    out = np.empty_like(rank)
-    np.put_along_axis(out, order, rank, 1)
-    return out
-
-
-def _points(values: np.ndarray, close: float) -> tuple[np.ndarray | None, bool]:
-    """For sorted values that lie in clumps no wider than rounding: one value a clump.
-
-    None if they do not; and whether the clumps are on a lattice, whose points are then exact
-    multiples of its spacing, so that equal distances are equal as numbers.
-    """
-    steps = np.diff(values).astype(np.float64)
-    distinct = steps > close
-    if not distinct.any():
-        return None, False
-    spacing = float(steps[distinct].min())
-    if spacing < 100 * close:
-        return None, False
-    clump = np.concatenate([[0], np.cumsum(distinct)])
-    first = values[np.concatenate([[True], distinct])]
-    span = float(values[-1]) - float(values[0])
-    multiples = np.round((first.astype(np.float64) - first[0]) / spacing)
-    for _ in range(3):  # the smallest step has rounding in it: refine by the whole range
-        spacing = span / multiples[-1]
-        multiples = np.round((first.astype(np.float64) - first[0]) / spacing)
-    off = np.abs((first.astype(np.float64) - first[0]) - multiples * spacing).max()
-    bits = 12 if values.dtype == np.float32 else 26
-    rounding = max(close, ROUNDING * float(np.finfo(values.dtype).eps * np.abs(values).max()))
-    if off > rounding or off > 0.05 * spacing or multiples[-1] >= 2.0**bits:
-        return first[clump], False
-    mantissa, exponent = np.frexp(spacing)
-    short = np.ldexp(np.round(mantissa * 2.0**bits) / 2.0**bits, exponent)
-    return (multiples * short).astype(values.dtype)[clump], True

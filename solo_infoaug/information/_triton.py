@@ -26,7 +26,7 @@ import triton.language as tl
 from torch import Tensor
 
 from solo_infoaug._triton import works as works
-from solo_infoaug.information._position import Series
+from solo_infoaug.information._series import Series
 
 K_LIMIT = 8  # neighbours that a thread's registers hold for all pairs of a tile
 WIDTH_LIMIT = 8  # columns of a track, whose coordinates a thread holds as well

@@ -5,12 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from solo_infoaug.information.estimators import (
-    DEFAULT_MEMORY,
-    check_scenes,
-    upper_rows,
-    warn_of,
-)
+from solo_infoaug.information.estimators import DEFAULT_MEMORY, check_scenes, warn_of
+from solo_infoaug.information.formulas import upper_rows
 
 
 def top_k_partners(

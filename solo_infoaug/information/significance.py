@@ -12,17 +12,15 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from solo_infoaug.information.estimators import (
-    DEFAULT_MEMORY,
+from solo_infoaug.information._series import Series
+from solo_infoaug.information.estimators import DEFAULT_MEMORY, check_scenes, warn_of
+from solo_infoaug.information.formulas import (
     Estimator,
-    Series,
     all_pairs,
-    check_scenes,
     information,
     one_thread,
     over_shared,
     upper_rows,
-    warn_of,
 )
 
 

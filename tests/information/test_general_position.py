@@ -7,6 +7,7 @@ over the joint distribution of discrete variables.
 from __future__ import annotations
 
 import math
+import time
 import warnings
 from collections.abc import Callable
 
@@ -505,12 +506,13 @@ def test_an_error_stops_the_other_threads() -> None:
     def run(task: int, _: object) -> tuple[object, np.ndarray]:
         if task == 1:
             raise KeyboardInterrupt
+        time.sleep(0.01)
         done.append(task)
         return ..., np.zeros(1)
 
     with pytest.raises(KeyboardInterrupt):
-        compiled._share(range(10**6), 2, lambda: None, run, np.zeros(1))
-    assert len(done) < 10**6 - 1
+        compiled._share(range(1000), 2, lambda: None, run, np.zeros(1))
+    assert len(done) < 999
 
 
 def _scenes() -> torch.Tensor:

@@ -19,7 +19,7 @@ from solo_infoaug.information import (
     EstimateWarning,
     _plain,
     _triton,
-    estimators,
+    formulas,
     pairwise_mutual_information,
 )
 from solo_infoaug.information._position import Series
@@ -105,12 +105,12 @@ def main() -> None:
 
         expected = way()
         assert expected.any()
-        plain = estimators.neighbour_sums
-        estimators.neighbour_sums = by_the_kernel
+        plain = formulas.neighbour_sums
+        formulas.neighbour_sums = by_the_kernel
         try:
             got = way()
         finally:
-            estimators.neighbour_sums = plain
+            formulas.neighbour_sums = plain
         name = f"MI {estimator}{' tied' * tied}{' masked' * masked}"
         found[name] = float((got - expected).abs().max())
     print(json.dumps(found))

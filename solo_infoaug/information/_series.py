@@ -1,0 +1,88 @@
+"""The tracks that the estimators work on, and what is known of them."""
+
+from __future__ import annotations
+
+from typing import NamedTuple, TypeVar
+
+import torch
+from torch import Tensor
+
+Field = TypeVar("Field", int | Tensor, Tensor)
+
+
+class Frame(NamedTuple):
+    """A track in coordinates of equal spread, and the spreads in which it came."""
+
+    z: Tensor  # [P, T, d], each column of spread 1, or 0 where the column is determined by others
+    narrow: Tensor  # [P, 2]: the narrowest direction, as standard deviation and quartile range
+    wide: Tensor  # [P, 2]: the widest column
+
+
+class Series(NamedTuple):
+    x: Tensor  # [P, T, d]
+    valid: Tensor | None  # [P, T]
+    rank: Tensor | None = None  # [P], float64: independent columns; d where it is not given
+    frame: Frame | None = None
+    log_scale: Tensor | None = None  # [P]: log of the volume of z's unit cube in x
+    recurs: Tensor | None = None  # [P], bool: a column has recurring values and others, or is ranks
+    cell: Tensor | None = None  # [P, T, d]: width of a discrete column's cell; 0 in other columns
+    source: Tensor | None = None  # [P]: rows of one number are one track, circularly shifted
+    distinct: bool | None = None  # known: no track has two samples at one place
+
+    @property
+    def d(self) -> int:
+        return self.x.shape[2]
+
+    def counts(self) -> Tensor:
+        if self.valid is None:
+            return torch.full(
+                (len(self.x),), self.x.shape[1], dtype=torch.float64, device=self.x.device
+            )
+        return self.valid.sum(-1).double()
+
+    def dimensions(self) -> int | Tensor:
+        return self.d if self.rank is None else self.rank
+
+    def part(self, rows: slice | Tensor) -> Series:
+        """These tracks alone."""
+
+        def cut(field: Tensor | None) -> Tensor | None:
+            return None if field is None else field[rows]
+
+        return self._replace(
+            x=self.x[rows],
+            valid=cut(self.valid),
+            rank=cut(self.rank),
+            frame=None if self.frame is None else Frame(*(field[rows] for field in self.frame)),
+            log_scale=cut(self.log_scale),
+            recurs=cut(self.recurs),
+            cell=cut(self.cell),
+            source=cut(self.source),
+        )
+
+    def rolled(self, shifts: list[int]) -> Series:
+        """`[S·P, ...]`: all tracks later by the first shift, circularly, then by the second, ..."""
+
+        def roll(field: Tensor) -> Tensor:
+            return torch.cat([field.roll(shift, 1) for shift in shifts])
+
+        every = self.part(torch.arange(len(self.x), device=self.x.device).repeat(len(shifts)))
+        frame = None
+        if self.frame is not None and every.frame is not None:
+            frame = every.frame._replace(z=roll(self.frame.z))
+        valid = None if self.valid is None else roll(self.valid)
+        cell = None if self.cell is None else roll(self.cell)
+        return every._replace(x=roll(self.x), valid=valid, frame=frame, cell=cell)
+
+    def even(self) -> Series:
+        """In the coordinates of equal spread."""
+        if self.frame is None:
+            return self
+        return self._replace(x=self.frame.z, frame=None, distinct=None)
+
+
+def facing(x: Field, y: Field, layout: str) -> tuple[Field, Field]:
+    """What is known of the tracks x and the tracks y, `[P]` and `[Q]`, to broadcast over pairs."""
+    if layout == "paired":
+        return x, y
+    return x if isinstance(x, int) else x[:, None], y if isinstance(y, int) else y[None, :]
