@@ -15,7 +15,8 @@ from typing import Any
 
 from solo_infoaug.errors import VideoError
 from solo_infoaug.mining import MineConfig, mine
-from solo_infoaug.scenes.generated import Scene, SceneConfig, Score, score
+from solo_infoaug.scenes.generated import Scene, SceneConfig
+from solo_infoaug.scenes.score import Score, score
 
 FIRST_SEED = 10
 Options = dict[str, Any]

@@ -35,7 +35,8 @@ from solo_infoaug.host import load_host
 from solo_infoaug.host.small import SMALL
 from solo_infoaug.objectives.config import FMICLConfig
 from solo_infoaug.resources import config_folder
-from solo_infoaug.scenes.benchmark import Benchmark, ScenesConfig, prepare_scenes
+from solo_infoaug.scenes.benchmark import Benchmark, prepare_scenes
+from solo_infoaug.scenes.parts import ScenesConfig
 from solo_infoaug.training.config import check_values, load_config, parse_overrides
 from solo_infoaug.training.layouts import CLASSES, check_fraction, layout_of, name_for_host
 from solo_infoaug.twin.config import read_infoaug

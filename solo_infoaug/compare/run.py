@@ -130,7 +130,7 @@ def evaluate_run(checkpoint: Path, how: dict[str, Any]) -> tuple[dict[str, float
         The metrics, and what goes into the result beside them.
     """
     from solo_infoaug.evaluation import evaluate, extract_features, load_backbone
-    from solo_infoaug.scenes.benchmark import ScenesConfig, stills
+    from solo_infoaug.scenes.parts import ScenesConfig, stills
 
     if how["dataset"] == "video":
         return evaluate_video(checkpoint, how["video"])

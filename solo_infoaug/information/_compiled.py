@@ -24,7 +24,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -36,8 +36,6 @@ from solo_infoaug.information._kernels import (
     LANES,
     SIDE,
     Block,
-    Shape,
-    Work,
     run_block,
     run_paired,
 )
@@ -46,6 +44,33 @@ from solo_infoaug.information._series import Series
 INTERRUPT = 2**29  # distances in a task, at most: about half a second, in which Ctrl-C waits
 INLINE = 2**22  # distances up to which starting threads costs more than it saves
 K_LIMIT = 32  # above it the insertion spills far out of the registers
+
+
+class Shape(NamedTuple):
+    """What all tasks of a call share; `rows` counts a track's coordinates."""
+
+    rows_x: int
+    rows_y: int
+    samples: int
+    padded: int
+    kind: int
+    side: int  # at most so many tracks of y at a time
+    same: bool  # x and y are the same tracks
+    alone: bool  # y has no coordinates: x by itself, for which nearest distances are added too
+
+
+class Work(NamedTuple):
+    """Memory of one thread: integers as wide as the numbers of the tracks."""
+
+    strips_x: Any  # [SIDE, CHUNK, LANES]
+    strips_y: Any
+    best: Any  # [pairs, k, LANES]
+    product: Any  # [pairs, (mantissa, exponent), LANES]
+    mantissa: Any  # the same memory as floating point; a second half for marginals
+    limits: Any  # [pairs, (x, y, joint), LANES]
+    counts: Any
+    active: Any  # [pairs]: which pairs the second pass looks at
+    infinity: Any
 
 
 def neighbour_sums(x: Series, y: Series, k: int, kind: str, layout: str) -> Tensor:

@@ -245,19 +245,6 @@ def _count(typing, x, at_x, y, at_y, count, limits, at_limits, counts, at):
 SELECT, REACH, COUNT = 0, 1, 2  # passes over the samples
 
 
-class Shape(NamedTuple):
-    """What all tasks of a call share; `rows` counts a track's coordinates."""
-
-    rows_x: int
-    rows_y: int
-    samples: int
-    padded: int
-    kind: int
-    side: int  # at most so many tracks of y at a time
-    same: bool  # x and y are the same tracks
-    alone: bool  # y has no coordinates: x by itself, for which nearest distances are added too
-
-
 class Block(NamedTuple):
     """Tracks i0:i1 of x with j0:j1 of y, over samples t0:t1; a triangle has j >= i only."""
 
@@ -268,20 +255,6 @@ class Block(NamedTuple):
     t0: int
     t1: int
     triangle: bool
-
-
-class Work(NamedTuple):
-    """Memory of one thread: integers as wide as the numbers of the tracks."""
-
-    strips_x: Any  # [SIDE, CHUNK, LANES]
-    strips_y: Any
-    best: Any  # [pairs, k, LANES]
-    product: Any  # [pairs, (mantissa, exponent), LANES]
-    mantissa: Any  # the same memory as floating point; a second half for marginals
-    limits: Any  # [pairs, (x, y, joint), LANES]
-    counts: Any
-    active: Any  # [pairs]: which pairs the second pass looks at
-    infinity: Any
 
 
 @njit(nogil=True)

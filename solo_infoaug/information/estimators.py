@@ -31,6 +31,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from solo_infoaug._checks import is_whole
 from solo_infoaug.information import _position
 from solo_infoaug.information._position import EstimateWarning, Series
 from solo_infoaug.information.formulas import (
@@ -236,14 +237,14 @@ def _warn_of_entropies(tracks: Series, constant: Tensor) -> None:
 
 def check_options(k: int, estimator: str, units: str, max_memory: int) -> None:
     """Raise ValueError for options that no estimator takes."""
-    if not isinstance(k, int) or isinstance(k, bool) or k < 1:
-        raise ValueError(f"k must be an integer of at least 1, got {k!r}")
-    if estimator not in ESTIMATORS:
-        raise ValueError(f"estimator must be one of {', '.join(ESTIMATORS)}, got {estimator!r}")
-    if units not in tuple(UNITS):
-        raise ValueError(f"units must be one of {', '.join(UNITS)}, got {units!r}")
-    if not isinstance(max_memory, int) or isinstance(max_memory, bool) or max_memory < 2**20:
-        raise ValueError(f"max_memory must be at least {2**20} bytes, got {max_memory!r}")
+    for good, name, expected, value in (
+        (is_whole(k, 1), "k", "an integer of at least 1", k),
+        (estimator in ESTIMATORS, "estimator", f"one of {', '.join(ESTIMATORS)}", estimator),
+        (units in tuple(UNITS), "units", f"one of {', '.join(UNITS)}", units),
+        (is_whole(max_memory, 2**20), "max_memory", f"at least {2**20} bytes", max_memory),
+    ):
+        if not good:
+            raise ValueError(f"{name} must be {expected}, got {value!r}")
 
 
 def check_series(name: str, x: Tensor, mask: Tensor | None, k: int) -> tuple[Tensor, Tensor | None]:
@@ -308,7 +309,7 @@ def resolve_min_samples(min_samples: int | None, k: int, samples: int, mask: Ten
     """The fewest samples for an estimate."""
     if min_samples is None:
         return k + 1 if mask is None else max(16, 4 * k)
-    if not isinstance(min_samples, int) or isinstance(min_samples, bool) or min_samples <= k:
+    if not is_whole(min_samples, k + 1):
         raise ValueError(f"min_samples must be an integer above k={k}, got {min_samples!r}")
     if min_samples > samples:
         raise ValueError(f"min_samples must be at most T={samples}, got {min_samples}")

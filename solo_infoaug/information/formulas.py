@@ -243,7 +243,8 @@ def _has_ties(
     Such as a track that rests now and then: `3kl` and `ksg2` compare cells with balls there. Or
     ranks, which are further from each other than independent samples.
     """
-    at_x, at_y = facing(*(_none(s) if s.recurs is None else s.recurs for s in (x, y)), layout)
+    ours, theirs = (_none(side) if side.recurs is None else side.recurs for side in (x, y))
+    at_x, at_y = facing(ours, theirs, layout)
     doubtful = at_x | at_y
     doubtful = doubtful if anew is None else doubtful & ~anew
     some = doubtful.any()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from solo_infoaug._checks import is_whole
 from solo_infoaug.information.estimators import DEFAULT_MEMORY, check_scenes, warn_of
 from solo_infoaug.information.formulas import upper_rows
 
@@ -45,7 +46,7 @@ def top_k_partners(
         raise ValueError(f"trajectories must be [P, T, d], got shape {tuple(trajectories.shape)}")
     tracks = scenes[0]
     total = len(trajectories)
-    if not isinstance(count, int) or isinstance(count, bool) or not 1 <= count < total:
+    if not is_whole(count, 1) or count >= total:
         raise ValueError(f"count must be 1 to P - 1 = {total - 1}, got {count!r}")
     best = torch.full((total, count), -torch.inf, dtype=torch.float64, device=trajectories.device)
     partners = torch.full((total, count), -1, device=trajectories.device)

@@ -7,11 +7,12 @@ significant. A circular time shift keeps each series as it is and breaks the cou
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from solo_infoaug._checks import is_whole
 from solo_infoaug.information._series import Series
 from solo_infoaug.information.estimators import DEFAULT_MEMORY, check_scenes, warn_of
 from solo_infoaug.information.formulas import (
@@ -43,7 +44,6 @@ def pairwise_significance(
     surrogates: int = 199,
     min_shift: int = 1,
     generator: torch.Generator | None = None,
-    dependence: str = "positive",
     mask: Tensor | None = None,
     min_samples: int | None = None,
     max_memory: int = DEFAULT_MEMORY,
@@ -59,8 +59,7 @@ def pairwise_significance(
     longer exact.
 
     Lancaster et al. (2018), DOI 10.1016/j.physrep.2018.06.001 (time-shifted surrogates); Benjamini
-    and Hochberg (1995), DOI 10.1111/j.2517-6161.1995.tb02031.x, or for any dependence between the
-    pairs Benjamini and Yekutieli (2001), DOI 10.1214/aos/1013699998 (false-discovery rate).
+    and Hochberg (1995), DOI 10.1111/j.2517-6161.1995.tb02031.x (false-discovery rate).
 
     Args:
         trajectories: `[..., P, T, d]`, float32 or float64, regularly sampled.
@@ -69,7 +68,6 @@ def pairwise_significance(
             T + 1 - 2·min_shift shifts, and no more than that are used.
         min_shift: smallest shift, in frames, in either direction.
         generator: for the choice of shifts; PyTorch's own if not given.
-        dependence: `positive` (Benjamini-Hochberg) or `any` (Benjamini-Yekutieli).
         mask: `[..., P, T]`, bool, true where a track has a sample. It is shifted with its track,
             and a surrogate uses the samples that both then have; where they are fewer than
             `min_samples` the surrogate is left out of the pair's p-value.
@@ -79,43 +77,28 @@ def pairwise_significance(
         or of motion have p = q = 1.
 
     Raises:
-        ValueError: as `pairwise_mutual_information`; no shift to draw; unknown dependence.
+        ValueError: as `pairwise_mutual_information`; no shift to draw.
 
     Warns:
         EstimateWarning: as `pairwise_mutual_information`, of the tracks as they are.
     """
     scenes, how = check_scenes(trajectories, mask, estimator, k, min_samples, "nats", max_memory)
     samples = trajectories.shape[-2]
-    _check_test(samples, surrogates, min_shift, generator, dependence)
+    if not is_whole(surrogates, 1):
+        raise ValueError(f"surrogates must be an integer of at least 1, got {surrogates!r}")
+    if not is_whole(min_shift, 1) or min_shift > samples // 2:
+        raise ValueError(f"min_shift must be 1 to T/2 = {samples // 2} frames, got {min_shift!r}")
+    if not isinstance(generator, torch.Generator | None):
+        got = type(generator).__name__
+        raise ValueError(f"generator must be a torch.Generator or None, got {got}")
     mi = all_pairs(scenes, trajectories, how)
     warn_of(how)
     drawn = torch.randperm(samples + 1 - 2 * min_shift, generator=generator) + min_shift
     shifts, quiet = drawn[:surrogates].tolist(), how._replace(notes=None)
     flat = zip(scenes, mi.reshape(-1, *mi.shape[-2:]), strict=True)
     p_values = torch.stack([_p_values(tracks, of, shifts, quiet) for tracks, of in flat])
-    q_values = torch.stack([_q_values(p, dependence) for p in p_values])
+    q_values = torch.stack([_q_values(p) for p in p_values])
     return Significance(mi, p_values.reshape(mi.shape), q_values.reshape(mi.shape))
-
-
-def _check_test(
-    samples: int,
-    surrogates: int,
-    min_shift: int,
-    generator: torch.Generator | None,
-    dependence: str,
-) -> None:
-    """Raise ValueError for options that `pairwise_significance` does not take."""
-    if not isinstance(surrogates, int) or isinstance(surrogates, bool) or surrogates < 1:
-        raise ValueError(f"surrogates must be an integer of at least 1, got {surrogates!r}")
-    whole = isinstance(min_shift, int) and not isinstance(min_shift, bool)
-    if not whole or not 1 <= min_shift <= samples // 2:
-        raise ValueError(f"min_shift must be 1 to T/2 = {samples // 2} frames, got {min_shift!r}")
-    if dependence not in ("positive", "any"):
-        raise ValueError(f"dependence must be 'positive' or 'any', got {dependence!r}")
-    if generator is not None and not isinstance(generator, torch.Generator):
-        raise ValueError(
-            f"generator must be a torch.Generator or None, got {type(generator).__name__}"
-        )
 
 
 def shifted_information(
@@ -185,18 +168,13 @@ def _p_values(tracks: Series, mi: Tensor, shifts: list[int], how: Estimator) -> 
     return (upper + upper.T).fill_diagonal_(1.0)
 
 
-def _q_values(p_values: Tensor, dependence: str) -> Tensor:
+def _q_values(p_values: Tensor) -> Tensor:
     """Step-up q-values over the pairs above the diagonal."""
     from scipy.stats import false_discovery_control  # half a second, for those who test
 
-    tracks = len(p_values)
-    upper = torch.triu_indices(tracks, tracks, 1, device=p_values.device)
-    p = p_values[upper[0], upper[1]]
+    i, j = torch.triu_indices(len(p_values), len(p_values), 1, device=p_values.device)
     out = torch.ones_like(p_values)
-    if len(p) == 0:
-        return out
-    method: Literal["bh", "by"] = "bh" if dependence == "positive" else "by"
-    q = torch.from_numpy(false_discovery_control(p.double().cpu().numpy(), method=method)).to(p)
-    out[upper[0], upper[1]] = q
-    out[upper[1], upper[0]] = q
+    if len(i):
+        q = false_discovery_control(p_values[i, j].double().cpu().numpy())
+        out[i, j] = out[j, i] = torch.from_numpy(q).to(out)
     return out

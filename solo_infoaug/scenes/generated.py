@@ -1,9 +1,7 @@
 """Generated scenes whose truth is known: which object every patch lies on, and where it goes.
 
-Textured objects, rigid and articulated, move independently over a still background, seen by a
-camera that may pan, zoom and shake, or travel through a scene that has depth. Objects may share a
-drift, touch each other, or rest while the light on each changes. For tests and benchmarks of the
-miner.
+Textured objects, rigid and articulated, move independently over a still background. For tests and
+benchmarks of the miner.
 
 Everything is a plane: a sprite whose inverse depth is linear in the pixels of the first frame. What
 a camera that travels sees of a plane is a homography of what it saw first (Hartley and Zisserman,
@@ -14,21 +12,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from dataclasses import astuple, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import cv2
 import numpy as np
 
 from solo_infoaug._checks import require
-from solo_infoaug.dictionary import TwinDictionary
-from solo_infoaug.dictionary.reading import WindowRecord
-from solo_infoaug.mining.config import MineConfig
 from solo_infoaug.mining.encoding import write_video
-from solo_infoaug.mining.tracking import grid
-from solo_infoaug.mining.window import patch_size
 
-# The last three travel and shake: to one side, into the scene, or both.
 CAMERAS = ("still", "pan", "zoom", "shake", "all", "sideways", "forward", "walk")
 TRAVELLING = CAMERAS[-3:]
 # Where the ground meets the background, as a part of the frame's height.
@@ -46,7 +38,7 @@ class SceneConfig:
     frames: int = 96
     height: int = 360
     width: int = 640
-    # Objects that move, each in a region of its own; so many of them have a second, hinged part.
+    # Objects that move, each in a region of its own, and how many have a second, hinged part.
     objects: int = 4
     articulated: int = 1
     # Standard deviation of an object's velocity, pixels a frame, and how long it lasts, frames.
@@ -82,7 +74,7 @@ class SceneConfig:
 
     def __post_init__(self) -> None:
         way = self.frames * self.travel if self.camera in TRAVELLING else 0
-        half = self.width // 2
+        half, hinged = self.width // 2, 0 <= self.articulated <= self.objects
         deep = self.depth > 1 if self.boxes else self.depth >= 1
         for name, good, expected, value in (
             ("camera", self.camera in CAMERAS, f"one of {', '.join(CAMERAS)}", self.camera),
@@ -91,12 +83,7 @@ class SceneConfig:
             ("width", self.width >= 96, "at least 96 pixels", self.width),
             ("depth", deep, f"at least 1, and more with {self.boxes} boxes", self.depth),
             ("frames × travel", way <= half, f"at most {half}, or it leaves the scene", way),
-            (
-                "articulated",
-                0 <= self.articulated <= self.objects,
-                f"a number in [0, objects={self.objects}]",
-                self.articulated,
-            ),
+            ("articulated", hinged, f"a number in [0, objects={self.objects}]", self.articulated),
         ):
             require(good, name, expected, value)
 
@@ -134,9 +121,8 @@ class Scene:
     @classmethod
     def make(cls, config: SceneConfig) -> Scene:
         """Make the scene that `config` describes; the same seed makes the same scene."""
-        rng = np.random.default_rng(config.seed)
+        rng, sprites = np.random.default_rng(config.seed), list[_Sprite]()
         background = _backdrop(config, rng)
-        sprites: list[_Sprite] = []
         for owner, (centre, half) in enumerate(_regions(config), start=1):
             sprites += _object(owner, centre, half, owner <= config.articulated, config, rng)
         poles = [_pole(index, config, rng) for index in range(config.poles)]
@@ -172,21 +158,15 @@ class Scene:
     def paths(
         self, points: np.ndarray, at: int = 0, frames: range | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Where points of frame `at` go, and where they come from.
+        """Where `points` [N, 2], (x, y), of frame `at` are in each of `frames`; None for all.
 
-        Args:
-            points: [N, 2], (x, y) in pixels of frame `at`.
-            at: which frame.
-            frames: the T frames that are asked for; None for all.
-
-        Returns:
-            float64 [T, N, 2], and bool [T, N]: in the frame, and nothing before it.
+        float64 [T, N, 2], and bool [T, N]: in the frame, and nothing before it.
         """
         frames = range(self.config.frames) if frames is None else frames
         part = self._parts(at)[_pixel(points, self.config)]
-        start = np.concatenate([points, np.ones((len(points), 1))], axis=1)
+        start = np.column_stack([points, np.ones(len(points))])
         paths = np.empty((len(frames), len(points), 2))
-        visible = np.empty((len(frames), len(points)), bool)
+        visible = np.empty(paths.shape[:2], bool)
         for row, t in enumerate(frames):
             moved = np.empty_like(start)
             for index in np.unique(part):
@@ -202,10 +182,9 @@ class Scene:
 
     def write(self, path: str | os.PathLike[str]) -> Path:
         """Encode the scene as H.264, 25 frames a second."""
-        target = Path(path)
-        size = (self.config.width, self.config.height)
         options = {"crf": str(self.config.crf), "preset": "veryfast"}
-        write_video(self.frames(), target, size, options)
+        size = (self.config.width, self.config.height)
+        write_video(self.frames(), target := Path(path), size, options)
         return target
 
     def _render(self, t: int) -> np.ndarray:
@@ -234,176 +213,6 @@ class Scene:
         return cv2.warpAffine(image, pose[:2], size)
 
 
-@dataclass(frozen=True)
-class Score:
-    """How well twins fit the truth of a scene; counts of patches, by what they lie on.
-
-    A patch lies on an object if three quarters of it do, on the background if no pixel of it
-    belongs to an object or a pole. A twin is right if the most of it belongs to the same object.
-    A patch counts in each window anew, with the truth of the frame that it was taken from.
-    """
-
-    objects: int  # on an object, and visible for the shortest track that is mined
-    with_twin: int  # of these, have a twin
-    right: int  # of these, on the same object
-    background: int
-    background_with_twin: int
-    # How many of them would be, were twins drawn from the patches of the window that have one, too,
-    # and do not overlap: what the mutual information adds to the knowledge that both move.
-    right_by_chance: float
-
-    @property
-    def purity(self) -> float:
-        """The share of the objects' twins that lie on the same object."""
-        return self.right / self.with_twin if self.with_twin else float("nan")
-
-    @property
-    def recall(self) -> float:
-        """The share of trackable patches on objects that have a twin."""
-        return self.with_twin / self.objects if self.objects else float("nan")
-
-    @property
-    def false_alarms(self) -> float:
-        """The share of background patches that have a twin."""
-        return self.background_with_twin / self.background if self.background else float("nan")
-
-    @property
-    def chance(self) -> float:
-        """The purity of twins that are drawn so."""
-        return self.right_by_chance / max(self.with_twin, 1)
-
-    def __add__(self, other: Score) -> Score:
-        return Score(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
-
-
-def score(
-    scene: Scene, dictionary: TwinDictionary | None, config: MineConfig | None = None
-) -> Score:
-    """Compare the twins of a dictionary mined from `scene` alone with the truth.
-
-    All patches of all windows count. A dictionary holds the whole grid of each window that has a
-    twin; in the other windows no patch has one.
-
-    Args:
-        scene: what was mined.
-        dictionary: what was found; None if nothing was.
-        config: what it was mined with; None for the defaults.
-
-    Raises:
-        ValueError: the dictionary is not one of this scene, with these settings.
-    """
-    config = config or MineConfig()
-    height, width = scene.config.height, scene.config.width
-    size = patch_size(height, width, config)
-    whole = grid(height, width, size, config.grid_step)
-    stored = {} if dictionary is None else {window.first: window for window in dictionary.windows}
-    total = Score(0, 0, 0, 0, 0, 0.0)
-    for frames in _windows(scene.config.frames, config):
-        seed, twin = frames[len(frames) // 2], np.full(len(whole), -1)
-        if dictionary is not None and frames.start in stored:
-            window = stored.pop(frames.start)
-            seed = window.record["frame"]
-            twin = _twins_in_grid(dictionary, window, whole)
-        total += _compare(scene, seed, frames, whole, size, twin, config.min_frames)
-    if stored:
-        raise ValueError(f"windows begin at frames {sorted(stored)}: not with these settings")
-    return total
-
-
-def _windows(frames: int, config: MineConfig) -> list[range]:
-    """The windows that a shot of so many frames is mined in."""
-    windows = []
-    for start in range(0, frames, config.stride):
-        window = range(start, min(start + config.window, frames))
-        if len(window) >= config.min_frames:
-            windows.append(window)
-        if window.stop == frames:
-            break
-    return windows
-
-
-def _twins_in_grid(
-    dictionary: TwinDictionary, window: WindowRecord, centres: np.ndarray
-) -> np.ndarray:
-    """int [G]: of each patch of a window's grid the best twin, by its place in it; −1 for none."""
-    rows = np.arange(window.patches.start, window.patches.stop)
-    best = dictionary.twins[rows, 0].numpy()
-    twin = np.full(len(centres), -1)
-    here, there = rows[best >= 0], best[best >= 0]
-    twin[_places(dictionary, here, centres)] = _places(dictionary, there, centres)
-    arrays = window.arrays
-    if not np.array_equal(arrays["centres"].round(), centres.round()):
-        raise ValueError(f"frame {window.record['frame']}: the grid is another one")
-    if not np.array_equal(arrays["reason"] == 0, twin >= 0):
-        raise ValueError(f"frame {window.record['frame']}: twins and `reason` do not fit together")
-    return twin
-
-
-def _places(dictionary: TwinDictionary, rows: np.ndarray, centres: np.ndarray) -> np.ndarray:
-    """int64 [N]: where in the grid patches of the dictionary lie."""
-    stored = np.stack([dictionary.patches["x"][rows], dictionary.patches["y"][rows]], axis=1)
-    distance = np.abs(stored[:, None] - centres[None]).max(axis=2)
-    if len(rows) and distance.min(axis=1).max() > 0.5:
-        raise ValueError("the dictionary's patches do not lie on the grid of these settings")
-    return distance.argmin(axis=1)
-
-
-def _compare(
-    scene: Scene,
-    seed: int,
-    frames: range,
-    centres: np.ndarray,
-    size: int,
-    twin: np.ndarray,
-    min_frames: int,
-) -> Score:
-    """The score of one window.
-
-    Args:
-        scene: what was mined.
-        seed: the frame in which the patches lie where they do.
-        frames: of the window.
-        centres: [G, 2] of all patches, (x, y).
-        size: their side, pixels.
-        twin: int [G], of each patch among them, −1 for none.
-        min_frames: a patch is trackable if its middle is seen in so many frames around the seed.
-    """
-    owner, share = _ownership(scene.owners(seed), centres, size)
-    _, visible = scene.paths(centres, seed, frames)
-    middle = seed - frames.start
-    before = np.logical_and.accumulate(visible[middle::-1]).sum(axis=0)
-    after = np.logical_and.accumulate(visible[middle:]).sum(axis=0)
-    has = twin >= 0
-    objects = (owner > 0) & (share >= 0.75) & (before + after - 1 >= min_frames)
-    background = (owner == 0) & (share == 1.0)
-    anchors = np.flatnonzero(objects & has)
-    others = np.flatnonzero(has)
-    non_overlapping = np.abs(centres[anchors][:, None] - centres[others]).max(axis=2) >= size - 0.5
-    same = non_overlapping & (owner[anchors][:, None] == owner[others])
-    chance = same.sum(axis=1) / np.maximum(non_overlapping.sum(axis=1), 1)
-    return Score(
-        objects=int(objects.sum()),
-        with_twin=len(anchors),
-        right=int((owner[twin[anchors]] == owner[anchors]).sum()),
-        background=int(background.sum()),
-        background_with_twin=int((background & has).sum()),
-        right_by_chance=float(chance.sum()),
-    )
-
-
-def _ownership(owners: np.ndarray, centres: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """What owns most of each patch, int64 [G], and the share that it owns, float64 [G]."""
-    left, top = np.round(centres - size / 2).astype(int).T
-    names = np.unique(owners)
-    shares = []
-    for name in names:
-        area = cv2.integral((owners == name).astype(np.uint8))
-        count = area[top + size, left + size] - area[top, left + size]
-        shares.append((count - area[top + size, left] + area[top, left]) / size**2)
-    most = np.argmax(shares, axis=0)
-    return names[most].astype(np.int64), np.max(shares, axis=0)
-
-
 def _pixel(points: np.ndarray, config: SceneConfig) -> tuple[np.ndarray, np.ndarray]:
     x = np.clip(np.round(points[:, 0]).astype(int), 0, config.width - 1)
     y = np.clip(np.round(points[:, 1]).astype(int), 0, config.height - 1)
@@ -423,13 +232,11 @@ def _regions(config: SceneConfig) -> list[tuple[np.ndarray, np.ndarray]]:
     columns = -(-config.objects // rows)
     cell = np.array([config.width / columns, config.height / rows])
     places = [np.array([c + 0.5, r + 0.5]) for r in range(rows) for c in range(columns)]
+    centres = [place * cell for place in places[: config.objects]]
     if config.touching:
-        whole = np.array([config.width, config.height])
-        return [
-            (0.5 * whole + 0.6 * (cell_centre * cell - 0.5 * whole), 0.3 * cell)
-            for cell_centre in places[: config.objects]
-        ]
-    return [(cell_centre * cell, cell / 2) for cell_centre in places[: config.objects]]
+        middle = 0.5 * np.array([config.width, config.height])
+        return [(middle + 0.6 * (centre - middle), 0.3 * cell) for centre in centres]
+    return [(centre, cell / 2) for centre in centres]
 
 
 def _backdrop(config: SceneConfig, rng: np.random.Generator) -> _Sprite:
@@ -478,11 +285,8 @@ def _object(
         radii = half + 0.25 * room
     body = _ellipse(owner, radii, config, rng, power=12 if config.touching else 2)
     # Beyond depth 1: evenly from near the background to near the nearest things.
-    nearness = 1 / config.depth + (1 - 1 / config.depth) * (owner - 0.5) / config.objects
-    body.nearness = np.array([0, 0, nearness])
-    body.poses = np.stack(
-        [pose_of(p, a, body.alpha.shape) for p, a in zip(path, angle, strict=True)]
-    )
+    body.nearness[2] = 1 / config.depth + (1 - 1 / config.depth) * (owner - 0.5) / config.objects
+    body.poses = _poses(path, angle, body)
     if not articulated:
         return [body]
     limb = _ellipse(owner, radius * np.array([0.6, 0.3]), config, rng)
@@ -491,10 +295,12 @@ def _object(
     swing = angle + swing * (config.speed > 0)
     joint = path + 0.55 * radius * np.stack([np.cos(angle), np.sin(angle)], axis=1)
     middle = joint + 0.5 * radius * np.stack([np.cos(swing), np.sin(swing)], axis=1)
-    limb.poses = np.stack(
-        [pose_of(p, a, limb.alpha.shape) for p, a in zip(middle, swing, strict=True)]
-    )
+    limb.poses = _poses(middle, swing, limb)
     return [body, limb]
+
+
+def _poses(path: np.ndarray, angle: np.ndarray, sprite: _Sprite) -> np.ndarray:
+    return np.stack([pose_of(p, a, sprite.alpha.shape) for p, a in zip(path, angle, strict=True)])
 
 
 def _drift(objects: list[_Sprite], config: SceneConfig) -> None:
@@ -512,9 +318,8 @@ def _light(objects: list[_Sprite], config: SceneConfig) -> None:
     for owner in range(1, config.objects + 1):
         brightness = _wander(config.frames, 1, config.light, config.persistence, 0.25, rng)
         colour = _wander(config.frames, 3, config.light / 2, config.persistence, 0.25, rng)
-        for sprite in objects:
-            if sprite.owner == owner:
-                sprite.light = np.exp(brightness + colour).astype(np.float32)
+        for sprite in (sprite for sprite in objects if sprite.owner == owner):
+            sprite.light = np.exp(brightness + colour).astype(np.float32)
 
 
 def _exposure(config: SceneConfig) -> np.ndarray:
@@ -556,17 +361,14 @@ def _boxes(config: SceneConfig) -> list[_Sprite]:
 
 def _travel(config: SceneConfig) -> np.ndarray:
     """[T, 3]: K·c, where c is the camera's place, in units in which the nearest depth is 1."""
-    rng = np.random.default_rng([config.seed, 7])
-    way = _wander(
-        config.frames, 3, 0.3 * config.travel, config.persistence, 10 * config.travel, rng
-    )
-    along = config.travel * np.arange(config.frames)
+    rng, speed = np.random.default_rng([config.seed, 7]), config.travel
+    way = _wander(config.frames, 3, 0.3 * speed, config.persistence, 10 * speed, rng)
+    along = speed * np.arange(config.frames)
     if config.camera in ("sideways", "walk"):
         way[:, 0] += along * rng.choice([-1, 1])
     if config.camera in ("forward", "walk"):
         way[:, 2] += along
-    # The focal length is the frame's width.
-    focal, height = config.width, config.height
+    focal, height = config.width, config.height  # as long as the frame is wide
     inner = np.array([[focal, 0, config.width / 2], [0, focal, height / 2], [0, 0, 1.0]])
     return way / focal @ inner.T
 
@@ -595,11 +397,8 @@ def _ellipse(
 def pose_of(centre: np.ndarray, angle: float, shape: tuple[int, ...]) -> np.ndarray:
     """[3, 3]: turns a sprite about its middle and puts that at `centre`."""
     c, s = np.cos(angle), np.sin(angle)
-    turn = np.array([[c, -s], [s, c]])
-    middle = np.array([shape[1] - 1, shape[0] - 1]) / 2
-    pose = np.eye(3)
-    pose[:2, :2] = turn
-    pose[:2, 2] = centre - turn @ middle
+    pose = np.array([[c, -s, 0.0], [s, c, 0.0], [0.0, 0.0, 1.0]])
+    pose[:2, 2] = centre - pose[:2, :2] @ (np.array([shape[1] - 1, shape[0] - 1]) / 2)
     return pose
 
 
@@ -622,22 +421,19 @@ def _wander(
 def _camera(config: SceneConfig, rng: np.random.Generator) -> np.ndarray:
     """[T, 3, 3] from the world to each frame; the first is the identity."""
     frames, middle = config.frames, np.array([config.width, config.height]) / 2
-    pan, shake, zoom = np.zeros((frames, 2)), np.zeros((frames, 2)), np.ones(frames)
-    turn = np.zeros(frames)
+    pan, shake = np.zeros((2, frames, 2))
+    zoom, turn = np.ones(frames), np.zeros(frames)
     if config.camera in ("pan", "all"):
-        speed = 0.0015 * config.width * rng.choice([-1, 1])
-        pan[:, 0] = speed * np.arange(frames)
+        pan[:, 0] = 0.0015 * config.width * rng.choice([-1, 1]) * np.arange(frames)
     if config.camera in ("zoom", "all"):
         zoom = 1.0 + 0.12 * np.sin(np.linspace(0, np.pi, frames))
     if config.camera in ("shake", "all", *TRAVELLING):
         shake = _wander(frames, 2, 1.2, 2.0, 8.0, rng)
         turn = _wander(frames, 1, 0.003, 2.0, 0.02, rng)[:, 0]
-    made = np.empty((frames, 3, 3))
+    made = np.repeat(np.eye(3)[None], frames, axis=0)
     for t in range(frames):
         c, s = zoom[t] * np.cos(turn[t]), zoom[t] * np.sin(turn[t])
-        linear = np.array([[c, -s], [s, c]])
-        made[t] = np.eye(3)
-        made[t, :2, :2] = linear
+        made[t, :2, :2] = linear = np.array([[c, -s], [s, c]])
         made[t, :2, 2] = middle - linear @ middle + pan[t] + shake[t]
     return made
 

@@ -11,7 +11,8 @@ import torch
 from solo_infoaug.compare.run import evaluate_features
 from solo_infoaug.dictionary import TwinDictionary
 from solo_infoaug.errors import ConfigError
-from solo_infoaug.scenes.benchmark import ScenesConfig, SceneVideo, prepare_scenes, stills
+from solo_infoaug.scenes.benchmark import prepare_scenes
+from solo_infoaug.scenes.parts import ScenesConfig, SceneVideo, stills
 
 CONFIG = ScenesConfig(videos=2, frames=48, train_stills=40, labelled_stills=40, test_stills=20)
 

@@ -11,15 +11,8 @@ from solo_infoaug.dictionary.writing import VideoWriter, write_manifest
 from solo_infoaug.errors import ConfigError, VideoError
 from solo_infoaug.mining import MineConfig, mine
 from solo_infoaug.mining.tracking import grid
-from solo_infoaug.scenes.generated import (
-    Scene,
-    SceneConfig,
-    Score,
-    _ownership,
-    _travel,
-    _windows,
-    score,
-)
+from solo_infoaug.scenes.generated import Scene, SceneConfig, _travel
+from solo_infoaug.scenes.score import Score, _ownership, _windows, score
 
 TINY = {"frames": 8, "height": 120, "width": 200, "objects": 2, "articulated": 1, "noise": 0.0}
 DEEP = {"camera": "walk", "depth": 4.0, "boxes": 3}
