@@ -186,9 +186,8 @@ def findings() -> Iterator[Finding]:
         yield finding
     for package, mend in _OPTIONAL.items():
         version = _version(package)
-        yield Finding(
-            package, version or "not installed", version is not None, "" if version else mend, True
-        )
+        shown, good = version or "not installed", version is not None
+        yield Finding(package, shown, good, "" if good else mend, True)
     yield _cache()
     if not usable:
         return

@@ -13,12 +13,8 @@ from rich.table import Table
 
 from solo_infoaug.compare.grid import Run
 
-_SIGNS = {
-    "done": "[green]●[/]",
-    "failed": "[red]✗[/]",
-    "running": "[yellow]◐[/]",
-    "waiting": "[dim]·[/]",
-}
+_SIGNS = {"done": "[green]●[/]", "failed": "[red]✗[/]"}
+_SIGNS |= {"running": "[yellow]◐[/]", "waiting": "[dim]·[/]"}
 
 
 class Board:

@@ -10,6 +10,7 @@ import hashlib
 import itertools
 import json
 import math
+import re
 import shutil
 import sys
 from collections.abc import Callable, Sequence
@@ -121,13 +122,8 @@ class Run:
 
     def write(self, keep_checkpoint: bool) -> None:
         """Make its folder ready for the program of a run."""
-        plan = {
-            **asdict(self.cell),
-            "hash": self.hash,
-            "fingerprint": self.fingerprint,
-            "evaluate": self.evaluate,
-            "keep_checkpoint": keep_checkpoint,
-        }
+        plan: dict[str, Any] = {**asdict(self.cell), "keep_checkpoint": keep_checkpoint}
+        plan |= {"hash": self.hash, "fingerprint": self.fingerprint, "evaluate": self.evaluate}
         self.files.write_plan(self.config, plan)
 
 
@@ -247,10 +243,9 @@ class Planner:
         here = [name for name, base in names.items() if base in host.methods]
         if not here:
             expected = ", ".join(sorted(set(host.methods) - {"base", "linear"}))
-            got = ", ".join(names)
             raise ConfigError(
                 f"methods: expected methods of this solo-learn ({host.info.version}), which has "
-                f"{expected}; got {got}"
+                f"{expected}; got {', '.join(names)}"
             )
         for name in names.keys() - set(here):
             self._tell(
@@ -261,19 +256,9 @@ class Planner:
 
     def _compose(self, cell: Cell) -> DictConfig:
         base, extras = _method(cell.method)
-        cfg = load_config(
-            config_folder() / "compare",
-            "run",
-            [
-                f"methods={base}",
-                f"datasets={cell.data}",
-                f"seed={cell.seed}",
-                "checkpoint.dir=.",
-                *extras,
-                *self.grid.fixed,
-                *cell.variant,
-            ],
-        )
+        own = [f"methods={base}", f"datasets={cell.data}", f"seed={cell.seed}", "checkpoint.dir=."]
+        overrides = [*own, *extras, *self.grid.fixed, *cell.variant]
+        cfg = load_config(config_folder() / "compare", "run", overrides)
         self._fit_backbone(cfg)
         read_infoaug(cfg)
         FMICLConfig.parse(OmegaConf.select(cfg, "fmicl"))
@@ -309,9 +294,7 @@ class Planner:
         decides = decides.replace(str(self.grid.out), "OUT")
         digest = hashlib.sha256(decides.encode()).hexdigest()[:12]
         name = f"{cell.method}-{cell.arm}-{cell.data}-seed{cell.seed}-{digest}"
-        folder = (
-            self.grid.out / "runs" / "".join(c if c.isalnum() or c in "-_" else "-" for c in name)
-        )
+        folder = self.grid.out / "runs" / re.sub(r"[^\w-]", "-", name)
         cfg.name = f"{cell.method}-{cell.arm}"
         cfg.checkpoint.dir = str(RunFolder(folder).training)
         return Run(cell, folder, digest, cfg, evaluate, fingerprint, float(views))
@@ -320,10 +303,8 @@ class Planner:
         """Fill in where data and twins are; returns the dictionary of the cell's arm."""
         evaluate = cfg.evaluate
         if OmegaConf.is_missing(evaluate, "dataset"):
-            raise ConfigError(
-                f"evaluate.dataset: expected the images to evaluate on ({', '.join(IMAGES)}), with "
-                "evaluate.train_path; got none"
-            )
+            known = f"the images to evaluate on ({', '.join(IMAGES)}), with evaluate.train_path"
+            raise ConfigError(f"evaluate.dataset: expected {known}; got none")
         if evaluate.dataset == "scenes":
             evaluate.scenes = cfg.pop("scenes")
             scenes = _settings("scenes", ScenesConfig, evaluate.scenes)

@@ -34,23 +34,16 @@ def run_grid(
 
     Ctrl-C once: no further run is started, those under way are finished. Twice: they are stopped.
 
-    Args:
-        runs: of the grid.
-        grid: how many run at a time, with how many threads each, or which of Hydra's launchers
-            replaces the pool; what becomes of checkpoints.
-        retry_failed: run again what failed.
-        console: to write to.
-
     Raises:
         KeyboardInterrupt: after Ctrl-C, once nothing runs any more.
     """
     console = console or Console(stderr=True)
     over = ("done",) if retry_failed else ("done", "failed")
     todo = [run for run in runs if run.state not in over]
-    for run in todo:
-        run.write(grid.keep_checkpoints)
     if not todo:
         return
+    for run in todo:
+        run.write(grid.keep_checkpoints)
     threads = grid.threads or max(1, (os.cpu_count() or 1) // grid.jobs)
     names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
     environment = {**os.environ, **dict.fromkeys(names, str(threads))}

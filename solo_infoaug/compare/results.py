@@ -32,12 +32,7 @@ from solo_infoaug.viewer.pictures import draw_pairs, draw_twins, richest_windows
 
 
 def write_results(runs: Sequence[Run], out: Path) -> list[Path]:
-    """Collect the runs that are finished and write everything into `out`; returns the files.
-
-    Args:
-        runs: of the grid, finished or not.
-        out: the folder.
-    """
+    """Write all that is known of the finished runs into the folder `out`; returns the files."""
     results = [result for run in runs if (result := run.result) is not None]
     files = {"results.csv": results_csv(results)}
     out.mkdir(parents=True, exist_ok=True)
@@ -56,11 +51,11 @@ def _page(runs: Sequence[Run], results: Sequence[Mapping[str, Any]]) -> str:
     for data in dict.fromkeys(result["data"] for result in results):
         figures: list[dict[str, str | None]] = []
         for metric, name in METRICS.items():
-            values = collect(results, data, metric)
-            if values:
-                figures.append({"title": name, "bars": embedded(draw_bars(values, name))})
+            if values := collect(results, data, metric):
                 ablation = draw_ablation(values, name)
-                figures[-1]["ablation"] = None if ablation is None else embedded(ablation)
+                swept = None if ablation is None else embedded(ablation)
+                bars = embedded(draw_bars(values, name))
+                figures.append({"title": name, "bars": bars, "ablation": swept})
         of_set = [run for run in runs if run.cell.data == data and run.result is not None]
         # what InfoAug trained with: how good its twins are, where that is known, and some of them
         truth, twins = None, []
@@ -151,26 +146,14 @@ def draw_ablation(values: Values, metric: str) -> Figure | None:
         for (method, arm, of), points in lines.items():
             if of == key:
                 x, mean, std = np.array(sorted(points)).T
-                axes.errorbar(
-                    x,
-                    mean,
-                    std,
-                    color=ARMS[arm].colour,
-                    marker=styles.get(method, "."),
-                    capsize=3,
-                    label=f"{method}, {arm}",
-                )
+                look = {"color": ARMS[arm].colour, "marker": styles.get(method, ".")}
+                axes.errorbar(x, mean, std, capsize=3, label=f"{method}, {arm}", **look)
         for (method, column), seeds in values.items():
             if column.arm == "baseline" and not column.variant:
                 level = mean_and_std(list(seeds.values()))[0]
-                axes.plot(
-                    ticks,
-                    [level] * len(ticks),
-                    color=ARMS["baseline"].colour,
-                    linestyle=":",
-                    marker=styles.get(method, "."),
-                    label=f"{method}, baseline",
-                )
+                look = {"color": ARMS["baseline"].colour, "marker": styles.get(method, ".")}
+                levels = [level] * len(ticks)
+                axes.plot(ticks, levels, linestyle=":", label=f"{method}, baseline", **look)
         axes.set_xscale("symlog", linthresh=0.1)
         axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
         axes.minorticks_off()

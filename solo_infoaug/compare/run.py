@@ -119,15 +119,10 @@ def _machine() -> dict[str, Any]:
 
 
 def evaluate_run(checkpoint: Path, how: dict[str, Any]) -> tuple[dict[str, float], dict[str, Any]]:
-    """`linear` and `knn`, and for `scenes` `linear_across` and `knn_across`; per cent.
+    """The metrics of a run, per cent, and what goes into the result beside them.
 
-    Args:
-        checkpoint: of the run.
-        how: `dataset` and the further arguments of `evaluation.evaluate`, or "scenes" or "video"
-            and its settings.
-
-    Returns:
-        The metrics, and what goes into the result beside them.
+    `how`: `dataset` and the further arguments of `evaluation.evaluate`, or "scenes" or "video" and
+    its settings.
     """
     from solo_infoaug.evaluation import evaluate, extract_features, load_backbone
     from solo_infoaug.scenes.parts import ScenesConfig, stills
@@ -150,9 +145,8 @@ def evaluate_video(
 ) -> tuple[dict[str, float], dict[str, Any]]:
     """The metrics of `compare.video`, means over the videos; per cent.
 
-    Returns:
-        The metrics, and what goes into the result beside them: `sequences` (metric → video → per
-        cent) and `references` (the untrained network and mean colour → metric → per cent).
+    And what goes beside them: `sequences` (metric → video → per cent) and `references` (the
+    untrained network and mean colour → metric → per cent).
     """
     import torch
     from omegaconf import OmegaConf
@@ -183,10 +177,7 @@ def evaluate_video(
 def evaluate_features(labelled: Labelled, test: Labelled, k: int) -> dict[str, float]:
     """The two probes on `scenes`, as usual and across parts; per cent.
 
-    Args:
-        labelled: features [N, D], classes [N] and parts [N] to learn from.
-        test: likewise.
-        k: neighbours.
+    They learn from `labelled`. Each has features [N, D], classes [N] and parts [N].
     """
     from solo_infoaug.evaluation import knn_accuracy, linear_accuracy
 

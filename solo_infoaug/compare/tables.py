@@ -61,12 +61,10 @@ def mean_and_std(values: Sequence[float]) -> tuple[float, float]:
 
 
 def paired_difference(ours: Mapping[Any, float], theirs: Mapping[Any, float]) -> Difference | None:
-    """Mean of `ours − theirs` over the seeds that both have, with Student's 95 % interval.
+    """Mean of `ours − theirs` over the keys that both have, with Student's 95 % interval.
 
-    Or over seeds and videos, if these are the keys.
-
-    The half-width is t(0.975, n − 1) · s / √n, s the sample standard deviation of the differences.
-    None where no seed is in both.
+    Its half-width is t(0.975, n − 1) · s / √n, s the sample standard deviation of the differences.
+    None where no key is in both.
     """
     seeds = sorted(ours.keys() & theirs.keys())
     if not seeds:
@@ -99,10 +97,7 @@ Values = dict[tuple[str, Column], dict[Any, float]]
 def collect(
     results: Iterable[Mapping[str, Any]], data: str, metric: str, by_video: bool = False
 ) -> Values:
-    """The values of one metric on one data set.
-
-    They are by seed and "", or by seed and video with `by_video`, where a result has them.
-    """
+    """One metric on one data set: by seed and "", or with `by_video` by seed and video if known."""
     values: Values = {}
     for result in results:
         if result["data"] == data and metric in result["metrics"]:
@@ -134,12 +129,12 @@ def reference_of(column: Column, arm: str) -> Column:
 
 def differences(values: Values, method: str, column: Column) -> dict[str, Difference]:
     """Paired differences of a column to each reference that there is."""
-    found = {
-        arm: paired_difference(values[method, column], values[method, reference])
+    return {
+        arm: gap
         for arm in _REFERENCES
         if (method, reference := reference_of(column, arm)) in values and arm != column.arm
+        if (gap := paired_difference(values[method, column], values[method, reference]))
     }
-    return {arm: difference for arm, difference in found.items() if difference is not None}
 
 
 @dataclass(frozen=True)
@@ -188,8 +183,7 @@ def tables(results: Sequence[Mapping[str, Any]]) -> list[Table]:
     made = []
     for data in dict.fromkeys(result["data"] for result in results):
         for metric, name in METRICS.items():
-            values = collect(results, data, metric)
-            if values:
+            if values := collect(results, data, metric):
                 references = collect_references(results, data, metric)
                 pairs = collect(results, data, metric, by_video=True)
                 made += [_accuracies(values, f"{data}: {name} (per cent)", references)]
@@ -225,7 +219,7 @@ def _mean_std(values: Sequence[float]) -> str:
 
 
 def _differences(values: Values, title: str) -> list[Table]:
-    """None where nothing is compared with anything."""
+    """None of them where nothing is compared with anything."""
     methods, columns = methods_and_columns(values)
     ours = [column for column in columns if not ARMS[column.arm].reference]
     pairs = [

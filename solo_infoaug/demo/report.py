@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -94,13 +95,11 @@ def twins_text(twins: TwinDictionary) -> str:
 
 def arms_table(scenes: ScenesResult) -> tuple[list[str], list[list[str]], str]:
     """Heading, rows and title of the table of arms."""
-    rows = [["chance", f"{scenes.chance:.1f}", f"{scenes.chance:.1f}"]]
-    rows += [[ARMS[row.arm].label, f"{row.across:.1f}", f"{row.usual:.1f}"] for row in scenes.arms]
-    return (
-        ["arm", "across parts", "as usual"],
-        rows,
-        "linear probe of the frozen backbone (per cent)",
-    )
+    numbers = [("chance", scenes.chance, scenes.chance)]
+    numbers += [(ARMS[row.arm].label, row.across, row.usual) for row in scenes.arms]
+    rows = [[label, f"{across:.1f}", f"{usual:.1f}"] for label, across, usual in numbers]
+    title = "linear probe of the frozen backbone (per cent)"
+    return ["arm", "across parts", "as usual"], rows, title
 
 
 def scenes_text(scenes: ScenesResult) -> list[str]:
@@ -158,16 +157,9 @@ def draw_arms(scenes: ScenesResult) -> Figure:
     for bars in axes.containers:
         axes.bar_label(bars, fmt="%.1f", fontsize=9, padding=2)  # type: ignore[arg-type]
     axes.axhline(scenes.chance, color="#444", linestyle="--", linewidth=1)
-    axes.annotate(
-        "chance",
-        (1.0, scenes.chance),
-        xycoords=("axes fraction", "data"),
-        fontsize=9,
-        xytext=(4, 0),
-        textcoords="offset points",
-        va="center",
-        color="#444",
-    )
+    place = {"xycoords": ("axes fraction", "data"), "xytext": (4, 0), "va": "center"}
+    look: dict[str, Any] = {**place, "textcoords": "offset points", "fontsize": 9, "color": "#444"}
+    axes.annotate("chance", (1.0, scenes.chance), **look)
     axes.set_ylim(0, 108)
     return figure
 
@@ -176,10 +168,9 @@ def draw_losses(metrics: Path) -> Figure:
     """Both losses of a run of SimCLR with InfoAug, from Lightning's metrics.csv."""
     figure = Figure(figsize=(7, 3), layout="constrained")
     axes = figure.subplots()
-    for (branch, (steps, values)), style in zip(
-        read_losses(metrics).items(), ("-", "--"), strict=True
-    ):
-        axes.plot(steps, values, style, color=ARMS["infoaug"].colour, label=branch, linewidth=1.5)
+    colour = ARMS["infoaug"].colour
+    for (branch, points), style in zip(read_losses(metrics).items(), ("-", "--"), strict=True):
+        axes.plot(*points, style, color=colour, label=branch, linewidth=1.5)
     axes.set(xlabel="step", ylabel="InfoNCE loss (nats)")
     axes.grid(alpha=0.3)
     axes.legend()
@@ -211,9 +202,8 @@ def draw_pairs_in_place(twins: TwinDictionary, count: int = 12) -> Figure:
         axes.imshow(image)
         axes.set(xlim=(left, left + side), ylim=(top + side, top))
         for row, style in zip(both, ("-", (0, (2, 1))), strict=True):
-            for colour, line, thick in (("black", "-", 3.2), ("#ffe14d", style, 1.8)):
-                outline = square_of(row, edgecolor=colour, linestyle=line, linewidth=thick)
-                axes.add_patch(outline)
+            axes.add_patch(square_of(row, edgecolor="black", linewidth=3.2))
+            axes.add_patch(square_of(row, edgecolor="#ffe14d", linestyle=style, linewidth=1.8))
         name = Path(twins.windows[number].video).name.replace("$", r"\$")
         axes.set_title(f"{name}: {float(twins.mi[patch, 0]):.2f} nats", fontsize=8)
     return figure
@@ -238,11 +228,7 @@ def _scattered_pairs(twins: TwinDictionary) -> list[tuple[int, int, int]]:
 
 
 def draw_twin_pictures(twins: TwinDictionary, folder: Path) -> list[Path]:
-    """Pairs in place, pairs as crops, and the richest window of some videos.
-
-    Returns:
-        `pairs.png`, `crops.png`, and two PNG files a window: twins and tracks.
-    """
+    """`pairs.png`, `crops.png`, and of some videos' richest window two PNG files: twins, tracks."""
     mark_as_made(folder)
     pictures = [
         _save(draw_pairs_in_place(twins), folder / "pairs.png"),
@@ -275,13 +261,9 @@ def _save(figure: Figure, file: Path) -> Path:
 def write_report(
     demo: DemoResult, twin_pictures: list[Path], scene_twins: TwinDictionary, folder: Path
 ) -> Path:
-    """Draw what is not yet drawn and write `report.html`; returns its path.
+    """Draw what is not yet drawn, and write `report.html` into `folder`; returns its path.
 
-    Args:
-        demo: what the demo found.
-        twin_pictures: from `draw_twin_pictures`.
-        scene_twins: the dictionary of `scenes`, to show what these look like.
-        folder: of the demo; the pictures go to its `pictures/`.
+    `twin_pictures` are from `draw_twin_pictures`; `scene_twins` shows what the benchmark is like.
     """
     pictures = folder / "pictures"
     (window,) = richest_windows(scene_twins, 1)

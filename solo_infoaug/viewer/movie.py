@@ -32,14 +32,8 @@ def write_movie(
     """Write an mp4 of some windows: the strongest pairs of twins, joined, with their tracks.
 
     Each pair has a colour of its own; patches without a twin are grey dots. A patch is drawn as
-    long as it was tracked.
-
-    Args:
-        dictionary: what to draw.
-        windows: which of its windows.
-        file: where to write.
-        videos: the source videos, or folders of them; they are known by their content, wherever
-            they lie now. A window whose video is not among them is drawn on a still.
+    long as it was tracked. The source `videos`, or folders of them, are known by their content; a
+    window whose video is not among them is drawn on a still.
 
     Raises:
         VideoError: `videos` names what does not exist, or the movie cannot be encoded.

@@ -67,13 +67,8 @@ def show(
                 _page(dictionary, windows or _WINDOWS), encoding="utf-8", errors="backslashreplace"
             )
         elif ending == ".mp4":
-            sources = [Path(video) for video in videos]
-            write_movie(
-                dictionary,
-                pictures.richest_windows(dictionary, windows or _FILM_WINDOWS),
-                fresh,
-                sources,
-            )
+            shown = pictures.richest_windows(dictionary, windows or _FILM_WINDOWS)
+            write_movie(dictionary, shown, fresh, [Path(video) for video in videos])
         else:
             said = PngInfo()
             said.add_text("comment", DRAWN)
@@ -84,16 +79,11 @@ def _page(dictionary: TwinDictionary, count: int) -> str:
     def window(index: int) -> dict[str, object]:
         photos = (pictures.draw_twins, pictures.draw_reasons, pictures.draw_tracks)
         charts = (pictures.draw_mi_matrix, pictures.draw_mi_histogram)
-        return {
-            "record": dictionary.windows[index],
-            "images": [
-                *(embedded_photo(draw(dictionary, index), _DPI) for draw in photos),
-                *(embedded(draw(dictionary, index), _DPI) for draw in charts),
-            ],
-        }
+        images = [embedded_photo(draw(dictionary, index), _DPI) for draw in photos]
+        images += [embedded(draw(dictionary, index), _DPI) for draw in charts]
+        return {"record": dictionary.windows[index], "images": images}
 
-    table = video_table(dictionary)
-
+    table, pairs = video_table(dictionary), len(dictionary.anchors) > 0
     return render(
         "solo_infoaug.viewer",
         "page.html.j2",
@@ -103,9 +93,7 @@ def _page(dictionary: TwinDictionary, count: int) -> str:
         failed=dictionary.info.get("failed") or {},
         twinless=dictionary.info.get("twinless") or {},
         config=dictionary.info.get("config", {}),
-        gallery=embedded(pictures.draw_pairs(dictionary), _DPI)
-        if len(dictionary.anchors)
-        else None,
+        gallery=embedded(pictures.draw_pairs(dictionary), _DPI) if pairs else None,
         windows=[window(index) for index in pictures.richest_windows(dictionary, count)],
     )
 

@@ -45,34 +45,25 @@ def draw_twins(dictionary: TwinDictionary, window: int, pairs: int = _PAIRS) -> 
     others = rows[twins < 0]
     centres = np.stack([others["x"], others["y"]], axis=1)[:, None]
     corners = centres + 0.5 * others["size"][:, None, None] * _CORNERS
-    look: dict[str, Any] = {
-        "facecolors": "none",
-        "edgecolors": "white",
-        "alpha": 0.35,
-        "linewidths": 0.6,
-    }
-    axes.add_collection(PolyCollection(list(corners), **look), autolim=False)
-
+    look: dict[str, Any] = {"facecolors": "none", "edgecolors": "white", "alpha": 0.35}
+    axes.add_collection(PolyCollection(list(corners), linewidths=0.6, **look), autolim=False)
     chosen = strongest_pairs(dictionary, record, pairs)
     colours = matplotlib.colormaps["plasma"]
     top = max((float(mi[i]) for i, _ in chosen), default=1.0)
     norm = matplotlib.colors.Normalize(0.0, top)
     for i, j in chosen:
         colour = colours(norm(mi[i]))
-        for row in (rows[i], rows[j]):
+        both = rows[[i, j]]
+        for row in both:
             axes.add_patch(square_of(row, edgecolor=colour, linewidth=1.8))
-        axes.plot(
-            [rows["x"][i], rows["x"][j]], [rows["y"][i], rows["y"][j]], color=colour, linewidth=1.4
-        )
+        axes.plot(both["x"], both["y"], color=colour, linewidth=1.4)
     if chosen:
         scale = matplotlib.cm.ScalarMappable(norm, colours)
         figure.colorbar(scale, ax=axes, label="mutual information (nats)", shrink=0.8, pad=0.01)
     count = int((twins >= 0).sum())
-    axes.set_title(
-        f"{_name(record)}: {count} of {len(rows)} patches have a twin"
-        + (f"; the {len(chosen)} strongest pairs" if count > 2 * len(chosen) else ""),
-        fontsize=10,
-    )
+    title = f"{_name(record)}: {count} of {len(rows)} patches have a twin"
+    title += f"; the {len(chosen)} strongest pairs" if count > 2 * len(chosen) else ""
+    axes.set_title(title, fontsize=10)
     return figure
 
 
@@ -129,16 +120,13 @@ def draw_tracks(dictionary: TwinDictionary, window: int) -> Figure:
             paths = [path for path in paths if len(path)]
             lines = LineCollection(paths, colors=colour, linewidths=1.0, alpha=0.8)
             axes.add_collection(lines, autolim=False)
-            axes.plot(
-                *np.array([path[-1] for path in paths]).reshape(-1, 2).T, "o", color=colour, ms=2.5
-            )
+            ends = np.array([path[-1] for path in paths]).reshape(-1, 2)
+            axes.plot(*ends.T, "o", color=colour, ms=2.5)
         axes.plot([], [], color=_WITH, label="with a twin")
         axes.plot([], [], color=_WITHOUT, label="without")
         axes.legend(loc="lower right", fontsize=7, framealpha=0.7)
-        axes.set_title(
-            f"{_name(record)}: {tracks.shape[1]} tracks of {len(tracks)} frames, {title}",
-            fontsize=10,
-        )
+        what = f"{tracks.shape[1]} tracks of {len(tracks)} frames, {title}"
+        axes.set_title(f"{_name(record)}: {what}", fontsize=10)
     return figure
 
 
@@ -179,11 +167,9 @@ def draw_mi_histogram(dictionary: TwinDictionary, window: int) -> Figure:
     edges = np.linspace(finite.min(initial=0.0), finite.max(initial=0.1), 40)
     for name, (values, colour) in shown.items():
         if len(values):
-            axes.hist(
-                values.ravel(), list(edges), density=True, alpha=0.55, color=colour, label=name
-            )
-    axes.set_xlabel("mutual information (nats)")
-    axes.set_ylabel("density")
+            look: dict[str, Any] = {"density": True, "alpha": 0.55, "color": colour, "label": name}
+            axes.hist(values.ravel(), list(edges), **look)
+    axes.set(xlabel="mutual information (nats)", ylabel="density")
     axes.set_title(_name(record), fontsize=10)
     if axes.get_legend_handles_labels()[0]:
         axes.legend(fontsize=8)
@@ -201,8 +187,7 @@ def draw_mi_matrix(dictionary: TwinDictionary, window: int) -> Figure:
     top = max(float(np.percentile(finite, 99.5)), 1e-6) if len(finite) else 1.0
     shown = axes.imshow(np.ma.masked_invalid(mi), cmap=colours, vmin=0.0, vmax=top)
     figure.colorbar(shown, ax=axes, label="mutual information (nats)")
-    axes.set_xlabel("patch")
-    axes.set_ylabel("patch")
+    axes.set(xlabel="patch", ylabel="patch")
     axes.set_title(_name(record), fontsize=10)
     return figure
 
@@ -214,11 +199,9 @@ def draw_pairs(dictionary: TwinDictionary, count: int = 24) -> Figure:
     Where a crop shows more than the patch, a square says which part that is.
     """
     ranked = [
-        (index, -float(dictionary.mi[row, 0]), row)
+        (index, -float(dictionary.mi[window.patches.start + i, 0]), window.patches.start + i)
         for window in dictionary.windows
-        for index, row in enumerate(
-            window.patches.start + i for i, _ in strongest_pairs(dictionary, window, count)
-        )
+        for index, (i, _) in enumerate(strongest_pairs(dictionary, window, count))
     ]
     chosen = [row for _, _, row in sorted(ranked)[:count]]
     columns = max(1, min(12, len(chosen)))
@@ -269,8 +252,7 @@ def _frame_axes(image: np.ndarray, panels: int = 1) -> tuple[Figure, list[Axes]]
     for axes in made:
         # Dimmed, so that lines stand out
         axes.imshow((image * 0.8).astype(np.uint8))
-        axes.set_xlim(0, width)
-        axes.set_ylim(height, 0)
+        axes.set(xlim=(0, width), ylim=(height, 0))
         axes.set_axis_off()
     return figure, made
 
