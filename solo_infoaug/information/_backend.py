@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib
 from types import ModuleType
 
 import numpy as np
@@ -70,20 +71,13 @@ def _tree_sums(series: Tensor, k: int) -> Tensor:
 
 
 @functools.cache
-def _compiled() -> ModuleType | None:
-    """The compiled backend, if numba is here; imported on first use, since that takes a second."""
+def _module(name: str) -> ModuleType | None:
+    """A backend whose package may be missing; imported on first use, since that takes a second."""
     try:
-        from solo_infoaug.information import _compiled as compiled
+        return importlib.import_module(f"solo_infoaug.information.{name}")
     except ImportError:
         return None
-    return compiled
 
 
-@functools.cache
-def _triton() -> ModuleType | None:
-    """The backend for CUDA, if Triton is here: it comes with PyTorch's wheels for CUDA on Linux."""
-    try:
-        from solo_infoaug.information import _triton as kernel
-    except ImportError:
-        return None
-    return kernel
+_compiled = functools.partial(_module, "_compiled")
+_triton = functools.partial(_module, "_triton")  # Triton comes with PyTorch's wheels for CUDA

@@ -149,9 +149,8 @@ def _common_spread(x: Series, y: Series) -> tuple[Tensor, Tensor]:
     left: list[list[Tensor]] = [[] for _ in columns]
     for (i, j), product in zip(pairs, sums[1 + len(columns) :], strict=True):
         left[i].append(product / count - mean[i] * mean[j])
-    narrow, wide = torch.full_like(count, torch.inf), torch.zeros_like(count)
-    for c in range(len(columns)):
-        wide = torch.maximum(wide, left[c][c])
+    wide = torch.stack([row[-1] for row in left]).amax(0).clamp_min(0)
+    narrow = torch.full_like(count, torch.inf)
     for c in range(len(columns)):
         pivot = left[c][c]
         narrow = torch.minimum(narrow, pivot.masked_fill(rests[:, c, None], torch.inf))
@@ -171,22 +170,17 @@ def over_common(side: Series) -> Series:
 
 def with_frame(side: Series) -> Series:
     """The tracks without the columns that are determined by others, and their frames."""
-    x = side.x.cpu().numpy().astype(np.float64)
+    x, device = side.x.cpu().numpy().astype(np.float64), side.x.device
     present = np.ones(x.shape[:2], bool) if side.valid is None else side.valid.cpu().numpy()
-    kept, z, narrow, wide, log_scale = _frames(x, present, float(torch.finfo(side.x.dtype).eps))
-    device = side.x.device
+    kept, *found = _frames(x, present, float(torch.finfo(side.x.dtype).eps))
+    z, narrow, wide, scale = (torch.from_numpy(array).to(device) for array in found)
     rank, reduced, cell = None, side.x, side.cell
     if not kept.all():
         rank = torch.from_numpy(kept.sum(1).astype(np.float64)).to(device)
         columns = torch.from_numpy(kept).to(device)[:, None]
         reduced = side.x * columns
         cell = None if cell is None else cell * columns
-    frame = Frame(
-        torch.from_numpy(z.astype(side.x.cpu().numpy().dtype)).to(device),
-        torch.from_numpy(narrow).to(device),
-        torch.from_numpy(wide).to(device),
-    )
-    scale = torch.from_numpy(log_scale).to(device)
+    frame = Frame(z.to(side.x.dtype), narrow, wide)
     return side._replace(x=reduced, rank=rank, frame=frame, log_scale=scale, cell=cell)
 
 
@@ -204,10 +198,6 @@ def _spread(x: np.ndarray, mask: np.ndarray | None) -> tuple[np.ndarray, np.ndar
         columns = [column * mask for column in columns]
     mean = [column.sum(1, dtype=np.float64) / count for column in columns]
     d = len(columns)
-    if d == 1:
-        variance = np.einsum("pt,pt->p", columns[0], columns[0]) / count - mean[0] ** 2
-        wide = np.sqrt(np.maximum(variance, 0))
-        return wide, wide
     covariance = np.empty((d, d, len(x)))
     for a in range(d):
         for b in range(a + 1):
@@ -219,14 +209,10 @@ def _spread(x: np.ndarray, mask: np.ndarray | None) -> tuple[np.ndarray, np.ndar
 
 def _pivots(covariance: np.ndarray) -> np.ndarray:
     """Variance of each column that the columns before it leave: `[d, d, ...]` -> `[d, ...]`."""
-    left = covariance.copy()
-    out = []
+    left, out = covariance, []
     for c in range(len(left)):
-        pivot = left[c, c].copy()
-        out.append(pivot)
-        if c + 1 < len(left):
-            factor = left[c] / np.where(pivot > 0, pivot, np.inf)
-            left = left - left[:, c][:, None] * factor[None]
+        out.append(pivot := left[c, c])
+        left = left - left[:, c, None] * (left[c] / np.where(pivot > 0, pivot, np.inf))[None]
     return np.stack(out)
 
 

@@ -1,6 +1,6 @@
 """k-nearest-neighbour entropy and mutual information (MI) under the L∞ distance.
 
-The public edge checks its arguments, once; `information` has the formulas; `_backend` chooses who
+The public edge: it checks its arguments, once. `formulas` has the estimates; `_backend` chooses who
 sums over the nearest neighbours: `_compiled` (numba, CPU), `_triton` (CUDA) or `_plain` (torch, any
 device).
 
@@ -214,16 +214,14 @@ def warn_of(how: Estimator) -> None:
 
 def _warn_of_entropies(tracks: Series, constant: Tensor) -> None:
     met = []
-    if tracks.rank is not None:
-        reduced = int(((tracks.rank < tracks.d) & ~constant).sum())
-        if reduced:
-            met.append(
-                f"{reduced} of {len(constant)} tracks have columns that are constant or determined "
-                f"by others, which makes their entropy -inf; theirs is that of the other columns"
-            )
+    rank = tracks.dimensions()
+    if reduced := int(((rank < tracks.d) & ~constant).sum()):
+        met.append(
+            f"{reduced} of {len(constant)} tracks have columns that are constant or determined by "
+            f"others, which makes their entropy -inf; theirs is that of the other columns"
+        )
     recurs = discrete(tracks) if tracks.recurs is None else discrete(tracks) | tracks.recurs
-    recur = int((recurs & ~constant).sum())
-    if recur:
+    if recur := int((recurs & ~constant).sum()):
         met.append(
             f"values recur or lie on a lattice in {recur} of {len(constant)} tracks, which have no "
             f"density; theirs is the entropy of cells as wide as the distance between values"
@@ -270,11 +268,9 @@ def check_series(name: str, x: Tensor, mask: Tensor | None, k: int) -> tuple[Ten
             )
         mask = mask.to(x.device)
         x = x.masked_fill(~mask[..., None], 0.0)
-    if x.device.type == "cpu":  # see `_compiled._coordinates`: torch would wake its threads
-        finite = bool(np.isfinite(x.numpy()).all())
-    else:
-        finite = bool(torch.isfinite(x).all())
-    if not finite:
+    # see `_compiled._coordinates`: torch would wake its threads
+    finite = np.isfinite(x.numpy()) if x.device.type == "cpu" else torch.isfinite(x)
+    if not finite.all():
         bad = int((~torch.isfinite(x)).sum())
         raise ValueError(f"{name} must be finite, got {bad} values that are NaN or infinite")
     return x, mask
@@ -294,10 +290,10 @@ def check_scenes(
     x, valid = check_series("trajectories", trajectories, mask, k)
     min_count = resolve_min_samples(min_samples, k, x.shape[-2], mask)
     how = Estimator(estimator, k, min_count, max_memory, UNITS[units], {})
-    if x.ndim < 3:
-        raise ValueError(f"trajectories must be [..., P, T, d], got shape {tuple(x.shape)}")
-    if x.shape[-3] < 1:
-        raise ValueError(f"trajectories must have at least one track, got shape {tuple(x.shape)}")
+    if x.ndim < 3 or x.shape[-3] < 1:
+        raise ValueError(
+            f"trajectories must be [..., P, T, d] with P >= 1, got shape {tuple(x.shape)}"
+        )
     scenes = x.reshape(-1, *x.shape[-3:])
     if valid is None:
         return _position.prepare_scenes(scenes, max_memory), how

@@ -344,11 +344,10 @@ def _log_cell(x: Series, own: Tensor, max_memory: int) -> Tensor:
         return out
     tied = (own[..., 1] > 0).reshape(len(out), -1).any(1)
     if bool(tied.any()):
-        valid = None if x.valid is None else x.valid[tied]
-        width = _plain.smallest_distances(x.x[tied], valid, max_memory)
+        some = x.part(tied)
+        width = _plain.smallest_distances(some.x, some.valid, max_memory)
         width = torch.where(width.isinf(), CONSTANT_WIDTH, width.clamp_min(CONSTANT_WIDTH))
-        d = x.dimensions()
-        out[tied] = (d if isinstance(d, int) else d[tied]) * width.log()
+        out[tied] = some.dimensions() * width.log()
     return out
 
 

@@ -111,21 +111,11 @@ def shifted_information(
     mask: Tensor | None = None,
     max_memory: int = DEFAULT_MEMORY,
 ) -> Tensor:
-    """MI of some pairs of tracks whose second is shifted circularly in time, by each of `shifts`.
+    """MI of `pairs` of tracks, int64 `[M, 2]`, the second of each shifted circularly in time.
 
-    Args:
-        trajectories: `[P, T, d]`, float32 or float64.
-        pairs: `[M, 2]`, int64.
-        shifts: S of them, in frames.
-        estimator, k, max_memory: as for `pairwise_mutual_information`.
-        mask: `[P, T]`, bool; it is shifted with its track, and a pair uses the samples that both
-            then have.
-
-    Returns:
-        `[M, S]`, float64, nats; 0 where there are too few samples.
-
-    Raises:
-        ValueError: as `pairwise_mutual_information`.
+    By each of S `shifts`, in frames: `[M, S]`, float64, nats; 0 where there are too few samples.
+    The other arguments, and errors, are those of `pairwise_mutual_information`, of one scene. The
+    mask is shifted with its track, and a pair uses the samples that both then have.
     """
     (tracks,), how = check_scenes(trajectories, mask, estimator, k, None, "nats", max_memory)
     how = how._replace(notes=None)

@@ -223,9 +223,8 @@ class FileTracker:
         if (
             tracks is None
             or visible is None
-            or tracks.ndim != 3
-            or tracks.shape[2] != 2
-            or tracks.shape[:2] != visible.shape
+            or tracks.shape != (*visible.shape, 2)
+            or visible.ndim != 2
             or tracks.dtype.kind not in "fiu"
         ):
             held = ", ".join(f"{key} {list(array.shape)}" for key, array in content.items())

@@ -139,18 +139,9 @@ def fmicl_loss(
             that is refused, an α, σ or order out of range, a batch without negatives, or a queue
             together with `negatives="keys"` or `gather`.
     """
-    check_positive("alpha", alpha)
-    return fmicl_terms(
-        x,
-        y,
-        divergence,
-        similarity,
-        sigma=sigma,
-        order=order,
-        queue=queue,
-        negatives=negatives,
-        gather=gather,
-    ).loss(alpha)
+    numbers: dict[str, Any] = {"alpha": alpha, "sigma": sigma, "order": order}
+    loss = FMICLLoss(divergence, similarity, **numbers, negatives=negatives, gather=gather)
+    return loss(x, y, queue)
 
 
 class FMICLLoss(nn.Module):
@@ -168,10 +159,8 @@ class FMICLLoss(nn.Module):
         gather: bool = False,
     ) -> None:
         super().__init__()
-        get_divergence(divergence, order)
-        get_similarity(similarity)
         check_positive("alpha", alpha)
-        check_positive("sigma", sigma)
+        _pointwise(divergence, similarity, sigma, order)  # checks them
         _check_negatives(negatives)
         self.alpha = alpha
         self.options: dict[str, Any] = {
@@ -311,9 +300,8 @@ def _check_features(
 ) -> None:
     _check_negatives(negatives)
     if x.ndim != 2 or not x.is_floating_point():
-        raise ValueError(
-            f"x: expected floating-point features [N, D], got {x.dtype} {list(x.shape)}"
-        )
+        got = f"{x.dtype} {list(x.shape)}"
+        raise ValueError(f"x: expected floating-point features [N, D], got {got}")
     if y.shape != x.shape or not y.is_floating_point() or y.device != x.device:
         raise ValueError(
             f"y: expected floating-point features {list(x.shape)} on {x.device} like x, "
@@ -321,10 +309,9 @@ def _check_features(
         )
     if queue is None:
         return
-    if queue.ndim != 2 or queue.shape[1] != x.shape[1] or len(queue) == 0:
-        raise ValueError(
-            f"queue: expected [M, {x.shape[1]}] with M ≥ 1 like x, got {list(queue.shape)}"
-        )
+    width = x.shape[1]
+    if queue.ndim != 2 or queue.shape[1] != width or len(queue) == 0:
+        raise ValueError(f"queue: expected [M, {width}] with M ≥ 1 like x, got {list(queue.shape)}")
     if not queue.is_floating_point() or queue.device != x.device:
         raise ValueError(
             f"queue: expected floating-point features on {x.device} like x, "

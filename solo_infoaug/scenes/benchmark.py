@@ -66,12 +66,7 @@ def mine_config(config: ScenesConfig) -> MineConfig:
 
 
 def prepare_scenes(folder: Path, config: ScenesConfig, workers: int = 1) -> Benchmark:
-    """Make the benchmark in `folder`, or take it from there if it is finished.
-
-    Args:
-        folder: for everything.
-        config: of the benchmark.
-        workers: processes that mine.
+    """Make the benchmark in `folder`, or take it from there; `workers` processes mine.
 
     Raises:
         ConfigError: the folder holds a benchmark of other settings.
@@ -91,12 +86,8 @@ def prepare_scenes(folder: Path, config: ScenesConfig, workers: int = 1) -> Benc
             mined = mine(videos, folder / "twins", how, workers=workers, overwrite=True)
             shutil.rmtree(folder / "oracle", ignore_errors=True)
             write_oracle(mined, scenes, folder / "oracle")
-            content = {
-                "digest": config.digest,
-                "config": dataclasses.asdict(config),
-                "truth": compare_with_truth(mined, scenes),
-            }
-            write_json(marker, content)
+            content = {"digest": config.digest, "config": dataclasses.asdict(config)}
+            write_json(marker, {**content, "truth": compare_with_truth(mined, scenes)})
     known = json.loads(marker.read_text(encoding="utf-8"))
     if known["digest"] != config.digest:
         raise ConfigError(
@@ -137,10 +128,9 @@ def _truth(mined: TwinDictionary, scenes: list[SceneVideo]) -> tuple[np.ndarray,
 def compare_with_truth(mined: TwinDictionary, scenes: list[SceneVideo]) -> dict[str, float]:
     """How good mined twins are.
 
-    Returns:
-        How many `anchors` have a twin; of these the share `on_parts`, three quarters of the patch
-        at least; of these the share whose twin shows the `same_object`; and of those the share
-        whose twin shows `another_part` of it, which is what the probe across parts lives by.
+    How many `anchors` have a twin; of these the share `on_parts`, three quarters of the patch at
+    least; of these the share whose twin shows the `same_object`; and of those the share whose twin
+    shows `another_part` of it, which is what the probe across parts lives by.
     """
     objects, parts = _truth(mined, scenes)
     anchors = mined.anchors.numpy()

@@ -66,16 +66,10 @@ class ScenesConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, low, high in (
-            ("classes", 2, 100),
-            ("parts", 2, len(_PLACES)),
-            ("videos", 1, 100_000),
-            ("objects", 1, 9),
-            ("frames", 32, 1000),
-            ("train_stills", 1, 100_000),
-            ("labelled_stills", 1, self.train_stills),
-            ("test_stills", 1, 100_000),
-        ):
+        bounds = {"classes": (2, 100), "parts": (2, len(_PLACES)), "videos": (1, 100_000)}
+        bounds |= {"objects": (1, 9), "frames": (32, 1000), "train_stills": (1, 100_000)}
+        bounds |= {"labelled_stills": (1, self.train_stills), "test_stills": (1, 100_000)}
+        for name, (low, high) in bounds.items():
             value = getattr(self, name)
             require(low <= value <= high, f"scenes.{name}", f"{low} to {high}", value)
 
@@ -156,14 +150,9 @@ def _finish(image: np.ndarray, config: ScenesConfig, rng: np.random.Generator) -
 
 
 def stills(config: ScenesConfig, split: str) -> tuple[Tensor, Tensor, Tensor]:
-    """Labelled stills of single parts.
+    """Stills of single parts, uint8 [N, 3, 32, 32]; their classes and parts, int64 [N].
 
-    Args:
-        config: of the benchmark.
-        split: "train", "labelled" (the first of "train", for the probes) or "test".
-
-    Returns:
-        uint8 [N, 3, 32, 32], classes int64 [N], parts int64 [N].
+    `split` is "train", "labelled" (the first of "train", for the probes) or "test".
     """
     count = getattr(config, f"{split}_stills")
     images, labels = [], []

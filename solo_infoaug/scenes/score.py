@@ -63,12 +63,7 @@ def score(
     """Compare the twins of a dictionary mined from `scene` alone with the truth.
 
     All patches of all windows count. A dictionary holds the whole grid of each window that has a
-    twin; in the other windows no patch has one.
-
-    Args:
-        scene: what was mined.
-        dictionary: what was found; None if nothing was.
-        config: what it was mined with; None for the defaults.
+    twin; in the other windows no patch has one, nor in any where it is None.
 
     Raises:
         ValueError: the dictionary is not one of this scene, with these settings.
@@ -138,16 +133,10 @@ def _compare(
     twin: np.ndarray,
     min_frames: int,
 ) -> Score:
-    """The score of one window.
+    """The score of the window `frames`, whose patches lie at `centres` [G, 2] in frame `seed`.
 
-    Args:
-        scene: what was mined.
-        seed: the frame in which the patches lie where they do.
-        frames: of the window.
-        centres: [G, 2] of all patches, (x, y).
-        size: their side, pixels.
-        twin: int [G], of each patch among them, −1 for none.
-        min_frames: a patch is trackable if its middle is seen in so many frames around the seed.
+    `twin` int [G] is the place of each patch's twin, −1 for none. A patch is trackable if its
+    middle is seen in at least `min_frames` frames around the seed.
     """
     owner, share = _ownership(scene.owners(seed), centres, size)
     _, visible = scene.paths(centres, seed, frames)
