@@ -173,12 +173,7 @@ def over_shared(a: Series, b: Series) -> tuple[Series, Series]:
 
 
 def _as_they_are(
-    x: Series,
-    y: Series,
-    how: Estimator,
-    layout: str,
-    elsewhere: list[Tensor],
-    anew: Tensor | None,
+    x: Series, y: Series, how: Estimator, layout: str, elsewhere: list[Tensor], anew: Tensor | None
 ) -> Tensor:
     """MI as `information`, in the coordinates that the tracks have.
 

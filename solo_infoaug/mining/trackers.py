@@ -290,7 +290,7 @@ def _cotracker3(video: Path, config: MineConfig) -> Tracker:
 @functools.cache
 def _cotracker(checkpoint: str, device: str) -> PointTracker:
     warnings.warn(
-        "CoTracker3's weights are licensed CC-BY-NC-4.0: not for commercial use", stacklevel=3
+        "CoTracker3's weights are licensed CC-BY-NC-4.0: not for commercial use", stacklevel=4
     )
     try:
         predictor = importlib.import_module("cotracker.predictor").CoTrackerPredictor
