@@ -30,16 +30,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from solo_infoaug.information._kernels import (
-    CHUNK,
-    KINDS,
-    LANES,
-    SIDE,
-    Block,
-    run_block,
-    run_paired,
-)
-from solo_infoaug.information._series import Series
+from solo_infoaug.information._kernels import CHUNK, LANES, SIDE, Block, run_block, run_paired
+from solo_infoaug.information._series import ESTIMATORS, Series
 
 INTERRUPT = 2**29  # distances in a task, at most: about half a second, in which Ctrl-C waits
 INLINE = 2**22  # distances up to which starting threads costs more than it saves
@@ -88,7 +80,7 @@ def neighbour_sums(x: Series, y: Series, k: int, kind: str, layout: str) -> Tens
     threads = torch.get_num_threads() if work_to_do > INLINE else 1
     out = np.zeros((1 if paired else many, others, 4))
     blocks, side = _blocks(many, others, padded, layout, threads)
-    shape = Shape(*rows, samples, padded, KINDS.index(kind), side, same, y.d == 0)
+    shape = Shape(*rows, samples, padded, ESTIMATORS.index(kind), side, same, y.d == 0)
     run, ks = (run_paired if paired else run_block), (0,) * k
     flat_x, flat_y = flat_x.reshape(-1), flat_y.reshape(-1)
 

@@ -20,8 +20,7 @@ from solo_infoaug._compile import compiled
 LANES = 8
 SIDE = 32  # tracks on each side of a block
 CHUNK = 96  # samples s in a strip
-KINDS = ("3kl", "ksg1", "ksg2")
-THREE_KL, KSG1, KSG2 = 0, 1, 2
+THREE_KL, KSG1, KSG2 = 0, 1, 2  # places in `ESTIMATORS`
 RENORMALISE = 64  # vectors of mantissas whose product stays finite in float32
 
 # --- vector loops ------------------------------------------------------------------------------

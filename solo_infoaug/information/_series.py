@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
+
+ESTIMATORS = ("3kl", "ksg1", "ksg2")
 
 Field = TypeVar("Field", int | Tensor, Tensor)
 
@@ -35,9 +37,8 @@ class Series(NamedTuple):
 
     def counts(self) -> Tensor:
         if self.valid is None:
-            return torch.full(
-                (len(self.x),), self.x.shape[1], dtype=torch.float64, device=self.x.device
-            )
+            samples = float(self.x.shape[1])
+            return torch.full(self.x.shape[:1], samples, dtype=torch.float64, device=self.x.device)
         return self.valid.sum(-1).double()
 
     def dimensions(self) -> int | Tensor:
@@ -46,33 +47,22 @@ class Series(NamedTuple):
     def part(self, rows: slice | Tensor) -> Series:
         """These tracks alone."""
 
-        def cut(field: Tensor | None) -> Tensor | None:
-            return None if field is None else field[rows]
+        def cut(field: Any) -> Any:
+            return field[rows] if isinstance(field, Tensor) else field
 
-        return self._replace(
-            x=self.x[rows],
-            valid=cut(self.valid),
-            rank=cut(self.rank),
-            frame=None if self.frame is None else Frame(*(field[rows] for field in self.frame)),
-            log_scale=cut(self.log_scale),
-            recurs=cut(self.recurs),
-            cell=cut(self.cell),
-            source=cut(self.source),
-        )
+        frame = None if self.frame is None else Frame(*map(cut, self.frame))
+        return Series(*map(cut, self._replace(frame=None)))._replace(frame=frame)
 
     def rolled(self, shifts: list[int]) -> Series:
         """`[S·P, ...]`: all tracks later by the first shift, circularly, then by the second, ..."""
 
-        def roll(field: Tensor) -> Tensor:
-            return torch.cat([field.roll(shift, 1) for shift in shifts])
+        def roll(field: Tensor | None) -> Any:
+            return None if field is None else torch.cat([field.roll(s, 1) for s in shifts])
 
         every = self.part(torch.arange(len(self.x), device=self.x.device).repeat(len(shifts)))
-        frame = None
         if self.frame is not None and every.frame is not None:
-            frame = every.frame._replace(z=roll(self.frame.z))
-        valid = None if self.valid is None else roll(self.valid)
-        cell = None if self.cell is None else roll(self.cell)
-        return every._replace(x=roll(self.x), valid=valid, frame=frame, cell=cell)
+            every = every._replace(frame=every.frame._replace(z=roll(self.frame.z)))
+        return every._replace(x=roll(self.x), valid=roll(self.valid), cell=roll(self.cell))
 
     def even(self) -> Series:
         """In the coordinates of equal spread."""

@@ -26,11 +26,10 @@ import triton.language as tl
 from torch import Tensor
 
 from solo_infoaug._triton import works as works
-from solo_infoaug.information._series import Series
+from solo_infoaug.information._series import ESTIMATORS, Series
 
 K_LIMIT = 8  # neighbours that a thread's registers hold for all pairs of a tile
 WIDTH_LIMIT = 8  # columns of a track, whose coordinates a thread holds as well
-KINDS = ("3kl", "ksg1", "ksg2")
 PARTIAL_SUMS = 2**24  # float64 numbers of blocks of samples, at most: 128 MiB
 
 
@@ -81,7 +80,7 @@ def neighbour_sums(a: Series, b: Series, k: int, kind: str, layout: str) -> Tens
                 count,
                 tiles_y,
                 K=k,
-                KIND=KINDS.index(kind),
+                KIND=ESTIMATORS.index(kind),
                 PAIRED=paired,
                 UPPER=layout == "upper",
                 CX=x.shape[2],

@@ -33,7 +33,8 @@ from torch import Tensor
 
 from solo_infoaug._checks import is_whole
 from solo_infoaug.information import _position
-from solo_infoaug.information._position import EstimateWarning, Series
+from solo_infoaug.information._position import EstimateWarning
+from solo_infoaug.information._series import ESTIMATORS, Series
 from solo_infoaug.information.formulas import (
     CONSTANT_WIDTH,
     Estimator,
@@ -43,7 +44,6 @@ from solo_infoaug.information.formulas import (
     information,
 )
 
-ESTIMATORS = ("3kl", "ksg1", "ksg2")
 UNITS = {"nats": 1.0, "bits": 1.0 / math.log(2.0)}
 DEFAULT_MEMORY = 2**29
 

@@ -186,7 +186,7 @@ def _as_they_are(
     own = None if how.kind == "ksg1" else _marginals(x, y, how.k, layout, how.max_memory)
     with one_thread(x.x.device):
         count = _common_counts(x, y, layout)
-        if count.numel():
+        if how.notes is not None and count.numel():
             enough = (count >= how.min_count).any()
             how.note("enough", enough)
             how.note("few", ~enough)
