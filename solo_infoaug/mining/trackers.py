@@ -15,6 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
+from solo_infoaug._checks import require
 from solo_infoaug.errors import ConfigError, VideoError
 from solo_infoaug.mining.camera import CameraStep, fit_camera
 from solo_infoaug.mining.config import MineConfig
@@ -272,9 +273,11 @@ def make_tracker(video: Path, config: MineConfig) -> Tracker:
     """The tracker of the settings, for a video.
 
     Raises:
-        ConfigError: the tracker's package or weights are missing.
+        ConfigError: the tracker's package or weights are missing, or it is not registered here.
         VideoError: the video has no usable tracks file.
     """
+    expected = "a tracker that is registered in this process too, by a module that workers import"
+    require(config.tracker in TRACKERS, "tracker", expected, config.tracker)
     return TRACKERS[config.tracker].make(video, config)
 
 

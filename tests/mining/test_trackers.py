@@ -145,6 +145,13 @@ def test_a_tracker_that_is_not_registered() -> None:
         MineConfig(tracker="lk")
 
 
+def test_a_tracker_that_a_worker_does_not_know(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = MineConfig(tracker="flow")
+    monkeypatch.delitem(registry.TRACKERS, "flow")
+    with pytest.raises(ConfigError, match=r"tracker: expected .* workers import, got 'flow'"):
+        make_tracker(Path("x.mp4"), config)
+
+
 # --- tracks from a file
 
 
