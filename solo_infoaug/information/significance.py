@@ -53,10 +53,9 @@ def pairwise_significance(
     A surrogate shifts the second track of each pair by the same number of frames, drawn without
     replacement from `min_shift` ... T - `min_shift`; p = (1 + #{MI of surrogate >= MI}) / (1 +
     number of surrogates). The test is exact for series whose distribution is invariant under
-    circular shifts, and close to it where T is many correlation times; the jump where end meets
-    beginning makes it slightly wrong otherwise. With `min_shift` > 1 the neighbourhood of the true
-    alignment, where coupled smooth series still share information, is left out: more power, but no
-    longer exact.
+    circular shifts, and close to it where T is many correlation times. With `min_shift` > 1 the
+    neighbourhood of the true alignment, where coupled smooth series still share information, is
+    left out: more power, but no longer exact.
 
     Lancaster et al. (2018), DOI 10.1016/j.physrep.2018.06.001 (time-shifted surrogates); Benjamini
     and Hochberg (1995), DOI 10.1111/j.2517-6161.1995.tb02031.x (false-discovery rate).
@@ -68,9 +67,8 @@ def pairwise_significance(
             T + 1 - 2·min_shift shifts, and no more than that are used.
         min_shift: smallest shift, in frames, in either direction.
         generator: for the choice of shifts; PyTorch's own if not given.
-        mask: `[..., P, T]`, bool, true where a track has a sample. It is shifted with its track,
-            and a surrogate uses the samples that both then have; where they are fewer than
-            `min_samples` the surrogate is left out of the pair's p-value.
+        mask: `[..., P, T]`, bool, true where a track has a sample. It is shifted with its track;
+            a surrogate with fewer than `min_samples` common samples is left out of the p-value.
 
     Returns:
         `Significance(mi, p_values, q_values)`; mi in nats. Pairs whose MI is 0 for want of samples
@@ -89,8 +87,7 @@ def pairwise_significance(
     if not is_whole(min_shift, 1) or min_shift > samples // 2:
         raise ValueError(f"min_shift must be 1 to T/2 = {samples // 2} frames, got {min_shift!r}")
     if not isinstance(generator, torch.Generator | None):
-        got = type(generator).__name__
-        raise ValueError(f"generator must be a torch.Generator or None, got {got}")
+        raise ValueError(f"generator must be a torch.Generator or None, got {generator!r}")
     mi = all_pairs(scenes, trajectories, how)
     warn_of(how)
     drawn = torch.randperm(samples + 1 - 2 * min_shift, generator=generator) + min_shift

@@ -120,7 +120,7 @@ def test_masks_and_constant_tracks() -> None:
     [
         ({"surrogates": 0}, "surrogates must be an integer of at least 1, got 0"),
         ({"min_shift": 21}, "min_shift must be 1 to T/2 = 20 frames, got 21"),
-        ({"generator": 7}, "generator must be a torch.Generator or None, got int"),
+        ({"generator": 7}, "generator must be a torch.Generator or None, got 7"),
     ],
 )
 def test_errors(options, message) -> None:
