@@ -11,26 +11,26 @@ import numpy as np
 from solo_infoaug.mining.frame import grey
 from solo_infoaug.mining.gate import sample
 
-# Lucas-Kanade's window and how often the image is halved: steps up to about 60 pixels.
+# Lucas-Kanade's window, and how often the image is halved: for steps up to about 60 pixels.
 _WINDOW = (21, 21)
 _LEVELS = 3
 _CRITERIA = (cv2.TERM_CRITERIA_EPS | cv2.TERM_CRITERIA_COUNT, 30, 0.01)
-# A point's surroundings must correlate this much with those of so many frames ago.
+# Minimum correlation of a point's surroundings with those this many frames before.
 _LIKENESS = 0.6
 _MEMORY = 8
-# Points this near the border are lost; points this near each other have merged. Pixels.
+# Points this near to the border are lost; points this near to each other have merged. Pixels.
 _BORDER = 2
 _MERGED = 0.5
 # A patch has 2×2 cells; the strongest corner of each is tracked.
 _CELLS = 2
-# Of each cell only so large a part is searched, so that the points spread over the patch.
+# Share of each cell that is searched, so that the points spread over the patch.
 _INNER = 0.6
 
 
 def grid(height: int, width: int, size: int, step: float = 1.0) -> np.ndarray:
     """float32 [P, 2]: centres (x, y) of square patches of `size` pixels, centred in the frame.
 
-    Neighbours are `step` patches apart. No patch reaches over the border; P is 0 where none fits.
+    Neighbours are `step` patches apart. No patch crosses the border; P is 0 if none fits.
     """
     distance = max(1, round(size * step))
 
@@ -68,20 +68,20 @@ def corners(image: np.ndarray, centres: np.ndarray, size: np.ndarray) -> np.ndar
 def track_lk(
     frames: Sequence[np.ndarray], points: np.ndarray, max_roundtrip: float = 1.0
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Pyramidal Lucas-Kanade; points that are not found again, or look different, are lost.
+    """Pyramidal Lucas-Kanade. Points that are not found again, or that look different, are lost.
 
-    A point is lost when tracking it forth and back misses its start, when its surroundings no
-    longer resemble those of some frames ago (it slid onto what occludes it), when it comes close
-    to the border, or when it falls in with another point.
+    A point is lost in four cases: its forward-backward error is too large; its surroundings no
+    longer resemble those of some frames before (it slid onto an occluder); it comes close to the
+    border; or it merges with another point.
 
     Args:
         frames: T images, uint8 [h, w] or [h, w, 3] RGB.
         points: float32 [N, 2], (x, y) in pixels of the first frame.
-        max_roundtrip: the largest miss, forth and back, in pixels.
+        max_roundtrip: maximum forward-backward error, pixels.
 
     Returns:
         Tracks float32 [T, N, 2] and visibility bool [T, N]. A lost point stays lost; its track
-        rests where it was last seen.
+        rests at its last visible position.
     """
     count = len(points)
     tracks = np.repeat(points[None].astype(np.float32), len(frames), axis=0)
@@ -115,7 +115,7 @@ def track_lk(
 def inside(points: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     """bool [...]: which points [..., 2] lie in a frame of this shape, off its border.
 
-    Trackers call points valid that have left the frame, and let them pile up there.
+    Trackers call points valid that have left the frame, and collect them at its border.
     """
     limit = np.array([shape[1] - 1, shape[0] - 1]) - _BORDER
     return np.asarray(((points >= _BORDER) & (points <= limit)).all(axis=-1))
@@ -133,10 +133,10 @@ def _surroundings(gray: np.ndarray, points: np.ndarray) -> np.ndarray:
 
 
 def _merged(start: np.ndarray, now: np.ndarray) -> np.ndarray:
-    """bool [N]: points that lie on another point now and did not at the start."""
+    """bool [N]: points that are on another point now and were not at the start."""
     order = np.argsort(now[:, 0], kind="stable")
     merged = np.zeros(len(now), bool)
-    for gap in range(1, 9):  # neighbours along x are enough: a pile has its own neighbours
+    for gap in range(1, 9):  # neighbours along x are enough: merged points are near each other
         one, two = order[:-gap], order[gap:]
         near = np.abs(now[one] - now[two]).max(axis=1) < _MERGED
         near &= np.abs(start[one] - start[two]).max(axis=1) > 4 * _MERGED
@@ -163,13 +163,13 @@ def _flow(
 def patch_tracks(
     centres: np.ndarray, tracks: np.ndarray, visible: np.ndarray, min_points: int = 2
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Patches follow the median step of their points.
+    """Tracks of patches, from the median step of their points.
 
     Args:
         centres: [P, 2], (x, y) at the first frame.
-        tracks: [T, P, Q, 2] of the Q points of each patch.
+        tracks: [T, P, Q, 2], the Q points of each patch.
         visible: bool [T, P, Q].
-        min_points: a patch is lost when fewer of its points are seen.
+        min_points: a patch is lost if fewer of its points are visible.
 
     Returns:
         float32 [T, P, 2] and bool [T, P]. A lost patch stays lost.
@@ -179,7 +179,7 @@ def patch_tracks(
     steps[~both] = np.nan
     enough = both.sum(axis=2) >= min(min_points, tracks.shape[2])
     seen = np.concatenate([visible[:1].any(axis=2), np.logical_and.accumulate(enough)])
-    # Sorting puts NaN last: the middle of the first `number` is the median of those seen.
+    # Sorting puts NaN last: the middle of the first `number` is the median of the visible ones.
     ordered = np.sort(steps, axis=2)
     number = both.sum(axis=2)[..., None, None]
     low = np.take_along_axis(ordered, np.maximum(number - 1, 0) // 2, axis=2)
