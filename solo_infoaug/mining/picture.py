@@ -69,8 +69,8 @@ def whole(size: tuple[int, int]) -> Rectangle:
 def perhaps_barred(small: np.ndarray) -> bool:
     """Whether bars may lie around the picture: a quick look at the border of a shrunk frame.
 
-    `small` is uint8 [h, w, 3]. The answer is yes for many frames without bars. It is no for a frame
-    with bars only if text covers their outer edge.
+    `small` is uint8 [h, w, 3]. True for many frames without bars. False for a frame with bars only
+    if text covers their outer edge.
     """
     green = small[..., 1]
     left, right, top, bottom = green[:, 0], green[:, -1], green[0], green[-1]
