@@ -1,4 +1,4 @@
-"""Twins against the truth of generated scenes: the table in docs/mining.md.
+"""Twins against the truth of generated scenes: the table in docs/mining-measurements.md.
 
     uv run python benchmarks/mining_truth.py [--scenes 3] [--only moving]
 

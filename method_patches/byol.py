@@ -1,7 +1,7 @@
 """BYOL: prediction of a momentum target.
 
 Without heads in the twin branch. With them its loss falls as well, but projector and predictor
-carry the link: on `scenes` (docs/results.md, seed 100) 23 per cent across parts, with batch norm in
+carry the link: on `scenes` (docs/methods.md, seed 100) 23 per cent across parts, with batch norm in
 their place 67.
 """
 

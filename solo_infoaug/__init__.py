@@ -10,7 +10,7 @@ import lazy_loader
 
 __version__ = "0.1.0"
 
-# In a checkout `method_patches/` and `configs/` lie beside the package, in a wheel inside it.
+# `method_patches/` and `configs/` are next to the package in a checkout, and inside it in a wheel.
 # Either way they are `solo_infoaug.method_patches` and `solo_infoaug.configs`.
 _checkout = Path(__file__).resolve().parent.parent
 if (_checkout / "pyproject.toml").is_file() and (_checkout / "method_patches").is_dir():

@@ -1,4 +1,4 @@
-"""Functions that numba compiles, kept on disk where that is possible."""
+"""Functions that numba compiles, kept on disk if possible."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def compiled(**options: Any) -> Callable[[F], F]:
-    """numba's `njit` without the global lock; `options` are further ones of it.
+    """numba's `njit` without the global lock; `options` are further options of `njit`.
 
-    The result is kept beside the module, or in the user's cache. Where neither can be written
-    (packages of another user, no home, a full disk), each process compiles anew, in some seconds.
+    The result is kept next to the module, or in the user's cache. If neither can be written
+    (packages of another user, no home, a full disk), each process compiles again, in some seconds.
     """
 
     def decorate(function: F) -> F:
         try:
             dispatcher = njit(nogil=True, cache=True, **options)(function)
-        except RuntimeError:  # numba found no folder that it may write to
+        except RuntimeError:  # numba found no folder to write to
             return njit(nogil=True, **options)(function)
         _survive(dispatcher)
         return dispatcher
@@ -35,15 +35,15 @@ def compiled(**options: Any) -> Callable[[F], F]:
 
 
 def let_others_compile(package: str) -> None:
-    """Let a package be imported that wants numba to keep what it compiles, and insists on it.
+    """Make a package importable that insists on numba's cache on disk.
 
-    Where numba finds no folder for that, it gets a temporary one, for this process and its own.
+    If numba finds no folder for that, it gets a temporary one, for this process and its children.
     """
     spec = find_spec(package)
     if spec is None or spec.origin is None:
         return
     scope: dict[str, Any] = {}
-    # numba looks beside the file that a function is from
+    # numba looks next to the file of the function
     exec(compile("def nothing(): pass", spec.origin, "exec"), scope)
     try:
         njit(cache=True)(scope["nothing"])
@@ -55,7 +55,7 @@ def let_others_compile(package: str) -> None:
 
 
 def _survive(dispatcher: Any) -> None:
-    """A result that cannot be stored or read (the folder was writable when numba looked) is not."""
+    """Ignore a cache that can no longer be written or read, though it was writable at first."""
     cache = getattr(dispatcher, "_cache", None)
     for name in ("load_overload", "save_overload"):
         if hasattr(cache, name):

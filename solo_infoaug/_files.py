@@ -1,4 +1,4 @@
-"""What is written: whole, or not at all; and what is said where it cannot be."""
+"""Files that are written whole or not at all, and the errors if they cannot be written."""
 
 from __future__ import annotations
 
@@ -14,31 +14,31 @@ from typing import Any
 from solo_infoaug.errors import OutputError
 
 MADE = ".solo-infoaug"
-"""A file in each folder of images that solo-infoaug makes: mining passes over what has it."""
+"""A file in each folder of images that solo-infoaug makes, so that mining skips the folder."""
 
 DRAWN = "drawn by solo-infoaug show"
-"""The comment in films and pictures of twins, which are not to be mined."""
+"""The comment in films and pictures of twins, so that mining skips them."""
 
 
 def check_output_folder(
     folder: str | os.PathLike[str], name: str, shown: Path | None = None
 ) -> Path:
-    """Know before the work that its results can be written; nothing is left behind.
+    """Check before the work that its results can be written; leaves nothing behind.
 
     Args:
-        folder: to write into; it may be missing.
-        name: of the argument, for the message.
-        shown: what the message calls the output, if not the folder.
+        folder: folder to write into; it may be missing.
+        name: name of the argument, for the message.
+        shown: name of the output in the message, if not the folder.
 
     Raises:
-        OutputError: it is a file, or neither it nor the parent that is there can be written to.
+        OutputError: it is a file, or it or its nearest existing parent cannot be written to.
     """
     path = Path(folder)
     try:
         there = path.absolute()
         while not os.path.lexists(there):
             there = there.parent
-        # tried and not asked: permissions say little of read-only and virtual file systems
+        # write a file: permissions say little about read-only and virtual file systems
         with tempfile.TemporaryFile(dir=there):
             pass
     except OSError as error:
@@ -48,20 +48,20 @@ def check_output_folder(
 
 @contextmanager
 def new_file(file: str | os.PathLike[str], name: str) -> Iterator[Path]:
-    """A path to write to, which is given the name `file` at the end; a failure leaves nothing.
+    """A path to write to, which is renamed to `file` at the end; a failure leaves nothing.
 
     Args:
-        file: to write; missing folders are made.
-        name: of the argument, for the message.
+        file: file to write; missing folders are made.
+        name: name of the argument, for the message.
 
     Raises:
-        OutputError: it is a folder, or cannot be written.
+        OutputError: `file` is a folder, or cannot be written.
     """
     path = Path(file)
     check_output_folder(path.parent, name, path)
     if path.is_dir():
         raise OutputError(f"{name}: expected a file to write, got {path}, which is a folder")
-    # writers take the format from the ending
+    # writers choose the format by the ending
     fresh = path.with_name(f".{path.stem[:100]}.{os.getpid()}{path.suffix}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -74,7 +74,7 @@ def new_file(file: str | os.PathLike[str], name: str) -> Iterator[Path]:
 
 
 def make_output_folder(folder: str | os.PathLike[str], name: str) -> Path:
-    """`check_output_folder`, which is there afterwards."""
+    """`check_output_folder`, and make the folder."""
     path = check_output_folder(folder, name)
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -84,14 +84,14 @@ def make_output_folder(folder: str | os.PathLike[str], name: str) -> Path:
 
 
 def mark_as_made(folder: Path) -> None:
-    """Make a folder whose images mining is not to take for a video's frames."""
+    """Make a folder whose images mining does not take for frames of a video."""
     folder.mkdir(parents=True, exist_ok=True)
-    note = "solo-infoaug made this folder; solo-infoaug mine passes over it.\n"
+    note = "solo-infoaug made this folder; solo-infoaug mine skips it.\n"
     (folder / MADE).write_text(note, encoding="utf-8")
 
 
 def output_error(name: str, path: Path, error: OSError, there: Path | None = None) -> OutputError:
-    """Of the argument `name` = `path`; `there` is the part of the path that exists."""
+    """The error for the argument `name` = `path`; `there` is the part of the path that exists."""
     why = reason_of(error)
     if there is not None and os.path.lexists(there) and not there.is_dir():
         why = f"{there} is not a folder" if there != path.absolute() else "it is not a folder"
@@ -99,7 +99,7 @@ def output_error(name: str, path: Path, error: OSError, there: Path | None = Non
 
 
 def expanded(path: str | os.PathLike[str]) -> Path:
-    """`path` with ~ as the home directory; where nobody knows that, ~ is a name like any other."""
+    """`path` with ~ as the home directory; if that is unknown, ~ is an ordinary name."""
     try:
         return Path(path).expanduser()
     except RuntimeError:
@@ -107,12 +107,12 @@ def expanded(path: str | os.PathLike[str]) -> Path:
 
 
 def reason_of(error: BaseException) -> str:
-    """What the system says of an error; where it says nothing, the error itself."""
+    """The system's text of an error; if there is none, the error itself."""
     return getattr(error, "strerror", None) or str(error) or type(error).__name__
 
 
 def printable(text: str) -> str:
-    """`text` with what is no Unicode (bytes of a file name in another encoding) escaped."""
+    """`text` with bytes escaped that are not Unicode, from file names in another encoding."""
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
@@ -123,17 +123,17 @@ def file_digest(path: Path) -> str:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write at once or not at all: a reader never sees half a file."""
+    """Write the whole file or nothing: a reader never sees half a file."""
     fresh = path.with_name(f".{path.name}.{os.getpid()}")
     fresh.write_text(text, encoding="utf-8")
     fresh.replace(path)
 
 
 def write_json(path: Path, content: Any) -> None:
-    """`write_text` of JSON, for people to read as well."""
+    """`write_text` of JSON, indented for readers."""
     write_text(path, json.dumps(content, indent=2))
 
 
 def digest(content: Any) -> str:
-    """Twelve hexadecimal digits of a hash of what JSON can hold; the order of keys is none."""
+    """Twelve hexadecimal digits of a hash of JSON content; the order of keys does not matter."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]

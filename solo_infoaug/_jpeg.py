@@ -1,9 +1,9 @@
-"""Crops as JPEG: how they are compressed, and read in threads.
+"""Crops as JPEG: compressed here, and read in threads.
 
-Of what OpenCV writes, JPEG in full colour at this quality is small enough at 96 and 224 pixels (a
-ninth and a fifteenth of the raw size, 42 and 47 dB), and is read twice as fast as WebP. At 32
-pixels it takes a sixth, but at 38 dB, and drawing takes twenty times as long, so that crops up to
-48 pixels stay raw: `benchmarks/dictionary_scale.py`.
+JPEG in full colour at this quality is small enough at 96 and 224 pixels (a ninth and a fifteenth of
+the raw size, 42 and 47 dB), and OpenCV reads it twice as fast as WebP. At 32 pixels it takes a
+sixth, but at 38 dB, and sampling takes twenty times as long. Crops up to 48 pixels therefore stay
+raw: `benchmarks/dictionary_scale.py`.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ import cv2
 import numpy as np
 
 QUALITY = 92
-# Half of the colour's resolution saves a tenth, and costs saturated edges 10 dB.
+# Half of the colour resolution would save a tenth, and cost saturated edges 10 dB.
 _SETTINGS = (
     cv2.IMWRITE_JPEG_QUALITY,
     QUALITY,
     cv2.IMWRITE_JPEG_SAMPLING_FACTOR,
     cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444,
 )
-# A thread gets at least this many crops: starting one takes as long as reading a few.
+# Minimum number of crops for a thread: starting one takes as long as reading a few.
 _PER_THREAD = 16
 
 
@@ -38,11 +38,11 @@ def decode_all(images: Mapping[int, bytes], out: np.ndarray) -> int | None:
     """Read JPEGs into rows of `out`, uint8 [N, 3, H, W] RGB, in as many threads as there are cores.
 
     Args:
-        images: by row.
-        out: where to.
+        images: JPEG files by row.
+        out: array to read them into.
 
     Returns:
-        None, or the row of one that is damaged or of another size.
+        None, or the row of a crop that is damaged or of another size.
     """
 
     def some(rows: Sequence[int]) -> int | None:
@@ -52,7 +52,7 @@ def decode_all(images: Mapping[int, bytes], out: np.ndarray) -> int | None:
     threads = max(1, min(cores(), len(rows) // _PER_THREAD))
     if threads == 1:
         return some(rows)
-    # The pool ends here: threads that wait for more would not survive a fork
+    # The pool ends here, because waiting threads would not survive a fork
     with ThreadPoolExecutor(threads, thread_name_prefix="jpeg") as pool:
         shares = [rows[first::threads] for first in range(threads)]
         return next((row for row in pool.map(some, shares) if row is not None), None)
@@ -71,7 +71,7 @@ def _decode(data: bytes, out: np.ndarray) -> bool:
 
 
 def cores() -> int:
-    """Those that this process may use."""
+    """Number of cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

@@ -1,4 +1,4 @@
-"""Whether kernels in Triton run on a device; it comes with PyTorch's wheels for CUDA on Linux."""
+"""Whether Triton kernels run on a device. Triton comes with PyTorch for CUDA on Linux."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ import triton.language as tl
 
 @functools.cache
 def works(device: torch.device) -> bool:
-    """Whether Triton can compile for the device and run there: it needs a C compiler besides."""
+    """Whether Triton can compile for the device and run there; it also needs a C compiler."""
     try:
         with torch.cuda.device(device):
             _write[(1,)](torch.zeros(1, device=device))
-    except Exception as error:  # whatever a compiler, a driver or a linker may say
+    except Exception as error:  # any error of a compiler, a driver or a linker
         warnings.warn(
             f"Triton does not work on {device} ({type(error).__name__}: "
-            f"{(str(error).strip() or 'no message').splitlines()[0]}), so that mutual information "
-            "and twin views are made by plain torch, which is slower; Triton needs a C compiler, "
-            "such as gcc",
+            f"{(str(error).strip() or 'no message').splitlines()[0]}); plain torch computes mutual "
+            "information and twin views instead, which is slower; Triton needs a C compiler, such "
+            "as gcc",
             RuntimeWarning,
             stacklevel=2,
         )

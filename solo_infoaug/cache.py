@@ -1,4 +1,4 @@
-"""What solo-infoaug keeps between runs, in the user's cache directory: which dictionary was mined.
+"""The user's cache directory, which keeps between runs which dictionary was mined.
 
 Only the command `solo-infoaug mine` writes here; the library never does. `SOLO_INFOAUG_CACHE` names
 another directory.
@@ -23,32 +23,32 @@ _NOTE = "mined-dictionary.json"
 
 
 def cache_dir() -> Path:
-    """The cache directory; made by whoever writes to it first.
+    """The cache directory; the first writer makes it.
 
     Raises:
-        OSError: the user has none: a container's user need not have a home.
+        OSError: the user has no home, as in some containers.
     """
     if named := os.environ.get("SOLO_INFOAUG_CACHE"):
         return Path(named)
     try:
         folder = Path(platformdirs.user_cache_dir("solo-infoaug"))
-    except RuntimeError:  # platformdirs' word for no home
+    except RuntimeError:  # platformdirs' error for no home
         folder = Path("~")
-    if not folder.is_absolute():  # older ones give ~/.cache back, which would be made right here
+    if not folder.is_absolute():  # older ones return ~/.cache, which would be made here
         raise OSError(errno.ENOENT, "there is no home directory; set SOLO_INFOAUG_CACHE")
     return folder
 
 
 @dataclass(frozen=True)
 class Remembered:
-    """The dictionary that the command `solo-infoaug mine` made last, as it was then."""
+    """The dictionary that the command `solo-infoaug mine` made last, as it was at that time."""
 
     path: str
     fingerprint: str
     version: str
-    """Of the solo-infoaug that mined it."""
+    """Version of the solo-infoaug that mined it."""
     at: str
-    """When, to the second."""
+    """Time when it was mined, to the second."""
 
 
 def remember_dictionary(path: Path, fingerprint: str) -> None:
@@ -69,14 +69,14 @@ def remember_dictionary(path: Path, fingerprint: str) -> None:
 
 
 def last_dictionary() -> Remembered | None:
-    """What was remembered last, whether it is still there or not; None if nothing ever was.
+    """The dictionary noted last, whether it still exists or not; None if none ever was.
 
     Raises:
         DictionaryError: the note cannot be read.
     """
     try:
         note = cache_dir() / _NOTE
-    except OSError:  # then nothing was ever noted
+    except OSError:  # without a cache, nothing was ever noted
         return None
     try:
         return Remembered(**json.loads(note.read_text(encoding="utf-8")))

@@ -1,4 +1,4 @@
-"""`solo-infoaug doctor`: what is here, and for each thing missing the command that mends it."""
+"""`solo-infoaug doctor`: what is installed, and how to fix what is missing."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def _version(package: str) -> str | None:
 
 
 def _wanted() -> dict[str, SpecifierSet]:
-    """The versions that this package asks for, by name."""
+    """The versions that this package requires, by name."""
     try:
         required = metadata.requires("solo-infoaug") or []
     except metadata.PackageNotFoundError:  # a checkout on the path, not installed
@@ -58,14 +58,14 @@ def _package(name: str, wanted: SpecifierSet) -> Finding:
         return Finding(name, f"{version}, but {wanted} is needed", False, mend)
     try:
         import_module(_MODULES.get(name, name))
-    except Exception as error:  # whatever its code raises is the finding
+    except Exception as error:  # any error of its code is the finding
         why = f"{version} cannot be imported ({type(error).__name__}: {error})"
         return Finding(name, why, False, f"{mend} --force-reinstall")
     return Finding(name, version)
 
 
 def _clips() -> Finding:
-    """The sample clips are there, and not only the package that they come with."""
+    """Check the sample clips, not only the package that they come with."""
     from solo_infoaug.mining.samples import sample_clips
 
     try:
@@ -76,7 +76,7 @@ def _clips() -> Finding:
 
 
 def _dictionary() -> Finding:
-    """What `infoaug: true` means, opened; none is no fault, but a wrong one is."""
+    """Open the dictionary that `infoaug: true` means. None is fine, a wrong one is an error."""
     from solo_infoaug.dictionary import TwinDictionary
     from solo_infoaug.dictionary.locate import choose_dictionary
 
@@ -97,7 +97,7 @@ def _dictionary() -> Finding:
 
 
 def _cache() -> Finding:
-    """Whether what is mined can be remembered."""
+    """Check whether the mined dictionary can be remembered."""
     try:
         folder = cache_dir()
     except OSError as error:
@@ -131,22 +131,22 @@ def _host() -> Iterator[Finding]:
     yield Finding("twin branch for", ", ".join(usable))
 
 
-# What is known of a package that is newer than solo-learn asks for; the others may work or not.
+# What is known about packages that are newer than solo-learn requires; others may work or not.
 _NEWER = {
     "lightning": "pretraining is tested with it",
-    "torchmetrics": "pretraining works, but for knn_eval.enabled=true",
+    "torchmetrics": "pretraining works, except knn_eval.enabled=true",
 }
 
 
 def _wanted_by_host(info: HostInfo) -> Iterator[Finding]:
-    """Packages that solo-learn itself asks for in other versions than are here."""
+    """Packages that solo-learn itself requires in other versions than the installed ones."""
     for package, wanted in wanted_by_host(info).items():
         version = _version(package)
         if version is None:
-            value, known = f"missing, but solo-learn asks for {wanted}", "it may not start"
+            value, known = f"missing, but solo-learn requires {wanted}", "it may not start"
         elif not SpecifierSet(wanted).contains(version, prereleases=True):
-            value = f"{version}, but solo-learn asks for {wanted}"
-            known = _NEWER.get(package, "nothing is known against it")
+            value = f"{version}, but solo-learn requires {wanted}"
+            known = _NEWER.get(package, "no problem is known")
         else:
             continue
         yield Finding(package, value, False, f'{known}; else pip install "{package}{wanted}"', True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 class InfoAugError(Exception):
-    """The user can mend it; the message says what was expected, what came, and what to do."""
+    """The user can fix it; the message says what was expected, what came, and what to do."""
 
 
 class ConfigError(InfoAugError, ValueError):
@@ -20,7 +20,7 @@ class DictionaryError(InfoAugError):
 
 
 class OutputError(InfoAugError):
-    """What was asked for cannot be written where it was asked for."""
+    """The output cannot be written to the requested place."""
 
 
 class DataError(InfoAugError):

@@ -1,4 +1,4 @@
-"""The entry point that a solo-learn with the hook for plugins loads, in every program of its."""
+"""The entry point that a solo-learn with the hook for plugins loads, in each of its programs."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from typing import Any
 
 
 def plugin() -> Any:
-    """InfoAug as a plugin; one that does nothing where solo-learn has plugins but no extra losses.
+    """InfoAug as a plugin; an empty one if solo-learn has plugins but no extra losses.
 
-    There `register()` replaces the methods, as in a solo-learn without plugins.
+    In that case `register()` replaces the methods, as in a solo-learn without plugins.
     """
     from solo.utils import plugins
 

@@ -1,6 +1,6 @@
-"""Where pickle finds the classes that `register()` makes, in any process: `registered.simclr`.
+"""The module where pickle finds the classes of `register()` in any process: `registered.simclr`.
 
-Loading a model that was pickled whole, or sent to a spawned process, so registers InfoAug there.
+Loading a whole pickled model, or one sent to a spawned process, thus registers InfoAug.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any
 def __getattr__(name: str) -> Any:
     from solo_infoaug.twin.registration import register
 
-    # not for what Python itself asks of every module
+    # not for the names that Python looks up in every module
     methods = {} if name.startswith("__") else register().methods
     if name not in methods:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

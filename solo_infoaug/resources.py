@@ -8,12 +8,12 @@ import solo_infoaug
 
 
 def config_folder() -> Path:
-    """The folder `configs/`: beside the package in a checkout, inside it once installed."""
+    """The folder `configs/`: next to the package in a checkout, inside it once installed."""
     return _folder("configs")
 
 
 def upstream_folder() -> Path:
-    """The folder `upstream/` with the patches for solo-learn, found as `configs/` is."""
+    """The folder `upstream/` with the patches for solo-learn, in the same place as `configs/`."""
     return _folder("upstream")
 
 

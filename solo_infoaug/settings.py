@@ -1,4 +1,4 @@
-"""What can be set, read from the dataclasses that hold it: names, types, defaults, docstrings."""
+"""Tables of settings, read from their dataclasses: names, types, defaults, docstrings."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Setting:
     name: str
     type: str
     default: str
-    """As one writes it in YAML."""
+    """The default as written in YAML."""
     text: str
     """The docstring under the field, on one line."""
 
@@ -30,7 +30,7 @@ class Setting:
 def settings(config: type, leave_out: Collection[str] = ()) -> list[Setting]:
     """The fields of the dataclass `config`, in their order.
 
-    Python keeps no docstrings of fields; they are read from the source.
+    Docstrings of fields are read from the source, because Python does not keep them.
     """
     texts = _field_docstrings(config)
     return [

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a grid."""
+    """The result of a grid."""
 
     files: list[Path]
     """Results, tables and report."""
@@ -31,25 +31,26 @@ class Outcome:
     """Runs that failed, and why."""
     waiting: int
     runs: list[Run]
-    """Of the grid, finished or not."""
+    """All runs of the grid, finished or not."""
 
 
 def compare(
     overrides: Sequence[str] = (), *, retry_failed: bool = False, console: Console | None = None
 ) -> Outcome:
-    """Run what is not finished of a grid, and write tables and figures of what is.
+    """Run the unfinished runs of a grid, and write tables and figures of the finished ones.
 
     Args:
         overrides: in Hydra's grammar; see configs/compare/compare.yaml.
-        retry_failed: run again what failed.
-        console: for progress; default standard error.
+        retry_failed: run failed runs again.
+        console: where progress goes; default standard error.
 
     Raises:
         ConfigError: an override cannot be used, or another process runs this grid.
         DictionaryError: there is no twin dictionary.
         OutputError: `out` or `report` cannot be written.
-        KeyboardInterrupt: after Ctrl-C; results of what is finished have been written.
-        SystemExit: after SIGTERM, as a scheduler sends it; likewise, and nothing runs on.
+        KeyboardInterrupt: after Ctrl-C; the results of finished runs have been written.
+        SystemExit: after SIGTERM, which schedulers send; the results of finished runs have been
+            written, and the others have been stopped.
     """
     from solo_infoaug._files import make_output_folder
     from solo_infoaug.compare.grid import Planner, parse_grid
@@ -82,7 +83,7 @@ def compare(
 
 @contextmanager
 def _stopped_by_sigterm() -> Iterator[None]:
-    """SIGTERM unwinds the stack, and so stops the runs as well. Handlers need the main thread."""
+    """Let SIGTERM unwind the stack, which stops the runs. Handlers need the main thread."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -7,16 +7,16 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Arm:
-    """One arm."""
+    """One arm of a comparison."""
 
     label: str
-    """For people."""
+    """Name in tables and figures."""
     colour: str
-    """The same in every figure."""
+    """Colour in every figure."""
     partner: str | None = None
     """`infoaug.arm`; None trains without a twin branch."""
     reference: bool = False
-    """Whether the others are compared with it."""
+    """Whether the other arms are compared with this one."""
 
 
 ARMS = {

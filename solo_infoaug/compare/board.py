@@ -1,4 +1,4 @@
-"""What people see of a grid that runs."""
+"""The display of a grid that is running."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _SIGNS |= {"running": "[yellow]◐[/]", "waiting": "[dim]·[/]"}
 
 
 class Board:
-    """What people see: a live table on a terminal, a line a finished run elsewhere."""
+    """The display: a live table on a terminal, otherwise one line for each finished run."""
 
     def __init__(self, runs: Sequence[Run], console: Console) -> None:
         self._runs = runs
@@ -28,7 +28,7 @@ class Board:
         self._start = time.monotonic()
 
     def _work(self) -> float:
-        """How much is done, in units of cost; runs under way count by their progress."""
+        """Finished work in units of cost; current runs count by their progress."""
         return sum(
             run.cost
             * (1.0 if self._states[run.folder] in ("done", "failed") else run.files.share())
@@ -36,14 +36,14 @@ class Board:
         )
 
     def seconds_left(self) -> float | None:
-        """A guess from what has been done since the start; None before anything has."""
+        """Estimate from the work since the start; None before there is any."""
         done, elapsed = self._work(), time.monotonic() - self._start
         if done <= self._before:
             return None
         return (sum(run.cost for run in self._runs) - done) * elapsed / (done - self._before)
 
     def update(self) -> None:
-        """Look at the runs again; without a terminal, print what has finished."""
+        """Read the states of the runs again; without a terminal, print finished runs."""
         for run in self._runs:
             now, before = run.state, self._states[run.folder]
             self._states[run.folder] = now

@@ -1,4 +1,4 @@
-"""What a run tells about itself while it trains."""
+"""Progress of a run while it trains."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ _EVERY = 1.0  # seconds
 
 
 class Watch(Callback):
-    """Counts steps, images and seconds, and tells how far it is. Draws no random number.
+    """Counts steps, images and seconds, and notes the progress. Draws no random number.
 
     Attributes:
-        steps: of the optimizer.
+        steps: steps of the optimizer.
         images: augmented views that went through the backbone, of both branches.
-        seconds: from the first batch to the end of the training loop.
+        seconds: time from the first batch to the end of the training loop.
     """
 
     def __init__(self, files: RunFolder) -> None:

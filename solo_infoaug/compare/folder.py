@@ -1,7 +1,7 @@
-"""The folder of a run: what the run is told, and what became of it. File names are here alone.
+"""The folder of a run: its input and its result. Only this module has the file names.
 
-What became of a run is in its folder alone, so whoever watches may be killed at any time. Each file
-is written at once or not at all, but for the log.
+The result of a run is only in its folder, so the process that watches may be killed at any time.
+Each file except the log is written whole or not at all.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ class RunFolder:
     """Reads and writes the files of one run.
 
     Attributes:
-        path: of the folder.
-        config: the solo-learn configuration.
-        training: where solo-learn writes.
-        metrics: what was logged in training.
-        log: what the program printed.
+        path: the folder.
+        config: file of the solo-learn configuration.
+        training: folder where solo-learn writes.
+        metrics: file of the metrics logged in training.
+        log: file of the program's output.
     """
 
     def __init__(self, path: Path) -> None:
@@ -43,11 +43,11 @@ class RunFolder:
         self._progress = path / "progress.json"
 
     def lock(self) -> FileLock:
-        """Held by the process that does the run."""
+        """The lock that the process of the run holds."""
         return FileLock(self.path / ".lock")
 
     def write_plan(self, config: DictConfig, plan: Mapping[str, Any]) -> None:
-        """Say what to do; what became of an attempt before is forgotten."""
+        """Write the input of the run, and forget the result of an earlier attempt."""
         self.path.mkdir(parents=True, exist_ok=True)
         self._error.unlink(missing_ok=True)
         self.end()
@@ -55,12 +55,12 @@ class RunFolder:
         self._plan.write_text(json.dumps(plan, indent=2), encoding="utf-8")
 
     def read_plan(self) -> dict[str, Any]:
-        """What `write_plan` was given."""
+        """The plan that `write_plan` was given."""
         plan: dict[str, Any] = json.loads(self._plan.read_text(encoding="utf-8"))
         return plan
 
     def state(self, run_hash: str) -> State:
-        """What became of the run: `done` and `failed` hold for this configuration only."""
+        """State of the run; `done` and `failed` hold only for this configuration."""
         if self.result(run_hash) is not None:
             return "done"
         if (_read(self._error) or {}).get("hash") == run_hash:
@@ -68,7 +68,7 @@ class RunFolder:
         return "running" if self._progress.is_file() else "waiting"
 
     def result(self, run_hash: str) -> dict[str, Any] | None:
-        """What the run found; None unless it is done."""
+        """The result of the run; None unless it is done."""
         result = _read(self._result)
         return result if result is not None and result.get("hash") == run_hash else None
 
@@ -77,26 +77,26 @@ class RunFolder:
         return str((_read(self._error) or {}).get("reason", "unknown"))
 
     def share(self) -> float:
-        """How much of the training is done, 0 to 1."""
+        """Share of the training that is done, 0 to 1."""
         now = _read(self._progress)
         return float(now["step"]) / max(1.0, float(now["steps"])) if now else 0.0
 
     def note_step(self, step: int, steps: int) -> None:
-        """Training has come this far. A full disk for a moment is no reason to end a run."""
+        """Note the progress. A disk that is full for a moment does not end a run."""
         with suppress(OSError):
             write_json(self._progress, {"step": step, "steps": steps})
 
     def note_result(self, result: Mapping[str, Any]) -> None:
-        """The run is done; `result` holds its `hash`."""
+        """Note that the run is done; `result` holds its `hash`."""
         write_json(self._result, result)
         self._error.unlink(missing_ok=True)
 
     def note_failure(self, run_hash: str, reason: str) -> None:
-        """The run failed."""
+        """Note that the run failed."""
         write_json(self._error, {"hash": run_hash, "reason": reason})
 
     def end(self) -> None:
-        """Nobody does the run any more."""
+        """Note that no process does the run any more."""
         self._progress.unlink(missing_ok=True)
 
 

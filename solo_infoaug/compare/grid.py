@@ -1,7 +1,7 @@
 """The grid: from overrides to runs, each with a solo-learn configuration of its own.
 
-methods × arms × data × seeds × every override that lists values. What a run trains with is decided
-here and written into its folder, before anything runs.
+methods × arms × data × seeds × every override that lists values. This module decides what a run
+trains with and writes it into the run's folder, before anything runs.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ _KEYS = (*_LISTS, "out", "report", "jobs", "threads", "keep_checkpoints")
 
 @dataclass(frozen=True)
 class Grid:
-    """What `solo-infoaug compare` was asked for."""
+    """The request to `solo-infoaug compare`."""
 
     methods: tuple[str, ...]
     arms: tuple[str, ...]
@@ -62,60 +62,60 @@ class Grid:
     fixed: tuple[str, ...] = ()
     """Overrides that all runs share."""
     swept: tuple[tuple[str, ...], ...] = ()
-    """For each override that lists values, one override a value."""
+    """For each override that lists values, one override for each value."""
     launcher: tuple[str, ...] = ()
     """Overrides of Hydra itself: `hydra/launcher=…` and the launcher's own."""
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One place of the grid."""
+    """One cell of the grid."""
 
     method: str
     arm: str
     data: str
     seed: int
     variant: tuple[str, ...] = ()
-    """The values of the swept overrides that matter for this arm: `infoaug.weight=0.3`."""
+    """The values of the swept overrides that affect this arm: `infoaug.weight=0.3`."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """One run: where it lives, what it trains with and how it is evaluated."""
+    """One run: its folder, its training and its evaluation."""
 
     cell: Cell
     folder: Path
     hash: str
-    """Of all that decides the result."""
+    """Hash of everything that decides the result."""
     config: DictConfig = field(repr=False)
-    """As solo-learn has it: `solo-infoaug pretrain` trains the same from it."""
+    """In solo-learn's form: `solo-infoaug pretrain` trains the same from it."""
     evaluate: dict[str, Any] = field(repr=False)
     fingerprint: str | None
-    """Of the twin dictionary."""
+    """Fingerprint of the twin dictionary."""
     cost: float
-    """Epochs × views, to guess the time left."""
+    """Epochs × views, to estimate the remaining time."""
 
     @property
     def files(self) -> RunFolder:
-        """What lies in its folder."""
+        """The files of its folder."""
         return RunFolder(self.folder)
 
     @property
     def title(self) -> str:
-        """One line for people."""
+        """One line that names the run."""
         cell = self.cell
         return " ".join([cell.method, cell.arm, cell.data, f"seed {cell.seed}", *cell.variant])
 
     @property
     def state(self) -> State:
-        """What became of it."""
+        """State of the run."""
         return self.files.state(self.hash)
 
     @property
     def result(self) -> dict[str, Any] | None:
-        """What it found, under the names of this grid; None unless it is done.
+        """The result, under the names of this grid; None unless the run is done.
 
-        Another grid may have made the run and called it otherwise: its swept value is fixed there.
+        Another grid may have made the run under another name: a swept value may be fixed there.
         """
         result = self.files.result(self.hash)
         return None if result is None else {**result, **asdict(self.cell)}
@@ -185,22 +185,22 @@ def _method(name: str) -> tuple[str, list[str]]:
 
 
 def expand(grid: Grid) -> list[Cell]:
-    """All cells; seeds last, so that after the first third of three seeds each column has a value.
+    """All cells, seed by seed, so that every column soon has a value.
 
-    What changes the twin branch alone is not repeated for the baselines.
+    Overrides that change only the twin branch are not repeated for the baselines.
     """
     cells: dict[Cell, None] = {}
     for seed, data, method, variant, arm in itertools.product(
         grid.seeds, grid.data, grid.methods, itertools.product(*grid.swept), grid.arms
     ):
-        # in a list of arms it is left out where the truth is not known; alone it is an error
+        # without known truth, oracle is left out of a list of arms; as the only arm it is an error
         if arm != "oracle" or data == "scenes" or len(grid.arms) == 1:
             cells[Cell(method, arm, data, seed, reduced(variant, arm))] = None
     return list(cells)
 
 
 def reduced(variant: Sequence[str], arm: str) -> tuple[str, ...]:
-    """The overrides of `variant` that change anything for `arm`."""
+    """The overrides of `variant` that affect `arm`."""
 
     def matters(override: str) -> bool:
         key = override.lstrip("+").split("=")[0]
@@ -230,14 +230,14 @@ class Planner:
                 of the grid.
             DictionaryError: there is no twin dictionary.
         """
-        # all are composed and checked before the data of any is made
+        # all runs are composed and checked before the data of any is made
         here = self._methods_here()
         cells = [cell for cell in expand(self.grid) if cell.method in here]
         composed = [(cell, self._compose(cell)) for cell in cells]
         return [self._run(cell, cfg) for cell, cfg in composed]
 
     def _methods_here(self) -> list[str]:
-        """Those of the grid that this solo-learn has; the others are skipped, and named."""
+        """The methods of the grid that this solo-learn has; others are skipped with a message."""
         host = load_host()
         names = {name: _method(name)[0] for name in self.grid.methods}
         here = [name for name, base in names.items() if base in host.methods]
@@ -250,7 +250,7 @@ class Planner:
         for name in names.keys() - set(here):
             self._tell(
                 f"methods: {name} is skipped, because this solo-learn ({host.info.version}) has "
-                "none; the current one is taken from SOLO_LEARN_HOME"
+                "no such method; set SOLO_LEARN_HOME to a clone of the current one"
             )
         return here
 
@@ -266,11 +266,11 @@ class Planner:
         return cfg
 
     def _fit_backbone(self, cfg: DictConfig) -> None:
-        """Another backbone than a data set's own does without what that alone has."""
+        """Drop settings that only the data set's own backbone has, if another one is chosen."""
         kwargs = cfg.backbone.get("kwargs") or {}
         if cfg.backbone.name != SMALL and kwargs.pop("standardize", None):
             self._tell(
-                f"backbone.kwargs.standardize: {SMALL} alone has it; {cfg.backbone.name} sees "
+                f"backbone.kwargs.standardize: only {SMALL} has it; {cfg.backbone.name} sees "
                 "images that are not standardised"
             )
 
@@ -290,7 +290,7 @@ class Planner:
         decides = json.dumps(
             [OmegaConf.to_container(cfg, resolve=True), evaluate, fingerprint], sort_keys=True
         )
-        # a grid that is moved, or reached by another path, is still the same
+        # a grid that is moved, or reached by another path, stays the same
         decides = decides.replace(str(self.grid.out), "OUT")
         digest = hashlib.sha256(decides.encode()).hexdigest()[:12]
         name = f"{cell.method}-{cell.arm}-{cell.data}-seed{cell.seed}-{digest}"
@@ -300,7 +300,7 @@ class Planner:
         return Run(cell, folder, digest, cfg, evaluate, fingerprint, float(views))
 
     def _data(self, cell: Cell, cfg: DictConfig) -> Path | None:
-        """Fill in where data and twins are; returns the dictionary of the cell's arm."""
+        """Fill in the paths of data and twins; returns the dictionary of the cell's arm."""
         evaluate = cfg.evaluate
         if OmegaConf.is_missing(evaluate, "dataset"):
             known = f"the images to evaluate on ({', '.join(IMAGES)}), with evaluate.train_path"
@@ -333,9 +333,9 @@ class Planner:
         return twins if partner else None
 
     def _paths(self, cell: Cell, cfg: DictConfig) -> None:
-        """Make the paths of images absolute, and say in which layout named data sets lie."""
+        """Make the paths of images absolute, and print the layout of named data sets."""
         if cfg.evaluate.dataset != "folder" and OmegaConf.is_missing(cfg.evaluate, "val_path"):
-            cfg.evaluate.val_path = None  # both halves lie at train_path
+            cfg.evaluate.val_path = None  # train_path has both halves
         for name, section in (("data", cfg.data), ("evaluate", cfg.evaluate)):
             for key in ("train_path", "val_path"):
                 if OmegaConf.is_missing(section, key):
@@ -348,7 +348,7 @@ class Planner:
         name_for_host(cfg)
 
     def _twins(self, cfg: DictConfig) -> Path:
-        """The dictionary that the command names, or that was mined last."""
+        """The dictionary that the command names, or the one that was mined last."""
         choice = choose_dictionary(cfg.infoaug.twins)
         choice.check(self._fingerprint(str(choice.path.resolve())))
         self._tell(f"Twins: {choice.path.resolve()} ({choice.rule})")
@@ -367,7 +367,7 @@ class Planner:
         return folder
 
     def _prepare(self, name: str, config: Any, prepare: Callable[..., Any]) -> Any:
-        """The benchmark `name` of these settings."""
+        """Prepare the benchmark `name` with these settings."""
         folder = self.grid.out / "data" / f"{name}-{config.digest}"
         return prepare(folder, config, self.workers)
 
@@ -380,6 +380,6 @@ def _settings(key: str, config: Callable[..., Any], given: DictConfig, **more: A
 
 
 def same_images_epochs(cfg: DictConfig) -> int:
-    """How long a baseline trains to see as many images as with a twin branch: never fewer."""
+    """Epochs in which a baseline sees at least as many images as with a twin branch."""
     pairs = OmegaConf.select(cfg, "infoaug.batch_size") or cfg.optimizer.batch_size
     return math.ceil(cfg.max_epochs * (1 + pairs / cfg.optimizer.batch_size))

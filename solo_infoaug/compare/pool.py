@@ -1,7 +1,7 @@
-"""Runs the grid: a process a run, or one of Hydra's launchers; resumable, and watched.
+"""Runs the grid: one process for each run, or one of Hydra's launchers; resumable, and watched.
 
-Whoever runs the grid may be killed at any time and loses nothing but the runs that were under way,
-which start anew.
+The process that runs the grid may be killed at any time. Only the current runs are lost, and start
+again from the beginning.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ _POLL = 0.2  # seconds
 def run_grid(
     runs: Sequence[Run], grid: Grid, *, retry_failed: bool = False, console: Console | None = None
 ) -> None:
-    """Run what is not finished. Returns when nothing is left to do, whatever failed.
+    """Run the unfinished runs. Returns when none is left, even if some failed.
 
-    Ctrl-C once: no further run is started, those under way are finished. Twice: they are stopped.
+    After Ctrl-C, no further run starts and current runs finish. A second Ctrl-C stops them.
 
     Raises:
-        KeyboardInterrupt: after Ctrl-C, once nothing runs any more.
+        KeyboardInterrupt: after Ctrl-C, once no run is active.
     """
     console = console or Console(stderr=True)
     over = ("done",) if retry_failed else ("done", "failed")
@@ -98,7 +98,7 @@ def _pool(
 def _program(
     arguments: Sequence[str], log: Path, environment: dict[str, str], cwd: Path | None = None
 ) -> subprocess.Popen[bytes]:
-    # a session of its own: Ctrl-C is for us, and we decide what becomes of the runs
+    # a session of its own: only this process gets Ctrl-C, and decides whether runs stop
     with log.open("wb") as output:
         return subprocess.Popen(
             [*_PROGRAM, *arguments],
@@ -112,7 +112,7 @@ def _program(
 
 
 def _note_crash(run: Run, code: int) -> None:
-    """A process that wrote neither a result nor an error was killed, or never came that far."""
+    """Note a run whose process wrote neither a result nor an error."""
     if run.state in ("done", "failed"):
         return
     files = run.files

@@ -1,4 +1,4 @@
-"""What a grid leaves behind: `results.csv`, `tables.md`, `tables.tex` and `report.html`."""
+"""The output of a grid: `results.csv`, `tables.md`, `tables.tex` and `report.html`."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def _page(runs: Sequence[Run], results: Sequence[Mapping[str, Any]]) -> str:
                 bars = embedded(draw_bars(values, name))
                 figures.append({"title": name, "bars": bars, "ablation": swept})
         of_set = [run for run in runs if run.cell.data == data and run.result is not None]
-        # what InfoAug trained with: how good its twins are, where that is known, and some of them
+        # what InfoAug trained with: some of its twins, and their quality if it is known
         truth, twins = None, []
         for run in [run for run in of_set if run.cell.arm == "infoaug"][:1]:
             dictionary = TwinDictionary.load(run.config.infoaug.twins)
@@ -99,13 +99,13 @@ def _swept(column: Column) -> tuple[str, float] | None:
 
 
 def _shade(column: Column, columns: Sequence[Column]) -> tuple[float, float, float, float]:
-    """The colour of the column's arm, the fuller the later its swept value comes."""
+    """The colour of the column's arm, more opaque for later swept values."""
     same = [other for other in columns if other.arm == column.arm]
     return to_rgba(ARMS[column.arm].colour, (1 + same.index(column)) / len(same))
 
 
 def draw_bars(values: Values, metric: str) -> Figure:
-    """Mean and standard deviation over the seeds of every column, methods side by side."""
+    """Bars of the mean and standard deviation over the seeds, for every method and column."""
     methods, columns = methods_and_columns(values)
     figure = Figure(figsize=(max(6.0, 1.5 * len(methods) + 1.5), 3.6), layout="constrained")
     axes = figure.subplots()
@@ -129,7 +129,7 @@ def draw_bars(values: Values, metric: str) -> Figure:
 
 
 def draw_ablation(values: Values, metric: str) -> Figure | None:
-    """Accuracy over a swept number, a line a method and arm; None where no number was swept."""
+    """Accuracy over a swept number, one line for each method and arm; None if none was swept."""
     lines: dict[tuple[str, str, str], list[tuple[float, float, float]]] = {}
     for (method, column), seeds in values.items():
         swept = _swept(column)
@@ -164,7 +164,7 @@ def draw_ablation(values: Values, metric: str) -> Figure | None:
 
 
 def draw_curves(runs: Sequence[Run]) -> Figure:
-    """Loss of the view branch and of the twin branch over the steps, the mean over the seeds."""
+    """Loss of the view branch and of the twin branch over the steps, mean over the seeds."""
     methods = list(dict.fromkeys(run.cell.method for run in runs))
     columns = list(dict.fromkeys(Column(run.cell.arm, run.cell.variant) for run in runs))
     figure = Figure(figsize=(2.6 * max(2, len(methods)), 4.6), layout="constrained")
@@ -192,7 +192,7 @@ def read_losses(metrics: Path) -> dict[str, tuple[list[int], list[float]]]:
     """`view branch` and `twin branch` → steps and losses, from Lightning's metrics.csv."""
     with metrics.open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
-    # the method's own loss; solo-learn logs that of the online classifier beside it
+    # the method's own loss; solo-learn also logs that of the online classifier
     names = [n for n in rows[0] if re.fullmatch("train_(?!.*class).*_loss_step", n)] if rows else []
     losses = {}
     for branch, columns in (("view branch", names[:1]), ("twin branch", ["twin_loss_step"])):

@@ -1,7 +1,7 @@
 """One run of the grid: pretrain, evaluate, `result.json`. A Hydra program, for any launcher.
 
 `python -m solo_infoaug.compare.run folder=RUN`: RUN holds `config.yaml`, a solo-learn
-configuration, and `run.json`, both written by `solo-infoaug compare`. What fails leaves an
+configuration, and `run.json`, both written by `solo-infoaug compare`. A failed run leaves an
 `error.json`.
 """
 
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class ProgramConfig:
-    """What the program is told."""
+    """The input of the program."""
 
     folder: str = MISSING
 
@@ -42,17 +42,17 @@ ConfigStore.instance().store("solo_infoaug_compare_run", ProgramConfig)
 
 
 def execute(folder: Path) -> dict[str, Any]:
-    """Pretrain and evaluate the run in `folder`; returns what `result.json` then holds.
+    """Pretrain and evaluate the run in `folder`; returns the content of `result.json`.
 
     The protocol:
 
-    * Pretraining is `solo_infoaug.training.pretrain`, what `solo-infoaug pretrain` runs.
+    * Pretraining is `solo_infoaug.training.pretrain`, which `solo-infoaug pretrain` runs.
     * `online`: top-1 accuracy on the validation images at the end of pretraining, of solo-learn's
-      linear classifier that learns beside the backbone, without gradient into it.
+      linear classifier, which learns along with the backbone, without gradient into it.
     * `linear`, `knn`: `solo_infoaug.evaluation`, of the frozen backbone of the last checkpoint.
     * `seen_…`, `unseen_…` (video): see `evaluate_video`.
-    * `linear_across`, `knn_across` (scenes): the same, but labels from all parts but one, tested on
-      that one; the mean over the parts.
+    * `linear_across`, `knn_across` (scenes): the same probes, which learn from all parts except one
+      and are tested on that one; mean over the parts.
 
     Accuracies are in per cent. `images` counts augmented views that went through the backbone in
     training, of both branches; `seconds` is the time of the training loop with its validation,
@@ -96,7 +96,7 @@ def execute(folder: Path) -> dict[str, Any]:
 
 
 def _machine() -> dict[str, Any]:
-    """What the run had and took of the machine, and what it ran on."""
+    """The machine and the versions that the run used, and its memory."""
     import torch
 
     from solo_infoaug import __version__
@@ -175,7 +175,7 @@ def evaluate_video(
 
 
 def evaluate_features(labelled: Labelled, test: Labelled, k: int) -> dict[str, float]:
-    """The two probes on `scenes`, as usual and across parts; per cent.
+    """The two probes on `scenes`, usual and across parts; per cent.
 
     They learn from `labelled`. Each has features [N, D], classes [N] and parts [N].
     """
@@ -199,10 +199,10 @@ def evaluate_features(labelled: Labelled, test: Labelled, k: int) -> dict[str, f
 
 @hydra.main(version_base="1.2", config_path=None, config_name="solo_infoaug_compare_run")
 def main(config: ProgramConfig) -> None:
-    """Run, and write down what failed: one failure stops neither this process nor the grid.
+    """Run, and note a failure, which stops neither this process nor the grid.
 
-    A run whose grid was killed may go on in the background: whoever is asked for it again waits
-    until it ends, and takes over if it left no result.
+    A run whose grid was killed may continue in the background. A second process for the same run
+    waits until the first ends, and takes over if it left no result.
     """
     files = RunFolder(Path(config.folder))
     with files.lock():

@@ -39,12 +39,12 @@ class Difference:
 
     mean: float
     half_width: float
-    """Infinite where there is one pair alone."""
+    """Infinite for a single pair."""
     pairs: int
 
     @property
     def significant(self) -> bool:
-        """Whether the interval leaves zero out."""
+        """Whether the interval excludes zero."""
         return abs(self.mean) > self.half_width
 
     def __str__(self) -> str:
@@ -78,7 +78,7 @@ def paired_difference(ours: Mapping[Any, float], theirs: Mapping[Any, float]) ->
 
 @dataclass(frozen=True)
 class Column:
-    """An arm, and the values of swept overrides with it."""
+    """An arm, and its values of swept overrides."""
 
     arm: str
     variant: tuple[str, ...] = ()
@@ -113,7 +113,7 @@ def collect(
 def collect_references(
     results: Iterable[Mapping[str, Any]], data: str, metric: str
 ) -> dict[str, list[float]]:
-    """What results say of models that were not trained: name → a value a seed."""
+    """Values of models that were not trained: name → one value for each seed."""
     by_seed: dict[str, dict[int, float]] = {}
     for result in results:
         for name, metrics in result.get("references", {}).items():
@@ -123,7 +123,7 @@ def collect_references(
 
 
 def reference_of(column: Column, arm: str) -> Column:
-    """The column of the arm `arm` that `column` is compared with: the same swept values."""
+    """The column of `arm` with the same swept values, with which `column` is compared."""
     return Column(arm, reduced(column.variant, arm))
 
 
@@ -139,7 +139,7 @@ def differences(values: Values, method: str, column: Column) -> dict[str, Differ
 
 @dataclass(frozen=True)
 class Table:
-    """A table for people: rows of texts, and which of them are the best of their row."""
+    """A table: rows of texts, and which of them are the best of their row."""
 
     title: str
     header: list[str]
@@ -179,7 +179,7 @@ def _tex(text: str) -> str:
 
 
 def tables(results: Sequence[Mapping[str, Any]]) -> list[Table]:
-    """For each data set and metric the accuracies, then what InfoAug differs by."""
+    """For each data set and metric, the accuracies and then the differences of InfoAug."""
     made = []
     for data in dict.fromkeys(result["data"] for result in results):
         for metric, name in METRICS.items():
@@ -207,7 +207,7 @@ def _accuracies(values: Values, title: str, references: Mapping[str, list[float]
         rows.append([method, *(_mean_std(seeds) if seeds else "" for seeds in known)])
         means = {j: mean_and_std(seeds)[0] for j, seeds in enumerate(known, start=1) if seeds}
         best |= {(i, j) for j, mean in means.items() if mean == max(means.values())}
-    # what was not trained has no arm: its value stands in the first column
+    # untrained models have no arm, so their values are in the first column
     for name, seeds in references.items():
         rows.append([name, _mean_std(seeds), *[""] * (len(columns) - 1)])
     return Table(title, ["method", *(column.label for column in columns)], rows, best)
@@ -251,7 +251,7 @@ _LAST += ["gpu_memory_mib", "device", "threads", "fingerprint", "hash"]
 
 
 def results_csv(results: Sequence[Mapping[str, Any]]) -> str:
-    """One row a run, sorted, accuracies in full precision."""
+    """One row for each run, sorted, with accuracies in full precision."""
     metrics = [m for m in METRICS if any(m in result["metrics"] for result in results)]
     text = io.StringIO()
     columns = [*_FIRST, *metrics, *_LAST]

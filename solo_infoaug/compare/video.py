@@ -1,13 +1,13 @@
-"""`video`: a benchmark on real video. Does the backbone know what belongs to one object?
+"""`video`: a benchmark on real video. Does the backbone know which patches are of one object?
 
-Some videos are trained on, others are held out whole. Of the former the last part is kept back:
-neither the twins, nor the patches that are pretrained on, nor anything else comes from there. Masks
-of objects are for the evaluation alone. It asks, of patches that do not overlap:
+Some videos are trained on, others are held out whole. The last part of the former is kept back:
+no twin and no patch to pretrain on comes from there. Only the evaluation uses masks of objects. It
+measures, with patches that do not overlap:
 
 * AUC: is the similarity of two patches of one object higher than that of one of them and a patch
   of the background, in the same frame? Chance is 50 per cent.
-* Retrieval: is the nearest patch on the same object, in the same frame, and in a later one, where
-  patches at the place of the asking one are left out?
+* Retrieval: is the nearest patch on the same object, in the same frame and in a later one? Patches
+  at the place of the query are left out.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ from solo_infoaug.mining.video import open_video
 from solo_infoaug.mining.window import crops, patch_size
 
 VERSION = 1
-"""Part of the digest: changes with what is made of the same settings."""
+"""Part of the digest: changes if the same settings give another benchmark."""
 
 SPLITS = ("seen", "unseen")
-"""Videos that were trained on, of which the last part is tested; and those that were held out."""
+"""Videos that are trained on, with their last part for testing, and videos that are held out."""
 
 Features = Callable[[Tensor], Tensor]
 """uint8 [N, 3, S, S] → float32 [N, D]."""
@@ -45,27 +45,27 @@ Features = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class VideoConfig:
-    """What the benchmark holds.
+    """Settings of the benchmark.
 
     Raises:
         ConfigError: a value cannot be used.
     """
 
     videos: str
-    """NAME.mp4 (or a folder of frames NAME) beside NAME.npz, whose `mask` is packed bits and
-    `shape` frames, height, width; or DAVIS's JPEGImages and Annotations."""
+    """Folder with NAME.mp4 (or a folder of frames NAME) next to NAME.npz, whose `mask` is packed
+    bits and `shape` is frames, height, width; or with DAVIS's JPEGImages and Annotations."""
     held_out: int = 3
     """Every n-th video is held out whole, in the order of their names."""
     stop_fraction: float = 0.75
-    """The part of the other videos that is trained on."""
+    """Fraction of the other videos that is trained on."""
     train_frames: int = 12
-    """Frames of each that patches to pretrain on are cut from."""
+    """Number of frames of each from which patches to pretrain on are cut."""
     train_patches: int = 40
-    """Of each of these frames."""
+    """Number of patches from each of these frames."""
     test_frames: int = 5
-    """Of each video's tested part."""
+    """Number of frames from each video's tested part."""
     background: int = 200
-    """Patches of the background of each tested frame, at most."""
+    """Maximum number of background patches from each tested frame."""
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -84,7 +84,7 @@ class VideoConfig:
 
     @property
     def mining(self) -> MineConfig:
-        """The miner's defaults, but for where it stops."""
+        """The miner's defaults, except where it stops."""
         return MineConfig(stop_fraction=self.stop_fraction)
 
 
@@ -107,9 +107,9 @@ class Tiles:
     corners: np.ndarray
     """int64 [N, 2]: x, y."""
     objects: np.ndarray
-    """int64 [N]: the object that three quarters of the patch show, 0: none, −1: mixed."""
+    """int64 [N]: the object that three quarters of the patch show; 0: background, −1: mixed."""
     side: int
-    """Pixels of the frame."""
+    """Side of the patches, pixels of the frame."""
 
 
 def cut(image: np.ndarray, mask: np.ndarray | None, config: MineConfig) -> Tiles:
@@ -140,7 +140,7 @@ def cut(image: np.ndarray, mask: np.ndarray | None, config: MineConfig) -> Tiles
 def _frames(
     sequence: Clip, start: float, stop: float, count: int
 ) -> Iterator[tuple[int, np.ndarray]]:
-    """`count` frames spread over a part of the video: their numbers, uint8 [H, W, 3]."""
+    """`count` frames spread over a part of the video: numbers and images, uint8 [H, W, 3]."""
     with open_video(sequence.source) as video:
         there = [(frame.number, frame.image()) for frame in video.frames(start, stop)]
     for index in np.unique(np.linspace(0, len(there) - 1, count).round().astype(int)):
@@ -148,7 +148,7 @@ def _frames(
 
 
 def kept_back(sequence: Clip, start: float, config: VideoConfig) -> list[Tiles]:
-    """The patches of a video's tested frames: all that lie on objects, some of the background."""
+    """The patches of a video's tested frames: all on objects, and some of the background."""
     masks, tested = sequence.read_masks(), []
     for number, image in _frames(sequence, start, 1.0, config.test_frames):
         tiles = cut(image, masks[min(number, len(masks) - 1)], config.mining)
@@ -215,7 +215,7 @@ def scores(similarity: np.ndarray, asking: Tiles, asked: Tiles) -> tuple[float, 
 
 
 def evaluate_sequence(tiles: Sequence[Tiles], features: Features | None) -> dict[str, float]:
-    """`auc`, `same_frame` and `later_frame` of one video, the means over its tested frames.
+    """`auc`, `same_frame` and `later_frame` of one video: means over its tested frames.
 
     By the cosine similarity of `features`; by the distance of mean colours where that is None.
     """

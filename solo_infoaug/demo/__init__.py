@@ -1,7 +1,7 @@
 """`solo-infoaug demo`: what twins are, what they do, and a backbone, on two CPU cores.
 
-Twins are mined from real clips and drawn; three arms train on the generated benchmark `scenes` and
-are probed; a backbone is pretrained on the clips' patches and exported.
+The demo mines twins from real clips and draws them. It trains and probes three arms on the
+generated benchmark `scenes`. It pretrains a backbone on the clips' patches and exports it.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ from solo_infoaug.training import load_config, pretrain
 from solo_infoaug.training.config import quoted
 
 SCENES = ("scenes.videos=24",)
-"""The benchmark's settings that the demo changes: fewer videos than the 80 of a comparison."""
+"""Settings of the benchmark that the demo changes: fewer videos than the 80 of a comparison."""
 
 
 def run_demo(
@@ -78,7 +78,7 @@ def run_demo(
         InfoAugError: a run of the comparison failed.
     """
     folder = make_output_folder(Path(out).resolve(), "--out")
-    console = Console(markup=False, highlight=False)  # paths are no markup
+    console = Console(markup=False, highlight=False)  # paths may look like markup
     seconds: dict[str, float] = {}
 
     with _stage(console, "What are twins?", seconds, "mining"):
@@ -111,7 +111,7 @@ def run_demo(
 
 @contextmanager
 def _stage(console: Console, title: str, seconds: dict[str, float], name: str) -> Iterator[None]:
-    """A part of the demo under a heading; `seconds[name]` is how long it took."""
+    """A part of the demo under a heading; its duration goes to `seconds[name]`."""
     console.rule(Text(title, "bold"))
     start = time.perf_counter()
     yield
@@ -154,7 +154,7 @@ def pretrain_backbone(
     overrides: Sequence[str] = (),
 ) -> BackboneResult:
     """SimCLR with a twin branch on a dictionary's patches, exported to `backbone.safetensors`."""
-    # The layers are small: a second thread gains little, and waits for whatever else is running.
+    # The layers are small: a second thread gains little and waits for other programs.
     torch.set_num_threads(max(1, torch.get_num_threads() // 2))
     images = folder / "patches"
     shutil.rmtree(images, ignore_errors=True)

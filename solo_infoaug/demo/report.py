@@ -1,4 +1,4 @@
-"""What the demo says: its sentences and tables, for terminal and page alike, and its pictures."""
+"""The sentences and tables of the demo, for terminal and page, and its pictures."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ from solo_infoaug.viewer.pictures import (
 
 matplotlib.use("Agg")
 
-# The richest window of so many videos is drawn.
+# Maximum number of videos whose richest window is drawn.
 _WINDOWS = 4
-# Less than this many points above every other row is not "plainly apart": the standard error of
-# one accuracy over the 600 test stills is two points, and seeds differ by more than that.
+# Minimum lead over every other row, in points, to claim a gain. The standard error of one accuracy
+# over the 600 test stills is two points, and seeds differ by more than that.
 _PLAINLY = 10.0
 
 
@@ -46,18 +46,18 @@ class ArmResult:
 
 @dataclass(frozen=True)
 class ScenesResult:
-    """What the three arms did on `scenes`."""
+    """Results of the three arms on `scenes`."""
 
     videos: int
     chance: float
-    """Per cent, of either probe."""
+    """Per cent, for either probe."""
     steps: int
     arms: list[ArmResult]
 
 
 @dataclass(frozen=True)
 class BackboneResult:
-    """The backbone that was exported; files relative to the demo's folder."""
+    """The exported backbone; file names are relative to the demo's folder."""
 
     name: str
     file: str
@@ -70,25 +70,25 @@ class BackboneResult:
 
 @dataclass(frozen=True)
 class DemoResult:
-    """All that the report says; `results.json` holds it."""
+    """The content of the report, which `results.json` also holds."""
 
     twins: str
     videos: list[tuple[str, ...]]
-    """A heading and a row a video."""
+    """A heading, and one row for each video."""
     scenes: ScenesResult
     backbone: BackboneResult
     seconds: dict[str, float]
 
 
 def twins_text(twins: TwinDictionary) -> str:
-    """What a twin is, what was mined, and which videos have none and why."""
+    """What a twin is, what was mined, and why some videos have no twins."""
     failed = [
         f" None in {Path(path).name} ({why.removeprefix(f'{path}: ')})."
         for path, why in (twins.info.get("failed") or {}).items()
     ]
     return (
         "The twin of a patch is the patch whose motion shares the most mutual information with its "
-        f"own. {len(twins.anchors)} of {len(twins)} stored patches have one, in "
+        f"own. {len(twins.anchors)} of {len(twins)} stored patches have a twin, in "
         f"{len(twins.windows)} windows of {len(twins.videos)} videos."
     ) + "".join(failed)
 
@@ -103,50 +103,52 @@ def arms_table(scenes: ScenesResult) -> tuple[list[str], list[list[str]], str]:
 
 
 def scenes_text(scenes: ScenesResult) -> list[str]:
-    """How the arms were probed, what the numbers show, and what they do not."""
+    """How the arms were probed, what the numbers show, and what they do not show."""
     across = {row.arm: row.across for row in scenes.arms}
     ours = across.pop("infoaug")
     others = ", ".join(f"{ARMS[arm].label} {value:.1f}" for arm, value in across.items())
     others += f", chance {scenes.chance:.1f}"
     if ours - max(scenes.chance, *across.values()) > _PLAINLY:
         shows = (
-            f"It shows that InfoAug (across parts {ours:.1f}; {others}) brings parts that move "
-            "together near each other in the features, and that this takes the right twins: the "
-            "same training with random patches does not come near it."
+            f"InfoAug reaches {ours:.1f} across parts ({others}). So it brings parts that move "
+            "together close to each other in the features, and this takes the right twins: the "
+            "same training with random patches does not do it."
         )
     else:
         shows = (
-            f"It shows no gain in this run: InfoAug (across parts {ours:.1f}) is not plainly above "
-            f"the others ({others})."
+            f"This run shows no gain: InfoAug ({ours:.1f} across parts) is not clearly above the "
+            f"others ({others})."
         )
     return [
-        "The scenes are generated: each object has a class, and parts of different texture; "
-        "nothing but motion tells which parts belong together. Across parts: the probe learns the "
-        "classes from all parts but one and is tested on that one. Features that know textures "
-        "alone may be below chance, since an unseen part may look like another class's. "
+        "The scenes are generated. Each object has a class and parts of different texture, and "
+        "only motion tells which parts belong together. Across parts: the probe learns the classes "
+        "from all parts except one and is tested on that one. Features that know only textures may "
+        "be below chance, because an unseen part may look like another class's. "
         "As usual: the probe learns from all parts.",
         shows,
-        "It does not show what twins are worth on real video or in other methods: this is SimCLR, "
-        f"one seed, {scenes.steps} steps an arm, and {scenes.videos} videos that were made so that "
-        "motion alone helps. docs/results.md has more methods and seeds, and real video.",
+        f"This is one method (SimCLR), one seed, {scenes.steps} steps for each arm, and "
+        f"{scenes.videos} videos that were made so that motion alone helps. On real video, InfoAug "
+        "tells the objects that it was trained on from the background better than the baseline "
+        "does, but random pairs of moving patches do this as well, and on videos that it was not "
+        "trained on, only BYOL gains: see docs/results.md.",
     ]
 
 
 def backbone_text(backbone: BackboneResult) -> str:
-    """Where the backbone is, and how little it was trained."""
+    """Where the backbone is, and how briefly it was trained."""
     losses = ", ".join(
         f"{branch} {first:.2f} → {last:.2f}" for branch, (first, last) in backbone.losses.items()
     )
     return (
         f"{backbone.file}: {backbone.name}, SimCLR with InfoAug, {backbone.steps} steps on "
         f"{backbone.images} images of the patches. Losses, mean of the first and of the last ten "
-        f"steps (nats): {losses}. So few steps show the way and make no useful backbone yet; that "
-        "takes more video, and --epochs."
+        f"steps (nats): {losses}. So few steps do not make a useful backbone; use more video and "
+        "--epochs."
     )
 
 
 def draw_arms(scenes: ScenesResult) -> Figure:
-    """The table as bars, in the arms' colours; dashed: chance."""
+    """The table as bars in the arms' colours; the dashed line is chance."""
     values: Values = {
         (probe, Column(row.arm)): {0: accuracy}
         for row in scenes.arms
@@ -178,9 +180,9 @@ def draw_losses(metrics: Path) -> Figure:
 
 
 def draw_pairs_in_place(twins: TwinDictionary, count: int = 12) -> Figure:
-    """Pairs in what surrounds them: each patch (solid) and its twin (dashed), MI and video above.
+    """Pairs in their surroundings: each patch (solid) and its twin (dashed), MI and video above.
 
-    The strongest pair of each window comes first, then the next of each that lies elsewhere in it.
+    The strongest pair of each window comes first, then the next one elsewhere in the window.
     """
     chosen = _scattered_pairs(twins)[:count]
     columns = max(1, min(4, len(chosen)))
@@ -212,7 +214,7 @@ def draw_pairs_in_place(twins: TwinDictionary, count: int = 12) -> Figure:
 def _scattered_pairs(twins: TwinDictionary) -> list[tuple[int, int, int]]:
     """(window, patch, twin): the strongest of each window, then the next of each, and so on.
 
-    Within a window pairs are three patches apart or more: neighbours show the same thing again.
+    Within a window, pairs are at least three patches apart: neighbours show the same thing.
     """
     ranked = []
     for number, window in enumerate(twins.windows):
@@ -241,7 +243,7 @@ def draw_twin_pictures(twins: TwinDictionary, folder: Path) -> list[Path]:
 
 
 def _windows(twins: TwinDictionary) -> list[int]:
-    """The richest window of each video, and of these the richest."""
+    """The windows with the most twins, at most one from each video."""
 
     def count(number: int) -> int:
         return int((twins.twins[twins.windows[number].rows, 0] >= 0).sum())
@@ -292,6 +294,6 @@ def write_report(
         },
     )
     file = folder / "report.html"
-    # a file name need not be text in any encoding
+    # a file name need not be valid text
     file.write_text(page, encoding="utf-8", errors="backslashreplace")
     return file

@@ -1,15 +1,14 @@
-"""What a pretrained backbone is worth: k-NN and a linear probe on its frozen features; export.
+"""Evaluate a pretrained backbone by k-NN and a linear probe on its frozen features; export it.
 
-Protocol. Images are resized to the side the backbone is evaluated at (default: the crop size it
-was trained with), normalised as in training, and passed once through the backbone in evaluation
-mode; nothing is trained but the probe.
-* k-NN: 20 neighbours by cosine similarity s, weighted by exp(s / 0.07). f-MICL's paper takes 200;
-  solo-learn and DINO offer exp(s / 0.1) as well.
+Protocol. Images are resized to the evaluation size (default: the crop size of training), normalised
+as in training, and passed once through the backbone in evaluation mode. Only the probe is trained.
+* k-NN: 20 neighbours by cosine similarity s, weighted by exp(s / 0.07). f-MICL's paper uses 200;
+  solo-learn and DINO also offer exp(s / 0.1).
 * Linear probe: multinomial logistic regression on standardised features, Σ cross-entropy +
   5·‖weights‖², minimised by L-BFGS until the gradient vanishes.
-Both are computed by torch, on a card where there is one. scikit-learn's KNeighborsClassifier and
-LogisticRegression(C=0.1), which made earlier numbers, give the same up to rounding and to where
-L-BFGS stops: 0.2 points at most.
+torch computes both, on a GPU if there is one. Earlier numbers were made by scikit-learn's
+KNeighborsClassifier and LogisticRegression(C=0.1). They agree up to rounding and to where L-BFGS
+stops: 0.2 points at most.
 """
 
 from __future__ import annotations
@@ -52,17 +51,17 @@ def evaluate(
     """k-NN and linear-probe accuracy (per cent) of a checkpoint's backbone.
 
     Args:
-        checkpoint: of a pretraining run, with its args.json beside it.
+        checkpoint: checkpoint of a pretraining run, in the folder of its args.json.
         dataset: see `load_images`.
-        train_path: likewise.
-        val_path: likewise.
-        k: neighbours.
-        size: the side of the images, in pixels; default the training crop.
-        limit: at most this many images of each half.
-        fraction: the part of the images to learn from, of each class alike: those that
+        train_path: see `load_images`.
+        val_path: see `load_images`.
+        k: number of neighbours.
+        size: side of the images in pixels; default the training crop.
+        limit: maximum number of images of each half.
+        fraction: fraction of the images of each class to learn from, the same ones that
             `data.fraction` trains on. -1 or None for all.
-        fraction_seed: what the part is drawn by.
-        temperature: of k-NN's weights.
+        fraction_seed: seed by which they are drawn.
+        temperature: temperature of k-NN's weights.
 
     Raises:
         ConfigError: the checkpoint or the data cannot be used.
@@ -80,10 +79,10 @@ def evaluate(
     if len(train[1].unique()) < 2:
         which = "--limit" if limit is not None and limit <= len(train[1]) else "--train-path"
         raise ConfigError(
-            f"{which}: expected images of two classes at least to learn from, got one class"
+            f"{which}: expected images of at least two classes to learn from, got one class"
         )
     if k > len(train[1]):
-        warnings.warn(f"--k: {k} neighbours of {len(train[1])} images; all are taken", stacklevel=2)
+        warnings.warn(f"--k: {k} neighbours of {len(train[1])} images; all are used", stacklevel=2)
     halves = [(extract_features(backbone, x, size), y) for x, y in (train, test)]
     return {
         "knn": knn_accuracy(halves[0], halves[1], k, temperature),

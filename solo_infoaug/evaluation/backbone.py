@@ -1,4 +1,4 @@
-"""The backbone of a checkpoint: read with no code of the checkpoint's, shown images, exported."""
+"""The backbone of a checkpoint: read without running its code, applied to images, exported."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from solo_infoaug.twin.registration import register
 
 @dataclass(frozen=True)
 class Backbone:
-    """A backbone out of a checkpoint, with what is needed to show it an image."""
+    """A backbone from a checkpoint, with the settings for its images."""
 
     module: nn.Module
     name: str
@@ -34,7 +34,7 @@ class Backbone:
     """3×3 first convolution and no max-pooling, as solo-learn builds ResNets for CIFAR."""
     cfg: DictConfig
     timm: TimmModel | None = None
-    """What it is in timm, if that is not `name`; known of what was exported."""
+    """Its model in timm, if that is not `name`; known after an export."""
 
     @property
     def standardize(self) -> bool | None:
@@ -43,10 +43,10 @@ class Backbone:
 
 
 def checkpoint_config(checkpoint: str | Path) -> DictConfig:
-    """The args.json beside a checkpoint.
+    """The args.json in the folder of a checkpoint.
 
     Raises:
-        ConfigError: no such checkpoint, or no args.json beside it.
+        ConfigError: no such checkpoint, or no args.json in its folder.
     """
     path = Path(checkpoint)
     if not path.is_file():
@@ -54,7 +54,7 @@ def checkpoint_config(checkpoint: str | Path) -> DictConfig:
     args = path.parent / "args.json"
     if not args.is_file():
         raise ConfigError(
-            f"checkpoint: expected an args.json beside {path}, as solo-learn writes it"
+            f"checkpoint: expected an args.json next to {path}, as solo-learn writes it"
         )
     try:
         cfg = OmegaConf.create(json.loads(args.read_text(encoding="utf-8")))
@@ -62,13 +62,13 @@ def checkpoint_config(checkpoint: str | Path) -> DictConfig:
         raise ConfigError(f"checkpoint: {args} cannot be read ({error})") from error
     for key in ("method", "backbone.name", "data.dataset", "augmentations"):
         if OmegaConf.select(cfg, key) is None:
-            raise ConfigError(f"checkpoint: {args} has no {key!r}, as solo-learn's have")
+            raise ConfigError(f"checkpoint: {args} has no {key!r}, which solo-learn's have")
     assert isinstance(cfg, DictConfig)
     return cfg
 
 
 class _Inert:
-    """Stands for what a checkpoint holds besides tensors and is not wanted."""
+    """Stands for everything in a checkpoint except tensors."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None: ...
 
@@ -81,10 +81,10 @@ class _Inert:
 
 
 class _TensorsOnly:
-    """A pickle module for `torch.load` that makes tensors and containers, and calls nothing else.
+    """A pickle module for `torch.load` that only makes tensors and containers.
 
-    `weights_only` refuses the whole of a checkpoint whose scheduler holds a function, as SimSiam's
-    does in solo-learn.
+    `weights_only` refuses a checkpoint whose scheduler holds a function, such as that of SimSiam in
+    solo-learn.
     """
 
     class Unpickler(pickle.Unpickler):
@@ -101,7 +101,7 @@ def backbone_weights(checkpoint: str | Path) -> dict[str, Tensor]:
     """The backbone's own entries of a checkpoint's state dict, under the backbone's names.
 
     Raises:
-        ConfigError: the file is not a checkpoint, or has no backbone in it.
+        ConfigError: the file is not a checkpoint, or has no backbone.
     """
     try:
         loaded = torch.load(
@@ -149,13 +149,13 @@ def load_backbone(checkpoint: str | Path) -> Backbone:
 def extract_features(
     backbone: Backbone, images: Tensor, size: int | None = None, batch_size: int = 256
 ) -> Tensor:
-    """Frozen features.
+    """Features of images, from the frozen backbone.
 
     Args:
         backbone: from `load_backbone`.
         images: uint8 [N, 3, H, W].
-        size: the side they are resized to, in pixels; default the training crop.
-        batch_size: images at a time.
+        size: side in pixels to which they are resized; default the training crop.
+        batch_size: number of images at a time.
 
     Returns:
         float32 [N, D] on the CPU.
@@ -177,10 +177,10 @@ def extract_features(
 
 
 def export(checkpoint: str | Path, out: str | Path) -> Backbone:
-    """Write a checkpoint's backbone alone, under the names that torchvision and timm use.
+    """Write only the backbone of a checkpoint, under the names that torchvision and timm use.
 
     Args:
-        checkpoint: of a pretraining run, with its args.json beside it.
+        checkpoint: checkpoint of a pretraining run, in the folder of its args.json.
         out: `.safetensors`, or `.pth` for torch.save.
 
     Raises:

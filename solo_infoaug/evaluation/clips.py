@@ -23,10 +23,10 @@ class Clip:
     masks: Path
 
     def read_masks(self) -> np.ndarray:
-        """uint8 [T, H, W]: the number of the object that a pixel shows, 0 for none.
+        """uint8 [T, H, W]: the number of the object that a pixel shows, 0 for background.
 
         Raises:
-            ConfigError: they cannot be read.
+            ConfigError: the masks cannot be read.
         """
         try:
             if self.masks.is_dir():
@@ -49,10 +49,10 @@ def find_clips(folder: Path, minimum: int = 2, key: str = "data.videos") -> list
     """The videos in `folder` that have masks, by name.
 
     Args:
-        folder: NAME.mp4 (or a folder of frames NAME) beside NAME.npz, or DAVIS's JPEGImages and
-            Annotations.
-        minimum: how many there have to be.
-        key: what the message calls the folder.
+        folder: folder with NAME.mp4 (or a folder of frames NAME) next to NAME.npz, or with DAVIS's
+            JPEGImages and Annotations.
+        minimum: minimum number of videos.
+        key: name of the folder in the message.
 
     Raises:
         ConfigError: there are fewer.

@@ -46,7 +46,7 @@ def digits() -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
 
 
 def _drawn(count: int, limit: int | None) -> list[int]:
-    """All indices, or `limit` of them, the same ones each time."""
+    """All indices, or `limit` of them, always the same ones."""
     order: list[int] = torch.randperm(count, generator=torch.Generator().manual_seed(0)).tolist()
     return list(range(count)) if limit is None or limit >= count else order[:limit]
 
@@ -63,7 +63,7 @@ def _to_tensors(dataset: Any, rows: list[int], side: int) -> tuple[Tensor, Tenso
     labels = torch.empty(len(rows), dtype=torch.int64)
     for i, row in enumerate(track(rows, "reading images", transient=True)):
         image, label = dataset[row]
-        if image.size == (side, side):  # a tenth of the time
+        if image.size == (side, side):  # takes a tenth of the time
             images[i] = torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
         else:
             images[i] = crop(image)
@@ -84,16 +84,16 @@ def load_images(
 
     Args:
         dataset: `digits` (shipped with scikit-learn); `cifar10`, `cifar100`, `stl10` or
-            `tiny_imagenet` (at `train_path`, as torchvision has it or as the folders train/CLASS
-            and test/CLASS; torchvision's are downloaded if nothing is there); or `folder` (a folder
-            a class, at both paths).
-        side: of the images, in pixels.
-        train_path: of the images that k-NN and probe learn from.
-        val_path: of those that they are tested on.
-        limit: at most this many of each, drawn once.
-        fraction: the part of the training half that is taken, of each class alike: the images that
-            `data.fraction` takes for pretraining from the same half.
-        fraction_seed: what the part is drawn by.
+            `tiny_imagenet` (at `train_path`, in torchvision's layout or as the folders train/CLASS
+            and test/CLASS; torchvision downloads its data sets if nothing is there); or `folder`
+            (one folder for each class, at both paths).
+        side: side of the images in pixels.
+        train_path: path of the images that k-NN and probe learn from.
+        val_path: path of the images that they are tested on.
+        limit: maximum number of images of each half, drawn once.
+        fraction: fraction of each class of the training half, the same images that `data.fraction`
+            takes for pretraining from that half.
+        fraction_seed: seed by which they are drawn.
 
     Raises:
         ConfigError: a name or path that cannot be used.
@@ -106,7 +106,7 @@ def load_images(
         if option in taken and path is None:
             raise ConfigError(f"{option}: expected the path of {dataset}, got none")
         if option not in taken and path is not None:
-            raise ConfigError(f"{option}: --data {dataset} has no use for it, got {path}")
+            raise ConfigError(f"{option}: --data {dataset} does not use it, got {path}")
 
     def part(labels: list[int]) -> list[int]:
         if fraction in (None, ALL):
@@ -130,7 +130,7 @@ def load_images(
 
 
 def _halves(dataset: str, train_path: str | Path | None, val_path: str | Path | None) -> list[Any]:
-    """torchvision's two halves of a data set: from folders of images, or as it has it itself."""
+    """The two halves of a data set, from folders of images or in torchvision's layout."""
     from torchvision.datasets import CIFAR10, CIFAR100, STL10, ImageFolder
 
     def of_folders(*folders: str | Path | None) -> list[Any]:
@@ -145,7 +145,7 @@ def _halves(dataset: str, train_path: str | Path | None, val_path: str | Path | 
         halves = [half_folder(dataset, path, half) for half in ("train", "test")]
         if halves[1] is None:
             raise ConfigError(
-                f"--train-path: expected {path} to have test/CLASS beside train/CLASS"
+                f"--train-path: expected {path} to have test/CLASS as well as train/CLASS"
             )
         check_halves(dataset, path, path, ("--train-path", "--train-path"))
         return of_folders(*halves)

@@ -1,4 +1,4 @@
-"""Which of timm's models a backbone is, found out by loading its weights there."""
+"""Find the model of timm that a backbone is, by loading its weights into candidates."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-# What solo-learn's own constructors begin with, where the model does not say it.
+# The models that solo-learn's own constructors build, for models that do not name it.
 _NAMES = {f"vit_{size}": f"vit_{size}_patch16_224" for size in ("tiny", "small", "base", "large")}
 _SEED = 0
 
@@ -24,17 +24,17 @@ class TimmModel:
 
     @property
     def call(self) -> str:
-        """What to type."""
+        """The call to type."""
         given = "".join(f", {key}={value!r}" for key, value in self.arguments.items())
         return f'timm.create_model("{self.name}"{given})'
 
 
 def find_in_timm(module: nn.Module, cfg: DictConfig, crop_size: int) -> TimmModel | None:
-    """The model of timm that a backbone is; None if there is none that is known.
+    """The model of timm that a backbone is; None if none is known.
 
     Args:
         module: the backbone, in evaluation mode.
-        cfg: that it was built from.
+        cfg: configuration that it was built from.
         crop_size: side of its images, pixels.
     """
     import timm
@@ -49,7 +49,7 @@ def find_in_timm(module: nn.Module, cfg: DictConfig, crop_size: int) -> TimmMode
             model.load_state_dict(module.state_dict())
             with torch.no_grad():
                 got = model(image).flatten(1)
-        except Exception:  # timm's models raise anything for arguments that are not theirs
+        except Exception:  # timm's models may raise anything for unknown arguments
             continue
         if got.shape == wanted.shape and torch.allclose(got, wanted, rtol=1e-3, atol=1e-4):
             return TimmModel(name, arguments)
@@ -65,7 +65,7 @@ def _candidates(module: nn.Module, cfg: DictConfig) -> Iterator[tuple[str, dict[
             if height is not None and height == width:
                 known[key] = int(height)
     given: Any = OmegaConf.to_container(OmegaConf.create(cfg.backbone.get("kwargs") or {}))
-    # their number does not show in the weights
+    # the weights do not show the number of heads
     blocks = list(getattr(module, "blocks", None) or [])
     heads = getattr(getattr(blocks[0], "attn", None), "num_heads", None) if blocks else None
     for name in dict.fromkeys([stored.get("architecture"), _NAMES.get(cfg.backbone.name)]):

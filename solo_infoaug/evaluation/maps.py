@@ -1,4 +1,4 @@
-"""Feature maps of a backbone: what it knows of each place of an image."""
+"""Feature maps of a backbone: features of each place of an image."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from solo_infoaug.host.small import SmallResNet
 
 
 def _stages(module: ResNet | SmallResNet) -> nn.Sequential:
-    """Up to the last but one stage of a ResNet (layer3), and to the last one of the small one."""
+    """The layers up to a ResNet's third stage (layer3), or to the last stage of the small one."""
     if isinstance(module, SmallResNet):
         return nn.Sequential(*list(module)[:-2])
     layers = [module.conv1, module.bn1, module.relu, module.maxpool]
@@ -27,12 +27,12 @@ def _stages(module: ResNet | SmallResNet) -> nn.Sequential:
 class MapOf:
     """uint8 [3, H, W] → feature map [C, h, w] of a backbone.
 
-    * ResNets: layer3; with `stride` 8 its own stride is left out, as in Jabri et al. 2020.
-    * `small_resnet`: its last stage, likewise.
+    * ResNets: layer3; with `stride` 8, without its own stride, as in Jabri et al. 2020.
+    * `small_resnet`: its last stage, in the same way.
     * timm's vision transformers: the patch tokens of the last block; `stride` is their patch's.
 
     Raises:
-        ConfigError: another kind of backbone, which has none that we know of.
+        ConfigError: another kind of backbone.
     """
 
     def __init__(self, backbone: Backbone, size: int, stride: int = 8) -> None:

@@ -1,4 +1,4 @@
-"""How far frozen features tell classes apart: k-NN, and a linear probe. Full batches, CPU or CUDA.
+"""Probes of frozen features: k-NN and a linear probe, on full batches, CPU or CUDA.
 
 The results are those of scikit-learn's `KNeighborsClassifier` (brute force, cosine) and of its
 `LogisticRegression` after `StandardScaler`; benchmarks/probes.py has the times of both.
@@ -11,19 +11,19 @@ from torch import Tensor
 from torch.nn import functional as F
 
 TEMPERATURE = 0.07
-"""Of the weights of Wu et al. 2018 (arXiv 1805.01978), which solo-learn and DINO use as well."""
+"""Temperature of the weights of Wu et al. 2018 (arXiv 1805.01978), as in solo-learn and DINO."""
 PENALTY = 0.1
-"""scikit-learn's C: how much the data weigh against ½·‖weights‖²."""
+"""scikit-learn's C: weight of the data against ½·‖weights‖²."""
 
 _SIMILARITIES = 2**24
-"""As many are in memory at a time: 64 MiB."""
+"""Maximum number in memory at a time: 64 MiB."""
 
 Labelled = tuple[Tensor, Tensor]
 """Features float32 [N, D] and labels int64 [N]."""
 
 
 def _device(device: str | torch.device | None) -> torch.device:
-    """Where to compute; default a card if there is one."""
+    """The device to compute on; default a GPU if there is one."""
     return torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
 
@@ -39,9 +39,9 @@ def knn_labels(
     Args:
         train: features [N, D] and labels [N].
         features: [M, D].
-        k: neighbours; all, if there are fewer.
-        temperature: the lower, the more the nearest decide.
-        device: where to compute; default CUDA where there is a card.
+        k: number of neighbours; all N if there are fewer.
+        temperature: at a lower one, the nearest neighbours weigh more.
+        device: device to compute on; default CUDA if there is a GPU.
 
     Returns:
         int64 [M] on the CPU.
@@ -52,7 +52,7 @@ def knn_labels(
     voted = []
     for rows in features.split(max(1, _SIMILARITIES // len(keys))):
         cosine, nearest = (F.normalize(rows.to(where), dim=1) @ keys.T).topk(min(k, len(keys)))
-        # relative to the nearest: the same order of votes, and nothing overflows
+        # relative to the nearest, so that nothing overflows; the order of votes is the same
         weights = ((cosine - cosine[:, :1]) / temperature).exp()
         votes = weights.new_zeros(len(rows), len(classes))
         voted.append(classes[votes.scatter_add_(1, known[nearest], weights).argmax(1)].cpu())
@@ -69,11 +69,11 @@ def knn_accuracy(
     """Top-1 accuracy (per cent) of `knn_labels`.
 
     Args:
-        train: features [N, D] and labels [N].
-        test: likewise.
-        k: neighbours.
-        temperature: of the weights.
-        device: where to compute; default CUDA where there is a card.
+        train: features [N, D] and labels [N] to learn from.
+        test: features [M, D] and labels [M] to test on.
+        k: number of neighbours.
+        temperature: temperature of the weights.
+        device: device to compute on; default CUDA if there is a GPU.
     """
     return _accuracy(knn_labels(train, test[0], k, temperature, device), test[1])
 
@@ -90,7 +90,7 @@ def fit_linear(train: Labelled, device: str | torch.device | None = None) -> tup
 
     Args:
         train: features [N, D] and labels [N]; labels 0 to K − 1 all occur.
-        device: where to compute; default CUDA where there is a card.
+        device: device to compute on; default CUDA if there is a GPU.
 
     Returns:
         Weights [K, D] and biases [K] for the features as they come, float32 on the CPU.
@@ -136,9 +136,9 @@ def linear_accuracy(
     """Top-1 accuracy (per cent) of `fit_linear`.
 
     Args:
-        train: features [N, D] and labels [N].
-        test: likewise.
-        device: where to compute; default CUDA where there is a card.
+        train: features [N, D] and labels [N] to learn from.
+        test: features [M, D] and labels [M] to test on.
+        device: device to compute on; default CUDA if there is a GPU.
     """
     classes, known = train[1].unique(return_inverse=True)
     weights, bias = fit_linear((train[0], known), device)

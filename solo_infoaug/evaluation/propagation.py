@@ -1,11 +1,12 @@
-"""Video object segmentation by label propagation: the first frame's mask, handed on by features.
+"""Video object segmentation: the first frame's mask is propagated by features.
 
 The protocol of Jabri et al. 2020 (arXiv 2006.14613) and of DINO (Caron et al. 2021): each place of
-a frame's feature map takes the labels of its k nearest among the places near it in the first frame
-and in the last few ones, weighted by exp(cosine / temperature). Labels stay soft on the feature
-map; at the frame's size (bilinear) the largest one is the object. J is the intersection over the
-union, F that of DAVIS: precision and recall of boundaries, to within 0.8 per cent of the diagonal.
-Every frame but the first counts; means are over the frames of an object, then over objects.
+a frame's feature map takes the labels of its k nearest neighbours among the places near it in the
+first frame and in the last few frames, weighted by exp(cosine / temperature). Labels stay soft on
+the feature map. At the frame's size (bilinear), the largest one is the object. J is the
+intersection over the union, F that of DAVIS: precision and recall of boundaries, to within 0.8 per
+cent of the diagonal.
+Every frame except the first counts. Means are over the frames of an object, then over objects.
 """
 
 from __future__ import annotations
@@ -29,13 +30,13 @@ FeatureMap = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Propagation:
-    """How labels are handed on; the defaults are DINO's."""
+    """Settings of the propagation; the defaults are DINO's."""
 
     k: int = 5
     frames: int = 7
-    """Frames before the asking one, and the first."""
+    """Number of frames before the current one that are used, in addition to the first."""
     radius: int = 12
-    """Places of the feature map, either way."""
+    """Places of the feature map in either direction."""
     temperature: float = 0.1
 
     def __post_init__(self) -> None:
@@ -48,7 +49,7 @@ class Propagation:
 
 
 def _near(height: int, width: int, radius: int, device: torch.device) -> Tensor:
-    """bool [hw, hw]: whether two places are within `radius` of each other in both directions."""
+    """bool [hw, hw]: whether two places are within `radius` of each other along both axes."""
     y, x = (
         n.flatten()
         for n in torch.meshgrid(
@@ -65,9 +66,9 @@ def hand_on(
 
     Args:
         features: [C, h, w], of unit length at each place.
-        context: features and labels [L, h, w] of the frames to take from.
+        context: features and labels [L, h, w] of the frames to take labels from.
         near: bool [hw, hw], places that may be compared.
-        how: the protocol.
+        how: settings of the propagation.
 
     Returns:
         [L, h, w].
@@ -94,9 +95,9 @@ def propagate(
 
     Args:
         frames: uint8 [H, W, 3] each.
-        first: [H, W], the object that a pixel shows, 0 for none.
-        features: of a frame.
-        how: the protocol.
+        first: [H, W], the object that a pixel shows, 0 for background.
+        features: the feature map of a frame.
+        how: settings of the propagation.
 
     Returns:
         A mask [H, W] of the same numbers for each frame, the given one among them.
@@ -124,7 +125,7 @@ def propagate(
 
 
 def region_similarity(mask: np.ndarray, truth: np.ndarray) -> float:
-    """J: intersection over union of two bool [H, W]; 1 where both are empty."""
+    """J: intersection over union of two bool [H, W]; 1 if both are empty."""
     union = np.logical_or(mask, truth).sum()
     return float(np.logical_and(mask, truth).sum() / union) if union else 1.0
 
@@ -142,8 +143,8 @@ def boundary(mask: np.ndarray) -> np.ndarray:
 def boundary_accuracy(mask: np.ndarray, truth: np.ndarray, tolerance: float = 0.008) -> float:
     """F: harmonic mean of precision and recall of the boundaries of two bool [H, W].
 
-    A boundary pixel is right within ⌈`tolerance` · diagonal⌉ pixels of the other boundary. 1 where
-    neither mask has a boundary, 0 where one has.
+    A boundary pixel is right within ⌈`tolerance` · diagonal⌉ pixels of the other boundary. The
+    result is 1 if neither mask has a boundary, and 0 if only one has.
     """
     ours, theirs = boundary(mask), boundary(truth)
     if not ours.any() or not theirs.any():
@@ -157,7 +158,7 @@ def boundary_accuracy(mask: np.ndarray, truth: np.ndarray, tolerance: float = 0.
 
 
 def score(masks: Sequence[np.ndarray], truth: Sequence[np.ndarray]) -> dict[int, dict[str, float]]:
-    """J and F (per cent) of each object in the first true mask, means over the other frames."""
+    """J and F (per cent) of each object in the first true mask: means over the other frames."""
     measures = {"j": region_similarity, "f": boundary_accuracy}
     pairs = list(zip(masks, truth, strict=True))[1:]
     return {

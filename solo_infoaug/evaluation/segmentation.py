@@ -1,4 +1,4 @@
-"""`evaluate --data davis`: label propagation by a checkpoint's backbone, beside two references."""
+"""`evaluate --data davis`: label propagation by a checkpoint's backbone and two references."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ UNTRAINED, COLOUR = "untrained network", "mean colour"
 
 
 def models(backbone: Backbone, size: int, stride: int) -> dict[str, FeatureMap]:
-    """The backbone as `ours`, the same one untrained (by the run's seed), and colours alone."""
+    """The backbone as `ours`, the same one untrained (by the run's seed), and mean colours."""
     with torch.random.fork_rng():
         torch.manual_seed(int(OmegaConf.select(backbone.cfg, "seed", default=0)))
         module = load_host().build_backbone(backbone.cfg).eval().requires_grad_(False)
@@ -34,7 +34,7 @@ def models(backbone: Backbone, size: int, stride: int) -> dict[str, FeatureMap]:
 
 
 def segment(clip: Clip, features: FeatureMap, how: Propagation) -> dict[str, float]:
-    """`j` and `f` (per cent) of a video, means over the objects of its first mask."""
+    """`j` and `f` (per cent) of a video: means over the objects of its first mask."""
     truth = clip.read_masks()
     with open_video(clip.source) as video:
         frames = (frame.image() for frame in video.frames(0.0, 1.0))
@@ -55,12 +55,12 @@ def evaluate_segmentation(
     """J and F of a checkpoint's backbone, and of the references.
 
     Args:
-        checkpoint: of a pretraining run, with its args.json beside it.
-        path: a folder that `find_clips` takes.
-        size: the shorter side of the frames that the backbone sees, in pixels.
-        stride: pixels a place of the feature map; 8 or 16.
-        how: of the propagation; default DINO's.
-        limit: at most this many videos, in the order of their names.
+        checkpoint: checkpoint of a pretraining run, in the folder of its args.json.
+        path: folder of videos with masks, as for `find_clips`.
+        size: shorter side in pixels of the frames that the backbone sees.
+        stride: pixels for each place of the feature map; 8 or 16.
+        how: settings of the propagation; default DINO's.
+        limit: maximum number of videos, in the order of their names.
 
     Returns:
         model → `j`, `f` and `jf`, their mean; per cent, means over the videos.

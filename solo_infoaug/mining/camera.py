@@ -1,7 +1,7 @@
 """The background's motion: a model of the camera for each frame pair, and parallax.
 
-A moving camera moves everything at once and makes all pairs of patches dependent. What is left of
-a patch's steps without the background's is the patch's own motion.
+A moving camera moves everything at once and makes all pairs of patches dependent. A patch's steps
+minus those of the background are the patch's own motion.
 """
 
 from __future__ import annotations
@@ -16,32 +16,34 @@ from solo_infoaug._compile import compiled
 
 # Degrees of freedom of the camera's models.
 _FREEDOM = {"similarity": 4, "affine": 6, "homography": 8}
-# RANSAC's tolerance: pixels, or so large a share of the median step, which is as blurred.
+# RANSAC's tolerance: pixels, or this share of the median step, because fast motion is blurred.
 _TOLERANCE, _RELATIVE_TOLERANCE = 0.7, 0.03
 _ITERATIONS = 500
-# Least-squares rounds after it; residuals below this many pixels are all the same.
+# Least-squares rounds after RANSAC; residuals below this many pixels count as equal.
 _REFITS, _MIN_RESIDUAL = 4, 0.05
 _MIN_POINTS = 20
-# A frame pair's model is trusted if so large a share of points follows it; or so large a one, if
-# they lie all around the frame's border, as where an object fills it. Of two candidates the
-# background is the one whose points lie in more of the cells along the border.
+# A frame pair's model is trusted if the first share of the points follows it. The second share is
+# enough if they lie all around the frame's border, as when an object fills the frame. Of two
+# candidates, the background is the one whose points lie in more of the cells along the border.
 _MIN_SHARE, _MIN_SHARE_AROUND = 0.45, 0.2
 _CELLS = 4
-# Of the length of a vector whose two coordinates are normal: its RMS over its median.
+# RMS over median of the length of a vector whose two coordinates are normal.
 _RMS_OF_MEDIAN = (2 / (2 * np.log(2))) ** 0.5
-# Parallax: so many patches are tried as the pattern of it, on so many others. A pattern explains a
-# patch if it leaves less of its motion than this share or the noise times this.
+# Parallax: the number of patches that are tried as its pattern, and of those they are tried on. A
+# pattern explains a patch if the rest of its motion is below this share, or this times the noise.
 _CANDIDATES, _SAMPLE = 150, 800
 _LEFT_SHARE, _LEFT_NOISE = 0.3, 1.5
-# It must explain so many patches, in so large a share of the cells along the border; and so large a
-# share of those that move, or of all: what explains fewer are things that happen to move alike.
+# Minimum number of patches that a pattern explains, and minimum share of the cells along the border
+# that they are in; minimum share of the moving patches, or of all. A pattern that explains fewer is
+# of things that happen to move alike.
 _MIN_EXPLAINED, _MIN_COVERAGE = 12, 0.3
 _MIN_OF_MOVING, _MIN_OF_ALL = 0.27, 0.1
-# The camera's own steps, and a constant, must explain so large a share of the pattern's energy; and
-# with the share of what moves that follows the pattern, so much: one thing may sway as the camera.
+# Minimum share of the pattern's energy that the camera's own steps and a constant explain, and
+# minimum sum of that and of the share of the moving patches that follow the pattern: a thing may
+# happen to sway as the camera does.
 _MIN_OF_CAMERA, _MIN_TOGETHER = 0.5, 0.95
 _REFINEMENTS = 5
-# Patches within this of the border, in frame heights, tell how strong parallax is at most.
+# Patches this near to the border, in frame heights, bound the strength of parallax.
 _RING = 0.2
 
 
@@ -63,7 +65,7 @@ class CameraStep:
         return np.asarray(mapped[:, :2] / mapped[:, 2:])
 
     def scaled(self, scale: np.ndarray) -> CameraStep:
-        """The same for pixels that are `scale` [2] times as many."""
+        """The same step in frames with `scale` [2] times the pixels along x and y."""
         grow = np.diag([*scale, 1.0])
         matrix = grow @ self.matrix @ np.linalg.inv(grow)
         return CameraStep(matrix, self.noise * float(scale.mean()), self.share)
@@ -72,9 +74,9 @@ class CameraStep:
 def fit_camera(
     source: np.ndarray, target: np.ndarray, size: tuple[int, int], model: str = "homography"
 ) -> CameraStep | None:
-    """Fit the camera's motion between two frames to points that were matched; None if none fits.
+    """Fit the camera's motion between two frames to matched points; None if no model fits.
 
-    A model is fitted to all points by RANSAC, and a second one to those that do not follow it; the
+    RANSAC fits a model to all points, and a second one to those that do not follow the first. The
     background is the one whose points reach further around the frame's border.
 
     Args:
@@ -93,7 +95,7 @@ def fit_camera(
     for _ in range(2):
         if len(rest) < _MIN_POINTS:
             break
-        # The others cannot win, whatever they agree on: where most follow the first, always
+        # The rest cannot win, whatever it agrees on; always so if most points follow the first
         if best and _coverage(source[rest], size) + 0.25 * len(rest) / len(source) <= best[0]:
             break
         matrix, inliers = _fit(source[rest], target[rest], model, tolerance)
@@ -110,21 +112,21 @@ def fit_camera(
     around = share < _MIN_SHARE and _coverage(source[followers], size) == 1
     if share < (_MIN_SHARE_AROUND if around else _MIN_SHARE):
         return None
-    # RANSAC bends towards slow objects within its tolerance: refitted to the nearer points alone
+    # RANSAC bends towards slow objects within its tolerance, so refit to the nearest points only
     matrix, residual = _refitted(matrix, source, target, followers, _FREEDOM[model])
-    # From the median, so that slow objects among the followers do not count as noise.
+    # From the median, so that slow objects among the followers do not count as noise
     return CameraStep(matrix, residual * _RMS_OF_MEDIAN, share)
 
 
 def own_motion(
     path: np.ndarray, visible: np.ndarray, camera: Sequence[CameraStep | None]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """What patches do that the camera does not: their steps less the camera's where they are.
+    """The patches' own motion: their steps minus the camera's steps at the same places.
 
     Args:
         path: float64 [T, P, 2].
         visible: bool [T, P].
-        camera: T − 1 steps; one that is None is known of no patch.
+        camera: T − 1 steps; None if unknown, and then no patch has a known motion there.
 
     Returns:
         float64 [P, T − 1, 2], pixels a frame, 0 where it is not known; and bool [P, T − 1].
@@ -140,8 +142,8 @@ def own_motion(
 
 
 def camera_steps(camera: Sequence[CameraStep | None], size: tuple[int, int]) -> np.ndarray:
-    """float64 [T, 4, 2]: where each step takes points in the middle of the frame's quarters, less
-    where they were, pixels; NaN where it is not known. `size` is (height, width) in pixels."""
+    """float64 [T, 4, 2]: how far each step moves the middles of the frame's quarters, pixels; NaN
+    if the step is unknown. `size` is (height, width) in pixels."""
     points = np.array([[x, y] for x in (0.25, 0.75) for y in (0.25, 0.75)]) * size[::-1]
     steps = np.full((len(camera), *points.shape), np.nan)
     for t, step in enumerate(camera):
@@ -161,24 +163,24 @@ def remove_parallax(
 ) -> tuple[np.ndarray, int]:
     """Remove the motion that the background shares in different strength.
 
-    No single model of the camera fits a scene of several depths: what is left of a patch at rest is
-    a pattern over time that all share, times a strength that depends on its depth. The pattern is
-    looked for among those of the patches, by consensus, must reach around the frame's border, and
-    must follow the camera: what a steady hand or a swaying one leaves is constant or sways with it.
-    Its strength is bounded by that of the patches near the border: what moves faster than any part
-    of the scene does, or the other way, keeps the rest of its motion.
+    No single model of the camera fits a scene of several depths. A patch at rest then keeps a
+    pattern over time that all such patches share, times a strength that depends on its depth. The
+    pattern is found among those of the patches, by consensus. It must reach around the frame's
+    border and follow the camera: it is constant for a steady hand and sways with a swaying one. Its
+    strength is bounded by that of the patches near the border. A patch that moves faster than any
+    part of the scene, or the other way, keeps the rest of its motion.
 
     Args:
         motion: float64 [P, T, 2], pixels a frame, 0 where it is not known.
         known: bool [P, T].
         centres: [P, 2], (x, y) in pixels.
         size: (height, width) of the frame in pixels.
-        noise: RMS of what resting patches seem to move, pixels a frame.
-        camera: [T, 2], the camera's own steps, pixels, NaN where they are not known.
-        modes: how many patterns at most.
+        noise: RMS of the apparent motion of resting patches, pixels a frame.
+        camera: [T, 2], the camera's own steps, pixels; NaN if unknown.
+        modes: maximum number of patterns.
 
     Returns:
-        float64 [P, T, 2], and how many patterns were removed.
+        The remaining motion, float64 [P, T, 2], and the number of patterns that were removed.
     """
     for mode in range(modes):
         left = _without_mode(motion, known, centres, size, noise, camera)
@@ -270,7 +272,7 @@ def _strength(motion: np.ndarray, mask: np.ndarray, mode: np.ndarray) -> np.ndar
 
 @compiled(error_model="numpy")
 def _refitted(matrix, source, target, followers, freedom):  # type: ignore[no-untyped-def]
-    """The model fitted again to the points that are nearest to it, until these stay the same.
+    """Refit the model to the points nearest to it, until these stay the same.
 
     Returns [3, 3] and the median residual of those points, pixels.
     """
@@ -289,10 +291,11 @@ def _refitted(matrix, source, target, followers, freedom):  # type: ignore[no-un
 
 @compiled(error_model="numpy")
 def _least_squares(source, target, freedom):  # type: ignore[no-untyped-def]
-    """[3, 3]: the model of 4, 6 or 8 degrees of freedom that fits all points best; else NaN.
+    """[3, 3]: the model of 4, 6 or 8 degrees of freedom that fits all points best, or NaN.
 
-    A homography's is the linear solution, normalised, and once more weighted by its denominators,
-    which are to be positive: Hartley and Zisserman (2004), "Multiple View Geometry", 4.1 and 4.4.
+    For a homography, this is the normalised linear solution, solved again with weights by its
+    denominators, which must be positive: Hartley and Zisserman (2004), "Multiple View Geometry",
+    4.1 and 4.4.
     """
     mean = np.array([source[:, 0].mean(), source[:, 1].mean()])
     spread = max(source.std(), 1e-9)

@@ -16,7 +16,7 @@ from solo_infoaug.errors import ConfigError
 from solo_infoaug.mining.registry import TRACKERS
 
 _TYPES: dict[str, type] = {"int": int, "float": float, "str": str}
-# Whole numbers beyond it are typing errors, and no array counts so far.
+# Larger whole numbers are typing errors; no array is that long.
 _LARGE = 1 << 31
 _DEVICE = re.compile(r"auto|cpu|mps|cuda(:\d+)?")
 _CHOICES: dict[str, Collection[str]] = {
@@ -28,7 +28,7 @@ _CHOICES: dict[str, Collection[str]] = {
     "estimator": ("3kl", "ksg1", "ksg2"),
     "crop_format": ("auto", "raw", "jpeg"),
 }
-# Below it JPEG saves little and is read several times as slowly: benchmarks/dictionary_scale.py
+# Up to here JPEG saves little and is read several times as slowly: benchmarks/dictionary_scale.py
 _RAW_UP_TO = 48
 _MINIMA = (
     (("frame_step", "moments", "top_k", "k", "stride"), 1, ""),
@@ -42,7 +42,7 @@ _MINIMA = (
 
 @dataclass(frozen=True)
 class MineConfig:
-    """Settings of `mine`; every one is checked when the object is made.
+    """Settings of `mine`. Each is checked when the object is made.
 
     Raises:
         ConfigError: a value cannot be used; the message names the setting.
@@ -54,13 +54,13 @@ class MineConfig:
     """Where mining begins, as a fraction of the video's duration."""
 
     stop_fraction: float = 1.0
-    """Where it ends, likewise."""
+    """Where mining ends, as a fraction of the duration."""
 
     frame_step: int = 1
     """Take every n-th frame."""
 
     fps: float = 25.0
-    """Frames a second of a folder of numbered images, which do not say it themselves."""
+    """Frames a second of a folder of numbered images, which do not store their rate."""
 
     # --- shots, and windows through them
 
@@ -68,13 +68,13 @@ class MineConfig:
     """Sensitivity of the cut detector: a cut's content score over the mean of its neighbours'."""
 
     window: int = 24
-    """Patches are followed through windows of so many frames."""
+    """Length in frames of the windows through which patches are followed."""
 
     stride: int = 24
-    """A window begins every so many frames."""
+    """Distance in frames from the beginning of one window to that of the next."""
 
     min_frames: int = 16
-    """Shorter shots are skipped, and a patch must be seen in so many frames of its window."""
+    """Minimum frames of a shot, and minimum frames of its window in which a patch must be seen."""
 
     # --- patches: a grid over the middle frame of each window
 
@@ -82,26 +82,26 @@ class MineConfig:
     """Side of a patch, as a fraction of the frame's shorter side."""
 
     min_patch: int = 16
-    """The least side of a patch in pixels."""
+    """Minimum side of a patch in pixels."""
 
     grid_step: float = 0.5
-    """Distance of neighbours in the grid, in patches: 1 leaves no overlap."""
+    """Distance between neighbours in the grid, in patches; at 1 they do not overlap."""
 
     context: float = 1.0
-    """How many sides of a patch its stored crops span. Tracks and twins are the same with any."""
+    """Side of a stored crop, in sides of its patch. It does not change tracks and twins."""
 
     crop_size: int = 32
     """Side of the stored crops in pixels."""
 
     crop_format: str = "auto"
-    """How crops are stored: `raw`, `jpeg` (a sixth of the size or less), or `auto`: raw up to 48
-    pixels a side."""
+    """How crops are stored: `raw`, `jpeg` (a sixth of the size or less), or `auto` (raw up to a
+    side of 48 pixels)."""
 
     moments: int = 4
-    """How many crops of each patch are stored: the middle frame's, and others along its track."""
+    """Number of crops stored for each patch: the middle frame's, and others along its track."""
 
     others: int = 64
-    """How many patches without a twin are kept of a window that has twins, for the random arm."""
+    """Maximum number of patches without a twin kept of a window with twins, for the random arm."""
 
     # --- tracking
 
@@ -110,93 +110,94 @@ class MineConfig:
     that you registered."""
 
     flow: str = "fast"
-    """The preset of the flow: `ultrafast`, `fast` or `medium` (seven times as slow as `fast`)."""
+    """Preset of the flow: `ultrafast`, `fast` or `medium` (takes seven times as long as `fast`)."""
 
     tracker_checkpoint: str = ""
-    """Local weights of a neural tracker; empty for what its package downloads."""
+    """File with the weights of a neural tracker; empty to let its package download them."""
 
     tracks_folder: str = ""
-    """Where the tracker `file` finds VIDEO.npz; empty for beside the video."""
+    """Folder in which the tracker `file` looks for VIDEO.npz; empty for the video's folder."""
 
     device: str = "auto"
-    """`auto`, `cpu` or `cuda`: for neural trackers and depth."""
+    """Device of neural trackers and depth: `auto`, `cpu` or `cuda`."""
 
     track_size: int = 320
-    """Frames are shrunk for tracking until their shorter side has this many pixels."""
+    """Shorter side, in pixels, to which frames are shrunk for tracking."""
 
     max_roundtrip: float = 2.0
-    """A point is lost when tracking it forth and back misses its start by more pixels of the shrunk
-    frame."""
+    """Maximum forward-backward error of a point, in pixels of the shrunk frame; beyond it the point
+    is lost."""
 
     # --- the background
 
     camera: str = "homography"
-    """The camera's motion, fitted to each frame pair and removed: `none` (it stands still),
-    `similarity`, `affine` or `homography`. A pair that cannot be fitted is known of no patch."""
+    """Model of the camera's motion, which is fitted to each frame pair and removed: `none` (the
+    camera stands still), `similarity`, `affine` or `homography`. If a pair cannot be fitted, no
+    patch has a known motion there."""
 
     parallax: int = 2
-    """How many patterns of motion that the background shares in different strength are removed."""
+    """Maximum number of parallax patterns to remove: motion that the background shares in different
+    strength."""
 
     # --- signals and mutual information
 
     signal: str = "motion"
-    """Patches are twins by `motion`, by `colour` (the change of their mean colour), or by
-    `both`."""
+    """What twins share: `motion`, `colour` (the change of their mean colour), or `both`."""
 
     representation: str = "velocity"
-    """What enters the estimator: `velocity` (steps), `position` (their sums) or `both`."""
+    """Input of the estimator: `velocity` (steps), `position` (their sums) or `both`."""
 
     depth: str = ""
-    """A depth-estimation model of transformers, by name or folder, makes trajectories 3-D; empty
-    for 2-D. `default` is Depth-Anything-V2-Small."""
+    """Depth-estimation model of transformers, by name or folder, for 3-D trajectories; empty for
+    2-D. `default` is Depth-Anything-V2-Small."""
 
     estimator: str = "3kl"
-    """The estimator of mutual information: `3kl`, `ksg1` or `ksg2`."""
+    """Estimator of mutual information: `3kl`, `ksg1` or `ksg2`."""
 
     k: int = 3
-    """The k of the nearest-neighbour estimators."""
+    """k of the nearest-neighbour estimators."""
 
-    # --- the entropy gate: patches that do nothing of their own carry no information
+    # --- the entropy gate: patches without motion of their own carry no information
 
     min_motion: float = 0.0015
-    """Least RMS of a patch's own motion, a frame, as a fraction of the frame's shorter side."""
+    """Minimum RMS of a patch's own motion per frame, as a fraction of the frame's shorter side."""
 
     min_colour: float = 0.005
-    """Least RMS of the change of its mean colour, as a fraction of the range."""
+    """Minimum RMS of the change of a patch's mean colour, as a fraction of the range."""
 
     motion_over_noise: float = 5.0
-    """Least of either, as a multiple of the noise."""
+    """Minimum of either, as a multiple of the noise."""
 
     max_error_ratio: float = 0.5
-    """A patch's own motion must leave at most this share of the error of its pixels that the
-    background's leaves, or up to 0.9 amid others that pass. 1 does without the test."""
+    """Maximum ratio of the error that a patch's own motion leaves in its pixels to the error that
+    the background's motion leaves; 0.9 if half of its neighbours pass. 1 skips the test."""
 
     min_support: int = 2
-    """So many neighbours must move alike."""
+    """Minimum number of neighbours that move in the same way."""
 
     # --- the choice of twins
 
     max_difference: float = 0.3
-    """The steps of twins differ by less than this share of their energy; 4 does without."""
+    """Maximum difference between twins' steps, as a share of their energy. 4 skips the test."""
 
     min_distance: float = 1.0
-    """Twins lie so many patches apart or more; below 1 they overlap."""
+    """Minimum distance between twins, in patches; below 1 they overlap."""
 
     min_mi: float = 0.35
-    """Pairs with less mutual information (nats) are no twins."""
+    """Minimum mutual information of twins, in nats."""
 
     fdr: float = 0.05
-    """The share of false pairs that is accepted among twins: pairs are tested against time-shifted
-    surrogates of themselves. 1 does without the test."""
+    """Accepted share of false pairs among twins (false-discovery rate). Pairs are tested against
+    time-shifted surrogates of themselves. 1 skips the test."""
 
     surrogates: int = 24
-    """How many surrogates a pair has."""
+    """Number of surrogates of a pair."""
 
     top_k: int = 5
-    """How many twins of each patch are kept, best first."""
+    """Number of twins kept for each patch, best first."""
 
     seed: int = 0
-    """Draws the shifts of the surrogates."""
+    """Seed of the surrogates' shifts."""
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):

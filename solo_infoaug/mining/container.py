@@ -12,16 +12,16 @@ if TYPE_CHECKING:
 
 
 def open_input(path: Path) -> InputContainer:
-    """The file `path` to read; av.open takes names such as 12:30.mp4, pipe: and - for protocols."""
-    # a name with a %d is one image, not the sequence that it could stand for
+    """Open `path` to read; av.open takes names such as 12:30.mp4, pipe: and - for protocols."""
+    # a name with a %d is one image, not a sequence
     return av.open(_address(path), options={"pattern_type": "none"})
 
 
 def open_output(path: Path) -> OutputContainer:
-    """The file `path` to write, in the format of its ending."""
+    """Open `path` to write, in the format of its ending."""
     return av.open(_address(path), "w")
 
 
 def _address(path: Path) -> str:
-    """Only the first colon ends a protocol, so that all that follows `file:` is the name."""
+    """Only the first colon ends a protocol, so everything after `file:` is the name."""
     return f"file:{path}"

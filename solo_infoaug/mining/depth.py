@@ -27,7 +27,7 @@ def depth_along(
 
     Args:
         frames: T images, uint8 [h, w, 3].
-        points: [T, N, 2], (x, y) in their pixels.
+        points: [T, N, 2], (x, y) in pixels of the frames.
         visible: bool [T, N].
         model: a name on the Hugging Face hub or a local folder.
         device: "auto", "cpu", "cuda".
@@ -56,7 +56,7 @@ def align(depths: np.ndarray, visible: np.ndarray) -> np.ndarray:
 
     Args:
         depths: float64 [T, N].
-        visible: bool [T, N]; points that are seen in a frame and in the first one are fitted.
+        visible: bool [T, N]; the fit uses points that are visible in a frame and in the first one.
 
     Returns:
         float64 [T, N].

@@ -1,4 +1,4 @@
-"""Frames to a video file."""
+"""Write frames to a video file."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ def write_video(
 
     Args:
         frames: in order.
-        file: to write.
+        file: the file to write.
         size: width and height, even.
-        options: of libx264.
-        comment: what the file says of itself.
+        options: options of libx264.
+        comment: comment in the file's metadata.
     """
     with open_output(file) as container:
         if comment:

@@ -13,17 +13,17 @@ import numpy as np
 from solo_infoaug._compile import compiled
 from solo_infoaug.mining.medians import LANES, median, sort_columns
 
-# Forth and back, the flow may miss by so much of the lengths of both vectors (squared), beside a
+# The forward-backward error may be this share of the lengths of both vectors (squared), plus a
 # constant: Sundaram, Brox and Keutzer (2010), DOI 10.1007/978-3-642-15549-9_32.
 _RELATIVE_ERROR = 0.01
-# A patch has so many points along each side, and its step is the median of theirs; it is lost with
-# fewer than this share of them. They spread over so much of its side.
+# Points along each side of a patch, whose step is the median of theirs; the share of the points
+# that it needs; and the share of its side over which they spread.
 _POINTS = 3
 _MIN_POINTS = 0.5
 _SPREAD = 0.9
 # The camera is fitted to vectors on a lattice of this spacing, pixels of the shrunk frame.
 _SPACING, _INSET = 18, 9
-# DIS takes no smaller frames.
+# The smallest side that DIS accepts.
 _MIN_SIDE = 32
 
 
@@ -31,8 +31,8 @@ _MIN_SIDE = 32
 class Flow:
     """The flow between two frames, `forth` and `back`, float32 [h, w, 2], in pixels of the frames.
 
-    `back` starts in the second frame. `size` is (height, width) of the frames: the vectors may lie
-    on a coarser grid than their pixels.
+    `forth` is the forward flow, `back` the backward flow, which starts in the second frame. `size`
+    is (height, width) of the frames: the vectors may lie on a coarser grid than their pixels.
     """
 
     forth: np.ndarray
@@ -44,8 +44,9 @@ class Flow:
     ) -> tuple[np.ndarray, np.ndarray]:
         """Points of a lattice, float32 [N, 2], and where they lie in the second frame.
 
-        Those whose way leaves the frame, or misses its start by more than `max_error` pixels (and a
-        part of its length) forth and back, are left out; and those on an `overlay`, bool [., .].
+        Points are left out if they leave the frame, if their forward-backward error exceeds
+        `max_error` pixels (plus a part of the flow's length), or if they lie on an `overlay`,
+        bool [., .].
         """
         (height, width), (rows, columns) = self.size, self.forth.shape[:2]
         unit = np.array([width / columns, height / rows])
@@ -64,8 +65,8 @@ def flow_maker(preset: str = "fast") -> Callable[[np.ndarray, np.ndarray], Flow]
     """A function from two grey frames, uint8 [h, w], to the flow between them.
 
     OpenCV's DIS: Kroeger et al. (2016), DOI 10.1007/978-3-319-46493-0_29. Its presets stop at a
-    quarter of the resolution ("medium": at half) and enlarge the result. Here frames are halved
-    before, so that it stops at the same scale, and the result is not enlarged.
+    quarter of the resolution ("medium": at half) and enlarge the result. Here the frames are halved
+    first, so that it stops at the same scale, and the result is not enlarged.
     """
     number, finest, refinements = {
         "ultrafast": (cv2.DISOPTICAL_FLOW_PRESET_ULTRAFAST, 1, 0),
@@ -80,7 +81,7 @@ def flow_maker(preset: str = "fast") -> Callable[[np.ndarray, np.ndarray], Flow]
         made.setVariationalRefinementIterations(refinements)
         return made
 
-    forth, back = engine(), engine()  # one each: they hold buffers, and run side by side
+    forth, back = engine(), engine()  # one each: they hold buffers and run at the same time
     pool = ThreadPoolExecutor(1, thread_name_prefix="flow")
 
     last: tuple[Any, Any] = (None, None)
@@ -131,21 +132,21 @@ def follow_patches(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Patches that follow the flow from frame `seed` to both ends of a window.
 
-    At each step a patch moves by the median flow of the points of a grid in it, leaving out those
-    whose way forth and back disagrees, or that lie on an overlay; it is lost where too few are
-    left.
+    At each step a patch moves by the median flow of a grid of points in it. Points whose forward
+    and backward flow disagree, or that lie on an overlay, are left out. With too few points left,
+    the patch is lost.
 
     Args:
-        flows: T − 1 of them.
+        flows: the T − 1 flows of the window.
         centres: float32 [P, 2], (x, y) in frame `seed`.
-        side: of the patches, pixels.
-        seed: which frame.
+        side: side of the patches, pixels.
+        seed: number of the frame in the window.
         max_error: see `Flow.matches`.
-        overlay: bool, of the whole frame at any resolution.
+        overlay: bool mask of the whole frame at any resolution.
 
     Returns:
         Tracks float32 [T, P, 2] and visibility bool [T, P]. A lost patch stays lost; its track
-        rests where it was last seen.
+        rests at its last visible position.
     """
     frames = len(flows) + 1
     path = np.repeat(centres[None].astype(np.float32), frames, axis=0)
@@ -179,7 +180,7 @@ def _bilinear(flow, x, y):  # type: ignore[no-untyped-def]
 
 @compiled(fastmath=True)
 def _agrees(forth, back, row, column, down, across, max_error):  # type: ignore[no-untyped-def]
-    """Whether the way from a pixel of the flow ends in the frame, and comes back to it."""
+    """Whether the flow from a pixel ends in the frame, and the backward flow returns to it."""
     rows, columns = forth.shape[:2]
     half = np.float32(0.5)
     dx, dy = forth[row, column, 0], forth[row, column, 1]

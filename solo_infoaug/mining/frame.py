@@ -1,4 +1,4 @@
-"""One frame of a video, whatever it was read from, and which frames of a stretch are taken."""
+"""One frame of a video, from any source, and which frames of a stretch are taken."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import av
 import cv2
 import numpy as np
 
-# A frame whose grey values spread less (standard deviation, of 255) shows nothing to track.
+# A frame with a smaller standard deviation of its grey values (of 255) shows nothing to track.
 _BLANK = 2.0
 
 
 class Orientation(NamedTuple):
-    """How stored pixels become what is shown: transposed first, then mirrored."""
+    """How stored pixels are shown: transposed first, then mirrored."""
 
     transposed: bool = False
     mirrored_x: bool = False
@@ -46,11 +46,11 @@ _ORIENTATIONS: dict[tuple[bool, bool, bool], str] = {
 
 @dataclass(frozen=True)
 class Frame:
-    """A decoded frame. `image` makes arrays of it; nothing is converted before.
+    """A decoded frame. `image` converts it to arrays; nothing is converted before that.
 
     `number` counts all frames of the video. `gap` says that the frame does not follow the one
-    before it: some between them are missing or damaged, or time jumps. A shot begins there.
-    `pixel_shape` is the width of a stored pixel over its height.
+    before it, because frames between them are missing or damaged, or time jumps: a shot begins.
+    `pixel_shape` is the width of a stored pixel divided by its height.
     """
 
     number: int
@@ -69,7 +69,7 @@ class Frame:
         """The frame as an array, resized to `size` (height, width) if given.
 
         `layout` is FFmpeg's name of a pixel format: "rgb24" or "bgr24", uint8 [H, W, 3], or
-        "gray", uint8 [H, W]. What is transparent lets black through.
+        "gray", uint8 [H, W]. Transparent pixels are blended with black.
         """
         height, width = size or self.size
         if self.orientation.transposed:
@@ -86,14 +86,14 @@ class Frame:
 
     @property
     def points(self) -> np.ndarray:
-        """uint8 [96, 160]: grey values of some pixels, as stored: what a glance costs."""
+        """uint8 [96, 160]: grey values of some pixels, as stored, for a quick look."""
         return self._raw.to_ndarray(
             format="gray", width=160, height=96, interpolation="POINT", threads=1
         )
 
     @property
     def blank(self) -> bool:
-        """Whether it is all one grey, as before a fade: judged by 32×32 of its pixels."""
+        """Whether the frame is a single grey, as before a fade, judged by 32×32 of its pixels."""
         few = self._raw.to_ndarray(
             format="gray", width=32, height=32, interpolation="POINT", threads=1
         )
@@ -120,10 +120,10 @@ def _over_black(rgba: np.ndarray, layout: str) -> np.ndarray:
 
 
 def every_nth(frames: Iterable[Frame], step: int) -> Iterator[Frame]:
-    """Frames whose number is a multiple of `step`; the gaps before those left out are kept.
+    """Frames whose number is a multiple of `step`. Gaps before frames that are left out are kept.
 
-    A change from or to blank frames is a gap as well: a shot that began with them, or held some,
-    would lose all its tracks there.
+    A change from or to blank frames is also a gap, because a shot that contains blank frames loses
+    all its tracks there.
     """
     gap, blank = False, None
     for frame in frames:

@@ -18,16 +18,16 @@ from solo_infoaug.errors import VideoError
 from solo_infoaug.mining.frame import Frame, every_nth
 
 IMAGES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
-# Fewer images than can be a shot are no video.
+# Minimum number of images of a video: fewer cannot be a shot.
 _MIN_IMAGES = 4
-# The share of neighbours that must have the usual distance of numbers: some frames may be missing.
+# Minimum share of neighbours at the usual distance of numbers: some frames may be missing.
 _MIN_REGULAR = 0.8
-# So many damaged files are named in the record.
+# Maximum number of damaged files that the record names.
 _MAX_NAMED = 100
 _NUMBERED = re.compile(r"(.*?)(\d+)(\D*)", re.DOTALL)
 # MOT keeps the frames of NAME in NAME/img1, others in NAME/images, NAME/rgb, …
 _NO_NAME = re.compile(r"(img|imgs|image|images|frame|frames|rgb|color|jpegimages)[_-]?\d*", re.I)
-# What Pillow raises at files that are no image, cut short, or too large.
+# What Pillow raises for files that are not images, or are truncated or too large.
 _UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
 
 
@@ -35,8 +35,8 @@ _UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
 class Numbered:
     """The images of a folder that are a video, in order.
 
-    `places` [T] count frames from 0 as the numbers in the names do: where one is left out, a frame
-    is missing.
+    `places` [T] count frames from 0, as the numbers in the names do. If a place is left out, a
+    frame is missing.
     """
 
     files: list[Path]
@@ -44,11 +44,11 @@ class Numbered:
 
 
 def numbered_frames(folder: Path, names: Iterable[str]) -> Numbered | str:
-    """The images among the file names of a folder as one video, or why they are none.
+    """The images among the file names of a folder as one video, or why they are not one.
 
-    They are a video if they have the same name but for a number, the numbers are consecutive (or
-    have a constant distance, as where every fifth frame was kept), all have the same size, and they
-    are no palette images, as label masks are. Images beside them with other names are passed over.
+    They are a video if they have the same name except for a number, if the numbers are consecutive
+    (or evenly spaced, as when every fifth frame was kept), if all have the same size, and if they
+    are not palette images, because label masks are. Other images of the folder are skipped.
     """
     groups: dict[tuple[str, str, str], dict[int, str]] = {}
     doubled = False
@@ -62,7 +62,7 @@ def numbered_frames(folder: Path, names: Iterable[str]) -> Numbered | str:
         group[int(parts[2])] = name
     large = [group for group in groups.values() if len(group) >= _MIN_IMAGES]
     if not large:
-        return f"fewer than {_MIN_IMAGES} have the same name but for a number"
+        return f"fewer than {_MIN_IMAGES} have the same name except for a number"
     if len(large) > 1:
         return f"{len(large)} numbered sequences lie in one folder; give each a folder of its own"
     numbers = sorted(large[0])
@@ -108,24 +108,24 @@ def _mixed(files: list[Path]) -> str | None:
 
 
 def folder_name(folder: Path) -> str:
-    """What the video of a folder of frames is called: NAME for NAME and for NAME/img1."""
+    """The name of a folder of frames as a video: NAME for NAME and for NAME/img1."""
     folder = folder.absolute()
     return folder.parent.name if _NO_NAME.fullmatch(folder.name) else folder.name
 
 
 class FrameFolder:
-    """A folder of numbered images, to be read like a `Video`.
+    """A folder of numbered images, read like a `Video`.
 
-    `fps` is what the files do not say: frames a second.
+    `fps` is frames a second, which the files do not say.
 
     Raises:
-        VideoError: the folder cannot be read, or its images are no video.
+        VideoError: the folder cannot be read, or its images are not a video.
     """
 
     def __init__(self, path: Path, fps: float = 25.0) -> None:
         self.path = path
         self.fps = fps
-        # Files that cannot be decoded, or not to their end; frames that were left out by that.
+        # Files that cannot be decoded to their end; frames that are left out for that reason.
         self.damaged = 0
         self.left_out = 0
         self._names: list[str] = []
@@ -135,7 +135,7 @@ class FrameFolder:
             raise VideoError(f"{path}: cannot be read: {error.strerror or error}") from error
         if isinstance(found, str):
             raise VideoError(
-                f"{path}: its images are no video: {found}; expected numbered frames of one size"
+                f"{path}: its images are not a video: {found}; expected numbered frames of one size"
             )
         self.numbered = found
         self._modes: Counter[str] = Counter()
@@ -206,7 +206,7 @@ class FrameFolder:
             gap = False
 
     def _read(self, file: Path) -> av.VideoFrame:
-        """Pillow and not FFmpeg, which makes up what a JPEG that was cut short does not hold."""
+        """Decode with Pillow, because FFmpeg invents the missing part of a truncated JPEG."""
         with Image.open(file) as stored:
             stored.load()
             mode = stored.mode

@@ -1,7 +1,7 @@
 """The entropy gate: which patches carry information of their own?
 
-Patches at rest carry none, and their twins would mean nothing. A patch passes if it moves, if its
-own motion explains its pixels better than the background's does, and if a neighbour moves alike.
+Patches at rest carry none, so their twins would mean nothing. A patch passes if it moves, if its
+own motion explains its pixels better than the background's does, and if neighbours move alike.
 """
 
 from __future__ import annotations
@@ -14,28 +14,28 @@ import numpy as np
 from solo_infoaug._compile import compiled
 from solo_infoaug.mining.medians import LANES, median, sort_columns
 
-# Each patch is compared at a grid of so many points a side, over so much of its side.
+# Points along each side of the grid at which a patch is compared, and the share it covers.
 _POINTS, _SPREAD = 6, 0.9
-# Errors of more grey levels are occlusions and count as so many; noise has this variance.
+# Larger errors (grey levels) are occlusions and are clipped to this; the variance of the noise.
 _MAX_ERROR, _NOISE = 20.0, 8.0
-# Before, frames are smoothed by a Gaussian of this many pixels: compression leaves blocks.
+# Frames are first smoothed by a Gaussian of this many pixels, because compression leaves blocks.
 _BLUR = 0.7
-# Motion is averaged over so many frames before it is compared with the noise: things move on, and
-# the errors of a track do not.
+# Frames over which motion is averaged before it is compared with the noise: motion continues, while
+# the errors of a track cancel.
 _SMOOTHING = 5
 # A neighbour moves alike if the difference has less than this share of the patch's energy.
 _ALIKE = 0.25
-# Neighbours are the patches within so many sides.
+# Neighbours are the patches within this many sides.
 _NEAR = 1.5
-# Amid patches whose own motion explains their pixels, so many of its neighbours or more, a patch
-# with a ratio of errors up to this does as they do: too flat, or too noisy, to tell by itself.
+# If this share of a patch's neighbours is explained by their own motion, a patch with an error
+# ratio up to this counts as explained too: it is too flat or too noisy to tell by itself.
 _MIN_AMID, _MAX_RATIO_AMID = 0.5, 0.9
 
 
 def smoothed(motion: np.ndarray, known: np.ndarray) -> np.ndarray:
     """float64 [P, T, D]: the mean of `motion` [P, T, D] over the frames around each.
 
-    0 where it is not `known`, bool [P, T]; the mean is that of the known ones.
+    The mean is over frames where the motion is `known`, bool [P, T]; 0 elsewhere.
     """
     reach = _SMOOTHING // 2
     frames = motion.shape[1]
@@ -52,10 +52,10 @@ def motion_threshold(
     """The RMS motion above which a patch moves, pixels a frame.
 
     Args:
-        speed: [P], RMS motion without the background's; most patches are background, so that its
-            median is noise, but no more than three times that of the camera's fit.
+        speed: [P], RMS motion without the background's. Most patches are background, so its median
+            is noise. It counts up to three times the noise of the camera's fit.
         fit_noise: RMS residual of the camera's fit, pixels a frame.
-        min_speed: the least threshold, pixels a frame.
+        min_speed: the minimum threshold, pixels a frame.
         over_noise: the threshold as a multiple of the noise.
     """
     noise = min(float(np.median(speed)), 3 * fit_noise) if len(speed) else fit_noise
@@ -71,8 +71,8 @@ def error_ratio(
 ) -> np.ndarray:
     """How much worse a patch's pixels fit when it follows the background: a likelihood ratio.
 
-    Flow bleeds over the outlines of objects, and in flat regions it is anything: such a patch seems
-    to move, but its pixels follow the background as well as its track. From each frame to the next,
+    Flow bleeds over the outlines of objects and is arbitrary in flat regions. Such a patch seems to
+    move, but its pixels follow the background as well as its track. From each frame to the next,
     the mean squared difference of the patch's pixels along its own track is compared with that
     along the background's motion.
 
@@ -84,8 +84,8 @@ def error_ratio(
         side: of the patches, pixels.
 
     Returns:
-        float64 [P]: the error of the own motion over that of the background's, noise in both; 1
-        where they fit alike.
+        float64 [P]: the error of the patch's own motion divided by that of the background's, with
+        noise in both; 1 if both fit equally well.
     """
     smooth = [cv2.GaussianBlur(frame, (0, 0), _BLUR).astype(np.float32) for frame in frames]
     errors = np.zeros((2, len(motion)))
@@ -101,14 +101,14 @@ def error_ratio(
 def explained_by_own(
     ratio: np.ndarray, moving: np.ndarray, centres: np.ndarray, side: float, max_ratio: float
 ) -> np.ndarray:
-    """bool [M]: whose pixels their own motion explains: by themselves, or amid others that do.
+    """bool [M]: patches whose own motion explains their pixels, by itself or with neighbours.
 
     Args:
         ratio: [M], see `error_ratio`.
-        moving: int [M], which of all patches these are.
+        moving: int [M], the numbers of these among all patches.
         centres: [P, 2], of all patches.
         side: of the patches, pixels as in `centres`.
-        max_ratio: up to which a patch does so by itself.
+        max_ratio: maximum ratio at which a patch is explained by itself.
     """
     by_themselves = ratio <= max_ratio
     own = np.zeros(len(centres), np.bool_)
@@ -156,7 +156,7 @@ def _add_errors(before, after, start, end, still, grid, known, errors):  # type:
     for first in range(0, len(start), LANES):
         last = min(first + LANES, len(start))
         for p in range(first, last):
-            if not known[p]:  # then it may lie anywhere
+            if not known[p]:  # it may then lie anywhere
                 continue
             for i in range(count):
                 dx, dy = grid[i]
@@ -169,7 +169,7 @@ def _add_errors(before, after, start, end, still, grid, known, errors):  # type:
             ordered[:] = residual[way]
             sort_columns(ordered)
             for p in range(first, last):
-                # A change of brightness left out, outliers bounded
+                # Without the change of brightness, and with outliers bounded
                 brightness, total = median(ordered, p - first, count), np.float32(0)
                 for i in range(count):
                     error = (residual[way, i, p - first] - brightness) ** 2
@@ -179,7 +179,7 @@ def _add_errors(before, after, start, end, still, grid, known, errors):  # type:
 
 
 def difference(motion: np.ndarray, known: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """How differently patches move: squared differences, and energies, where both are known.
+    """How differently patches move: squared differences and energies, over steps known for both.
 
     Args:
         motion: [P, T, D], 0 where it is not known.
@@ -204,7 +204,7 @@ def support(
 
 
 def distances(centres: np.ndarray) -> np.ndarray:
-    """[P, P]: the larger of how far centres [P, 2] lie apart along x and along y."""
+    """[P, P]: L∞ distances between centres [P, 2]."""
     x, y = (np.abs(np.subtract.outer(along, along)) for along in centres.T)
     return np.maximum(x, y, out=x)
 

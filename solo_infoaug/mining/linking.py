@@ -1,4 +1,4 @@
-"""Which patch of a window continues one of the window before it."""
+"""Links: which patch of a window continues a patch of the window before it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from solo_infoaug.mining.window import Stored
 
 
 class Links:
-    """The links of a video's windows, as they are stored one after the other."""
+    """The links of a video's windows, in the order in which the windows are stored."""
 
     def __init__(self, frame_step: int) -> None:
         self._step = frame_step
@@ -17,7 +17,7 @@ class Links:
         self._found: list[np.ndarray] = []
 
     def add(self, window: Stored) -> None:
-        """The next window."""
+        """Link the next window to the one before."""
         count = sum(map(len, self._found))
         if self._before is not None:
             later = link(self._before, window, self._step)
@@ -34,18 +34,18 @@ class Links:
 def link(before: Stored, after: Stored, frame_step: int = 1) -> np.ndarray:
     """The patches that continue those of a window in the next one.
 
-    Where the windows overlap, tracks are compared in the first frame of `after`, else the ends of
-    the former, a frame before it. Patches are linked that are each other's nearest, and nearer than
-    half a side.
+    Tracks are compared in the first frame of `after` if the windows overlap, and otherwise at the
+    last frame of `before`, one frame earlier. Two patches are linked if they are each other's
+    nearest, and nearer than half a side.
 
     Args:
-        before: a window, of P patches.
+        before: a window of P patches.
         after: the window that is stored next.
-        frame_step: the frames' numbers grow by it.
+        frame_step: difference between the numbers of successive frames.
 
     Returns:
-        int64 [P]: places in `after`; −1 for none, as of all where it is of another shot, or begins
-        later than a frame after `before` ends.
+        int64 [P]: places in `after`, or −1. All are −1 if `after` is of another shot, or begins
+        more than one frame after `before` ends.
     """
     earlier, later = before.record, after.record
     frames = int(earlier["frames"])
@@ -54,7 +54,7 @@ def link(before: Stored, after: Stored, frame_step: int = 1) -> np.ndarray:
     if earlier["shot"] != later["shot"] or not 0 < apart <= frames:
         return found
     at = min(apart, frames - 1)
-    # Where both are tracked
+    # Patches that are tracked in the compared frames
     here = np.flatnonzero(before.arrays["visible"][at])
     there = np.flatnonzero(after.arrays["visible"][0])
     ends, starts = before.arrays["tracks"][at, here], after.arrays["tracks"][0, there]

@@ -6,11 +6,11 @@ import numpy as np
 
 from solo_infoaug._compile import compiled
 
-# So many columns at a time stay in the first-level cache.
+# This many columns at a time stay in the first-level cache.
 LANES = 64
 
 
-# min and max become single instructions where no number is NaN
+# min and max become single instructions if no number is NaN
 @compiled(fastmath={"nnan", "nsz"})
 def sort_columns(values):  # type: ignore[no-untyped-def]
     """Sort each column of `values` [n, L] in place, by odd-even transposition: n is small."""

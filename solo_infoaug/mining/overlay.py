@@ -1,7 +1,7 @@
 """Overlays: logos, clocks and subtitles, which rest in the frame while the scene moves behind them.
 
-What is burnt into the frame is no part of the scene. While the camera moves it seems to move
-against the background, all of it alike, and would be full of twins.
+An overlay is not part of the scene. While the camera moves, it seems to move against the
+background, all of it in the same way, and would be full of twins.
 """
 
 from __future__ import annotations
@@ -12,33 +12,34 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 
-# So many frames of a window are compared; what rests in so many in a row counts.
+# Number of frames of a window that are compared, and of those in a row in which an edge must rest.
 _FRAMES, _RUN = 8, 5
-# An edge: grey levels per pixel of the halved frame. One that rests changes by at most so many
-# levels and so large a share of its gradient: a sixteenth of a pixel.
+# Minimum gradient of an edge, grey levels per pixel of the halved frame. A resting edge changes by
+# at most this many levels plus this share of its gradient: a sixteenth of a pixel.
 _EDGE, _LEVELS, _SHARE = 14.0, 2.0, 0.06
-# Behind transparent ones, and between thin letters, the scene shows: over all the frames, or the
-# first or the last of them, the sum of an edge's gradients has so large a share of their lengths.
-# What the scene itself reaches is .93.
+# The scene shows behind transparent overlays and between thin letters. There, the sum of an edge's
+# gradients has at least this share of their lengths: over all frames, or over the first or the last
+# ones. The scene itself reaches .93.
 _STEADY, _STEADY_RUN = 0.98, 0.99
-# The scene moves: so large a share of the edges do not rest, and in so large a share of the cells
-# along the border, of a 4×4 grid, most do not.
+# The scene moves if this share of the edges do not rest, and if most do not rest in this share of
+# the cells along the border of a 4×4 grid.
 _MOVING, _MOVING_CELLS, _CELLS, _MIN_EDGES = 0.8, 0.8, 4, 20
-# An overlay has so many resting pixels at least, edges in both directions among them, this share
-# of the pixels around them at least, and this share of the frame at most.
+# Minimum number of an overlay's resting pixels, minimum share of edges in either direction among
+# them, minimum share of the pixels around them, and maximum share of the frame.
 _MIN_PIXELS, _MIN_DIRECTION, _DENSITY, _MOST = 24, 0.15, 0.15, 0.15
-# Narrower ones, pixels, are posts at the border that slide along themselves.
+# Narrower ones (pixels) are posts at the border that slide along themselves.
 _MIN_SIDE = 8
-# Resting pixels this near to each other belong together; the mask reaches so much further.
+# Resting pixels this near to each other belong together; the mask reaches this much further.
 _NEAR, _AROUND = 7, 2
-# A patch lies on it with so large a share of its square.
+# A patch is on an overlay if this share of its square is.
 _TOUCHED = 0.05
 
 
 def find_overlay(frames: Sequence[np.ndarray]) -> np.ndarray | None:
     """Which pixels of a window's grey frames, uint8 [h, w], belong to an overlay.
 
-    Only told while the scene moves all around; None where it does not, or nothing rests.
+    Overlays can only be told while the scene moves all around. None if it does not, or if nothing
+    rests.
 
     Returns:
         bool [h / 2, w / 2], of the halved frames, or None.
@@ -48,7 +49,7 @@ def find_overlay(frames: Sequence[np.ndarray]) -> np.ndarray | None:
     chosen = np.unique(np.linspace(0, len(frames) - 1, _FRAMES).round().astype(int))
     height, width = frames[0].shape
     half = (max(1, width // 2), max(1, height // 2))
-    # Of even sides: halving is exact then, and several times as fast
+    # Even sides make halving exact and several times as fast
     even = np.s_[: max(1, height - height % 2), : max(1, width - width % 2)]
     small = [cv2.resize(frames[t][even], half, interpolation=cv2.INTER_AREA) for t in chosen]
     slopes = [_gradient(image) for image in small]
@@ -65,8 +66,8 @@ def covered(
 ) -> np.ndarray:
     """bool [...]: which points [..., 2] lie on an overlay, or squares of `side` around them do.
 
-    `size` is (height, width) of the frames that the points are in. A square lies on it if a
-    twentieth of it does.
+    `size` is (height, width) of the frames that the points are in. A square is on an overlay if a
+    twentieth of it is.
     """
     if overlay is None:
         return np.zeros(points.shape[:-1], bool)
@@ -91,8 +92,8 @@ def _gradient(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def _resting(
     small: list[np.ndarray], strengths: list[np.ndarray]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """bool [h, w], edges that rest in a run of frames; and [h, w] counts of edges, and of those
-    that do not rest until the next frame."""
+    """bool [h, w], edges that rest in a run of frames; and counts [h, w] of edges, and of edges
+    that move before the next frame."""
     shape = small[0].shape
     run, found = np.zeros(shape, np.uint8), np.zeros(shape, bool)
     edges, moving = np.zeros(shape, np.int32), np.zeros(shape, np.int32)
@@ -108,7 +109,7 @@ def _resting(
 
 
 def _steady(slopes: list[tuple[np.ndarray, np.ndarray]], strengths: list[np.ndarray]) -> np.ndarray:
-    """bool [h, w]: edges that keep their direction, whatever moves behind them."""
+    """bool [h, w]: edges that keep their direction while the scene moves behind them."""
     count = len(strengths)
     bounds = [0, count - _RUN, _RUN, count]
     layers = [
@@ -148,7 +149,7 @@ def _scene_moves(moving: np.ndarray, edges: np.ndarray) -> bool:
 
 
 def _components(resting: np.ndarray, small: list[np.ndarray]) -> np.ndarray | None:
-    """The rectangles around resting pixels that lie together and are edges in all directions."""
+    """The rectangles around groups of resting pixels that are edges in all directions."""
     near = cv2.dilate(resting.astype(np.uint8), np.ones((_NEAR, _NEAR), np.uint8))
     count, labels, stats, _ = cv2.connectedComponentsWithStats(near)
     across, down = (np.abs(part) for part in _gradient(small[len(small) // 2]))

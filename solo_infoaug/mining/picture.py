@@ -1,8 +1,8 @@
 """The active picture: the part of a frame that shows the scene, without the bars around it.
 
-Bars (letterbox, pillarbox, blurred copies of the video at its sides) rest, or move in their own
-way, and would count as background. They end at a straight seam that runs along a whole side of
-the picture; a scene that is merely dark or plain near its border has no such seam.
+Bars (letterbox, pillarbox, blurred copies of the video at its sides) rest or move in their own
+way, and would count as background. They end at a straight seam along a whole side of the picture. A
+scene that is only dark or plain near its border has no such seam.
 """
 
 from __future__ import annotations
@@ -12,33 +12,34 @@ from typing import NamedTuple
 
 import numpy as np
 
-# At most so large a share of a side is bar, at either end.
+# Maximum share of a side that is bar, at either end.
 _MOST = 0.45
-# Bars that are thinner than this many pixels stay. Their inner edge is blurred by scaling and
-# compression: so many pixels, and this share of the side, go with them.
+# Bars thinner than this many pixels stay. Scaling and compression blur the inner edge of a bar, so
+# this many more pixels, plus this share of the side, are cut off with it.
 _LEAST, _MARGIN, _MARGIN_SHARE = 3, 2, 0.002
-# So many lines across a bar are looked at, of at most so many images.
+# Number of lines across a bar that are examined, and maximum number of images.
 _LINES, _IMAGES = 64, 8
-# A bar is one colour: grey levels by which its pixels may differ from it, and the share that may
-# not. Where the other side has a bar of the same width, text may lie in it.
+# A bar has one colour: maximum deviation of its pixels (grey levels), and minimum share of pixels
+# within it; the second share allows for text, if the other side has a bar of the same width.
 _TOLERANCE, _CONSTANT, _WITH_TEXT = 3, 0.98, 0.7
-# What is merely dark differs in large: means of squares of so many lines and columns, grey levels,
-# of which so large a share may differ by more.
+# A dark scene is uneven on a larger scale: side of the squares whose means are compared, maximum
+# deviation (grey levels), and the share of squares that may exceed it.
 _SQUARE, _EVEN, _UNEVEN_SQUARES = 8, 0.6, 0.15
-# Black is up to this level. What is brighter needs a bar at both sides.
+# Black is up to this level. Brighter bars need one at both sides.
 _BLACK = 20
-# The seam: within so many pixels, or this share of a side, the share of the line that is bar falls
-# below this; with a bar at one side alone, below the second, and the picture must move there.
+# The seam: within this many pixels plus this share of a side, the share of the line that is bar
+# falls below the third number. With a bar at one side only, it falls below the fourth, and the
+# picture must move there.
 _SEAM, _SEAM_SHARE, _INSIDE, _INSIDE_ALONE = 6, 0.01, 0.6, 0.2
-# A copy out of focus: its second differences (grey levels) are at most this on average and the
-# picture's so many times as large, or the second so many times; of the seam, so large a share has
-# second differences above.
+# A copy out of focus: maximum mean of its second differences (grey levels), and how many times as
+# large the picture's must be, or how many times without that maximum. At the seam, second
+# differences exceed the fourth number along this share of it.
 _BLURRED, _SHARPER, _MUCH_SHARPER, _EDGE, _EDGE_SHARE = 0.8, 3.0, 10.0, 4.0, 0.7
-# Before it, compression leaves traces over so many pixels.
+# Compression leaves traces of the picture over this many pixels before the seam.
 _TRACES = 16
-# Two bars have the same width up to so many pixels and this share of the side.
+# Two bars have the same width up to this many pixels plus this share of the side.
 _UNEVEN, _UNEVEN_SHARE = 2, 0.004
-# A picture as large as the one before, up to so many pixels, is the same.
+# A picture whose edges differ by at most this many pixels from the one before is the same.
 _SAME = 4
 # The quick look: lines along the border of a small image, grey levels.
 _QUICK_PLAIN, _QUICK_BLURRED = 3.0, 5.0
@@ -68,8 +69,8 @@ def whole(size: tuple[int, int]) -> Rectangle:
 def perhaps_barred(small: np.ndarray) -> bool:
     """Whether bars may lie around the picture: a quick look at the border of a shrunk frame.
 
-    `small` is uint8 [h, w, 3]. Says yes to many a frame without bars, and no to none with them but
-    where text covers their outer edge.
+    `small` is uint8 [h, w, 3]. True for many frames without bars. False for a frame with bars only
+    if text covers their outer edge.
     """
     green = small[..., 1]
     left, right, top, bottom = green[:, 0], green[:, -1], green[0], green[-1]
@@ -87,15 +88,15 @@ def _smooth(line: np.ndarray) -> bool:
 
 
 def active_picture(images: Sequence[np.ndarray], before: Rectangle | None = None) -> Rectangle:
-    """The part of a shot's frames that shows the scene; all of it where no bars are found.
+    """The part of a shot's frames that shows the scene; the whole frame if no bars are found.
 
-    Bars are one colour, or a blurred copy of the video. They must end at a seam along the whole
-    side, in the images taken together: what is dark in one need not be in another.
+    Bars have one colour, or are a blurred copy of the video. They must end at a seam along the
+    whole side, in all images together, because a dark region of one may be bright in another.
 
     Args:
         images: some frames of the shot, uint8 [H, W, 3].
-        before: the part that was found before in the same video. It is taken again where these
-            images, too dark perhaps, show no seam of their own and nothing that contradicts it.
+        before: the part that was found before in the same video. It is used again if these images,
+            too dark perhaps, show no seam of their own and nothing that contradicts it.
     """
     height, width = images[0].shape[:2]
     chosen = np.unique(np.linspace(0, len(images) - 1, _IMAGES).round().astype(int))
@@ -124,7 +125,7 @@ def _fits(before: Rectangle, found: Rectangle, greys: np.ndarray) -> bool:
         return True
     if found != whole((height, width)):
         return False
-    # No seam was found: all that lay outside must still be one colour, as black as before
+    # No seam was found: everything outside must still have one colour, as black as before
     top, left = before.top, before.left
     outside = [greys[:, :top], greys[:, top + before.height :]]
     outside += [greys[:, :, :left], greys[:, :, left + before.width :]]
@@ -139,7 +140,7 @@ def _fits(before: Rectangle, found: Rectangle, greys: np.ndarray) -> bool:
 
 
 def _bars(greys: np.ndarray) -> tuple[int, int]:
-    """How many columns of images [T, H, W] are bar, at the left and at the right."""
+    """Number of columns of images [T, H, W] that are bar, at the left and at the right."""
     height, width = greys.shape[1:]
     if min(height, width) < 4 * _SEAM:
         return 0, 0
@@ -158,7 +159,7 @@ def _plain_bars(left: np.ndarray, right: np.ndarray) -> tuple[int, int]:
     for side, opposite in ((one, other), (other, one)):
         found, there = side.seam(), opposite.seam()
         if there > found + uneven and abs(side.level - opposite.level) <= _TOLERANCE:
-            # Text in it, or a picture that is black there as well
+            # Text in the bar, or a picture that is also black there
             near = side.seam(there, uneven)
             found = near or found or (there if side.plain(there) else 0)
         widths.append(found)
@@ -181,7 +182,7 @@ def _inside(width: int, side: int) -> int:
 
 
 class _Side:
-    """Lines [T, L, W] that begin at one side of the frame: where are they bar, of one colour?"""
+    """Lines [T, L, W] that begin at one side of the frame, and where they are bar of one colour."""
 
     def __init__(self, lines: np.ndarray) -> None:
         most = int(_MOST * lines.shape[2]) + 1
@@ -195,7 +196,7 @@ class _Side:
         self._mean = np.cumsum(self._share) / np.arange(1, len(self._share) + 1)
 
     def seam(self, near: int = 0, within: float = 0.0) -> int:
-        """Where the bar ends, 0 if there is none; looked for near a column, text may lie in it."""
+        """Where the bar ends, or 0. With `near`: near that column, with text allowed in the bar."""
         least = _WITH_TEXT if near else _CONSTANT
         inside = np.flatnonzero(self._share <= _INSIDE)
         if near:
@@ -204,7 +205,7 @@ class _Side:
             return 0
         end = int(inside[0])
         begin = max(0, end - self._reach)
-        # Compression leaves traces of the picture before the seam, which is the strongest edge
+        # Compression leaves traces of the picture before the seam; the seam is the strongest edge
         edge = np.abs(np.diff(self._lines[..., begin : end + self._reach], axis=2))
         end = max(end, begin + 1 + int(edge.mean(axis=(0, 1)).argmax()))
         if end < _LEAST or self._mean[max(begin, min(end, _LEAST)) - 1] < least:
@@ -215,11 +216,11 @@ class _Side:
         return end if sharp and self._even(max(begin, _LEAST)) else 0
 
     def plain(self, width: int) -> bool:
-        """Whether all of this width is one colour."""
+        """Whether the whole width has one colour."""
         return bool(self._mean[width - 1] >= _CONSTANT) and self._even(width)
 
     def _even(self, width: int) -> bool:
-        """Whether it is one colour in large, and not only dark and flat."""
+        """Whether it has one colour on a larger scale, and is not only dark and flat."""
         count, lines = len(self._lines), self._lines.shape[1] // _SQUARE
         part = self._lines[:, : lines * _SQUARE, :width]
         rows = part.reshape(count, lines, _SQUARE, width).mean(axis=2)
@@ -230,7 +231,7 @@ class _Side:
         return bool(off.mean() <= _UNEVEN_SQUARES)
 
     def alone(self, width: int) -> bool:
-        """Whether the seam is that of a bar beyond doubt: the picture moves all along it."""
+        """Whether the seam is certainly that of a bar: the picture moves all along it."""
         at = slice(width, width + self._reach)
         spread = np.ptp(self._lines[..., at], axis=0).max(axis=1)
         return bool(
@@ -262,7 +263,7 @@ def _blurred_bars(left: np.ndarray, right: np.ndarray) -> tuple[int, int]:
         outside = float(soft[2 : max(8, end - _TRACES)].mean())
         if outside > max(_BLURRED, inside / _MUCH_SHARPER) or inside < _SHARPER * outside:
             return 0, 0
-        # What is only dark has less contrast, of which as much is detail
+        # A dark scene has less contrast, but the same share of it is detail
         dim = (
             lines[..., 2 : max(8, end - _TRACES)].std() / lines[..., width // 4 : -width // 4].std()
         )

@@ -1,7 +1,7 @@
-"""Frames that come twice: film shown at a higher rate, as 25 frames a second are at 50.
+"""Repeated frames: film shown at a higher rate, such as 25 frames a second at 50.
 
-Between a frame and its repetition nothing moves, which the miner would take for motion that stops
-and goes on. Encoded, a repetition is not the same to the bit, but nearly so.
+Between a frame and its repetition nothing moves. The miner would take this for motion that stops
+and starts. After encoding, a repetition is nearly the same, but not bit for bit.
 """
 
 from __future__ import annotations
@@ -13,21 +13,21 @@ import numpy as np
 
 from solo_infoaug.mining.frame import Frame
 
-# A change is the 99th percentile of how much grey values differ from those of the frame before.
+# A frame's change: 99th percentile of the differences of its grey values from the frame before.
 _PERCENTILE = 99
-# Of a repetition it is at most this share of that of the frames around it, which move; and at most
-# so many grey values: encoded at CRF 30 it is 8, and 16 between frames of a noisy, still camera.
+# A repetition changes by at most this share of the change of the moving frames around it, and by at
+# most this many grey values: it is 8 at CRF 30, and 16 between frames of a noisy, still camera.
 _MOST_CHANGE, _MOST_NOISE = 0.35, 10.0
-# Grey values; where less moves, nothing can be told from what encoding does.
+# Grey values; smaller motion cannot be told from the effects of encoding.
 _LEAST_MOTION = 6.0
-# A frame must have moved among so many before and after it: longer stretches stand still.
+# There must be motion within this many frames before and after: longer stretches stand still.
 _NEAR = 4
-# Repetitions come regularly: at least so many within so many frames before, and _NEAR after.
+# Repetitions are regular: minimum number within this many frames before and _NEAR after.
 _LEAST, _BEFORE = 3, 8
 
 
 def without_repeats(frames: Iterable[Frame], counts: dict[str, int]) -> Iterator[Frame]:
-    """The frames without those that repeat the one before; `counts["repeated_frames"]` grows."""
+    """Leave out frames that repeat the one before, and count them: `counts["repeated_frames"]`."""
     held: deque[Frame] = deque()
     changes: list[float] = []
     before: np.ndarray | None = None
@@ -65,7 +65,7 @@ def _rests(changes: list[float], place: int) -> bool:
     """Whether a frame changes far less than some just before and just after it."""
     before, after = changes[max(0, place - _NEAR) : place], changes[place + 1 : place + 1 + _NEAR]
     moved, moves = max(before, default=float("inf")), max(after, default=0.0)
-    # the last frames may be repetitions, after which nothing comes that moves
+    # the last frames may be repetitions with no motion after them
     ends = len(after) < _NEAR and moves < _LEAST_MOTION
     motion = moved if ends else min(moved, moves)
     known = _LEAST_MOTION <= motion < float("inf")

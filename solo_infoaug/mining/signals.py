@@ -1,4 +1,4 @@
-"""What enters the estimator: a patch's own motion, depth and colour, one step a frame pair."""
+"""The estimator's input: a patch's own motion, depth and colour, one step for each frame pair."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ def colour_changes(
 ) -> np.ndarray:
     """How the mean colour of each patch changes, without the change that all share.
 
-    Exposure, white balance and a lamp that everything sees change all patches by the same factor:
-    in logarithms, the median change of a step is theirs.
+    Exposure, white balance and a common lamp change all patches by the same factor. In logarithms,
+    that change is the median of a step.
 
     Args:
         frames: T frames, uint8 [h, w, 3] RGB.
-        path: [T, P, 2], (x, y) in their pixels.
-        valid: bool [P, T − 1], where a patch was tracked from one frame to the next.
-        side: of the patches, pixels.
+        path: [T, P, 2], (x, y) in pixels of the frames.
+        valid: bool [P, T − 1], true if a patch was tracked from one frame to the next.
+        side: side of the patches, pixels.
 
     Returns:
-        float64 [P, T − 1, 3], natural logarithms of ratios, 0 where it is not known.
+        float64 [P, T − 1, 3], natural logarithms of ratios; 0 if unknown.
     """
-    # One grey level of 255 is added: black has a logarithm as well
+    # One grey level of 255 is added, so that black has a logarithm
     levels = np.stack(
         [
             np.log1p(sample(frame, grid_points(at, side)).astype(np.float64).mean(axis=1))
@@ -43,12 +43,12 @@ def colour_changes(
 def represent(
     steps: np.ndarray, valid: np.ndarray, representation: str
 ) -> tuple[np.ndarray, np.ndarray]:
-    """What the estimator sees of the steps [P, T, D], and where it is known, bool [P, T].
+    """The estimator's input from the steps [P, T, D], and where it is known, bool [P, T].
 
     Args:
-        steps: float64 [P, T, D], 0 where they are not known.
+        steps: float64 [P, T, D], 0 if unknown.
         valid: bool [P, T].
-        representation: "velocity" (the steps), "position" (their sums) or "both" (sums beside
+        representation: "velocity" (the steps), "position" (their sums) or "both" (sums and
             steps, each scaled to spread 1).
     """
     if representation == "velocity":

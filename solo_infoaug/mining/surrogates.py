@@ -1,4 +1,4 @@
-"""Which pairs share more information than their autocorrelation explains?"""
+"""Test whether pairs share more information than their autocorrelation explains."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from solo_infoaug.information.significance import shifted_information
 
 # Surrogates are shifted by at least this fraction of the track in either direction.
 _MIN_SHIFT = 0.125
-# A pair's null is no narrower than this (nats): few surrogates may agree by chance.
+# Minimum spread of a pair's null, nats, because few surrogates may agree by chance.
 _MIN_SPREAD = 0.01
 
 
@@ -27,22 +27,22 @@ def pair_p_values(
     """p-values of some pairs of tracks against circularly time-shifted surrogates of themselves.
 
     Shifting one track of a pair keeps the autocorrelation of both and breaks their coupling. Each
-    pair's MI is compared with the mean and spread of its own surrogates; how large such a
-    difference becomes by chance is read from the surrogates of all the pairs together, each
-    against the others of its pair. Pooled, a few surrogates a pair resolve the small p-values that
+    pair's MI is compared with the mean and spread of its own surrogates. The surrogates of all
+    pairs together, each compared with the others of its pair, show how large such a difference
+    becomes by chance. Pooling lets a few surrogates a pair resolve the small p-values that
     false-discovery control over all pairs needs.
 
     Quian Quiroga et al. (2002), DOI 10.1103/PhysRevE.65.041903.
 
     Args:
         samples: [P, T, d].
-        known: bool [P, T], where a track has a sample; shifted with it.
+        known: bool [P, T], true if a track has a sample; shifted with the track.
         mi: [P, P] nats.
-        pairs: int [M, 2], which to test.
-        estimator: as for the MI.
-        k: as for the MI.
-        surrogates: how many shifts.
-        rng: draws the shifts.
+        pairs: int [M, 2], the pairs to test.
+        estimator: estimator of the MI.
+        k: k of that estimator.
+        surrogates: number of shifts.
+        rng: generator that draws the shifts.
 
     Returns:
         p-values float64 [M], and the MI of all surrogates float32 [M, surrogates], nats.
@@ -66,7 +66,7 @@ def pair_p_values(
 
 
 def false_discovery(p: np.ndarray, tests: int) -> np.ndarray:
-    """q-values of p-values [M] among `tests` hypotheses; those not given count as p = 1.
+    """q-values of p-values [M] among `tests` hypotheses; the remaining ones count as p = 1.
 
     Benjamini and Hochberg (1995), DOI 10.1111/j.2517-6161.1995.tb02031.x.
     """
@@ -78,7 +78,7 @@ def false_discovery(p: np.ndarray, tests: int) -> np.ndarray:
 
 
 def _against_the_others(null: np.ndarray) -> np.ndarray:
-    """Each surrogate's distance from the mean of the others of its row, in their spreads."""
+    """Distance of each surrogate from the mean of the others of its row, in their spreads."""
     count = null.shape[1] - 1
     total, square = null.sum(axis=1, keepdims=True), (null**2).sum(axis=1, keepdims=True)
     mean = (total - null) / count

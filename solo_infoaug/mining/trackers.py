@@ -1,4 +1,4 @@
-"""Trackers: the patches of a window, followed through its frames."""
+"""Trackers: they follow the patches of a window through its frames."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ from solo_infoaug.mining.windows import Window
 
 @dataclass(frozen=True)
 class Tracks:
-    """Where the P patches of a window go, and what the camera does; source pixels.
+    """The tracks of the P patches of a window, and the camera's motion; source pixels.
 
     `path` float64 [T, P, 2], (x, y), and `visible` bool [T, P]; all are visible in the window's
-    seed frame. `camera` is the background's motion in each of the T − 1 steps, None where there is
-    none. `overlay` is what `find_overlay` found in the window: no patch lies there.
+    seed frame. `camera` is the background's motion in each of the T − 1 steps, None if unknown.
+    `overlay` is the result of `find_overlay` for the window: no patch lies there.
     """
 
     path: np.ndarray
@@ -46,8 +46,8 @@ class Tracks:
 class Tracker(Protocol):
     """Chooses the patches of a window and follows them.
 
-    `name`, and `licence` of the weights if there are any, go into the dictionary; `colour` says
-    whether it needs frames in colour.
+    The dictionary records `name`, and `licence` of the weights, if any. `colour` says whether the
+    tracker needs frames in colour.
     """
 
     name: str
@@ -69,8 +69,8 @@ class Tracker(Protocol):
 class FlowTracker:
     """A regular grid of patches that follow the dense flow between successive frames.
 
-    Windows overlap: the flow between two frames, and the camera's motion in it, are kept until no
-    window needs them any more.
+    Windows may overlap, so the flow between two frames and the camera's motion in it are kept until
+    no window needs them any more.
     """
 
     licence = ""
@@ -81,7 +81,7 @@ class FlowTracker:
         self._max_error = config.max_roundtrip
         self._estimate = flow_maker(config.flow)
         self._steps: dict[tuple[int, int], tuple[Flow, CameraStep | None]] = {}
-        # What part of the frames they are of, and whether no overlay was left out
+        # Their part of the frames, and whether there was no overlay to leave out
         self._of: tuple[Rectangle | None, bool] = (None, True)
 
     def follow(self, window: Window, size: int, step: float, model: str) -> Tracks:
@@ -122,25 +122,25 @@ class FlowTracker:
 
 
 def _overlay(images: Sequence[np.ndarray], model: str) -> np.ndarray | None:
-    """What rests in front of the scene while the camera moves; nothing if it stands still."""
+    """What rests in front of the scene while the camera moves; None if the camera stands still."""
     return None if model == "none" else find_overlay(images)
 
 
 def _uncovered(
     centres: np.ndarray, overlay: np.ndarray | None, size: tuple[int, int], side: int
 ) -> np.ndarray:
-    """The `centres` [P, 2] of those patches that do not lie on an overlay."""
+    """The `centres` [P, 2] of patches that are not on an overlay."""
     return centres[~covered(overlay, size, centres, side)]
 
 
-# What turns frames uint8 [T, h, w] or [T, h, w, 3] and points float32 [N, 2] of the first one into
-# tracks float32 [T, N, 2] and visibility bool [T, N].
+# A function from frames uint8 [T, h, w] or [T, h, w, 3] and points float32 [N, 2] of the first one
+# to tracks float32 [T, N, 2] and visibility bool [T, N].
 PointTracker = Callable[[list[np.ndarray], np.ndarray], tuple[np.ndarray, np.ndarray]]
 
 
 @dataclass
 class GridTracker:
-    """A regular grid of patches, four corners in each, followed by any point tracker."""
+    """A regular grid of patches with four corners in each, which any point tracker follows."""
 
     name: str
     licence: str
@@ -191,10 +191,10 @@ def _patches(
 
 @register_tracker("file")
 class FileTracker:
-    """Tracks that another tool made: an npz for each video, in the layout of TAP-Vid.
+    """Tracks that another tool made: an npz file for each video, in the layout of TAP-Vid.
 
-    It lies beside the video, or in `folder`, and is called NAME.npz: of a video file NAME.mp4, and
-    of a folder of frames NAME or NAME/img1.
+    The file is next to the video or in `folder`, and is called NAME.npz for a video file NAME.mp4
+    and for a folder of frames NAME or NAME/img1.
 
     Each track is one patch, centred on it in the middle frame of a window. The file holds either
     `tracks` [N, T, 2], (x, y) in pixels, and `visibility` bool [N, T]; or, as TAP-Vid itself,
@@ -233,7 +233,7 @@ class FileTracker:
                 f"{self.path}: expected `tracks` [N, T, 2] and `visibility` [N, T], or `points` "
                 f"and `occluded`, but it holds {held or 'nothing'}"
             )
-        # of what is hidden rather than visible, the contrary
+        # `occluded` is the opposite of `visibility`
         visible = (visible.astype(bool) ^ self._relative) & np.isfinite(tracks).all(axis=2)
         self._tracks = np.where(visible[..., None], tracks, 0).astype(np.float32).swapaxes(0, 1)
         self._visible = visible.T
@@ -270,7 +270,7 @@ def _tracks_file(video: Path, folder: str) -> Path:
 
 
 def make_tracker(video: Path, config: MineConfig) -> Tracker:
-    """The tracker of the settings, for a video.
+    """The tracker that the settings name, for a video.
 
     Raises:
         ConfigError: the tracker's package or weights are missing, or it is not registered here.
@@ -300,7 +300,7 @@ def _cotracker(checkpoint: str, device: str) -> PointTracker:
     except ImportError:
         predictor = None
     if predictor is not None and checkpoint:
-        # Built without weights, so that they are read here, as tensors and nothing else.
+        # Built without weights, so that they are read here, as tensors only.
         model = predictor(checkpoint=None, window_len=60, v2=False)
         model.model.load_state_dict(_weights(checkpoint))
     elif checkpoint:

@@ -11,14 +11,14 @@ from solo_infoaug.mining.frame import grey
 _BORDER = 2
 # A patch has 2×2 cells; the strongest corner of each is tracked.
 _CELLS = 2
-# Of each cell only so large a part is searched, so that the points spread over the patch.
+# Share of each cell that is searched, so that the points spread over the patch.
 _INNER = 0.6
 
 
 def grid(height: int, width: int, size: int, step: float = 1.0) -> np.ndarray:
     """float32 [P, 2]: centres (x, y) of square patches of `size` pixels, centred in the frame.
 
-    Neighbours are `step` patches apart. No patch reaches over the border; P is 0 where none fits.
+    Neighbours are `step` patches apart. No patch crosses the border; P is 0 if none fits.
     """
     distance = max(1, round(size * step))
 
@@ -56,7 +56,7 @@ def corners(image: np.ndarray, centres: np.ndarray, size: np.ndarray) -> np.ndar
 def inside(points: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     """bool [...]: which points [..., 2] lie in a frame of this shape, off its border.
 
-    Trackers call points valid that have left the frame, and let them pile up there.
+    Trackers call points valid that have left the frame, and collect them at its border.
     """
     limit = np.array([shape[1] - 1, shape[0] - 1]) - _BORDER
     return np.asarray(((points >= _BORDER) & (points <= limit)).all(axis=-1))
@@ -65,13 +65,13 @@ def inside(points: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
 def patch_tracks(
     centres: np.ndarray, tracks: np.ndarray, visible: np.ndarray, min_points: int = 2
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Patches follow the median step of their points.
+    """Tracks of patches, from the median step of their points.
 
     Args:
         centres: [P, 2], (x, y) at the first frame.
-        tracks: [T, P, Q, 2] of the Q points of each patch.
+        tracks: [T, P, Q, 2], the Q points of each patch.
         visible: bool [T, P, Q].
-        min_points: a patch is lost when fewer of its points are seen.
+        min_points: a patch is lost if fewer of its points are visible.
 
     Returns:
         float32 [T, P, 2] and bool [T, P]. A lost patch stays lost.
@@ -81,7 +81,7 @@ def patch_tracks(
     steps[~both] = np.nan
     enough = both.sum(axis=2) >= min(min_points, tracks.shape[2])
     seen = np.concatenate([visible[:1].any(axis=2), np.logical_and.accumulate(enough)])
-    # Sorting puts NaN last: the middle of the first `number` is the median of those seen.
+    # Sorting puts NaN last: the middle of the first `number` is the median of the visible ones.
     ordered = np.sort(steps, axis=2)
     number = both.sum(axis=2)[..., None, None]
     low = np.take_along_axis(ordered, np.maximum(number - 1, 0) // 2, axis=2)

@@ -1,4 +1,4 @@
-"""From signals to twins: mutual information, significance, the best partners."""
+"""From signals to twins: mutual information, significance, best partners."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ def best_partners(
     """The partners of highest MI of each patch.
 
     Args:
-        mi: [P, P] nats, NaN where there is no estimate.
+        mi: [P, P] nats, NaN without an estimate.
         allowed: bool [P, P], which pairs may be twins.
         top_k: K.
-        min_mi: a twin needs more (nats).
+        min_mi: a twin has more than this, nats.
 
     Returns:
-        int64 [P, K], best first, -1 where there is none, and their MI float32 [P, K], 0 there.
+        int64 [P, K], best first, then -1; and their MI float32 [P, K], 0 there.
     """
     count = len(mi)
     score = np.where(allowed & ~np.eye(count, dtype=bool) & (mi > min_mi), mi, -np.inf)
@@ -56,8 +56,9 @@ def best_partners(
     return twins, found
 
 
-# So many pairs a patch are tested, however few twins are kept: with fewer, too few surrogates are
-# pooled to resolve the p-values that the false-discovery control needs, and nobody has a twin.
+# Minimum number of pairs tested for each patch, however few twins are kept. With fewer, the pooled
+# surrogates do not resolve the p-values that the false-discovery control needs, and no patch has a
+# twin.
 _TESTED = 5
 
 
@@ -83,15 +84,15 @@ def find_partners(
         samples: float64 [M, T, d].
         known: bool [M, T].
         allowed: bool [M, M], which pairs may be twins.
-        config: estimator, test, and what a twin needs.
+        config: estimator, test, and thresholds.
     """
     count = len(samples)
     if count < 2:
         no_pairs = np.full((count, count), np.nan, np.float32)
         return _partners(no_pairs, np.full(count, -np.inf, np.float32), no_pairs > 0, config)
     with warnings.catch_warnings():
-        # Twenty samples of smooth motion lie near a curve, and a surrogate may have none in common:
-        # the test against surrogates, which share both, is what decides.
+        # Twenty samples of smooth motion lie near a curve, and a surrogate may have no common
+        # samples. The surrogates of the test share both properties, and the test decides.
         warnings.simplefilter("ignore", EstimateWarning)
         mi, entropies = information(samples, known, config.estimator, config.k)
         candidates, _ = best_partners(mi, allowed, max(config.top_k, _TESTED), config.min_mi)
@@ -126,7 +127,7 @@ def _partners(
     p_of: np.ndarray | None = None,
     null: np.ndarray | None = None,
 ) -> Partners:
-    """The best of the allowed pairs; without `p_of` [M, M] they were not tested, and have p = 0."""
+    """The best of the allowed pairs. Without `p_of` [M, M] they were not tested and have p = 0."""
     twins, best = best_partners(mi, allowed, config.top_k, config.min_mi)
     p_of = np.zeros(mi.shape) if p_of is None else p_of
     p_value = np.ones(twins.shape, np.float32)

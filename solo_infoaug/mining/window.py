@@ -27,8 +27,8 @@ from solo_infoaug.mining.trackers import Tracker, Tracks
 from solo_infoaug.mining.twins import Partners, find_partners
 from solo_infoaug.mining.windows import Window
 
-# What became of each patch of the grid; the number is stored. Whoever follows the background as
-# well as its own track lies on the outline of an object, or in a flat region.
+# The result for each patch of the grid; the number is stored. A patch whose pixels follow the
+# background as well as its own track is on the outline of an object or in a flat region.
 REASONS = (
     "twin",
     "lost",
@@ -43,13 +43,12 @@ _TWIN, _LOST, _STATIC, _BORDER, _INSIGNIFICANT, _ALONE, _NO_BACKGROUND = range(l
 
 @dataclass(frozen=True)
 class Stored:
-    """What a dictionary keeps of a window: P patches, in S moments, and K twins of each.
+    """What a dictionary keeps of a window: P patches at S moments, and K twins of each.
 
     `frame` int32, `x`, `y`, `size`, `entropy` float32 [P] as in the dictionary; `pixels` uint8
-    [P, S, 3, H, H], or JPEG files [P][S]; `twins` int64, `mi`, `p_value` float32 [P, K], which
-    count within the window; `moment_frames` int32 [P, S]; `image` uint8 [H, W, 3], the seed frame.
-    `arrays` is described in
-    docs/dictionary-format.md.
+    [P, S, 3, H, H], or JPEG files [P][S]; `twins` int64 [P, K], places in the window; `mi`,
+    `p_value` float32 [P, K]; `moment_frames` int32 [P, S]; `image` uint8 [H, W, 3], the seed frame.
+    docs/dictionary-format.md describes `arrays`.
     """
 
     record: dict[str, Any]
@@ -65,7 +64,7 @@ class Stored:
 
 @dataclass(frozen=True)
 class Mined:
-    """A window's patches by what became of them, and what is stored: nothing without a twin."""
+    """How many patches of a window had each result, and what is stored: None without a twin."""
 
     reasons: dict[str, int]
     stored: Stored | None
@@ -73,8 +72,8 @@ class Mined:
 
 @dataclass(frozen=True)
 class _Gated:
-    """`reason` uint8 [P]; `moving` int64 [M], those that passed the gate; `samples` float64
-    [M, T, d] and `known` bool [M, T], what the estimator sees of them; `allowed` bool [M, M]."""
+    """`reason` uint8 [P]; `moving` int64 [M], the patches that passed the gate; `samples` float64
+    [M, T, d] and `known` bool [M, T], the estimator's input; `allowed` bool [M, M], the pairs."""
 
     reason: np.ndarray
     moving: np.ndarray
@@ -125,10 +124,10 @@ def _without_background(
     tracked = known.sum(axis=1) >= config.min_frames - 1
     modes = 0
     steps = camera_steps(tracks.camera, window.size)
-    # A camera that moves less than what counts as motion leaves no parallax that would
+    # If the camera moves less than what counts as motion, so does its parallax
     moves = float(np.sqrt(np.nanmean((steps**2).sum(axis=2)))) if np.isfinite(steps).any() else 0.0
     if config.parallax and tracked.any() and moves >= config.min_motion * min(window.size):
-        # Half of what moves at all: slower than that, parallax does no harm
+        # Half of the least motion that counts: slower parallax does no harm
         noise = max(_fit_noise(tracks.camera), 0.5 * config.min_motion * min(window.size))
         centres = tracks.path[window.seed]
         motion[tracked], modes = remove_parallax(
@@ -166,7 +165,7 @@ def _gate(
     size: int,
     config: MineConfig,
 ) -> _Gated:
-    """Which patches carry information of their own, and what of them enters the estimator."""
+    """Find the patches that carry information of their own, and the estimator's input from them."""
     min_steps = config.min_frames - 1
     reason = np.full(len(motion), _INSIGNIFICANT, np.uint8)
     reason[known.sum(axis=1) < min_steps] = _NO_BACKGROUND
@@ -174,7 +173,7 @@ def _gate(
     reason[both.sum(axis=0) < min_steps] = _LOST
     tracked = reason == _INSIGNIFICANT
 
-    # Each signal: which patches pass its gate, and its steps in units of its threshold, if any
+    # For each signal: which patches pass its gate, and its steps in units of its threshold
     passed = np.zeros(len(motion), bool)
     steps: list[np.ndarray] = []
     record: dict[str, Any] = {}
@@ -200,7 +199,7 @@ def _gate(
     reason[tracked & ~passed & (reason == _INSIGNIFICANT)] = _STATIC
     reason[passed] = _INSIGNIFICANT
 
-    # Neighbours that do the same
+    # Patches need neighbours that move in the same way
     chosen, signal = np.flatnonzero(passed), np.concatenate(steps, axis=2)
     centres = tracks.path[window.seed]
     differences, energy = difference(signal[chosen], known[chosen])
@@ -224,8 +223,8 @@ def _own_movers(
     size: int,
     config: MineConfig,
 ) -> tuple[np.ndarray, np.ndarray, float]:
-    """Which patches move, int [M]; bool [M], whether it is their own motion that explains their
-    pixels; and the threshold, source pixels a frame."""
+    """The patches that move, int [M]; bool [M], whether their own motion explains their pixels; and
+    the threshold, source pixels a frame."""
     speed, scale = rms(smoothed(motion, known), known), window.scale
     threshold = motion_threshold(
         speed[tracked],
@@ -269,13 +268,13 @@ def _store(
     record: dict[str, Any],
     config: MineConfig,
 ) -> Stored:
-    """Patches with a twin, their twins, and some of the others, for the random arm."""
+    """Collect the patches with a twin, their twins, and some of the others for the random arm."""
     reason, seed, size = gated.reason, window.seed, record["patch"]
     others = np.flatnonzero((reason != _TWIN) & (reason != _LOST))
     rng = np.random.default_rng([config.seed, window.numbers[seed]])
     others = rng.permutation(others)[: config.others]
     kept = np.sort(np.concatenate([np.flatnonzero(reason == _TWIN), others]))
-    # `moving` counts among all patches; what is stored counts among those kept
+    # `moving` numbers all patches; stored numbers count only the patches that are kept
     place = np.full(len(reason), -1)
     place[kept] = np.arange(len(kept))
     rows, count = place[gated.moving], len(kept)
@@ -291,7 +290,7 @@ def _store(
     pairs = np.full((count, count), np.nan, np.float32)
     pairs[np.ix_(rows[stored], rows[stored])] = partners.pairs[np.ix_(stored, stored)]
     moments = pick_moments(tracks.visible[:, kept], sorted(window.keyframes), seed, config.moments)
-    # From here on in pixels of the whole frame
+    # From here on, units are pixels of the whole frame
     path, numbers = tracks.path[:, kept] + window.corner, np.asarray(window.numbers, np.int32)
     return Stored(
         record={
@@ -344,8 +343,8 @@ def patch_size(height: int, width: int, config: MineConfig) -> int:
 def pick_moments(visible: np.ndarray, keyframes: list[int], seed: int, count: int) -> np.ndarray:
     """int64 [P, S]: `count` of `keyframes` for each patch, spread over where it is visible.
 
-    `visible` is bool [T, P]. The first is the seed frame; where a patch is visible in fewer
-    keyframes than `count`, some come twice.
+    `visible` is bool [T, P]. The first is the seed frame. If a patch is visible in fewer keyframes
+    than `count`, some occur twice.
     """
     patterns, which = np.unique(visible[keyframes].T, axis=0, return_inverse=True)
     found = np.empty((len(patterns), count), np.int64)
@@ -363,10 +362,10 @@ def _pixels(
     size: int,
     config: MineConfig,
 ) -> np.ndarray | list[list[bytes]]:
-    """`crops`, as a dictionary stores them."""
+    """The `crops` in the form that a dictionary stores."""
     if not config.jpeg:
         return crops(images, moments, path, size, config.crop_size, config.context)
-    # One by one: a window's raw crops of 224 pixels can take a gigabyte
+    # One by one, because a window's raw crops of 224 pixels can take a gigabyte
     cut = _squares(images, moments, path, size, config.crop_size, config.context)
     return [[_jpeg.encode(next(cut)) for _ in row] for row in moments]
 
@@ -381,17 +380,17 @@ def crops(
 ) -> np.ndarray:
     """Square crops of patches along their tracks.
 
-    A patch is shifted to lie inside the image. What its context has beyond the border is
-    reflected, so that a patch is in the middle of its crop wherever it lies; shifted, neighbours at
-    the border would show the very same crop.
+    A patch is shifted to lie inside the image. Its context beyond the border is reflected, so that
+    the patch is always in the middle of its crop. If crops were shifted instead, neighbours at the
+    border would have identical crops.
 
     Args:
         images: uint8 [H, W, 3] by time.
         moments: int [P, S] times.
         path: [T, P, 2] centres (x, y).
         size: side of the patches in pixels, at most min(H, W).
-        side: what crops are resized to.
-        context: how many sides of a patch they span.
+        side: side of the resized crops, pixels.
+        context: side of a crop before resizing, in sides of a patch.
 
     Returns:
         uint8 [P, S, 3, side, side].
@@ -426,10 +425,10 @@ def crop(image: np.ndarray, left: int, top: int, span: int, side: int) -> np.nda
 
     Args:
         image: uint8 [H, W, 3].
-        left: of the square, pixels; it may lie outside.
-        top: also.
+        left: left edge of the square, pixels; it may be outside the image.
+        top: top edge of the square, pixels; it may be outside the image.
         span: side of the square, pixels.
-        side: what it is resized to.
+        side: side of the resized square, pixels.
 
     Returns:
         uint8 [side, side, 3].
@@ -439,13 +438,13 @@ def crop(image: np.ndarray, left: int, top: int, span: int, side: int) -> np.nda
         square = image[top : top + span, left : left + span]
     else:
         square = image[np.ix_(_reflected(top, span, height), _reflected(left, span, width))]
-    # Below two pixels for one, bilinear misses next to none of them, and takes a sixth of the time
+    # When shrinking by less than 2, bilinear skips hardly any pixel and takes a sixth of the time
     how = cv2.INTER_AREA if span >= 2 * side else cv2.INTER_LINEAR
     return cv2.resize(square, (side, side), interpolation=how)
 
 
 def _reflected(first: int, count: int, length: int) -> np.ndarray:
-    """int64 [count]: places from `first` on, reflected to lie in [0, length)."""
+    """int64 [count]: places from `first` on, reflected into [0, length)."""
     last = length - 1
     there = np.abs(np.arange(first, first + count)) % max(2 * last, 1)
     return np.minimum(there, 2 * last - there)

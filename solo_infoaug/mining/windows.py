@@ -1,4 +1,4 @@
-"""Windows: a video's frames, cut where the scene changes, in overlapping stretches."""
+"""Windows: stretches of a video's frames, cut where the scene changes; they may overlap."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from solo_infoaug.mining.picture import Rectangle, active_picture, perhaps_barre
 
 # The cut detector looks at frames of this height, whatever the video's size.
 _DETECTOR_HEIGHT = 90
-# A window keeps at most so many full frames to take crops from.
+# Maximum number of full frames that a window keeps to take crops from.
 KEYFRAMES = 8
 
 
@@ -28,8 +28,8 @@ class Window:
     `shot` counts the shots of the video. `small` holds every frame, shrunk for tracking: uint8
     [T, h, w] grey, or [T, h, w, 3] RGB. `keyframes` holds some in full size, that of the seed among
     them, by their place in the window: uint8 [H, W, 3] RGB. `numbers` are the frames' numbers in
-    the video. `within` is the part that shows the scene, where it is not all: `small` is then that
-    part alone, and the keyframes are whole.
+    the video. `within` is the part that shows the scene, None for the whole frame: `small` is then
+    only that part, and the keyframes are whole.
     """
 
     shot: int
@@ -76,12 +76,12 @@ class Window:
 
 
 def windows(frames: Iterable[Frame], config: MineConfig, colour: bool = False) -> Iterator[Window]:
-    """Cut `frames` into shots and these into windows, holding little more than one window.
+    """Cut `frames` into shots, and shots into windows. Memory holds little more than one window.
 
     Windows begin every `config.stride` frames of a shot. The last one ends with the shot and may be
     shorter, but has at least `config.min_frames` frames; a shorter shot is skipped. A change of the
     frame size is a cut, and so is a gap where frames are missing. The small frames are RGB with
-    `colour`, and grey without, which takes a third of the time and memory.
+    `colour`, and otherwise grey, which takes a third of the time and memory.
     """
     length, min_frames = config.window, config.min_frames
     spacing = max(1, length // KEYFRAMES)
@@ -94,8 +94,8 @@ def windows(frames: Iterable[Frame], config: MineConfig, colour: bool = False) -
     delay = detector.event_buffer_length
     pending: list[_Pending] = []  # from the beginning of the next window on
     shot, first = 0, 0  # number of the shot; place of pending[0] among all frames
-    covered = 0  # so many of the pending ones were in a window already
-    picture: Rectangle | None = None  # what was last found to be within bars
+    covered = 0  # number of pending frames that were in a window already
+    picture: Rectangle | None = None  # the last active picture that was found
 
     def window(count: int) -> Window:
         nonlocal picture
@@ -117,7 +117,7 @@ def windows(frames: Iterable[Frame], config: MineConfig, colour: bool = False) -
         )
 
     def end_shot(count: int) -> Iterator[Window]:
-        """The windows that are left of a shot whose last frame is pending[count − 1]."""
+        """The remaining windows of a shot whose last frame is pending[count − 1]."""
         nonlocal pending, shot, first, covered
         rest, pending = pending[count:], pending[:count]
         while len(pending) >= max(min_frames, covered + 1):
@@ -135,14 +135,14 @@ def windows(frames: Iterable[Frame], config: MineConfig, colour: bool = False) -
         seen = _shrunk_for_cuts(frame)
         layout = "rgb24" if colour else "gray"
         pending.append(_Pending(frame, config.track_size, layout, perhaps_barred(seen)))
-        # Only the number of the frame counts; the rate is nominal.
+        # Only the number of the frame counts; the rate does not.
         for cut in detector.process_frame(FrameTimecode(place, fps=25.0), seen):
             if cut.frame_num > first:
                 yield from end_shot(cut.frame_num - first)
-        # The detector knows of a cut `delay` frames later; what is older stays where it is.
+        # The detector reports a cut `delay` frames later; older frames stay in this shot.
         if (settled := len(pending) - 1 - delay) >= 0:
             pending[settled].settle(settled % spacing == 0)
-        # One frame more, so that a shot of this length exactly is seen to end with this window.
+        # One more frame, so that a shot of exactly this length is seen to end with this window.
         if len(pending) > length + delay:
             yield window(length)
             pending, first, covered = pending[stride:], first + stride, max(0, length - stride)
@@ -150,9 +150,9 @@ def windows(frames: Iterable[Frame], config: MineConfig, colour: bool = False) -
 
 
 class _Pending:
-    """A frame whose place in its shot is not known yet; `settle` lets go of the decoded frame.
+    """A frame whose place in its shot is not known yet; `settle` releases the decoded frame.
 
-    One that may have bars is held until the windows that it is in are known.
+    A frame that may have bars is kept until its windows are known.
     """
 
     def __init__(self, frame: Frame, track_size: int, layout: str, barred: bool) -> None:
@@ -181,7 +181,7 @@ class _Pending:
     def _part(self, picture: Rectangle, size: tuple[int, int]) -> np.ndarray:
         if self._frame is not None:
             source, part = self._frame.image(layout=self._layout), picture
-        else:  # a frame that did not look barred, amid others
+        else:  # a frame that did not look barred, among others that did
             source = self._small
             down, across = np.divide(source.shape[:2], self.size)
             top, left = round(picture.top * down), round(picture.left * across)
@@ -194,14 +194,14 @@ class _Pending:
 
 
 def _shrunk_size(size: tuple[int, int], track_size: int) -> tuple[int, int]:
-    """(height, width) of what is tracked, of a picture of `size`."""
+    """(height, width) of a picture of `size`, shrunk for tracking."""
     factor = min(1.0, track_size / min(size))
     height, width = (max(1, round(length * factor)) for length in size)
     return height, width
 
 
 def _shrunk_for_cuts(frame: Frame) -> np.ndarray:
-    """uint8 [h, w, 3] BGR, what the cut detector sees."""
+    """uint8 [h, w, 3] BGR, the input of the cut detector."""
     height, width = frame.size
     factor = min(1.0, _DETECTOR_HEIGHT / height)
     return frame.image((round(height * factor), max(2, round(width * factor))), "bgr24")

@@ -1,7 +1,7 @@
-"""`data.whole_batches: true`: images in memory, and the views of a batch made at once.
+"""`data.whole_batches: true`: keep images in memory and make the views of a batch at once.
 
-For many small images: of 32 × 32 pixels Pillow's views, one image after another, take as long as a
-small network's step, and Kornia's of the whole batch a fifth of that (docs/views.md compares them).
+This helps with many small images. At 32 × 32 pixels, Pillow's views, one image at a time, take as
+long as a small network's step. Views of the whole batch take a fifth of that (docs/views.md).
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from solo_infoaug.twin.views import Pipeline, make_views
 
 
 class WholeBatches(Dataset[Any]):
-    """Indexed by a list of rows; gives solo-learn's batch: indices, views, labels."""
+    """Indexed by a list of rows; returns solo-learn's batch: indices, views, labels."""
 
     def __init__(self, images: Tensor, labels: Tensor, pipelines: Sequence[Pipeline]) -> None:
-        """`images` is uint8 [N, 3, H, W], `labels` int64 [N]; a pipeline for each augmentation."""
+        """`images` is uint8 [N, 3, H, W], `labels` int64 [N]; each augmentation has a pipeline."""
         self.images, self.labels, self.pipelines = images, labels, pipelines
 
     def __len__(self) -> int:
@@ -35,12 +35,12 @@ class WholeBatches(Dataset[Any]):
 
 
 def whole_batches(images: Any, pipelines: Sequence[Pipeline], batch_size: int) -> DataLoader[Any]:
-    """A loader over one of solo-learn's data sets that is read once.
+    """A loader over one of solo-learn's data sets, which is read once into memory.
 
     Args:
-        images: without a transform, so that its items end with a PIL image and a label.
+        images: data set without a transform, so that its items end with a PIL image and a label.
         pipelines: one for each entry of `augmentations`.
-        batch_size: images a batch; what is left of an epoch is dropped, as solo-learn does.
+        batch_size: images in a batch; an incomplete last batch is dropped, as in solo-learn.
 
     Raises:
         ConfigError: images differ in size.
@@ -54,7 +54,7 @@ def whole_batches(images: Any, pipelines: Sequence[Pipeline], batch_size: int) -
         if shown.shape != pixels.shape[1:]:
             raise ConfigError(
                 f"data.whole_batches: expected images of one size, got {pixels.shape[1:3]} and "
-                f"{shown.shape[:2]}; leave it out"
+                f"{shown.shape[:2]}; leave out data.whole_batches"
             )
         pixels[row] = shown
         labels.append(int(label))

@@ -1,4 +1,4 @@
-"""solo-learn's configurations: composed, checked, and fitted to the machine."""
+"""solo-learn's configurations: compose them, check them, and fit them to the machine."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from solo_infoaug._files import expanded
 from solo_infoaug.errors import ConfigError
 
 say = rank_zero_only(print)
-"""Lightning hides what is logged at the level of information."""
+"""Print on the first process only. Lightning hides messages that are logged as information."""
 
 
 def load_config(
@@ -45,7 +45,7 @@ def load_config(
             f"--config-path: expected a folder of YAML configurations, got {config_path}"
         )
     file = folder / f"{config_name.removesuffix('.yaml')}.yaml"
-    if not file.is_file() or file.parent != folder:  # Hydra takes no other
+    if not file.is_file() or file.parent != folder:  # the only file that Hydra takes
         names = ", ".join(sorted(p.name for p in folder.glob("*.yaml"))) or "no .yaml file"
         raise ConfigError(f"--config-name: no {config_name!r} in {folder}; there is {names}")
     parse_overrides(overrides)
@@ -65,7 +65,7 @@ def parse_overrides(overrides: Sequence[str]) -> list[Override]:
     """Read overrides one by one.
 
     Raises:
-        ConfigError: one that Hydra cannot read; the message names it, and says how it is quoted.
+        ConfigError: Hydra cannot read one; the message names it and says how to quote it.
     """
     parser = OverridesParser.create()
     parsed = []
@@ -87,7 +87,7 @@ def quoted(path: str | Path) -> str:
     """A path as the value of an override in Hydra's grammar.
 
     Raises:
-        ConfigError: it has a `${`, which every reader of a configuration takes for another key.
+        ConfigError: it has a `${`, which configurations read as the name of another key.
     """
     text = str(path)
     if "${" in text:
@@ -130,10 +130,10 @@ def choose_device(cfg: DictConfig) -> None:
 
 
 def check_values(cfg: DictConfig) -> None:
-    """Numbers that no solo-learn can train with.
+    """Check for numbers that no solo-learn can train with.
 
     Raises:
-        ConfigError: the message names the key.
+        ConfigError: there is one; the message names the key.
     """
 
     def whole(key: str, minimum: int, *allowed: object) -> None:
@@ -144,7 +144,7 @@ def check_values(cfg: DictConfig) -> None:
     for key in ("optimizer.lr", "optimizer.classifier_lr", "optimizer.weight_decay"):
         rate = OmegaConf.select(cfg, key, throw_on_missing=False)
         require(rate is None or is_number(rate, 0), key, "a number ≥ 0", rate)
-    # without an end to epochs there must be one to steps
+    # without an end of epochs there must be an end of steps
     endless = (-1,) if OmegaConf.select(cfg, "max_steps", default=-1) not in (None, -1) else ()
     whole("max_epochs", 1, *endless)
     for key, minimum in (

@@ -1,4 +1,4 @@
-"""The images that a run trains on: checked before, and loaded as solo-learn does."""
+"""The images that a run trains on: checked first, and loaded as in solo-learn."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from solo_infoaug.twin.views import run_pipelines
 
 
 def read_image(path: str) -> Any:
-    """torchvision's loader of image folders; what cannot be read is named.
+    """torchvision's loader of image folders; the error names an image that cannot be read.
 
     Raises:
         DataError: the image is damaged.
@@ -45,7 +45,7 @@ def read_image(path: str) -> Any:
 
 
 class _Named(Dataset[Any]):
-    """solo-learn's images without labels; what cannot be read is named."""
+    """solo-learn's images without labels; the error names an image that cannot be read."""
 
     def __init__(self, images: Any) -> None:
         self.images = images
@@ -60,7 +60,7 @@ class _Named(Dataset[Any]):
 
 @contextmanager
 def _names(path: str | Path) -> Iterator[None]:
-    # what Pillow raises of files that are damaged, cut off, or of another format
+    # what Pillow raises for files that are damaged, truncated, or of another format
     try:
         yield
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:
@@ -71,7 +71,7 @@ def _names(path: str | Path) -> Iterator[None]:
 
 @contextmanager
 def downloadable(dataset: str, path: str, key: str) -> Iterator[None]:
-    """Inside, a data set that torchvision neither finds nor can download is an error of `key`."""
+    """Report a data set that torchvision can neither find nor download as an error of `key`."""
     try:
         yield
     except (OSError, RuntimeError) as error:
@@ -84,7 +84,7 @@ def downloadable(dataset: str, path: str, key: str) -> Iterator[None]:
 
 
 def validation_loader(host: Host, cfg: DictConfig) -> Any:
-    """Labelled images, as solo-learn loads them; None where the configuration names none."""
+    """Labelled images, as solo-learn loads them; None if the configuration names none."""
     data = cfg.data
     unlabelled = data.dataset == "custom" and (data.no_labels or data.val_path is None)
     if unlabelled or (data.dataset in ("imagenet", "imagenet100") and data.val_path is None):
@@ -117,7 +117,7 @@ def train_loader(host: Host, cfg: DictConfig) -> Any:
     """The images to train on, as solo-learn loads them, or whole batches.
 
     Raises:
-        ConfigError: there are fewer than a batch.
+        ConfigError: there are fewer images than in a batch.
     """
     transform = host.full_transform_pipeline(
         [
@@ -145,7 +145,7 @@ def train_loader(host: Host, cfg: DictConfig) -> Any:
 
 
 def _images(host: Host, cfg: DictConfig, transform: Any) -> Any:
-    """solo-learn's data set of all training images; what cannot be read is named."""
+    """solo-learn's data set of all training images; errors name images that cannot be read."""
     name, path = cfg.data.dataset, cfg.data.train_path
     folder = half_folder(name, path, "train")
     if name in CLASSES:
@@ -167,7 +167,7 @@ def _images(host: Host, cfg: DictConfig, transform: Any) -> Any:
 
 
 def _some_of(dataset: Any, cfg: DictConfig) -> Any:
-    """`data.fraction` of the images, by `data.fraction_seed`."""
+    """`data.fraction` of the images, drawn by `data.fraction_seed`."""
     fraction = OmegaConf.select(cfg, "data.fraction", default=ALL)
     if fraction in (None, ALL):
         return dataset
@@ -176,7 +176,7 @@ def _some_of(dataset: Any, cfg: DictConfig) -> Any:
 
 
 def check_data(cfg: DictConfig) -> None:
-    """The folders are there, and hold what torchvision's ImageFolder and solo-learn look for."""
+    """Check that the folders hold what torchvision's ImageFolder and solo-learn expect."""
     if cfg.data.dataset in CLASSES:
         check_halves(cfg.data.dataset, cfg.data.train_path, OmegaConf.select(cfg, "data.val_path"))
         return
@@ -203,16 +203,16 @@ def check_halves(
     val_path: str | Path | None,
     keys: tuple[str, str] = ("data.train_path", "data.val_path"),
 ) -> None:
-    """Where a named data set lies as folders of images, both halves have all its classes.
+    """Check that both halves of a named data set in folders of images have all its classes.
 
     Args:
         dataset: one of `CLASSES`.
-        train_path: of the images to train on.
-        val_path: of the others; None if they are not asked for.
-        keys: what messages call the two paths.
+        train_path: path of the images to train on.
+        val_path: path of the other images; None if they are not needed.
+        keys: names of the two paths in messages.
 
     Raises:
-        ConfigError: they do not.
+        ConfigError: a half lacks classes, or has others.
     """
     halves = zip(keys, ("train", "test"), (train_path, val_path), strict=True)
     folders = {
@@ -231,10 +231,10 @@ def check_halves(
 
 
 def check_classes(folders: Mapping[str, Path]) -> None:
-    """Folders of images, by what messages call each, have the same classes.
+    """Check that folders of images have the same classes; the keys are their names in messages.
 
     Raises:
-        ConfigError: they differ, there are none, or one has no image in it.
+        ConfigError: the classes differ, there are no classes, or a class has no image.
     """
     classes = {key: _image_classes(path, key) for key, path in folders.items()}
     for (one, ours), (other, theirs) in pairwise(classes.items()):
@@ -245,7 +245,7 @@ def check_classes(folders: Mapping[str, Path]) -> None:
 
 
 def _image_classes(path: Path, key: str) -> list[str]:
-    """The classes of a folder of images as torchvision sees it: a sub-folder each."""
+    """The classes of a folder of images for torchvision: one sub-folder each."""
     if not path.is_dir():
         there = "a file" if path.exists() else "not there"
         raise ConfigError(
@@ -269,7 +269,7 @@ def _image_classes(path: Path, key: str) -> list[str]:
 
 
 def _check_flat(path: Path) -> None:
-    """solo-learn opens every entry of a folder without labels as an image."""
+    """Check for other entries than images: solo-learn opens every entry of such a folder."""
     if not path.is_dir():
         raise ConfigError(
             f"data.train_path: expected a folder of images, got {path}, which is a file"
@@ -280,7 +280,7 @@ def _check_flat(path: Path) -> None:
     for entry in entries:
         if not entry.name.lower().endswith(IMG_EXTENSIONS) or entry.is_dir():
             raise ConfigError(
-                f"data.train_path: with data.no_labels expected images alone, got {entry}"
+                f"data.train_path: with data.no_labels expected only images, got {entry}"
             )
 
 

@@ -1,8 +1,8 @@
-"""Where the images of a named data set lie, and a part of them.
+"""Where the images of a named data set are, and fractions of them.
 
-`cifar10`, `cifar100` and `stl10` may lie in torchvision's layout or as folders of images:
+`cifar10`, `cifar100` and `stl10` may be in torchvision's layout or in folders of images:
 train/CLASS/… and test/CLASS/… (or val/CLASS/…). `tiny_imagenet`, which neither torchvision nor
-solo-learn knows, is folders of images.
+solo-learn knows, is always in folders of images.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from solo_infoaug._checks import is_number, is_whole, require
 from solo_infoaug.errors import ConfigError
 
 CLASSES = {"cifar10": 10, "cifar100": 100, "stl10": 10, "tiny_imagenet": 200}
-"""Named data sets that may lie as folders of images."""
+"""Number of classes of the named data sets that may be in folders of images."""
 
 TORCHVISION = {
     "cifar10": "cifar-10-batches-py",
@@ -31,21 +31,21 @@ TORCHVISION = {
 
 _HALVES = {"train": ("train",), "test": ("test", "val")}
 ALL = -1
-"""`data.fraction` of the whole data set, as in solo-learn."""
+"""`data.fraction` that means the whole data set, as in solo-learn."""
 DEFAULT_SEED = 42
-"""`data.fraction_seed`, as in solo-learn."""
+"""Default of `data.fraction_seed`, as in solo-learn."""
 
 
 def half_folder(
     dataset: str, path: str | Path | None, half: str, key: str = "data.train_path"
 ) -> Path | None:
-    """The folder with a folder a class of `train` or `test`; None for torchvision's layout.
+    """The folder of the half `train` or `test`, with a folder for each class; else None.
 
-    Where both layouts lie at `path`, torchvision's is taken: it is the original. `key` is what the
-    message calls the path.
+    None means torchvision's layout. If `path` has both layouts, torchvision's is used, because it
+    is the original. `key` is the name of the path in the message.
 
     Raises:
-        ConfigError: `tiny_imagenet` is not there as folders.
+        ConfigError: `path` has no folders of `tiny_imagenet`.
     """
     if dataset not in CLASSES or path is None:
         return None
@@ -62,7 +62,7 @@ def half_folder(
 
 
 def layout_of(dataset: str, path: str | Path, key: str = "data.train_path") -> str:
-    """Which of the two layouts is taken, for people; `key` is what an error calls the path."""
+    """Which of the two layouts is used, as a sentence; `key` is the name of the path in errors."""
     if half_folder(dataset, path, "train", key) is not None:
         return f"{dataset}: folders of images at {path}"
     if (Path(path) / TORCHVISION[dataset]).is_dir():
@@ -71,9 +71,9 @@ def layout_of(dataset: str, path: str | Path, key: str = "data.train_path") -> s
 
 
 def name_for_host(cfg: DictConfig) -> None:
-    """`tiny_imagenet` becomes what solo-learn knows: `custom`, of the folder of its training half.
+    """Change `tiny_imagenet` to `custom`, which solo-learn knows, with its training half.
 
-    It is not validated in training, because solo-learn validates `custom` on 224 pixels.
+    Training does not validate it, because solo-learn validates `custom` on 224 pixels.
     """
     if OmegaConf.select(cfg, "data.dataset") == "tiny_imagenet":
         train = half_folder("tiny_imagenet", cfg.data.train_path, "train")
@@ -84,7 +84,7 @@ def name_for_host(cfg: DictConfig) -> None:
 
 
 def check_fraction(fraction: Any, seed: Any, section: str = "data") -> None:
-    """`fraction` is a number in (0, 1), or -1 for all; `fraction_seed` a whole number."""
+    """Check that `fraction` is in (0, 1), or -1 for all, and that the seed is a whole number."""
     good = fraction in (None, ALL) or (is_number(fraction, 0) and 0 < fraction < 1)
     require(good, f"{section}.fraction", "a number in (0, 1), or -1 for all images", fraction)
     good = seed is None or is_whole(seed, 0)
@@ -92,15 +92,15 @@ def check_fraction(fraction: Any, seed: Any, section: str = "data") -> None:
 
 
 def drawn_rows(labels: Sequence[int] | None, count: int, fraction: float, seed: int) -> list[int]:
-    """`fraction` of `count` images, drawn by `seed`, of each class alike.
+    """Rows of the `fraction` of each class of `count` images, drawn by `seed`.
 
     With seed 42 they are those of `data.fraction` in the current solo-learn.
 
     Args:
-        labels: None draws without regard to classes.
-        count: of images.
+        labels: labels of the images; None draws without regard to classes.
+        count: number of images.
         fraction: in (0, 1).
-        seed: another seed, other images.
+        seed: seed of the draw.
 
     Raises:
         ConfigError: the part has fewer images than classes.
@@ -110,8 +110,8 @@ def drawn_rows(labels: Sequence[int] | None, count: int, fraction: float, seed: 
     classes = 1 if labels is None else len(set(labels))
     if int(fraction * count) < classes:
         raise ConfigError(
-            f"data.fraction: expected an image a class at least, got {fraction} of {count} images "
-            f"of {classes} classes"
+            f"data.fraction: expected at least one image for each class, got {fraction} of {count} "
+            f"images of {classes} classes"
         )
     rows: list[int] = train_test_split(
         range(count), train_size=fraction, stratify=labels, random_state=seed
@@ -120,7 +120,7 @@ def drawn_rows(labels: Sequence[int] | None, count: int, fraction: float, seed: 
 
 
 def labels_of(dataset: Any) -> list[int] | None:
-    """The labels of a torchvision data set; None where it has none."""
+    """The labels of a torchvision data set; None if it has none."""
     if hasattr(dataset, "samples"):
         return [label for _, label in dataset.samples]
     labels = getattr(dataset, "targets", getattr(dataset, "labels", None))
@@ -128,7 +128,7 @@ def labels_of(dataset: Any) -> list[int] | None:
 
 
 class Part(Dataset[Any]):
-    """Some images of one of solo-learn's data sets, numbered anew."""
+    """Some images of one of solo-learn's data sets, with new numbers."""
 
     def __init__(self, images: Any, rows: Sequence[int]) -> None:
         self.images, self.rows = images, rows
@@ -144,7 +144,7 @@ class Part(Dataset[Any]):
 
 
 def add_unlabelled(dataset: Any, path: str | Path) -> None:
-    """Images below `path`/unlabeled join an image folder, under label -1 as torchvision has it."""
+    """Add images below `path`/unlabeled to an image folder, with label -1 as in torchvision."""
     files = sorted(p for p in (Path(path) / "unlabeled").rglob("*") if p.is_file())
     dataset.samples += [(str(p), -1) for p in files if p.name.lower().endswith(IMG_EXTENSIONS)]
     dataset.targets = [label for _, label in dataset.samples]

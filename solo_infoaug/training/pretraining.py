@@ -1,7 +1,7 @@
 """solo-learn's pretraining from solo-learn's own YAML configurations, on either host.
 
-What `main_pretrain.py` does, with two differences: the device is chosen from what the machine has,
-and without wandb the metrics go to a CSV file (or TensorBoard) beside the checkpoint.
+It does what `main_pretrain.py` does, with two differences: the device fits the machine, and without
+wandb the metrics go to a CSV file (or TensorBoard) in the folder of the checkpoint.
 """
 
 from __future__ import annotations
@@ -40,16 +40,16 @@ from solo_infoaug.twin.registration import register
 
 LOGGERS = ("csv", "tensorboard", "none")
 DATASETS = (*CLASSES, "imagenet", "imagenet100", "custom")
-"""Those of both solo-learns, and `tiny_imagenet`."""
+"""The data sets of both solo-learns, and `tiny_imagenet`."""
 
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """Where a finished run left its things."""
+    """The output of a finished run."""
 
     folder: Path | None
-    """args.json, checkpoint and metrics; None where `checkpoint.enabled` is off. Of a run that was
-    finished before, that of its checkpoint."""
+    """Folder of args.json, checkpoint and metrics; None if `checkpoint.enabled` is off. For a run
+    that had finished before, the folder of its checkpoint."""
     checkpoint: Path | None
     metrics: dict[str, float]
     """The last values that were logged."""
@@ -89,7 +89,7 @@ def _logger(cfg: DictConfig, version: str) -> Logger | None:
 
 
 def _check(host: Host, cfg: DictConfig) -> None:
-    """What can be known to be wrong before anything is loaded."""
+    """Check what can be checked before anything is loaded."""
     read_infoaug(cfg)
     FMICLConfig.parse(OmegaConf.select(cfg, "fmicl"))
     for key in (
@@ -130,7 +130,7 @@ def _check(host: Host, cfg: DictConfig) -> None:
             "use solo-learn's own main_pretrain.py, or data.format=image_folder"
         )
     if OmegaConf.select(cfg, "auto_umap.enabled"):
-        say("auto_umap.enabled: solo-infoaug pretrain draws none; solo-learn's main_umap.py does")
+        say("auto_umap.enabled: solo-infoaug pretrain draws no UMAP; use solo-learn's main_umap.py")
     name_for_host(cfg)
     check_data(cfg)
     if OmegaConf.select(cfg, "checkpoint.enabled") or _logger_kind(cfg) != "none":
@@ -142,23 +142,23 @@ def _check(host: Host, cfg: DictConfig) -> None:
 
 
 def _check_knn(host: Host) -> None:
-    """solo-learn's online k-NN is made with an argument that later torchmetrics have not."""
+    """Check solo-learn's online k-NN: it passes an argument that later torchmetrics lack."""
     if host.knn is None:
-        return  # that solo-learn's adapter says so
+        return  # that solo-learn's adapter raises the error
     try:
         host.knn()
     except (TypeError, ValueError) as error:
         wanted = wanted_by_host(host.info).get("torchmetrics", "<0.12")
         raise ConfigError(
             f"knn_eval.enabled: solo-learn {host.info.version} needs torchmetrics{wanted}, got "
-            f"{metadata.version('torchmetrics')} ({error}); leave it out, since solo-infoaug "
-            f'evaluate measures k-NN, or pip install "torchmetrics{wanted}"'
+            f"{metadata.version('torchmetrics')} ({error}); leave it out and use solo-infoaug "
+            f'evaluate for k-NN, or pip install "torchmetrics{wanted}"'
         ) from error
 
 
 @contextmanager
 def _refused_by(host: Host) -> Iterator[None]:
-    """Inside, solo-learn's complaints about a configuration are ours: it has bare assertions."""
+    """Turn solo-learn's errors about a configuration into ours: it has bare assertions."""
     try:
         yield
     except OmegaConfBaseException as error:
@@ -170,7 +170,7 @@ def _refused_by(host: Host) -> Iterator[None]:
         frames = traceback.extract_tb(error.__traceback__)
         where = frames[-1]
         inside = Path(where.filename).is_relative_to(host.info.path / "solo")
-        if not inside:  # a fault of ours or of another library keeps its traceback
+        if not inside:  # an error of ours or of another library keeps its traceback
             raise
         why = f" ({type(error).__name__}: {error})" if str(error) else ""
         raise ConfigError(
@@ -181,8 +181,8 @@ def _refused_by(host: Host) -> Iterator[None]:
 
 @contextmanager
 def _refused_by_lightning() -> Iterator[None]:
-    """Inside, Lightning's complaints about its keys are ours: some depend on how much data there is
-    and come late, such as that of `limit_train_batches`."""
+    """Turn Lightning's errors about its keys into ours. Some depend on the amount of data and come
+    late, such as that of `limit_train_batches`."""
     try:
         yield
     except (MisconfigurationException, ValueError) as error:
@@ -199,7 +199,7 @@ def _refused_by_lightning() -> Iterator[None]:
 def _callbacks(
     host: Host, cfg: DictConfig, more: Sequence[Callback]
 ) -> tuple[Logger | None, list[Callback], Any]:
-    """The logger, all callbacks, and the one among them that writes checkpoints, if any."""
+    """The logger, all callbacks, and the callback that writes checkpoints, if any."""
     logger = _logger(cfg, version=secrets.token_hex(4))
     used = list(more)
     checkpointer = None
@@ -240,13 +240,13 @@ def pretrain(cfg: DictConfig, callbacks: Sequence[Callback] = ()) -> TrainingRes
     """Pretrain as solo-learn's `main_pretrain.py` does.
 
     Args:
-        cfg: a solo-learn configuration (`load_config`); it is completed in place.
+        cfg: a solo-learn configuration (`load_config`), which is completed in place.
         callbacks: further Lightning callbacks.
 
     Raises:
-        ConfigError: a key or value that cannot be used, before any training.
+        ConfigError: a key or value cannot be used; raised before any training.
         OutputError: `checkpoint.dir` cannot be written.
-        DataError: an image that cannot be read.
+        DataError: an image cannot be read.
     """
     host = register()
     with _refused_by(host):
@@ -262,7 +262,7 @@ def pretrain(cfg: DictConfig, callbacks: Sequence[Callback] = ()) -> TrainingRes
 
     with _refused_by(host):
         model = host.methods[cfg.method](cfg)
-    with torch.no_grad():  # some distributed strategies want it, and main_pretrain.py does it
+    with torch.no_grad():  # some distributed strategies need it, and main_pretrain.py does it
         for parameter in model.parameters():
             parameter.set_(parameter.contiguous())
     if not cfg.performance.disable_channel_last:
@@ -284,7 +284,7 @@ def pretrain(cfg: DictConfig, callbacks: Sequence[Callback] = ()) -> TrainingRes
         with _refused_by_lightning():
             trainer.fit(model, training, validation, ckpt_path=resume)
     except DataError as error:
-        # a worker's process hands over its whole traceback as the message
+        # a worker process passes its whole traceback as the message
         raise DataError(str(error).strip().rpartition("DataError: ")[2]) from error
     folder, last = _left_by(checkpointer, cfg, Path(resume) if resume is not None else None)
     return TrainingResult(
@@ -298,10 +298,10 @@ def pretrain(cfg: DictConfig, callbacks: Sequence[Callback] = ()) -> TrainingRes
 def _left_by(
     checkpointer: Any, cfg: DictConfig, resumed: Path | None
 ) -> tuple[Path | None, Path | None]:
-    """The folder of a run and its last checkpoint, if there are any."""
+    """The folder of a run and its last checkpoint, if any."""
     last, folder = resumed, None
     if checkpointer is not None:
-        # it looks for its folder when training starts, and a finished run does not train again
+        # it chooses its folder when training starts, and a finished run does not train again
         started = hasattr(checkpointer, "path")
         if not started:
             say(f"Nothing to do: {last} has all its {cfg.max_epochs} epochs")

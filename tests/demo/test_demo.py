@@ -61,7 +61,7 @@ def test_text_says_what_is_shown_and_what_not() -> None:
     assert "this takes the right twins" in shows
     assert "140 steps" in not_shown
     assert "12 videos that were made so" in not_shown
-    # nine points above random patches are not plainly more
+    # nine points above random patches are not clearly more
     assert "no gain" in scenes_text(_scenes(34.5))[1]
     assert "no gain" in scenes_text(_scenes(20.0))[1]
 

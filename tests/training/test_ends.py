@@ -43,7 +43,7 @@ def test_knn_needs_the_torchmetrics_of_solo_learn(make_cfg: Callable[..., DictCo
     with pytest.raises(ConfigError, match=r"knn_eval\.enabled: .* needs torchmetrics<0\.12"):
         pretrain(cfg)
     told = {finding.name: finding for finding in findings() if not finding.good}
-    assert "solo-learn asks for <0.12" in told["torchmetrics"].value
+    assert "solo-learn requires <0.12" in told["torchmetrics"].value
 
 
 def test_bounds_of_solo_learn_are_read(tmp_path: Path) -> None:

@@ -217,7 +217,7 @@ def test_what_cannot_be_taken_is_named(
     refused(
         r"data\.fraction: expected a number in \(0, 1\), or -1 for all images, got 1", fraction=1
     )
-    refused(r"data\.fraction: expected an image a class at least, got 0\.05", fraction=0.05)
+    refused(r"data\.fraction: expected at least one image for each class, got 0\.05", fraction=0.05)
     refused(r"data\.fraction_seed: expected a whole number ≥ 0", fraction=0.5, fraction_seed=-1)
     refused(
         r"data\.train_path: expected tiny_imagenet as folders", dataset="tiny_imagenet",
@@ -227,7 +227,7 @@ def test_what_cannot_be_taken_is_named(
     shutil.rmtree(folders / "test" / "j")
     refused(r"data\.val_path/test: expected the classes of data\.train_path/train")
     shutil.rmtree(folders / "test")
-    with pytest.raises(ConfigError, match=r"--train-path: expected .* test/CLASS beside"):
+    with pytest.raises(ConfigError, match=r"--train-path: expected .* test/CLASS as well as"):
         load_images("cifar10", 32, folders)
 
 

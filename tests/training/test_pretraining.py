@@ -266,7 +266,7 @@ def test_folders_that_are_no_image_folders_are_named(
     flat = image_folder / "a"
     refused(r"data\.train_path: .*data\.no_labels=true", **{"data.train_path": str(flat)})
     refused(
-        r"data\.train_path: with data\.no_labels expected images alone",
+        r"data\.train_path: with data\.no_labels expected only images",
         **{"data.train_path": str(image_folder), "data.no_labels": True},
     )
     more = tmp_path / "more"
@@ -326,11 +326,11 @@ def test_evaluation_uses_or_refuses_each_option(
     nowhere = tmp_path / "nowhere"
     refused("--val-path: expected a folder .*nowhere", "folder", image_folder, nowhere)
     refused("--train-path: expected a folder .*nowhere", "folder", nowhere, image_folder)
-    refused("--train-path: --data digits has no use for it", "digits", image_folder)
-    refused("--val-path: --data cifar10 has no use for it", "cifar10", nowhere, nowhere)
+    refused("--train-path: --data digits does not use it", "digits", image_folder)
+    refused("--val-path: --data cifar10 does not use it", "cifar10", nowhere, nowhere)
     one = tmp_path / "one"
     shutil.copytree(image_folder / "a", one / "a")
-    refused("--train-path: expected images of two classes", "folder", one, one)
+    refused("--train-path: expected images of at least two classes", "folder", one, one)
     refused("--limit", limit=1)
     refused("--k", k=0)
 
@@ -454,7 +454,7 @@ def test_gpu_configuration_runs_on_the_cpu() -> None:
 
 @pytest.mark.parametrize(
     ("checkpoint", "message"),
-    [("none.ckpt", "expected a .ckpt file"), ("text.ckpt", "expected an args.json beside")],
+    [("none.ckpt", "expected a .ckpt file"), ("text.ckpt", "expected an args.json next to")],
 )
 def test_unreadable_checkpoints_are_named(tmp_path: Path, checkpoint: str, message: str) -> None:
     (tmp_path / "text.ckpt").write_text("no checkpoint")
