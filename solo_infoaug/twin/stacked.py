@@ -71,7 +71,8 @@ def stacked(backbone: nn.Module, backbone_norms: Norms, layers: Sequence[Norms])
     affine = torch.stack(
         [torch.cat([n.weight for n in different]), torch.cat([n.bias for n in different])]
     )
-    weights, biases = (row.split(widths) for row in affine.index_select(1, places_of.every).unbind(0))
+    gathered = affine.index_select(1, places_of.every)
+    weights, biases = (row.split(widths) for row in gathered.unbind(0))
     eps, seen = different[0].eps, {}
 
     def normalise(layer: int) -> Callable[[Tensor], Tensor]:
@@ -91,7 +92,8 @@ def stacked(backbone: nn.Module, backbone_norms: Norms, layers: Sequence[Norms])
             stack.enter_context(replaced(norm, normalise(layer)))
         for convolution in backbone.modules():
             if type(convolution) is nn.Conv2d and not convolution.weight.is_contiguous():
-                stack.enter_context(replaced(convolution, functools.partial(_convolve, convolution)))
+                convolve = functools.partial(_convolve, convolution)
+                stack.enter_context(replaced(convolution, convolve))
         yield
     if len(seen) == len(layers):
         _update(different, which, [seen[layer] for layer in range(len(layers))], places_of)

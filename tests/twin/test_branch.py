@@ -850,7 +850,8 @@ def test_convolution_of_views_side_by_side_is_autocasts() -> None:
         (out * target).sum().backward()
         results.append((out, given.grad, layer.weight.grad))
     for usual, ours in zip(*results, strict=True):
-        assert usual.dtype == ours.dtype and torch.equal(usual, ours)
+        assert usual.dtype == ours.dtype
+        assert torch.equal(usual, ours)
     assert layer.weight.grad.is_contiguous(memory_format=torch.channels_last)
 
 
@@ -878,7 +879,8 @@ def test_moving_average_of_all_weights_is_solo_learns(
             theirs.update(*given)
         for (_, got), (_, wanted) in zip(pairs, expected, strict=True):
             for a, b in zip(got.parameters(), wanted.parameters(), strict=True):
-                assert torch.equal(a, b) and a.stride() == b.stride()
+                assert torch.equal(a, b)
+                assert a.stride() == b.stride()
                 assert a.requires_grad == b.requires_grad
     again = pickle.loads(pickle.dumps(ours))
     again.cur_tau = 0.0
