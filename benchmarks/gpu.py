@@ -778,13 +778,20 @@ def main() -> None:
         "epoch": partial(epoch, options.images),
     }
     left = sum(PARTS[part] for part in options.parts)
+    spent = []
     for part in options.parts:
+        before = time.perf_counter(), time.process_time()
         remains = 60 * options.minutes - (time.perf_counter() - started)
         share = math.inf if options.tiny else remains * PARTS[part] / left
         left -= PARTS[part]
         works[part](report, device, sizes, Clock(share))
+        wall, busy = time.perf_counter() - before[0], time.process_time() - before[1]
+        spent.append(f"{part} {wall:.0f} ({busy:.0f})")
     took = time.perf_counter() - started
-    report.say(f"\n{waits_text(device)}. All of it took {took:.0f} s.")
+    report.say(
+        f"\n{waits_text(device)}. All of it took {took:.0f} s; by parts, and in brackets this "
+        f"process's time on processors: {', '.join(spent)}."
+    )
     write(report, options, machine, name)
 
 

@@ -57,9 +57,9 @@ class WholeBatches(Dataset[Any]):
     def __getitem__(self, rows: Sequence[int]) -> list[Any]:
         """One copy goes to the device, and nobody waits for it."""
         chosen = torch.as_tensor(rows)
-        drawn = draw_views(
-            self.pipelines, len(chosen), *self.images.shape[2:], torch.default_generator
-        )
+        height, width = self.images.shape[2:]
+        random = torch.default_generator
+        drawn = draw_views(self.pipelines, len(chosen), height, width, random)
         pixels = [] if self.kept else [self.images[chosen]]
         parts = [tensor for one in drawn for tensor in one]
         index, labels, *left = sent([chosen, self.labels[chosen], *pixels, *parts], self.device)

@@ -110,7 +110,9 @@ class _TwinBranch(Method):
 
         To compute it takes some thirty operations a step.
         """
-        outputs = self.base_forward(X) if hasattr(self, "base_forward") else self(X)
+        # as the release's and the current solo-learn's base classes do it
+        method: Any = self
+        outputs = method.base_forward(X) if hasattr(method, "base_forward") else method(X)
         return {**outputs, "loss": 0.0, "acc1": 0.0, "acc5": 0.0}
 
     @contextmanager

@@ -157,7 +157,7 @@ def test_images_that_do_not_fit_on_a_card_stay_and_it_is_said(
     loader = DataLoader(batches, batch_size=None)
     (callback,) = on_device(loader, OmegaConf.create({"data": {"device_memory": gib}}))
     trainer = SimpleNamespace(strategy=SimpleNamespace(root_device=torch.device("cuda", 0)))
-    callback.on_fit_start(trainer, None)  # type: ignore[arg-type]
+    callback.on_fit_start(trainer, None)
     assert not batches.kept
     assert batches.images.device.type == "cpu"
     assert batches.device == torch.device("cuda", 0)
@@ -198,7 +198,7 @@ def test_several_processes_share_an_epoch(
         epochs.append(drawn)
     assert epochs[0] != epochs[1]
     # as of a solo-learn loader: torch's own order for that seed and epoch
-    order = DistributedSampler(batches, num_replicas=3, rank=2, seed=3)
+    order: Any = DistributedSampler(batches, num_replicas=3, rank=2, seed=3)
     order.set_epoch(1)
     assert list(order)[:12] == epochs[1][24:]
 
