@@ -124,6 +124,7 @@ TINY = Sizes(
     backbones=("resnet18",),
     step_sides=(16,),
     step_batches=(4,),
+    precisions=("16-mixed",),
     fmicl_batches=(8,),
     turns=1,
     counted_batch=2,
@@ -538,9 +539,9 @@ def built(make: Callable[[], Stepper], device: Any) -> tuple[Stepper, float | No
     """A stepper after two steps, and the MiB that it has added to the peak."""
     import torch
 
-    gc.collect()
     cuda = device.type == "cuda"
     if cuda:
+        gc.collect()  # models hold on to themselves in circles
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
@@ -743,7 +744,16 @@ def waits_text(device: Any) -> str:
     )
 
 
+def keep_bytecode() -> None:
+    """Where Python is told to write none, as in many containers: half of the time was compiling."""
+    if sys.dont_write_bytecode:
+        # where the tests keep theirs
+        sys.pycache_prefix = str(Path(__file__).parent.parent / ".pytest_cache" / "bytecode")
+        sys.dont_write_bytecode = False
+
+
 def main() -> None:
+    keep_bytecode()
     options = parsed_options()
     device = options.device
     sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent)]
