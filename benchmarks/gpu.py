@@ -1,7 +1,11 @@
-"""All that is about a GPU, in one command: MI, twin views, a training step, f-MICL.
+"""All that is about a GPU, in one command: MI, twin views, steps, f-MICL, an epoch.
 
-    python benchmarks/gpu.py                        # one card, at most 8 minutes
+    benchmarks/on_card.sh OUT [IMAGES]              # a lent card: this and the tests, 8 minutes
+    python benchmarks/gpu.py --images CIFAR10       # one card, at most 8 minutes
     python benchmarks/gpu.py --tiny --device cpu    # that every part runs, without a card
+
+`on_card.sh` writes all it finds under OUT. `--images` is CIFAR-10 as folders (train/CLASS/…), for
+`epoch`; without it images of that size are generated.
 
 Needs, beside PyTorch and torchvision and this repository: numpy, omegaconf, lazy-loader and, for
 all parts but `mi`, kornia, lightning, hydra-core, timm, pillow, einops, torchmetrics and solo-learn
@@ -20,6 +24,9 @@ numba (our engine on the CPU, the peer of `mi`). What is missing is said before 
    for nothing, ours are part of the step. Both take turns. `one pass` is with all views passing the
    backbone together, which on a card is off by default.
 4. `fmicl`: a step with f-MICL; peer: the same step with the method's own InfoNCE.
+5. `operations`: what a step of SimCLR, BYOL and MoCo v2+ asks PyTorch for, by what it is for.
+6. `epoch`: what a user waits for: SimCLR through Lightning's loop, by solo-learn's own loader or
+   `data.whole_batches`, with and without InfoAug: images a second, and where the time goes.
 
 Where a card waits for Python, the ratio of what it computes is the smaller one: it is there too.
 
@@ -28,8 +35,8 @@ torch.profiler over one step. Without CUDA nothing is launched, nothing waits an
 there the count is of what can make a host wait (`.item()`, `nonzero`), which is more than would,
 since draws are made on the CPU on purpose, and of `.to(device)`.
 
-Writes benchmarks/results/gpu.md and gpu.json (`gpu_tiny_cpu` without a card). A part that is out of
-its time leaves rows out and says so.
+Writes benchmarks/results/gpu.md and gpu.json (`gpu_tiny_cpu` without a card), anew with each row. A
+part that is out of its time leaves rows out and says so.
 """
 
 from __future__ import annotations
@@ -56,6 +63,8 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+import gpu_operations
+
 RESULTS = Path(__file__).parent / "results"
 ALWAYS = {"torch": "torch", "numpy": "numpy", "lazy_loader": "lazy-loader"}
 FOR_TRAINING = {
@@ -73,7 +82,8 @@ BETTER = {
     "triton": "without it MI on the card is plain torch's, and there is no floor for it",
     "numba": "without it the peer of MI is plain torch on the CPU",
 }
-PARTS = {"mi": 0.15, "views": 0.2, "step": 0.55, "fmicl": 0.1}  # shares of the time
+# shares of the time
+PARTS = {"mi": 0.1, "views": 0.12, "step": 0.43, "fmicl": 0.07, "operations": 0.08, "epoch": 0.2}
 K = 3
 GOAL_STEP, GOAL_FMICL = 1.05, 1.03
 
@@ -95,6 +105,13 @@ class Sizes:
     precisions: tuple[str, ...] = ("16-mixed", "32")
     fmicl_batches: tuple[int, ...] = (256, 1024)
     turns: int = 10
+    counted_methods: tuple[str, ...] = ("simclr", "byol", "mocov2plus")
+    counted_batch: int = 64
+    epoch_batch: int = 256
+    epoch_side: int = 32
+    epoch_images: int = 50_000
+    epoch_steps: tuple[int, int, int] = (10, 60, 20)  # to warm up, as they are, by parts
+    workers: int = 8
 
 
 TINY = Sizes(
@@ -104,10 +121,18 @@ TINY = Sizes(
     sides=(16,),
     view_batches=(4, 8),
     view_images=16,
+    backbones=("resnet18",),
     step_sides=(16,),
     step_batches=(4,),
+    precisions=("16-mixed",),
     fmicl_batches=(8,),
     turns=1,
+    counted_batch=2,
+    epoch_batch=4,
+    epoch_side=16,
+    epoch_images=40,
+    epoch_steps=(1, 2, 2),
+    workers=2,
 )
 
 
@@ -147,6 +172,8 @@ class Report:
 
     lines: list[str] = field(default_factory=list)
     rows: list[dict[str, Any]] = field(default_factory=list)
+    save: Callable[[], None] = lambda: None
+    """Called after each row, so that what is measured is not lost."""
 
     def say(self, line: str) -> None:
         print(line, flush=True)
@@ -161,6 +188,7 @@ class Report:
     def row(self, *cells: Any) -> None:
         self.say(f"| {' | '.join(_shown(cell) for cell in cells)} |")
         self.rows.append({"part": self.part, **dict(zip(self.columns, cells, strict=True))})
+        self.save()
 
     def skipped(self, what: str) -> None:
         self.row(what, *["not run: out of time"] + [""] * (len(self.columns) - 2))
@@ -251,7 +279,7 @@ def count(step: Callable[[], object], device: Any) -> Counts:
     )
     names = Counter(e.name for e in events if span.start <= e.time_range.start <= span.end)
     if not cuda:
-        asked = operations(step)
+        asked, _ = gpu_operations.operations(step)
         return Counts(asked, sum(names[n] for n in _WOULD_WAIT), moved.total(), None)
     launches = sum(n for name, n in names.items() if name.startswith(_LAUNCHES))
     waits = sum(n for name, n in names.items() if name in _WAITS)
@@ -261,29 +289,6 @@ def count(step: Callable[[], object], device: Any) -> Counts:
     copies = sum(e.name.startswith("Memcpy HtoD") for e in on_card)
     busy = sum(e.time_range.elapsed_us() for e in on_card) / 1e6
     return Counts(launches, waits, copies, busy)
-
-
-_VIEWS = frozenset(
-    {"view", "_unsafe_view", "t", "transpose", "expand", "split", "split_with_sizes", "unbind"}
-    | {"select", "slice", "detach", "unsqueeze", "squeeze", "permute", "alias", "as_strided"}
-)
-
-
-def operations(step: Callable[[], object]) -> int:
-    """What a step asks for that is more than another view of memory: nearly a card's launches."""
-    from torch.utils._python_dispatch import TorchDispatchMode
-
-    asked = 0
-
-    class Watch(TorchDispatchMode):
-        def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None):
-            nonlocal asked
-            asked += function.overloadpacket.__name__ not in _VIEWS
-            return function(*args, **(kwargs or {}))
-
-    with Watch():
-        step()
-    return asked
 
 
 # --- 1: mutual information ------------------------------------------------------------------------
@@ -502,7 +507,9 @@ class Stepper:
         views_ = torch.randn(2, images, 3, side, side, device=device)
         labels = torch.zeros(images, dtype=torch.long, device=device)
         self.batch = [torch.arange(images, device=device), list(views_), labels]
-        self.optimizer = torch.optim.SGD(self.module.learnable_params, lr=0.01, momentum=0.9)
+        self.optimizer = torch.optim.SGD(
+            self.module.learnable_params, lr=0.01, momentum=0.9, foreach=True
+        )
         # on a CPU float16 is not what anybody trains in: there it stands for bfloat16
         half = torch.float16 if device.type == "cuda" else torch.bfloat16
         self.autocast = lambda: torch.autocast(device.type, half, enabled=precision == "16-mixed")
@@ -510,15 +517,21 @@ class Stepper:
         self.scaler = torch.amp.GradScaler(device.type, enabled=scaled)
         self.done = 0
 
-    def step(self) -> None:
+    def loss(self) -> Any:
         with self.autocast():
-            loss = self.module.training_step(self.batch, self.done)
+            return self.module.training_step(self.batch, self.done)
+
+    def average(self) -> None:
+        for pair in getattr(self.module, "momentum_pairs", []):
+            self.module.momentum_updater.update(*pair)
+
+    def step(self) -> None:
+        loss = self.loss()
         self.optimizer.zero_grad()
         self.scaler.scale(loss).backward()
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        for pair in getattr(self.module, "momentum_pairs", []):
-            self.module.momentum_updater.update(*pair)
+        self.average()
         self.done += 1
 
 
@@ -526,9 +539,9 @@ def built(make: Callable[[], Stepper], device: Any) -> tuple[Stepper, float | No
     """A stepper after two steps, and the MiB that it has added to the peak."""
     import torch
 
-    gc.collect()
     cuda = device.type == "cuda"
     if cuda:
+        gc.collect()  # models hold on to themselves in circles
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
@@ -586,18 +599,24 @@ def columns(peer: str, ours: str) -> list[str]:
     return ["method", *(name.format(peer=peer, ours=ours) for name in _COLUMNS)]
 
 
-def training(report: Report, device: Any, sizes: Sizes, clock: Clock) -> None:
+@contextmanager
+def some_twins(patches: int) -> Iterator[str]:
+    """A dictionary of random patches of 96 pixels, each with a twin."""
     import torch
 
     from solo_infoaug import TwinDictionary
 
-    report.head("3. A training step", columns("plain, doubled", "InfoAug"))
     with tempfile.TemporaryDirectory() as folder:
         twins = str(Path(folder) / "twins")
-        patches = 2 * max(sizes.step_batches)
         pixels = torch.randint(0, 256, (patches, 1, 3, 96, 96), dtype=torch.uint8)
         partner = torch.arange(patches).view(-1, 2).flip(1).reshape(-1, 1)
         TwinDictionary.create(twins, pixels, partner, torch.ones(patches, 1), windows=[0] * patches)
+        yield twins
+
+
+def training(report: Report, device: Any, sizes: Sizes, clock: Clock) -> None:
+    report.head("3. A training step", columns("plain, doubled", "InfoAug"))
+    with some_twins(2 * max(sizes.step_batches)) as twins:
         cases = []
         for precision, batch, backbone, side, method in product(
             sizes.precisions, sizes.step_batches, sizes.backbones, sizes.step_sides, sizes.methods
@@ -616,7 +635,7 @@ def training(report: Report, device: Any, sizes: Sizes, clock: Clock) -> None:
                 return stepper
 
             cases.append((name, plain, ours))
-            # 43 % fewer operations for copies of activations: for where Python takes the time
+            # fewer operations than the plain method (5): for where Python takes the time
             if (batch, precision) == (min(sizes.step_batches), "16-mixed"):
                 cases.append((f"{name}, one pass", plain, partial(ours, together=True)))
         rows_of_steps(report, clock, sizes.turns, cases, device)
@@ -640,6 +659,35 @@ def objective(report: Report, device: Any, sizes: Sizes, clock: Clock) -> None:
     report.say(f"\nGoal: a ratio of at most {GOAL_FMICL}.")
 
 
+# --- 5 and 6: operations, and an epoch -----------------------------------------------------------
+
+
+def counted(report: Report, device: Any, sizes: Sizes, clock: Clock) -> None:
+    batch = sizes.counted_batch
+    with some_twins(4 * batch) as twins:
+
+        def make(method: str, way: str) -> Stepper:
+            ours = way.startswith("InfoAug")
+            extra = {"infoaug": {"twins": twins}} if ours else {}
+            images = 2 * batch if way == "plain, doubled" else batch
+            stepper = Stepper(method, "resnet18", 32, images, "16-mixed", device, **extra)
+            if ours:
+                together = way == "InfoAug, one pass"
+                stepper.module.one_pass = stepper.module.few_operations = together
+            return stepper
+
+        gpu_operations.table(report, make, sizes.counted_methods, clock)
+
+
+def epoch(images: Path | None, report: Report, device: Any, sizes: Sizes, clock: Clock) -> None:
+    import gpu_epoch
+
+    with some_twins(4 * sizes.epoch_batch) as twins, tempfile.TemporaryDirectory() as folder:
+        if images is None:
+            images = gpu_epoch.generated(Path(folder) / "generated", sizes.epoch_images)
+        gpu_epoch.table(report, device, sizes, clock, images, twins, wait)
+
+
 # --- the command ----------------------------------------------------------------------------------
 
 
@@ -654,6 +702,7 @@ def parsed_options() -> argparse.Namespace:
         "--tiny", action="store_true", help="that it runs; the figures mean nothing"
     )
     parser.add_argument("--minutes", type=float, default=7.0, help="for all parts together")
+    parser.add_argument("--images", type=Path, help="CIFAR-10 as folders, train/CLASS: for `epoch`")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
     options = parser.parse_args()
     check_needs(options.parts)
@@ -669,6 +718,11 @@ def parsed_options() -> argparse.Namespace:
         torch.cuda.set_device(device)
     elif not options.tiny:
         parser.error("--device cpu is for --tiny: on a CPU the rest takes hours")
+    else:
+        # with threads that wait for each other a busy machine takes ten times as long
+        torch.set_num_threads(1)
+    if options.images is not None and not (options.images / "train").is_dir():
+        parser.error(f"--images: expected a folder with train/CLASS in it, got {options.images}")
     options.device = device
     return options
 
@@ -681,7 +735,7 @@ def waits_text(device: Any) -> str:
             "copies: from the host to the device"
         )
     return (
-        "launches: operations that PyTorch is asked for, less views of memory; "
+        "launches: operations that PyTorch is asked for, less views of memory and bare memory; "
         "waits: `.item()`, `nonzero` and `masked_select`, also on what is drawn on the CPU, "
         "for which no card is waited for; copies: calls of `.to(device)`, `.cpu()` and `.cuda()`. "
         "To a device that is not the CPU a step sends its twins and all that is drawn for their "
@@ -690,7 +744,16 @@ def waits_text(device: Any) -> str:
     )
 
 
+def keep_bytecode() -> None:
+    """Where Python is told to write none, as in many containers: half of the time was compiling."""
+    if sys.dont_write_bytecode:
+        # where the tests keep theirs
+        sys.pycache_prefix = str(Path(__file__).parent.parent / ".pytest_cache" / "bytecode")
+        sys.dont_write_bytecode = False
+
+
 def main() -> None:
+    keep_bytecode()
     options = parsed_options()
     device = options.device
     sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent)]
@@ -706,6 +769,7 @@ def main() -> None:
         if device.type == "cuda"
         else f"{platform.processor() or platform.machine()}, no card"
     )
+    report.save = lambda: write(report, options, machine, name)
     if options.tiny:
         report.say(
             "**At tiny size**: this shows that every part runs. No figure of time below means "
@@ -715,16 +779,29 @@ def main() -> None:
         f"\n{machine}; {os.cpu_count()} CPU cores, load {os.getloadavg()[0]:.1f}; "
         f"torch {torch.__version__}, Python {platform.python_version()}"
     )
-    works = {"mi": information, "views": views, "step": training, "fmicl": objective}
+    works = {
+        "mi": information,
+        "views": views,
+        "step": training,
+        "fmicl": objective,
+        "operations": counted,
+        "epoch": partial(epoch, options.images),
+    }
     left = sum(PARTS[part] for part in options.parts)
+    spent = []
     for part in options.parts:
+        before = time.perf_counter(), time.process_time()
         remains = 60 * options.minutes - (time.perf_counter() - started)
         share = math.inf if options.tiny else remains * PARTS[part] / left
         left -= PARTS[part]
         works[part](report, device, sizes, Clock(share))
-        write(report, options, machine, name)  # what is measured is not lost
+        wall, busy = time.perf_counter() - before[0], time.process_time() - before[1]
+        spent.append(f"{part} {wall:.0f} ({busy:.0f})")
     took = time.perf_counter() - started
-    report.say(f"\n{waits_text(device)}. All of it took {took:.0f} s.")
+    report.say(
+        f"\n{waits_text(device)}. All of it took {took:.0f} s; by parts, and in brackets this "
+        f"process's time on processors: {', '.join(spent)}."
+    )
     write(report, options, machine, name)
 
 

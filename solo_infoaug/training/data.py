@@ -138,7 +138,7 @@ def train_loader(host: Host, cfg: DictConfig) -> Any:
         )
     if whole:
         pipelines = run_pipelines(host, cfg, cfg.augmentations)
-        return whole_batches(dataset, pipelines, int(cfg.optimizer.batch_size))
+        return whole_batches(dataset, pipelines, int(cfg.optimizer.batch_size), int(cfg.seed))
     return host.prepare_dataloader(
         dataset, batch_size=cfg.optimizer.batch_size, num_workers=cfg.data.num_workers
     )

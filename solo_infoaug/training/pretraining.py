@@ -32,6 +32,7 @@ from solo_infoaug._files import check_output_folder
 from solo_infoaug.errors import ConfigError, DataError, InfoAugError
 from solo_infoaug.host import Host, wanted_by_host
 from solo_infoaug.objectives.config import FMICLConfig
+from solo_infoaug.training.batches import check_device_memory, on_device
 from solo_infoaug.training.config import check_values, choose_device, say
 from solo_infoaug.training.data import check_data, downloadable, train_loader, validation_loader
 from solo_infoaug.training.layouts import CLASSES, check_fraction, name_for_host
@@ -123,6 +124,7 @@ def _check(host: Host, cfg: DictConfig) -> None:
             )
     if OmegaConf.select(cfg, "knn_eval.enabled"):
         _check_knn(host)
+    check_device_memory(cfg)
     check_fraction(*(OmegaConf.select(cfg, f"data.{k}") for k in ("fraction", "fraction_seed")))
     if OmegaConf.select(cfg, "data.format") == "dali":
         raise ConfigError(
@@ -278,7 +280,7 @@ def pretrain(cfg: DictConfig, callbacks: Sequence[Callback] = ()) -> TrainingRes
         if resume is not None:
             say(f"Resuming from the checkpoint that matches this run: {resume}")
 
-    logger, used, checkpointer = _callbacks(host, cfg, callbacks)
+    logger, used, checkpointer = _callbacks(host, cfg, [*callbacks, *on_device(training, cfg)])
     trainer = _trainer(cfg, logger, used)
     try:
         with _refused_by_lightning():

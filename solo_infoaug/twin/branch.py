@@ -28,6 +28,7 @@ from solo_infoaug.twin.batch_norm import norms_of, own_norms, seen
 from solo_infoaug.twin.config import InfoAugConfig, complete_infoaug, write_infoaug
 from solo_infoaug.twin.joined import Views, joined
 from solo_infoaug.twin.method import MethodSpec, find_method
+from solo_infoaug.twin.momentum import update_by_foreach
 from solo_infoaug.twin.prefetch import Prefetch, TwinRequest
 from solo_infoaug.twin.randomness import fork_rng
 from solo_infoaug.twin.resume import Resumption, take_late_buffers
@@ -105,8 +106,14 @@ class _TwinBranch(Method):
         return own if self.momentum_norms is None else [*own, (self.norms, self.momentum_norms)]
 
     def _base_shared_step(self, X: Tensor, targets: Tensor) -> Any:  # noqa: N803
-        """Labels are for methods that pair by them: the class loss sees one class, and is zero."""
-        return super()._base_shared_step(X, torch.zeros_like(targets))
+        """The method's outputs, with the class loss of one class, which is zero.
+
+        To compute it takes some thirty operations a step.
+        """
+        # as the release's and the current solo-learn's base classes do it
+        method: Any = self
+        outputs = method.base_forward(X) if hasattr(method, "base_forward") else method(X)
+        return {**outputs, "loss": 0.0, "acc1": 0.0, "acc5": 0.0}
 
     @contextmanager
     def views_together(
@@ -306,6 +313,8 @@ class InfoAugMethod(Method):
         self.twin_views = build_views(self.infoaug_host, cfg, config)
         self.twin = build_branch(spec, cfg, config, self)
         self._prefetch = Prefetch()
+        if "momentum_updater" in vars(self):  # not through the hook, which replaces nothing
+            update_by_foreach(self.momentum_updater)
         write_infoaug(cfg, config)
 
     # --- copies, whole models on disk, other processes ---------------------------------------

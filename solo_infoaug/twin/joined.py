@@ -130,7 +130,7 @@ def _together(
     still = [view.branch.still for view in views]
     sizes = [len(view.image) for view in views]
     if few and norms and not any(still) and fits(layers, sizes):
-        with stacked(norms, layers):
+        with stacked(backbone, norms, layers):
             return apart(alone(by_turns([view.image for view in views])), len(views))
     images, early = ([view.image for view in views], []) if few else _early(backbone, views)
     together = torch.cat(images)

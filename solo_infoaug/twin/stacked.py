@@ -11,6 +11,8 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -53,7 +55,7 @@ def apart(features: Tensor, views: int) -> tuple[Tensor, ...]:
 
 
 @contextmanager
-def stacked(backbone_norms: Norms, layers: Sequence[Norms]) -> Iterator[None]:
+def stacked(backbone: nn.Module, backbone_norms: Norms, layers: Sequence[Norms]) -> Iterator[None]:
     """Inside, the backbone's batch norms normalise views that lie `by_turns`, each by its own.
 
     `layers` has for each of `backbone_norms` the batch norms in whose place it works. Running
@@ -64,13 +66,13 @@ def stacked(backbone_norms: Norms, layers: Sequence[Norms]) -> Iterator[None]:
     channels = tuple(norm.num_features for norm in different)
     places = {norm: place for place, norm in enumerate(different)}
     which = tuple(tuple(places[norm] for norm in norms) for norms in layers)
-    device = different[0].weight.device
-    every, of_view = _indices(channels, which, device)
+    places_of = _indices(channels, which, different[0].weight.device)
     widths = [views * norm.num_features for norm in backbone_norms]
     affine = torch.stack(
         [torch.cat([n.weight for n in different]), torch.cat([n.bias for n in different])]
     )
-    weights, biases = (row.split(widths) for row in affine.index_select(1, every).unbind(0))
+    gathered = affine.index_select(1, places_of.every)
+    weights, biases = (row.split(widths) for row in gathered.unbind(0))
     eps, seen = different[0].eps, {}
 
     def normalise(layer: int) -> Callable[[Tensor], Tensor]:
@@ -80,23 +82,56 @@ def stacked(backbone_norms: Norms, layers: Sequence[Norms]) -> Iterator[None]:
                 side_by_side, weights[layer], biases[layer], None, None, True, 0.0, eps
             )
             seen[layer] = mean.detach(), scale.detach(), side_by_side.numel() // widths[layer]
-            return out.reshape(images.shape)
+            # to autograd not a view: a ReLU in place on a view is copied five times going backward
+            return torch.ops.aten._unsafe_view(out, images.shape)
 
         return forward
 
     with ExitStack() as stack:
         for layer, norm in enumerate(backbone_norms):
             stack.enter_context(replaced(norm, normalise(layer)))
+        for convolution in backbone.modules():
+            if type(convolution) is nn.Conv2d and not convolution.weight.is_contiguous():
+                convolve = functools.partial(_convolve, convolution)
+                stack.enter_context(replaced(convolution, convolve))
         yield
     if len(seen) == len(layers):
-        _update(different, which, [seen[layer] for layer in range(len(layers))], of_view)
+        _update(different, which, [seen[layer] for layer in range(len(layers))], places_of)
+
+
+def _convolve(convolution: nn.Conv2d, images: Tensor) -> Tensor:
+    """In NCHW, in which views by turns lie side by side; of channels_last the weight is copied."""
+    weight = _Contiguous.apply(convolution.weight, _autocast_type(convolution.weight))
+    return convolution._conv_forward(images, weight, convolution.bias)
+
+
+def _autocast_type(weight: Tensor) -> torch.dtype:
+    """In which autocast would let a layer work."""
+    kind = weight.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
+
+
+class _Contiguous(torch.autograd.Function):
+    """A weight in NCHW, and its gradient in the weight's own layout, by one operation each.
+
+    They are autocast's conversions at once, where it is on.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, dtype: torch.dtype) -> Tensor:
+        ctx.dtype = weight.dtype
+        return weight.to(dtype, memory_format=torch.contiguous_format, copy=True)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return gradient.to(ctx.dtype, memory_format=torch.channels_last), None
 
 
 def _update(
     different: Norms,
     which: tuple[tuple[int, ...], ...],
     seen: Sequence[tuple[Tensor, Tensor, int]],
-    of_view: Sequence[tuple[Tensor, Tensor]],
+    places_of: _Places,
 ) -> None:
     """Running statistics and counts, view after view."""
     momentum, eps = different[0].momentum, different[0].eps
@@ -109,9 +144,13 @@ def _update(
         unbiased = _unbiased(widths, tuple(count for _, _, count in seen), means.device)
         found = torch.stack([means, (scales.pow(-2) - eps) * unbiased])
         running = torch.stack([torch.cat(values) for values in kept])
-        for source, target in of_view:
-            before = running.index_select(1, target)
-            running.index_copy_(1, target, before.lerp(found.index_select(1, source), momentum))
+        by_view = found.index_select(1, places_of.seen).split(places_of.sizes, 1)
+        for target, values in zip(places_of.kept, by_view, strict=True):
+            if target is None:
+                running.lerp_(values, momentum)
+            else:
+                before = running.index_select(1, target)
+                running.index_copy_(1, target, before.lerp_(values, momentum))
         sizes = [norm.num_features for norm in different]
         for values, row in zip(kept, running.unbind(0), strict=True):
             torch._foreach_copy_(values, row.split(sizes))
@@ -125,15 +164,27 @@ def _buffers(norms: Norms, name: str) -> list[Tensor]:
     return [norm.get_buffer(name) for norm in norms]
 
 
+@dataclass(frozen=True)
+class _Places:
+    """Indices of channels, on the device. Kept, since to make them means a copy to the card."""
+
+    every: Tensor
+    """Among the channels of all batch norms those that the layers use, view by view."""
+
+    seen: Tensor
+    """Among those the ones of the first view, of the second, …"""
+
+    sizes: list[int]
+    """How many each view has."""
+
+    kept: list[Tensor | None]
+    """For each view where among the channels of all batch norms these lie; None: they are all."""
+
+
 @functools.lru_cache(maxsize=16)
 def _indices(
     channels: tuple[int, ...], which: tuple[tuple[int, ...], ...], device: torch.device
-) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
-    """Where among the channels of all batch norms those lie that the layers use, view by view.
-
-    And for each view: which of these are its own, and where they lie. Kept, since to make them
-    means a copy to the card.
-    """
+) -> _Places:
     starts = [sum(channels[:place]) for place in range(len(channels))]
     spans = [[range(starts[p], starts[p] + channels[p]) for p in norms] for norms in which]
     every = [place for layer in spans for span in layer for place in span]
@@ -143,11 +194,14 @@ def _indices(
         for view, span in enumerate(layer):
             views[view] += range(at, at + len(span))
             at += len(span)
-    of_view = [
-        (torch.tensor(own, device=device), torch.tensor([every[i] for i in own], device=device))
-        for own in views
-    ]
-    return torch.tensor(every, device=device), of_view
+    kept = [[every[place] for place in view] for view in views]
+    everything = list(range(sum(channels)))
+    return _Places(
+        every=torch.tensor(every, device=device),
+        seen=torch.tensor([place for view in views for place in view], device=device),
+        sizes=[len(view) for view in views],
+        kept=[None if k == everything else torch.tensor(k, device=device) for k in kept],
+    )
 
 
 @functools.lru_cache(maxsize=16)

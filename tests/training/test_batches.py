@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
+import re
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch.callbacks import Callback
+from omegaconf import OmegaConf
 from PIL import Image
+from torch import distributed
+from torch.overrides import TorchFunctionMode
+from torch.utils.data import DataLoader, DistributedSampler
 from torchvision.datasets import ImageFolder
 
 from solo_infoaug.errors import ConfigError
 from solo_infoaug.host.small import SMALL, SmallResNet
-from solo_infoaug.training.batches import whole_batches
+from solo_infoaug.training import pretrain
+from solo_infoaug.training.batches import WholeBatches, _Rows, on_device, whole_batches
 from solo_infoaug.training.data import read_image
-from solo_infoaug.twin.views import run_pipelines
+from solo_infoaug.twin.views import make_views, run_pipelines
 
 
 def _folder(path: Path, sizes: list[int]) -> ImageFolder:
@@ -48,6 +57,150 @@ def test_a_batch_is_solo_learns(host: Any, make_cfg: Callable[..., Any], tmp_pat
         assert all(torch.equal(of_view, labels.argsort()) for of_view in order)
     torch.manual_seed(0)
     assert torch.equal(torch.cat([batch[0] for batch in loader]), rows)
+
+
+def _some_images(host: Any, make_cfg: Callable[..., Any]) -> WholeBatches:
+    """40 random images, and two views of each by all operations of the tests' augmentations."""
+    cfg = host.parse_cfg(make_cfg("simclr", None))
+    random = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (40, 3, 20, 20), dtype=torch.uint8, generator=random)
+    return WholeBatches(images, torch.arange(40) % 7, run_pipelines(host, cfg, cfg.augmentations))
+
+
+@pytest.mark.parametrize("room", [float("inf"), 40 * 3 * 20 * 20, 40 * 3 * 20 * 20 - 1, 0])
+def test_where_images_lie_changes_no_bit(
+    host: Any, make_cfg: Callable[..., Any], room: float
+) -> None:
+    batches = _some_images(host, make_cfg)
+    rows = [3, 39, 0, 3]
+    torch.manual_seed(5)
+    views = make_views(batches.pipelines, *2 * [batches.images[rows]])
+    after = torch.get_rng_state()
+    batches.move(torch.device("cpu"), room)
+    assert batches.kept == (room >= batches.images.nbytes)
+    torch.manual_seed(5)
+    index, ours, labels = batches[rows]
+    assert index.tolist() == rows
+    assert labels.tolist() == [3, 4, 0, 3]
+    assert len(ours) == len(views) == 2
+    assert all(map(torch.equal, ours, views))
+    assert torch.equal(torch.get_rng_state(), after)
+
+
+@pytest.mark.parametrize("infoaug", [False, True])
+def test_a_run_is_the_same_from_either_memory(
+    make_cfg: Callable[..., Any], twins_folder: Path, infoaug: bool
+) -> None:
+    results, kept = [], []
+
+    class Watch(Callback):
+        def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+            kept.append(trainer.train_dataloader.dataset.kept)
+
+    for memory in (None, 0):
+        settings = {"twins": str(twins_folder)} if infoaug else None
+        keys = {"data.whole_batches": True, "data.device_memory": memory}
+        cfg = make_cfg("byol", settings, **keys, **{"max_epochs": 1, "checkpoint.enabled": False})
+        results.append(pretrain(cfg, [Watch()]).model.state_dict())
+    assert kept == [True, False]
+    one, other = results
+    assert one.keys() == other.keys()
+    assert all(torch.equal(value, other[name]) for name, value in one.items())
+
+
+def test_a_batch_is_one_copy_to_the_device_and_waits_for_nothing(
+    host: Any, make_cfg: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On the device `meta` there are no values: whoever waits for one there fails."""
+    sent: list[int] = []
+
+    class Watch(TorchFunctionMode):
+        def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None):
+            moved = any(isinstance(one, torch.device) for one in args[1:])
+            if function is torch.Tensor.to and moved and args[0].device != args[1]:
+                assert (kwargs or {})["non_blocking"]
+                sent.append(args[0].nbytes)
+            return function(*args, **(kwargs or {}))
+
+    # which is not made for `meta`
+    monkeypatch.setattr(torch, "autocast", lambda *args, **kwargs: contextlib.nullcontext())
+    for room in (float("inf"), 0):
+        batches = _some_images(host, make_cfg)
+        batches.move(torch.device("meta"), room)
+        torch.manual_seed(0)
+        with Watch():
+            index, views, labels = batches[list(range(32))]
+        assert {one.device.type for one in (index, *views, labels)} == {"meta"}
+    kept, from_host = sent
+    assert from_host == kept + 32 * 3 * 20 * 20
+
+
+@pytest.mark.parametrize(
+    ("gib", "told"),
+    [
+        (None, r"0\.00 GiB of images stay .* cuda:0 has room for 0\.00 GiB \(by default 10% of "),
+        (1e-6, r"has room for 0\.00 GiB \(data\.device_memory\); data\.device_memory=GIB sets it"),
+        (0, None),
+    ],
+)
+def test_images_that_do_not_fit_on_a_card_stay_and_it_is_said(
+    host: Any,
+    make_cfg: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    gib: float | None,
+    told: str | None,
+) -> None:
+    """The card of this test has 40 000 bytes free of 400 000; the images take 48 000."""
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (40_000, 400_000))
+    batches = _some_images(host, make_cfg)
+    loader = DataLoader(batches, batch_size=None)
+    (callback,) = on_device(loader, OmegaConf.create({"data": {"device_memory": gib}}))
+    trainer = SimpleNamespace(strategy=SimpleNamespace(root_device=torch.device("cuda", 0)))
+    callback.on_fit_start(trainer, None)
+    assert not batches.kept
+    assert batches.images.device.type == "cpu"
+    assert batches.device == torch.device("cuda", 0)
+    said = capsys.readouterr().out
+    if told is None:
+        assert said == ""
+    else:
+        assert re.search(told, said)
+        assert said.count("\n") == 1
+
+
+@pytest.mark.parametrize("value", [-1, "much", True])
+def test_device_memory_is_a_number(make_cfg: Callable[..., Any], value: Any) -> None:
+    with pytest.raises(ConfigError, match=r"data\.device_memory: expected a number of GiB ≥ 0"):
+        pretrain(make_cfg("simclr", **{"data.device_memory": value}))
+
+
+def test_several_processes_share_an_epoch(
+    host: Any, make_cfg: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """39 images and 3 processes: 13 each, of which a batch of 4 leaves one out."""
+    batches = _some_images(host, make_cfg)
+    batches.images = batches.images[:39]
+    monkeypatch.setattr(distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(distributed, "get_world_size", lambda: 3)
+    epochs = []
+    for epoch in (0, 1):
+        drawn = []
+        for rank in range(3):
+            monkeypatch.setattr(distributed, "get_rank", lambda rank=rank: rank)
+            rows = _Rows(batches, 4, seed=3)
+            rows.set_epoch(epoch)
+            mine = list(rows)
+            assert len(rows) == len(mine) == 3
+            assert [len(batch) for batch in mine] == [4] * 3
+            drawn += [row for batch in mine for row in batch]
+        assert len(set(drawn)) == len(drawn) == 36
+        epochs.append(drawn)
+    assert epochs[0] != epochs[1]
+    # as of a solo-learn loader: torch's own order for that seed and epoch
+    order: Any = DistributedSampler(batches, num_replicas=3, rank=2, seed=3)
+    order.set_epoch(1)
+    assert list(order)[:12] == epochs[1][24:]
 
 
 def test_images_of_two_sizes_are_an_error(tmp_path: Path) -> None:
