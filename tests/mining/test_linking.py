@@ -156,7 +156,7 @@ def mined(tmp_path_factory: pytest.TempPathFactory, video: Path) -> TwinDictiona
 
 
 def _table(dictionary: TwinDictionary) -> bytes:
-    return next(dictionary.path.rglob("index.safetensors")).read_bytes()
+    return dictionary.part_files(0).read("index.safetensors")
 
 
 @pytest.mark.parametrize(

@@ -313,7 +313,7 @@ def test_another_dictionary_is_not_overwritten(
     out = tmp_path / "twins"
     mine(video, out, SMALL, progress=False)
     precious = out / "parts" / "my holiday"
-    precious.mkdir()
+    precious.mkdir(parents=True)
     other = write_video(tmp_path / "other.mp4", scene[0][::-1])
     with pytest.raises(DictionaryError, match="other videos"):
         mine(other, out, SMALL, progress=False)
@@ -342,9 +342,12 @@ def test_two_runs_into_one_folder(
     assert told == ["two.mp4"]
     monkeypatch.undo()
     left = out / "parts" / ".two-01234567-01234567.99"
-    left.mkdir()
+    left.mkdir(parents=True)
+    half = out / "packs" / ".00001.99"
+    half.touch()
     assert mine([video, other], out, SMALL, progress=False).videos == ["two.mp4", "zother.mp4"]
     assert not left.exists()
+    assert not half.exists()
 
 
 def test_the_lock_ends_with_its_owner(tmp_path: Path, video: Path) -> None:
