@@ -315,7 +315,7 @@ class Planner:
         cfg.checkpoint.dir = str(RunFolder(folder).training)
         return Run(cell, folder, digest, cfg, evaluate, fingerprint, float(views))
 
-    def _data(self, cell: Cell, cfg: DictConfig) -> Path | None:
+    def _data(self, cell: Cell, cfg: DictConfig) -> Path | str | None:
         """Fill in where data and twins are; returns the dictionary of the cell's arm."""
         evaluate = cfg.evaluate
         if OmegaConf.is_missing(evaluate, "dataset"):
@@ -365,16 +365,16 @@ class Planner:
                 self._tell(layout_of(section.dataset, section.train_path, f"{name}.train_path"))
         name_for_host(cfg)
 
-    def _twins(self, cfg: DictConfig) -> Path:
+    def _twins(self, cfg: DictConfig) -> str:
         """The dictionary that the command names, or that was mined last."""
         choice = choose_dictionary(cfg.infoaug.twins)
-        choice.check(self._fingerprint(str(choice.path.resolve())))
-        self._tell(f"Twins: {choice.path.resolve()} ({choice.rule})")
-        return choice.path.resolve()
+        choice.check(self._fingerprint(choice.place))
+        self._tell(f"Twins: {choice.place} ({choice.rule})")
+        return choice.place
 
-    def _write_patches(self, twins: Path) -> Path:
+    def _write_patches(self, twins: str) -> Path:
         """The patches of a dictionary as a folder of images; written once."""
-        name = f"patches-{self._fingerprint(str(twins))[:12]}"
+        name = f"patches-{self._fingerprint(twins)[:12]}"
         folder = self.grid.out / "data" / name
         with FileLock(f"{folder}.lock"):
             if not folder.is_dir():

@@ -6,7 +6,7 @@ import io
 import itertools
 import math
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -225,10 +225,11 @@ class PixelFiles:
                 self._maps[number] = mapped(self._find(number))
             return self._maps[number]
 
-    def close(self, number: int) -> None:
-        """Let a file go that is not needed soon."""
+    def keep(self, numbers: Container[int]) -> None:
+        """Let all other files go: what is deleted and still mapped takes its room on the disk."""
         with self._opening:
-            self._maps.pop(number, None)
+            for number in [number for number in self._maps if number not in numbers]:
+                del self._maps[number]
 
     def raw(self) -> torch.Tensor:
         """uint8 [N, S, 3, H, W]: all of it, where nothing must be decoded."""

@@ -9,13 +9,15 @@ import functools
 import math
 import os
 from collections.abc import Callable, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from solo_infoaug._checks import is_number, require
+from solo_infoaug._checks import is_number, is_whole, require
+from solo_infoaug.dictionary.bucket import Bucket, is_url
 from solo_infoaug.dictionary.files import FolderFiles, PackFiles, PartFiles
 from solo_infoaug.dictionary.format import (
     INDEX,
@@ -32,6 +34,7 @@ from solo_infoaug.dictionary.links import Chains
 from solo_infoaug.dictionary.pixels import LazyPixels, PixelFiles
 from solo_infoaug.dictionary.reading import Part, Windows
 from solo_infoaug.dictionary.sampling import WindowMates, draw, twin
+from solo_infoaug.dictionary.streaming import Stream
 from solo_infoaug.dictionary.writing import write_arrays
 from solo_infoaug.errors import DictionaryError
 
@@ -45,6 +48,9 @@ def is_temporal(value: object) -> bool:
     """Whether `infoaug.temporal` may be this."""
     return isinstance(value, bool) or (is_number(value, 0) and value not in (0, math.inf))
 
+
+CACHE_GB = 50.0
+"""What a dictionary in a bucket may take of the local disk, if nothing else is said."""
 
 # From this version on videos are in packs.
 _PACKED = 4
@@ -80,8 +86,10 @@ class TwinDictionary:
         index: Index,
         pixels: PixelFiles,
         files: Callable[[int], PartFiles],
+        stream: Stream | None = None,
     ) -> None:
         self.path = path
+        self.stream = stream
         self.info = info
         self.videos = index.names
         self.fingerprint = index.fingerprint
@@ -94,12 +102,24 @@ class TwinDictionary:
         self._index, self._files, self._part_files = index, pixels, files
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> TwinDictionary:
-        """Open the dictionary in folder `path`. Pixels are mapped into memory, not read.
+    def load(
+        cls, path: str | os.PathLike[str], *, cache_gb: float = CACHE_GB, repeats: int = 1
+    ) -> TwinDictionary:
+        """Open a dictionary. Pixels are mapped into memory, not read.
+
+        Args:
+            path: its folder, or a URL that fsspec opens (`s3://bucket/twins`), of which the index
+                is fetched now and packs when they are needed, into the user's cache.
+            cache_gb: of a URL, how much of the local disk this may take.
+            repeats: of a URL with more than there is room for, how often each patch is drawn
+                while its pack is here.
 
         Raises:
             DictionaryError: it is missing, unfinished, damaged, or of a newer format.
+            ConfigError: `cache_gb` is too small.
         """
+        if is_url(path):
+            return cls._of_bucket(str(path), cache_gb, repeats)
         folder = Path(path)
         check_path(folder, "the dictionary")
         manifest = folder / MANIFEST
@@ -124,6 +144,32 @@ class TwinDictionary:
         return cls(folder, info, index, pixels, files)
 
     @classmethod
+    def _of_bucket(cls, url: str, cache_gb: float, repeats: int) -> TwinDictionary:
+        """In a bucket: what is not drawn from, windows and records, cannot be read there."""
+        require(is_number(cache_gb, 0), "cache_gb", "a number of gigabytes", cache_gb)
+        require(is_whole(repeats, 1), "repeats", "a whole number ≥ 1", repeats)
+        bucket = Bucket(url, int(cache_gb * 1e9))
+        info = bucket.info
+        _check_manifest(Path(f"{url}/{MANIFEST}"), info)
+        if info["version"] < _PACKED:
+            raise DictionaryError(
+                f"{url}: format {info['version']} has a folder a video, which is not read from a "
+                f"bucket; pack it where it lies: solo-infoaug merge OLD -o NEW, and copy NEW"
+            )
+        names, packs = info["names"], info["packs"]
+        index = Index.map(bucket.index(), names, len(packs), info["fingerprint"])
+        places = [f"{bucket.url}/{PACKS}/{name}" for name in packs]
+        pixels = PixelFiles(index.table, bucket.pack, places)
+        stream = Stream(bucket, index, pixels, cache_gb, repeats)
+
+        def files(video: int) -> PartFiles:
+            raise DictionaryError(
+                f"{url}: windows and records are read where a dictionary is a local folder; copy it"
+            )
+
+        return cls(bucket.folder, info, index, pixels, files, stream)
+
+    @classmethod
     def _of_folders(cls, folder: Path, info: dict[str, Any]) -> TwinDictionary:
         """Formats 2 and 3: a folder a video, all of which are read now."""
         parts = [FolderFiles(folder / PARTS / key) for key in info["videos"]]
@@ -134,9 +180,23 @@ class TwinDictionary:
     def __len__(self) -> int:
         return len(self.patches)
 
-    def __reduce__(self) -> tuple[Any, tuple[Path]]:
-        """Copies and other processes open the folder again instead of copying the pixels."""
-        return TwinDictionary.load, (self.path,)
+    def __reduce__(self) -> tuple[Any, tuple[Any, ...]]:
+        """Copies and other processes open the place again instead of copying the pixels."""
+        if self.stream is None:
+            return TwinDictionary.load, (self.path,)
+        how = self.stream.cache_gb, self.stream.repeats
+        return TwinDictionary._of_bucket, (self.place, *how)
+
+    @property
+    def written(self) -> str:
+        """When its manifest was written, to the second; of a bucket, when it was fetched first."""
+        file = self.path / (MANIFEST if self.stream is None else INDEX)
+        return datetime.fromtimestamp(file.stat().st_mtime).isoformat(" ", "seconds")
+
+    @property
+    def place(self) -> str:
+        """The folder, or the URL."""
+        return str(self.path) if self.stream is None else self.stream.url
 
     def __repr__(self) -> str:
         return f"TwinDictionary({self.summary})"
@@ -145,7 +205,7 @@ class TwinDictionary:
     def summary(self) -> str:
         """One line for people."""
         return (
-            f"{self.path}: {len(self)} patches, {len(self.anchors)} with a twin, "
+            f"{self.place}: {len(self)} patches, {len(self.anchors)} with a twin, "
             f"{len(self.windows)} windows, {len(self.videos)} videos"
         )
 
@@ -208,6 +268,7 @@ class TwinDictionary:
         top_k: int | None = None,
         temporal: bool | float = False,
         others: float = 0.0,
+        order: tuple[int, int] | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Draw patches that have a twin, and a partner for each.
 
@@ -224,6 +285,10 @@ class TwinDictionary:
                 windows, this many seconds away at most.
             others: this share of the batch, in [0, 1), are patches without a twin, each its own
                 partner. They come last.
+            order: seed of the run, and which of the batches of all its processes this one is.
+                Used where packs are fetched from a bucket and not all have room: then the patches
+                follow from it, and not from the generator, and each comes `repeats` times in a
+                pass through all. Without it batches are counted as they are drawn.
 
         Returns:
             patch uint8 [B, 3, H, W], partner uint8 [B, 3, H, W], index of the patch int64 [B].
@@ -245,13 +310,19 @@ class TwinDictionary:
         lone = min(round(others * batch_size), batch_size - 1)
         if lone and len(self.without_twin) == 0:
             raise DictionaryError(f"{self.path}: every patch has a twin; others must be 0")
-        index = self._inside(self.anchors[draw(len(self.anchors), batch_size - lone, generator)])
+        streamed = self.stream is not None and self.stream.partial
+        if self.stream is not None and streamed:
+            index, more = self.stream.draw(order, batch_size - lone, lone, generator)
+        else:
+            index = self.anchors[draw(len(self.anchors), batch_size - lone, generator)]
+        self._inside(index)
         # Every random number is drawn for every arm, so that all arms see the same patches.
         choice = torch.rand(len(index), dtype=torch.float32, generator=generator)
         moments = torch.randint(self.pixels_shape[1], (2, len(index)), generator=generator)
         partner = self._partner(arm, index, top_k or 1, choice)
         if lone:
-            more = self.without_twin[draw(len(self.without_twin), lone, generator)]
+            if not streamed:
+                more = self.without_twin[draw(len(self.without_twin), lone, generator)]
             index, partner = torch.cat([index, more]), torch.cat([partner, more])
             drawn = torch.randint(self.pixels_shape[1], (2, lone), generator=generator)
             moments = torch.cat([moments, drawn], dim=1)
