@@ -22,7 +22,7 @@ from filelock import FileLock
 from omegaconf import DictConfig, OmegaConf
 
 from solo_infoaug._checks import is_whole, require
-from solo_infoaug._files import expanded
+from solo_infoaug._files import expanded, file_digest
 from solo_infoaug.compare import video
 from solo_infoaug.compare.arms import ARMS
 from solo_infoaug.compare.folder import RunFolder, State
@@ -33,11 +33,13 @@ from solo_infoaug.errors import ConfigError
 from solo_infoaug.evaluation.images import DATASETS as IMAGES
 from solo_infoaug.host import load_host
 from solo_infoaug.host.small import SMALL
+from solo_infoaug.host.weights import TIMM
 from solo_infoaug.objectives.config import FMICLConfig
 from solo_infoaug.resources import config_folder
 from solo_infoaug.scenes.benchmark import Benchmark, ScenesConfig, prepare_scenes
 from solo_infoaug.training.config import check_values, load_config, parse_overrides
 from solo_infoaug.training.layouts import CLASSES, check_fraction, layout_of, name_for_host
+from solo_infoaug.training.start import read_init
 from solo_infoaug.twin.config import read_infoaug
 
 _LISTS = ("methods", "arms", "data", "seeds")
@@ -223,6 +225,7 @@ class Planner:
         self._prepared = cache(self._prepare)
         self._fingerprint = cache(lambda path: TwinDictionary.load(path).fingerprint)
         self._patches = cache(self._write_patches)
+        self._digest = cache(lambda path: file_digest(Path(path)))
         self._tell = cache(lambda text: print(text, file=sys.stderr))
 
     def plan(self) -> list[Run]:
@@ -274,6 +277,9 @@ class Planner:
             ],
         )
         self._fit_backbone(cfg)
+        cfg.init = read_init(cfg)
+        if cfg.init is None:
+            del cfg.init  # and a run is what it was before there was this key
         read_infoaug(cfg)
         FMICLConfig.parse(OmegaConf.select(cfg, "fmicl"))
         check_values(cfg)
@@ -301,9 +307,10 @@ class Planner:
             fingerprint = self._fingerprint(str(twins))
         evaluate: Any = OmegaConf.to_container(cfg.evaluate, resolve=True)
         cfg.pop("evaluate")
-        decides = json.dumps(
-            [OmegaConf.to_container(cfg, resolve=True), evaluate, fingerprint], sort_keys=True
-        )
+        known = [OmegaConf.to_container(cfg, resolve=True), evaluate, fingerprint]
+        if "init" in cfg and not cfg.init.startswith(TIMM):
+            known.append(self._digest(cfg.init))
+        decides = json.dumps(known, sort_keys=True)
         # a grid that is moved, or reached by another path, is still the same
         decides = decides.replace(str(self.grid.out), "OUT")
         digest = hashlib.sha256(decides.encode()).hexdigest()[:12]

@@ -135,7 +135,7 @@ SHOULD_MATCH = [
     for key in InfoAugConfig.__dataclass_fields__
     if key not in ("enabled", "twins", "chosen_by", "written", "videos", "cache_gb", "repeats")
 ]
-SHOULD_MATCH.append("fmicl")
+SHOULD_MATCH += ["fmicl", "init"]
 
 
 def read_infoaug(cfg: DictConfig) -> InfoAugConfig | None:
