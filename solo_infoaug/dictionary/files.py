@@ -16,7 +16,7 @@ from solo_infoaug._files import reason_of
 from solo_infoaug.errors import DictionaryError
 
 # So many packs are kept in mind.
-_PACKS_IN_MIND = 32
+_PACKS_IN_MIND = 8
 # Before the data of a member comes its header: this, its name, and fields that may be empty.
 _HEADER = 30
 

@@ -64,7 +64,8 @@ def _written(folder: Path, kind: str, strong: dict[str, torch.Tensor]) -> Path:
             f"momentum_{kind}.conv1.weight": torch.zeros(3),
             "projector.0.bias": torch.ones(4),
         }
-        torch.save({"state_dict": {**others, **own}, "lr_schedulers": [os.getcwd]}, path)
+        saved: dict[str, Any] = {"state_dict": others | own, "lr_schedulers": [os.getcwd]}
+        torch.save(saved, path)
     return path
 
 
