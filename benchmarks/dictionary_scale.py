@@ -3,6 +3,7 @@ And large ones: files, bytes, time and memory to open them, draws a second.
 
     uv run python benchmarks/dictionary_scale.py [--patches 2000] [--videos FOLDER] [--folder DIR]
     uv run python benchmarks/dictionary_scale.py --scale 100000 1000000
+    uv run python benchmarks/dictionary_scale.py --bucket 100000
 
 With --scale dictionaries of so many patches are written: 100 patches a video, in two windows, JPEGs
 of 32 pixels at 4 moments, of which 200 are cut from real frames and come again and again. They are
@@ -22,6 +23,7 @@ from __future__ import annotations
 
 import argparse
 import multiprocessing
+import os
 import platform
 import sys
 import tempfile
@@ -34,8 +36,9 @@ import numpy as np
 import torch
 
 from solo_infoaug import _jpeg
-from solo_infoaug.dictionary import TwinDictionary
+from solo_infoaug.dictionary import TwinDictionary, packs
 from solo_infoaug.dictionary.pixels import Encoded
+from solo_infoaug.dictionary.store import CACHE_GB
 from solo_infoaug.dictionary.writing import VideoWriter, write_manifest
 from solo_infoaug.mining import MineConfig, sample_clips
 from solo_infoaug.mining.video import find_videos, open_video
@@ -249,6 +252,51 @@ def scale(counts: list[int], windows: list[dict[int, np.ndarray]], place: str | 
             )
 
 
+def draw_from_bucket(folder: Path, results: multiprocessing.Queue) -> None:
+    """Pairs a second and MB fetched, of half a pass, by how much of the packs has room."""
+    local = TwinDictionary.load(folder)
+    sizes = local._index["pack_bytes"]
+    index = (folder / "index.safetensors").stat().st_size
+    os.environ["SOLO_INFOAUG_CACHE"] = str(folder.parent / "cache")
+    steps = len(local.anchors) // BATCH // 2
+    for name, place, share in (
+        ("local folder", str(folder), None),
+        ("URL, room for all, nothing there", f"file://{folder}", 1.01),
+        ("URL, room for all, all there", f"file://{folder}", 1.01),
+        ("URL, room for a third", f"file://{folder}", 0.33),
+    ):
+        room = CACHE_GB if share is None else (index + share * int(sizes.sum())) / 1e9
+        dictionary, fetched = TwinDictionary.load(place, cache_gb=room), []
+        if dictionary.stream is not None:
+            bucket, fetch = dictionary.stream._bucket, dictionary.stream._bucket._fetch
+            bucket._fetch = lambda *a, f=fetch, n=fetched: (n.append(a[2]), f(*a))
+        start = time.perf_counter()
+        for step in range(steps):
+            generator = torch.Generator().manual_seed(step)
+            dictionary.sample(BATCH, generator, order=(0, step))
+        seconds = time.perf_counter() - start
+        results.put((name, len(sizes), BATCH * steps / seconds, sum(fetched) / 1e6))
+    results.put(None)
+
+
+def of_bucket(count: int, windows: list[dict[int, np.ndarray]], place: str | None) -> None:
+    planes = cut(windows[0], SIDES[0], 0).transpose(0, 1, 3, 4, 2)
+    crops = [[_jpeg.encode(np.ascontiguousarray(crop)) for crop in row] for row in planes]
+    packs.PACK_BYTES = 2**24  # there are to be many of them
+    with tempfile.TemporaryDirectory(dir=place) as name:
+        folder = Path(name) / "twins"
+        write_large(folder, count, crops)
+        context = multiprocessing.get_context("spawn")
+        results = context.Queue()
+        process = context.Process(target=draw_from_bucket, args=(folder, results))
+        process.start()
+        print("| drawn from | packs of 16 MiB | pairs a second | MB fetched in half a pass |")
+        print("|---|---:|---:|---:|")
+        while (found := results.get(timeout=600)) is not None:
+            print(f"| {found[0]} | {found[1]} | {found[2]:,.0f} | {found[3]:,.0f} |", flush=True)
+        process.join()
+
+
 def _in_process(folder: Path, work: Callable[..., None] = read) -> tuple[float, ...]:
     context = multiprocessing.get_context("spawn")
     results = context.Queue()
@@ -264,9 +312,13 @@ def main() -> None:
     parser.add_argument("--patches", type=int, default=2000)
     parser.add_argument("--videos", type=Path, nargs="*", help="a folder of videos, or several")
     parser.add_argument("--folder", help="where to write; the system's temporary folder")
+    parser.add_argument("--bucket", type=int, help="patches of one that is read by its URL")
     parser.add_argument("--scale", type=int, nargs="*", help="patches of large dictionaries")
     arguments = parser.parse_args()
     windows = frames(find_videos(arguments.videos or sample_clips()))
+    if arguments.bucket:
+        of_bucket(arguments.bucket, windows, arguments.folder)
+        return
     if arguments.scale:
         scale(arguments.scale, windows, arguments.folder)
         return

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import os
-import shutil
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -233,8 +232,6 @@ def publish(file: BinaryIO, fresh: Path, path: Path) -> None:
     file.flush()
     os.fsync(file.fileno())
     file.close()
-    if path.is_dir():
-        shutil.rmtree(path)
     fresh.replace(path)
     folder = os.open(path.parent, os.O_RDONLY)
     try:

@@ -38,11 +38,7 @@ class Finished:
 
     def packs(self) -> list[Path]:
         """The packs, in the order in which they were closed."""
-        folder = self.out / PACKS
-        found = folder.iterdir() if folder.is_dir() else ()
-        return sorted(
-            (path for path in found if _PACK.fullmatch(path.name)), key=lambda path: int(path.stem)
-        )
+        return packs_in(self.out)
 
     def note(self, pack: Path) -> None:
         """That there is a new pack."""
@@ -129,6 +125,14 @@ class Packer:
         self._videos, self._bytes = {}, 0
 
 
+def packs_in(out: Path) -> list[Path]:
+    """The packs of a dictionary, in the order in which they were closed."""
+    folder = out / PACKS
+    found = folder.iterdir() if folder.is_dir() else ()
+    ours = (path for path in found if _PACK.fullmatch(path.name))
+    return sorted(ours, key=lambda path: int(path.stem))
+
+
 def write_pack(path: Path, videos: Mapping[str, PartFiles]) -> None:
     """Write a pack of some videos' files. Crops come first, so that they can be had alone."""
     writer = PackWriter(path)
@@ -152,10 +156,12 @@ def _same(one: PartFiles, other: PartFiles) -> bool:
 
 
 def _remove(files: PartFiles) -> None:
+    """Remove a video from `parts`, also what an earlier version left of it there."""
+    folder = files.label
     if isinstance(files, PackFiles):
         files.pack.unlink(missing_ok=True)
-    else:
-        shutil.rmtree(files.label, ignore_errors=True)
+        folder = files.pack.with_name(files.key)
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def pack_waiting(finished: Finished, keys: Iterable[str]) -> None:

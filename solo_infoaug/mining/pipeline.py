@@ -25,7 +25,7 @@ from solo_infoaug._checks import require
 from solo_infoaug._files import printable
 from solo_infoaug.dictionary import TwinDictionary
 from solo_infoaug.dictionary.format import INDEX, MANIFEST, PACKS, PARTS
-from solo_infoaug.dictionary.packs import Finished, Packer, pack_waiting
+from solo_infoaug.dictionary.packs import Finished, Packer, pack_waiting, packs_in
 from solo_infoaug.dictionary.writing import VideoWriter, check_target, only_writer, write_manifest
 from solo_infoaug.errors import DictionaryError, VideoError
 from solo_infoaug.mining.config import MineConfig
@@ -430,6 +430,8 @@ def _check_target(folder: Path, jobs: list[Job], config: MineConfig, overwrite: 
     if overwrite:
         (folder / MANIFEST).unlink(missing_ok=True)
         (folder / INDEX).unlink(missing_ok=True)
+        for pack in packs_in(folder):  # they may be damaged
+            pack.unlink()
         _remove_leftovers(Finished(folder), [])
     if not (folder / MANIFEST).is_file():
         return
