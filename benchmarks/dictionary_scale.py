@@ -4,6 +4,7 @@ And large ones: files, bytes, time and memory to open them, draws a second.
     uv run python benchmarks/dictionary_scale.py [--patches 2000] [--videos FOLDER] [--folder DIR]
     uv run python benchmarks/dictionary_scale.py --scale 100000 1000000
     uv run python benchmarks/dictionary_scale.py --bucket 100000
+    uv run python benchmarks/dictionary_scale.py --index 10000000
 
 With --scale dictionaries of so many patches are written: 100 patches a video, in two windows, JPEGs
 of 32 pixels at 4 moments, of which 200 are cut from real frames and come again and again. They are
@@ -22,6 +23,7 @@ passes more. Best of five.
 from __future__ import annotations
 
 import argparse
+import json
 import multiprocessing
 import os
 import platform
@@ -37,7 +39,9 @@ import torch
 
 from solo_infoaug import _jpeg
 from solo_infoaug.dictionary import TwinDictionary, packs
+from solo_infoaug.dictionary.index import write_index
 from solo_infoaug.dictionary.pixels import Encoded
+from solo_infoaug.dictionary.reading import Part
 from solo_infoaug.dictionary.store import CACHE_GB
 from solo_infoaug.dictionary.writing import VideoWriter, write_manifest
 from solo_infoaug.mining import MineConfig, sample_clips
@@ -252,6 +256,30 @@ def scale(counts: list[int], windows: list[dict[int, np.ndarray]], place: str | 
             )
 
 
+def index_alone(count: int, windows: list[dict[int, np.ndarray]], place: str | None) -> None:
+    """An index of `count` patches whose crops are those of one video again and again."""
+    planes = cut(windows[0], SIDES[0], 0).transpose(0, 1, 3, 4, 2)
+    crops = [[_jpeg.encode(np.ascontiguousarray(crop)) for crop in row] for row in planes]
+    with tempfile.TemporaryDirectory(dir=place) as name:
+        folder = Path(name) / "twins"
+        write_large(folder, VIDEO, crops)
+        part = Part.read(TwinDictionary.load(folder).part_files(0))
+        start, videos = time.perf_counter(), count // VIDEO
+        said, _ = write_index(folder, (part for _ in range(videos)))
+        written = time.perf_counter() - start
+        manifest = folder / "dictionary.json"
+        content = json.loads(manifest.read_text()) | said
+        content["videos"] = [f"clip{number:06d}-01234567-89abcdef" for number in range(videos)]
+        manifest.write_text(json.dumps(content))
+        size = (folder / "index.safetensors").stat().st_size
+        seconds, opened, plain, random, drawn = _in_process(folder, open_large)
+        print(
+            f"{count:,} patches: index of {size / 1e9:.2f} GB, put together in {written:.0f} s; "
+            f"opened in {seconds:.2f} s with {opened:,.0f} MiB; {plain:,.0f} pairs a second, arm "
+            f"random {random:,.0f}; {drawn:,.0f} MiB after draws"
+        )
+
+
 def draw_from_bucket(folder: Path, results: multiprocessing.Queue) -> None:
     """Pairs a second and MB fetched, of half a pass, by how much of the packs has room."""
     local = TwinDictionary.load(folder)
@@ -312,10 +340,14 @@ def main() -> None:
     parser.add_argument("--patches", type=int, default=2000)
     parser.add_argument("--videos", type=Path, nargs="*", help="a folder of videos, or several")
     parser.add_argument("--folder", help="where to write; the system's temporary folder")
+    parser.add_argument("--index", type=int, help="patches of an index alone")
     parser.add_argument("--bucket", type=int, help="patches of one that is read by its URL")
     parser.add_argument("--scale", type=int, nargs="*", help="patches of large dictionaries")
     arguments = parser.parse_args()
     windows = frames(find_videos(arguments.videos or sample_clips()))
+    if arguments.index:
+        index_alone(arguments.index, windows, arguments.folder)
+        return
     if arguments.bucket:
         of_bucket(arguments.bucket, windows, arguments.folder)
         return

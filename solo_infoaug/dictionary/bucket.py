@@ -88,6 +88,7 @@ class Bucket:
                 f"infoaug.cache_gb: expected at least {least / 1e9:.3g}, for the index and two "
                 f"packs of {self.url}, got {self._room / 1e9:.3g}"
             )
+        self._evict(0)  # another run may have had more room
         return self._room - index
 
     def pack(self, number: int) -> Path:

@@ -209,6 +209,14 @@ def test_the_least_recently_used_goes_and_others_dictionaries_too(
     assert {path.parent.parent for path in files if path.suffix == ".zip"} == {second.path}
 
 
+def test_less_room_than_before_is_kept_from_the_beginning(local: TwinDictionary, url: str) -> None:
+    TwinDictionary.load(url).pixels  # noqa: B018
+    there = TwinDictionary.load(url, cache_gb=_room(local, 2))
+    files = [path for path in there.path.rglob("[!.]*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) <= _room(local, 2) * 1e9
+    assert len(files) > 1
+
+
 def test_the_network_fails_for_a_while(
     local: TwinDictionary, url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
