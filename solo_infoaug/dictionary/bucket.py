@@ -56,7 +56,7 @@ class Bucket:
                 f"{self.url} holds no finished twin dictionary ({MANIFEST} is missing): copy one "
                 "there with all its files"
             ) from error
-        except (ImportError, ValueError) as error:  # what the protocol needs, or what it is
+        except (ImportError, ValueError, OSError) as error:  # the protocol, what it needs, access
             raise DictionaryError(f"{self.url}: cannot be read: {_line(error)}") from error
         self.info = parse_json(manifest, Path(f"{self.url}/{MANIFEST}"))
         self._cache = _folder()

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from solo_infoaug.dictionary.files import publish
-from solo_infoaug.dictionary.format import INDEX, PATCH_COLUMNS, expect, map_tensors
+from solo_infoaug.dictionary.format import INDEX, MANIFEST, PATCH_COLUMNS, expect, map_tensors
 from solo_infoaug.dictionary.pixels import CropTable
 from solo_infoaug.dictionary.reading import Part
 from solo_infoaug.errors import DictionaryError
@@ -292,6 +292,9 @@ class Rows:
 def write_index(folder: Path, parts: Iterable[Part]) -> tuple[dict[str, Any], list[Path]]:
     """Write the index of parts to the file INDEX in `folder`; never all of it is in memory.
 
+    The manifest of an earlier index goes when this one is ready, and not before: who opens the
+    dictionary meanwhile has the earlier one. Nobody else may write there.
+
     Returns:
         What the manifest says of it, and the files that the crops lie in.
 
@@ -299,8 +302,9 @@ def write_index(folder: Path, parts: Iterable[Part]) -> tuple[dict[str, Any], li
         DictionaryError: the parts do not fit together, or there is none.
     """
     files: dict[Path, int] = {}
-    columns = folder / f".{INDEX}.{os.getpid()}.columns"
-    shutil.rmtree(columns, ignore_errors=True)
+    columns = folder / f".{INDEX}.columns"
+    for left in folder.glob(f".{INDEX}.*"):  # by a kill
+        shutil.rmtree(left) if left.is_dir() else left.unlink()
     columns.mkdir()
     try:
         with ExitStack() as stack:
@@ -376,5 +380,6 @@ def _join(path: Path, columns: Mapping[str, _Column]) -> str:
             while piece := column.file.read(1 << 22):
                 file.write(piece)
                 digest.update(piece)
+        path.with_name(MANIFEST).unlink(missing_ok=True)
         publish(file, fresh, path)
     return digest.hexdigest()

@@ -245,8 +245,6 @@ def write_manifest(out: Path, keys: Sequence[str], info: Mapping[str, Any]) -> N
                 raise DictionaryError(f"{out}: {key} is missing")
             yield Part.read(files)
 
-    # Without a manifest there is no dictionary: none has the index of another
-    (out / MANIFEST).unlink(missing_ok=True)
     said, packs = write_index(out, parts())
     content = {
         **info,  # of another dictionary, maybe, and of an earlier format

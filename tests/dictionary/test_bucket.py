@@ -264,13 +264,29 @@ def test_packs_that_are_not_whole(
         TwinDictionary.load(url).crops(torch.tensor([0]))
 
 
-def test_places_that_cannot_be_used(local: TwinDictionary, url: str, tmp_path: Path) -> None:
+def _raising(error: Exception) -> Callable[..., None]:
+    def work(*_: object, **__: object) -> None:
+        raise error
+
+    return work
+
+
+def test_places_that_cannot_be_used(
+    local: TwinDictionary, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with pytest.raises(DictionaryError, match=r"memory://nowhere/x holds no finished twin dict"):
         TwinDictionary.load("memory://nowhere/x")
     with pytest.raises(DictionaryError, match=r"^nosuch://x: cannot be read: Protocol not known"):
         TwinDictionary.load("nosuch://x")
     with pytest.raises(ConfigError, match=r"infoaug\.cache_gb: expected at least .* two packs of"):
         TwinDictionary.load(url, cache_gb=_room(local, 1.5))
+    with monkeypatch.context() as patch:
+        denied = PermissionError(13, "Access Denied")
+        patch.setattr(type(fsspec.filesystem("memory")), "cat_file", _raising(denied))
+        with pytest.raises(
+            DictionaryError, match=r"^memory://bucket/twins: cannot be read: Access"
+        ):
+            TwinDictionary.load(url)
     with pytest.raises(ConfigError, match="repeats: expected a whole number ≥ 1, got 0"):
         TwinDictionary.load(url, repeats=0)
     as_folders(local.path)

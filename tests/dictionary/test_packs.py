@@ -15,7 +15,7 @@ import pytest
 import torch
 from formats import as_folders
 
-from solo_infoaug.dictionary import TwinDictionary, packs
+from solo_infoaug.dictionary import TwinDictionary, index, packs
 from solo_infoaug.dictionary.files import PackFiles, PackWriter
 from solo_infoaug.dictionary.packs import Finished, Packer
 from solo_infoaug.dictionary.pixels import encode
@@ -274,6 +274,26 @@ def test_folders_of_an_interrupted_earlier_version_are_packed(tmp_path: Path) ->
     write_manifest(out, ["clip0", "clip1"], {})
     assert not (out / "parts").exists()
     assert torch.equal(TwinDictionary.load(out).pixels, write_clips(tmp_path / "two", 2).pixels)
+
+
+def test_an_index_takes_the_place_of_another_when_it_is_ready(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A dictionary that grows can be opened all the while; what a kill left of an index goes."""
+    out = write_clips(tmp_path / "made", 2).path
+    key = write_clip(out, 2)
+    (out / ".index.safetensors.99").touch()
+    (out / ".index.safetensors.columns").mkdir()
+    (out / ".index.safetensors.columns" / "twins").touch()
+    lengths = []
+    join = index._join
+    monkeypatch.setattr(
+        index, "_join", lambda *a: (lengths.append(len(TwinDictionary.load(out))), join(*a))[1]
+    )
+    write_manifest(out, ["clip0", "clip1", key], {})
+    assert lengths == [14]
+    assert len(TwinDictionary.load(out)) == 21
+    assert not [path for path in out.iterdir() if path.name.startswith(".index")]
 
 
 def test_a_video_that_is_finished_again_is_the_later_one(tmp_path: Path) -> None:
