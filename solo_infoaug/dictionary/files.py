@@ -14,7 +14,7 @@ from typing import BinaryIO, Protocol
 from solo_infoaug._files import reason_of
 from solo_infoaug.errors import DictionaryError
 
-# So many packs are kept in mind.
+# The lists of members of this many packs stay in memory.
 _PACKS_IN_MIND = 8
 # Before the data of a member comes its header: this, its name, and fields that may be empty.
 _HEADER = 30
@@ -54,7 +54,7 @@ class FolderFiles:
     label: Path
 
     def names(self) -> list[str]:
-        """As `PartFiles` says; likewise the following."""
+        """As `PartFiles` says, as do the following."""
         found = (path for path in self.label.rglob("*") if path.is_file())
         return sorted(path.relative_to(self.label).as_posix() for path in found)
 
@@ -88,7 +88,7 @@ class PackFiles:
         return self.pack / self.key
 
     def names(self) -> list[str]:
-        """As `PartFiles` says; likewise the following."""
+        """As `PartFiles` says, as do the following."""
         return sorted(_opened(self.pack).videos.get(self.key, {}))
 
     def read(self, name: str) -> bytes:  # noqa: D102

@@ -183,7 +183,7 @@ def look_at_tensors(stretch: Stretch) -> dict[str, Lying]:
 
 
 def _lying(entry: Mapping[str, Any], first: int, room: int) -> Lying:
-    """An entry of a header; what is no such thing raises."""
+    """An entry of a header; raises where it is malformed."""
     shape, (start, stop) = tuple(entry["shape"]), entry["data_offsets"]
     whole = (*shape, start, stop)
     if not all(isinstance(n, int) and n >= 0 for n in whole) or not start <= stop <= room:

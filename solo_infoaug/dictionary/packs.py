@@ -74,7 +74,7 @@ class Finished:
         return parse_json(files.read(TWINLESS), files.label / TWINLESS)
 
     def forget(self, wanted: Callable[[str], bool]) -> None:
-        """Remove packs in which there is no video that is wanted."""
+        """Remove packs that hold none of the wanted videos."""
         for pack in self.packs():
             if not any(map(wanted, keys_in(pack))):
                 pack.unlink()

@@ -125,7 +125,7 @@ def read_record(files: PartFiles) -> dict[str, Any]:
         _check_counts(record)
         windows = record["windows"]
         if not isinstance(windows, list) or not all(isinstance(one, dict) for one in windows):
-            raise ValueError("`windows` is no list of records")
+            raise ValueError("`windows` is not a list of records")
         for window in windows:
             sum(int(count) for count in (window.get("reasons") or {}).values())
     except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:

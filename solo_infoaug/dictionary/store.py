@@ -408,7 +408,7 @@ def _check_manifest(path: Path, info: dict[str, Any]) -> None:
         return
     names, packs = info.get("names"), info.get("packs")
     if not isinstance(packs, list) or not all(map(is_name, packs)):
-        raise DictionaryError(f"{path}: damaged: `packs` is no list of names")
+        raise DictionaryError(f"{path}: damaged: `packs` is not a list of names")
     text = isinstance(names, list) and all(isinstance(name, str) for name in names)
     if not isinstance(names, list) or not text or len(names) != len(keys):
         raise DictionaryError(f"{path}: damaged: `names` are not those of {len(keys)} videos")

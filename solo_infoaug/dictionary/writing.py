@@ -168,7 +168,7 @@ class VideoWriter:
     ) -> None:
         """Note `why` no patch of the video has a twin, so that it need not be mined again.
 
-        The rest as in `finish`. The file is no part of a dictionary.
+        The rest as in `finish`. The file is not part of a dictionary.
         """
         self._note(source, counts)
         self._pack.write(f"{self.key}/{TWINLESS}", _json({**self._record, "why": printable(why)}))

@@ -22,7 +22,7 @@ TIMM = "timm:"
 # What other programs put before the names of a model, and around them.
 _PREFIXES = ("module.", "model.", "_orig_mod.")
 _INSIDE = ("state_dict", "model", "model_state_dict")
-# A message names so many tensors of a kind.
+# A message names at most this many tensors of a kind.
 _NAMED = 4
 
 
@@ -144,7 +144,7 @@ def _from_timm(name: str) -> dict[str, Tensor]:
 def _read(path: str) -> Mapping[str, Any]:
     if not Path(path).is_file():
         raise ConfigError(
-            f"init: expected a checkpoint or {TIMM}NAME, got {path}, which is no file"
+            f"init: expected a checkpoint or {TIMM}NAME, got {path}, which is not a file"
         )
     try:
         read: Any = load_file(path) if path.endswith(".safetensors") else read_checkpoint(path)

@@ -31,7 +31,7 @@ def read_init(cfg: DictConfig) -> str | None:
     if not path.is_file():
         tried = "" if path.is_absolute() else f" (looked for {path.absolute()})"
         raise ConfigError(
-            f"init: expected a checkpoint or {TIMM}NAME, got {init}, which is no file{tried}"
+            f"init: expected a checkpoint or {TIMM}NAME, got {init}, which is not a file{tried}"
         )
     return str(Path(path).resolve())
 

@@ -413,7 +413,7 @@ def test_hostile_tensor_header(made: TwinDictionary) -> None:
         (lambda record: record["index"].update(patches="many"), "damaged"),
         (lambda record: record["windows"][0].update(patches=-6), "do not fit"),
         (lambda record: record["windows"].pop(), "do not fit"),
-        (lambda record: record.update(windows={}), "is no list of records"),
+        (lambda record: record.update(windows={}), "is not a list of records"),
         (lambda record: record["pixels"][0].update(file="../../x"), "is no file name"),
         (lambda record: record["pixels"][0].update(patches=3), "unexpected shape"),
         (lambda record: record.update(pixels=[]), "do not fit"),

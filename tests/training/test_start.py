@@ -143,7 +143,7 @@ def test_files_that_cannot_be_used(
         ("text.ckpt", "text.ckpt cannot be read as a checkpoint"),
         ("pickle.ckpt", "init: pickle.ckpt "),
         ("bad.safetensors", "bad.safetensors cannot be read"),
-        ("none.ckpt", "got none.ckpt, which is no file"),
+        ("none.ckpt", "got none.ckpt, which is not a file"),
     ):
         with pytest.raises(ConfigError, match=message) as found:
             begin_with(model, name)
@@ -208,7 +208,7 @@ def test_pretraining_begins_with_it(
     for wrong, message in (
         (3, "init: expected a checkpoint or timm:NAME, got 3"),
         ("timm:", "init: expected a checkpoint or timm:NAME, got 'timm:'"),
-        ("none.ckpt", "got none.ckpt, which is no file"),
+        ("none.ckpt", "got none.ckpt, which is not a file"),
     ):
         with pytest.raises(ConfigError, match=message):
             pretrain(make_cfg("simclr", init=wrong, **settings))
