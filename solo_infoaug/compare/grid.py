@@ -23,7 +23,7 @@ from filelock import FileLock
 from omegaconf import DictConfig, OmegaConf
 
 from solo_infoaug._checks import is_whole, require
-from solo_infoaug._files import expanded
+from solo_infoaug._files import expanded, file_digest
 from solo_infoaug.compare import video
 from solo_infoaug.compare.arms import ARMS
 from solo_infoaug.compare.folder import RunFolder, State
@@ -34,12 +34,14 @@ from solo_infoaug.errors import ConfigError
 from solo_infoaug.evaluation.images import DATASETS as IMAGES
 from solo_infoaug.host import load_host
 from solo_infoaug.host.small import SMALL
+from solo_infoaug.host.weights import TIMM
 from solo_infoaug.objectives.config import FMICLConfig
 from solo_infoaug.resources import config_folder
 from solo_infoaug.scenes.benchmark import Benchmark, prepare_scenes
 from solo_infoaug.scenes.parts import ScenesConfig
 from solo_infoaug.training.config import check_values, load_config, parse_overrides
 from solo_infoaug.training.layouts import CLASSES, check_fraction, layout_of, name_for_host
+from solo_infoaug.training.start import read_init
 from solo_infoaug.twin.config import read_infoaug
 
 _LISTS = ("methods", "arms", "data", "seeds")
@@ -220,6 +222,7 @@ class Planner:
         self._prepared = cache(self._prepare)
         self._fingerprint = cache(lambda path: TwinDictionary.load(path).fingerprint)
         self._patches = cache(self._write_patches)
+        self._digest = cache(lambda path: file_digest(Path(path)))
         self._tell = cache(lambda text: print(text, file=sys.stderr))
 
     def plan(self) -> list[Run]:
@@ -260,6 +263,9 @@ class Planner:
         overrides = [*own, *extras, *self.grid.fixed, *cell.variant]
         cfg = load_config(config_folder() / "compare", "run", overrides)
         self._fit_backbone(cfg)
+        cfg.init = read_init(cfg)
+        if cfg.init is None:
+            del cfg.init  # and a run is what it was before there was this key
         read_infoaug(cfg)
         FMICLConfig.parse(OmegaConf.select(cfg, "fmicl"))
         check_values(cfg)
@@ -287,10 +293,11 @@ class Planner:
             fingerprint = self._fingerprint(str(twins))
         evaluate: Any = OmegaConf.to_container(cfg.evaluate, resolve=True)
         cfg.pop("evaluate")
-        decides = json.dumps(
-            [OmegaConf.to_container(cfg, resolve=True), evaluate, fingerprint], sort_keys=True
-        )
-        # a grid that is moved, or reached by another path, stays the same
+        known = [OmegaConf.to_container(cfg, resolve=True), evaluate, fingerprint]
+        if "init" in cfg and not cfg.init.startswith(TIMM):
+            known.append(self._digest(cfg.init))
+        decides = json.dumps(known, sort_keys=True)
+        # a grid that is moved, or reached by another path, is still the same
         decides = decides.replace(str(self.grid.out), "OUT")
         digest = hashlib.sha256(decides.encode()).hexdigest()[:12]
         name = f"{cell.method}-{cell.arm}-{cell.data}-seed{cell.seed}-{digest}"
@@ -299,8 +306,8 @@ class Planner:
         cfg.checkpoint.dir = str(RunFolder(folder).training)
         return Run(cell, folder, digest, cfg, evaluate, fingerprint, float(views))
 
-    def _data(self, cell: Cell, cfg: DictConfig) -> Path | None:
-        """Fill in the paths of data and twins; returns the dictionary of the cell's arm."""
+    def _data(self, cell: Cell, cfg: DictConfig) -> Path | str | None:
+        """Fill in where data and twins are; returns the dictionary of the cell's arm."""
         evaluate = cfg.evaluate
         if OmegaConf.is_missing(evaluate, "dataset"):
             known = f"the images to evaluate on ({', '.join(IMAGES)}), with evaluate.train_path"
@@ -347,16 +354,16 @@ class Planner:
                 self._tell(layout_of(section.dataset, section.train_path, f"{name}.train_path"))
         name_for_host(cfg)
 
-    def _twins(self, cfg: DictConfig) -> Path:
-        """The dictionary that the command names, or the one that was mined last."""
+    def _twins(self, cfg: DictConfig) -> str:
+        """The dictionary that the command names, or that was mined last."""
         choice = choose_dictionary(cfg.infoaug.twins)
-        choice.check(self._fingerprint(str(choice.path.resolve())))
-        self._tell(f"Twins: {choice.path.resolve()} ({choice.rule})")
-        return choice.path.resolve()
+        choice.check(self._fingerprint(choice.place))
+        self._tell(f"Twins: {choice.place} ({choice.rule})")
+        return choice.place
 
-    def _write_patches(self, twins: Path) -> Path:
+    def _write_patches(self, twins: str) -> Path:
         """The patches of a dictionary as a folder of images; written once."""
-        name = f"patches-{self._fingerprint(str(twins))[:12]}"
+        name = f"patches-{self._fingerprint(twins)[:12]}"
         folder = self.grid.out / "data" / name
         with FileLock(f"{folder}.lock"):
             if not folder.is_dir():

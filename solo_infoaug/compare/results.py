@@ -61,8 +61,9 @@ def _page(runs: Sequence[Run], results: Sequence[Mapping[str, Any]]) -> str:
         truth, twins = None, []
         for run in [run for run in of_set if run.cell.arm == "infoaug"][:1]:
             dictionary = TwinDictionary.load(run.config.infoaug.twins)
-            window = richest_windows(dictionary, 1)[0]
-            twins = [draw_pairs(dictionary), draw_twins(dictionary, window)]
+            if dictionary.stream is None:  # frames and tracks stay in the bucket
+                window = richest_windows(dictionary, 1)[0]
+                twins = [draw_pairs(dictionary), draw_twins(dictionary, window)]
             if data == "scenes":
                 marker = dictionary.path.parent / "scenes.json"
                 truth = json.loads(marker.read_text(encoding="utf-8"))["truth"]

@@ -1,39 +1,48 @@
 """The files of a dictionary: their names, and how each is read. Nothing in them is trusted.
 
-Layout (format 3), everything safetensors, JSON or JPEG:
+Layout (format 4), everything safetensors, JSON or JPEG:
 
-    dictionary.json                     which videos, in which order, settings, what failed
-    parts/KEY/video.json               provenance, records of the windows, names, hashes
-    parts/KEY/index.safetensors        one row a patch: where it is, its twins, their MI
-    parts/KEY/pixels-0000.safetensors  crops, some thousand patches a file
-    parts/KEY/windows/0000.jpg         the frame of each window whose patches these are
-    parts/KEY/windows/0000.safetensors tracks and MI matrix of each window
-    parts/KEY/twinless.json            of a video without a twin, alone: video.json, and why
+    dictionary.json                which videos, in which order, settings, what failed, the packs
+    index.safetensors              all patches of all videos: where they are, their twins, their MI
+    packs/00000.zip                ZIP files without compression, of the videos' files:
+        KEY/pixels-0000.safetensors    crops, some thousand patches a file; they come first
+        KEY/video.json                 provenance, records of the windows, names, hashes
+        KEY/index.safetensors          one row a patch
+        KEY/windows/0000.jpg           the frame of each window whose patches these are
+        KEY/windows/0000.safetensors   tracks and MI matrix of each window
+        KEY/twinless.json              of a video without a twin, alone: video.json, and why
+    parts/KEY.zip                  a finished video that is not in a pack yet
 
-A video's folder appears under its final name only when it is complete.
+Formats 2 and 3 had a folder parts/KEY for each video, and no index of all.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import load as load_tensors
 
-from solo_infoaug._files import file_digest
+from solo_infoaug.dictionary.files import Stretch
 from solo_infoaug.errors import DictionaryError
 
 FORMAT = "solo-infoaug twin dictionary"
-VERSION = 3
+VERSION = 4
 _OLDEST = 2
 MANIFEST = "dictionary.json"
 PARTS = "parts"
+PACKS = "packs"
+INDEX = "index.safetensors"
+RECORD = "video.json"
 WINDOWS = "windows"
 TWINLESS = "twinless.json"
 LOCK = ".lock"
@@ -42,6 +51,10 @@ COUNTS = ("frames", "repeated_frames", "windows_mined", "damaged_packets", "fram
 
 # JSON files larger than this are not ours.
 _JSON_LIMIT = 256 << 20
+# Neither are headers of more than safetensors itself takes.
+_HEADER_LIMIT = 100_000_000
+# Of an element; the files whose headers are read have no others.
+_BYTES = {"U8": 1, "I32": 4}
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]*")
 PATCH_COLUMNS = np.dtype(
     [
@@ -83,9 +96,16 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         if path.stat().st_size > _JSON_LIMIT:
             raise DictionaryError(f"{path}: damaged: larger than any such file")
-        content = json.loads(path.read_text(encoding="utf-8"))
+        data = path.read_bytes()
     except OSError as error:
         raise DictionaryError(f"{path}: cannot be read: {error.strerror}") from error
+    return parse_json(data, path)
+
+
+def parse_json(data: bytes, path: Path) -> dict[str, Any]:
+    """The JSON object that is the content of `path`; a DictionaryError if it is none of ours."""
+    try:
+        content = json.loads(data.decode("utf-8"))
     except (ValueError, RecursionError) as error:
         raise DictionaryError(f"{path}: damaged: {error}") from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
@@ -107,40 +127,70 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[Any]:
-    if not path.is_file():
-        raise DictionaryError(f"{path}: missing")
+def _damaged(path: Path) -> Iterator[None]:
     try:
-        with safe_open(str(path), framework="pt") as file:
-            yield file
+        yield
     except (SafetensorError, OSError, ValueError, KeyError, RuntimeError, TypeError) as error:
         raise DictionaryError(f"{path}: damaged: {error}") from error
 
 
-def read_tensors(path: Path) -> dict[str, torch.Tensor]:
-    """All tensors of a file; a DictionaryError if it is missing or damaged."""
-    with _opened(path) as file:
+def map_tensors(path: Path) -> dict[str, torch.Tensor]:
+    """All tensors of a file, mapped; a DictionaryError if it is missing or damaged."""
+    if not path.is_file():
+        raise DictionaryError(f"{path}: missing")
+    with _damaged(path), safe_open(str(path), framework="pt") as file:
         return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    raise AssertionError(path)
 
 
-def tensor_names(path: Path) -> list[str]:
-    """What is in a file; a DictionaryError if it is missing or damaged."""
-    with _opened(path) as file:
-        return list(file.keys())
+def parse_tensors(data: bytes, path: Path) -> dict[str, torch.Tensor]:
+    """All tensors of a file's content; a DictionaryError if it is damaged."""
+    with _damaged(path):
+        return load_tensors(data)
+    raise AssertionError(path)
 
 
-def shape_of(path: Path, name: str) -> tuple[int, ...]:
-    """The shape of a tensor that is not read; a DictionaryError if it is missing or damaged."""
-    with _opened(path) as file:
-        return tuple(file.get_slice(name).get_shape())
+@dataclass(frozen=True)
+class Lying:
+    """Where a tensor lies: its type in safetensors' words, its shape, its bytes in the file."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    stop: int
 
 
-def digest_of(path: Path) -> str:
-    """SHA-256 of a file's content; a DictionaryError if it cannot be read."""
+def look_at_tensors(stretch: Stretch) -> dict[str, Lying]:
+    """Where the tensors of a safetensors file lie, whose header alone is read.
+
+    Raises:
+        DictionaryError: it is damaged.
+    """
     try:
-        return file_digest(path)
-    except OSError as error:
-        raise DictionaryError(f"{path}: cannot be read: {error.strerror}") from error
+        with stretch.path.open("rb") as file:
+            file.seek(stretch.start)
+            length = int.from_bytes(file.read(8), "little")
+            if not 2 <= length <= min(stretch.size - 8, _HEADER_LIMIT):
+                raise ValueError(f"a header of {length} bytes")
+            header = json.loads(file.read(length).decode("utf-8"))
+        first = stretch.start + 8 + length
+        room = stretch.size - 8 - length
+        header.pop("__metadata__", None)
+        found = {name: _lying(entry, first, room) for name, entry in header.items()}
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        raise DictionaryError(f"{stretch.label}: damaged: {error}") from error
+    return found
+
+
+def _lying(entry: Mapping[str, Any], first: int, room: int) -> Lying:
+    """An entry of a header; raises where it is malformed."""
+    shape, (start, stop) = tuple(entry["shape"]), entry["data_offsets"]
+    whole = (*shape, start, stop)
+    if not all(isinstance(n, int) and n >= 0 for n in whole) or not start <= stop <= room:
+        raise ValueError("a tensor lies outside of the file")
+    if math.prod(shape) * _BYTES.get(entry["dtype"], -1) != stop - start:
+        raise ValueError("a tensor is not of the size that its shape says")
+    return Lying(entry["dtype"], shape, first + start, first + stop)
 
 
 def twins_fault(twins: torch.Tensor, windows: np.ndarray) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 from solo_infoaug import __version__
 from solo_infoaug._files import expanded
 from solo_infoaug.cache import Remembered, last_dictionary
+from solo_infoaug.dictionary.bucket import is_url
 from solo_infoaug.errors import DictionaryError
 
 _HELP = (
@@ -20,13 +21,19 @@ _HELP = (
 
 @dataclass(frozen=True)
 class Choice:
-    """A dictionary's folder, and why it is this one."""
+    """A dictionary's folder or URL, and why it is this one."""
 
-    path: Path
+    path: Path | str
+    """A URL as it was written."""
     rule: str
     """`infoaug.twins`, `SOLO_INFOAUG_TWINS`, or that it is the one that was mined last."""
     remembered: Remembered | None = None
     """What was noted of it, where nothing else names it."""
+
+    @property
+    def place(self) -> str:
+        """What a configuration says: the whole path, or the URL."""
+        return self.path if isinstance(self.path, str) else str(self.path.resolve())
 
     def check(self, fingerprint: str) -> None:
         """Say whether a dictionary that is only remembered is the one that was mined.
@@ -66,6 +73,8 @@ def choose_dictionary(configured: str | None = None) -> Choice:
     """
     variable = "SOLO_INFOAUG_TWINS"
     for source, value in (("infoaug.twins", configured), (variable, os.environ.get(variable))):
+        if value and is_url(value):
+            return Choice(value, source)
         if value:
             path = expanded(value)
             if not path.is_dir():

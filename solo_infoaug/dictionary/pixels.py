@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import io
 import itertools
+import math
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,13 @@ import torch
 from PIL import Image
 
 from solo_infoaug import _jpeg
-from solo_infoaug.dictionary.format import expect, read_tensors, shape_of, tensor_names
+from solo_infoaug._files import reason_of
+from solo_infoaug.dictionary.files import Stretch
+from solo_infoaug.dictionary.format import Lying, look_at_tensors
 from solo_infoaug.errors import DictionaryError
 
-# This many pixel files are kept mapped.
-_OPEN_SHARDS = 512
+# This many files are kept mapped.
+_OPEN_FILES = 512
 
 Encoded = list[list[bytes]]
 """[P][S]: crops as JPEG files."""
@@ -27,78 +30,96 @@ Encoded = list[list[bytes]]
 
 @dataclass(frozen=True)
 class Shard:
-    """One file of pixels: `patches` n crops of `shape` (S, 3, H, W)."""
+    """One file of pixels: crops of `shape` (S, 3, H, W) of n patches.
 
-    path: Path
-    patches: int
+    `starts` int64 [n] says where in `place.path` each patch's bytes begin. Raw crops lie there as
+    uint8 [S, 3, H, W]. JPEGs of one size and quality begin alike, which is stored once: `prefix` is
+    what all begin with, `sizes` int32 [n, S] the bytes of the rest of each.
+    """
+
+    place: Stretch
     shape: tuple[int, ...]
-    encoded: bool
+    starts: np.ndarray
+    prefix: bytes | None = None
+    sizes: np.ndarray | None = None
+
+    @property
+    def patches(self) -> int:
+        """n."""
+        return len(self.starts)
 
     @classmethod
-    def look(cls, path: Path) -> Shard:
+    def look(cls, place: Stretch) -> Shard:
         """What is in a file, without reading a crop.
 
         Raises:
-            DictionaryError: it is missing or damaged, or no file of crops.
+            DictionaryError: it is damaged, or no file of crops.
         """
-        if "pixels" in tensor_names(path):
-            patches, *shape = shape_of(path, "pixels") or (0,)
-            return cls(path, patches, tuple(shape), False)
-        opened = JpegCrops.read(path)
-        patches, moments = opened.starts.shape
-        return cls(path, patches, (moments, 3, opened.side, opened.side), True)
-
-    def open(self) -> torch.Tensor | JpegCrops:
-        """uint8 [n, S, 3, H, W], mapped; or what is decoded from a mapped file."""
-        if self.encoded:
-            return JpegCrops.read(self.path)
-        tensors = read_tensors(self.path)
-        return expect(self.path, tensors, "pixels", torch.uint8, (self.patches, *self.shape))
-
-
-@dataclass(frozen=True)
-class JpegCrops:
-    """Crops of one file. JPEGs of one size and quality begin alike, which is stored once.
-
-    `prefix` is what all begin with, `starts` and `sizes` int64 [n, S] say where the rest of each
-    lies in `data`, uint8.
-    """
-
-    path: Path
-    side: int
-    prefix: bytes
-    starts: np.ndarray
-    sizes: np.ndarray
-    data: np.ndarray
+        tensors = look_at_tensors(place)
+        if "pixels" in tensors:
+            pixels = _expect(place, tensors, "pixels", "U8", 5)
+            patches, *shape = pixels.shape
+            starts = pixels.start + np.arange(patches) * math.prod(shape)
+            return cls(place, tuple(shape), starts)
+        return cls._look_at_jpegs(place, tensors)
 
     @classmethod
-    def read(cls, path: Path) -> JpegCrops:
-        """A file's crops, mapped.
+    def _look_at_jpegs(cls, place: Stretch, tensors: Mapping[str, Lying]) -> Shard:
+        data = _expect(place, tensors, "jpeg", "U8", 1)
+        prefix = _read(place, _expect(place, tensors, "prefix", "U8", 1))
+        lying = _expect(place, tensors, "sizes", "I32", 2)
+        sizes = np.frombuffer(_read(place, lying), np.int32).reshape(lying.shape)
+        ends = np.cumsum(sizes.sum(axis=1, dtype=np.int64))
+        if sizes.size == 0 or sizes.min() < 0 or ends[-1] != data.stop - data.start:
+            raise DictionaryError(f"{place.label}: damaged: sizes of crops do not add up")
+        side = _side(prefix, place)
+        starts = data.start + np.concatenate([[0], ends[:-1]])
+        return cls(place, (sizes.shape[1], 3, side, side), starts, prefix, sizes)
 
-        Raises:
-            DictionaryError: it is missing or damaged.
-        """
-        tensors = read_tensors(path)
-        prefix = expect(path, tensors, "prefix", torch.uint8, (-1,)).numpy().tobytes()
-        sizes = expect(path, tensors, "sizes", torch.int32, (-1, -1)).numpy().astype(np.int64)
-        data = expect(path, tensors, "jpeg", torch.uint8, (-1,)).numpy()
-        if sizes.size == 0 or sizes.min() < 0 or sizes.sum() != len(data):
-            raise DictionaryError(f"{path}: damaged: sizes of crops do not add up")
-        try:
-            # Size and kind are in what all crops share, so that none of them is larger
-            with Image.open(io.BytesIO(prefix)) as image:
-                kind, (width, height) = image.format, image.size
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            raise DictionaryError(f"{path}: damaged: crops begin with no JPEG header") from error
-        if kind != "JPEG" or width != height:
-            raise DictionaryError(f"{path}: damaged: crops are {kind} of {width}×{height} pixels")
-        starts = (np.cumsum(sizes) - sizes.ravel()).reshape(sizes.shape)
-        return cls(path, width, prefix, starts, sizes, data)
 
-    def jpeg(self, patch: int, moment: int) -> bytes:
-        """One crop, as a file."""
-        start = int(self.starts[patch, moment])
-        return self.prefix + self.data[start : start + int(self.sizes[patch, moment])].tobytes()
+def _expect(
+    place: Stretch, tensors: Mapping[str, Lying], name: str, dtype: str, axes: int
+) -> Lying:
+    found = tensors.get(name)
+    if found is None or found.dtype != dtype or len(found.shape) != axes:
+        came = "nothing" if found is None else f"{found.dtype} {list(found.shape)}"
+        raise DictionaryError(
+            f"{place.label}: damaged: `{name}` should be {dtype} of {axes} axes, but is {came}"
+        )
+    return found
+
+
+def _read(place: Stretch, tensor: Lying) -> bytes:
+    with place.path.open("rb") as file:
+        file.seek(tensor.start)
+        return file.read(tensor.stop - tensor.start)
+
+
+def _side(prefix: bytes, place: Stretch) -> int:
+    """Pixels of a side of the crops that begin with this."""
+    try:
+        # Size and kind are in what all crops share, so that none of them is larger
+        with Image.open(io.BytesIO(prefix)) as image:
+            kind, (width, height) = image.format, image.size
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise DictionaryError(f"{place.label}: damaged: crops begin with no JPEG header") from error
+    if kind != "JPEG" or width != height:
+        raise DictionaryError(
+            f"{place.label}: damaged: crops are {kind} of {width}×{height} pixels"
+        )
+    return width
+
+
+def mapped(path: Path) -> np.ndarray:
+    """uint8: a file, mapped. What is written into the array stays in memory.
+
+    Raises:
+        DictionaryError: it is missing or empty.
+    """
+    try:
+        return np.asarray(np.memmap(path, np.uint8, "c"))
+    except (OSError, ValueError) as error:
+        raise DictionaryError(f"{path}: cannot be read: {reason_of(error)}") from error
 
 
 def encoded_tensors(crops: Encoded) -> dict[str, np.ndarray]:
@@ -133,54 +154,92 @@ def stored(shards: Sequence[Shard], rows: slice) -> np.ndarray | Encoded:
     Raises:
         DictionaryError: a file is damaged, or some are stored in one way and some in the other.
     """
-    first, pieces = 0, []
+    first, raw, jpegs = 0, [], []
     for shard in shards:
-        start, stop = max(rows.start - first, 0), min(rows.stop - first, shard.patches)
-        if start < stop:
-            pieces.append((shard.open(), range(start, stop)))
+        here = range(max(rows.start - first, 0), min(rows.stop - first, shard.patches))
+        if not here:
+            first += shard.patches
+            continue
+        data = mapped(shard.place.path)
+        for patch in here:
+            if shard.prefix is None or shard.sizes is None:
+                start = shard.starts[patch]
+                raw.append(data[start : start + math.prod(shard.shape)].reshape(shard.shape))
+            else:
+                stops = shard.starts[patch] + np.cumsum(shard.sizes[patch], dtype=np.int64)
+                cuts = zip(stops - shard.sizes[patch], stops, strict=True)
+                jpegs.append([shard.prefix + data[a:b].tobytes() for a, b in cuts])
         first += shard.patches
-    raw = [one.numpy()[r.start : r.stop] for one, r in pieces if isinstance(one, torch.Tensor)]
-    moments = range(shards[0].shape[0])
-    jpegs = [
-        [one.jpeg(patch, moment) for moment in moments]
-        for one, patches in pieces
-        if not isinstance(one, torch.Tensor)
-        for patch in patches
-    ]
     if raw and jpegs:
-        raise DictionaryError(f"{shards[0].path}: damaged: one video's crops are raw and JPEG")
-    return jpegs or np.concatenate(raw)
+        where = shards[0].place.label
+        raise DictionaryError(f"{where}: damaged: one video's crops are raw and JPEG")
+    return jpegs or np.stack(raw)
+
+
+@dataclass(frozen=True)
+class CropTable:
+    """Where each patch's crops lie in a dictionary's files.
+
+    `starts` int64 [N] is where in its file a patch's bytes begin, `sizes` int32 [N, S] (none where
+    nothing is JPEG) how many each moment's have; see `Shard`. Patches from `first` int64 [B] on are
+    in the file of number `file` int32 [B], and begin with `prefixes[prefix]`, int32 [B]; raw ones
+    have −1 there.
+    """
+
+    shape: tuple[int, ...]
+    starts: np.ndarray
+    sizes: np.ndarray | None
+    first: np.ndarray
+    file: np.ndarray
+    prefix: np.ndarray
+    prefixes: list[bytes]
 
 
 class PixelFiles:
-    """All crops of a dictionary; the latest files stay mapped."""
+    """All crops of a dictionary; the latest files stay mapped.
 
-    def __init__(self, shards: Sequence[Shard]) -> None:
-        self.shards = list(shards)
-        self.starts = np.cumsum([0, *(shard.patches for shard in self.shards)])
-        self.shape = (int(self.starts[-1]), *self.shards[0].shape)
-        self._maps: dict[int, torch.Tensor | JpegCrops] = {}
+    `find` gives the path of a file by its number, and may have to fetch it first; `names` are what
+    messages call them.
+    """
+
+    def __init__(
+        self, table: CropTable, find: Callable[[int], Path], names: Sequence[str | Path]
+    ) -> None:
+        self.table = table
+        self.shape = (len(table.starts), *table.shape)
+        self._find, self._names = find, names
+        self._maps: dict[int, np.ndarray] = {}
         self._opening = threading.Lock()
 
     @property
     def encoded(self) -> bool:
         """Whether any crop must be decoded."""
-        return any(shard.encoded for shard in self.shards)
+        return bool((self.table.prefix >= 0).any())
 
-    def open(self, number: int) -> torch.Tensor | JpegCrops:
-        """A file's crops, mapped."""
+    def open(self, number: int) -> np.ndarray:
+        """uint8: a file, mapped."""
         with self._opening:  # training reads ahead in a thread of its own
             if number not in self._maps:
-                while len(self._maps) >= _OPEN_SHARDS:
+                while len(self._maps) >= _OPEN_FILES:
                     self._maps.pop(next(iter(self._maps)))
-                self._maps[number] = self.shards[number].open()
+                self._maps[number] = mapped(self._find(number))
             return self._maps[number]
+
+    def keep(self, numbers: Container[int]) -> None:
+        """Let all other files go: what is deleted and still mapped takes its room on the disk."""
+        with self._opening:
+            for number in [number for number in self._maps if number not in numbers]:
+                del self._maps[number]
 
     def raw(self) -> torch.Tensor:
         """uint8 [N, S, 3, H, W]: all of it, where nothing must be decoded."""
-        opened = [self.open(number) for number in range(len(self.shards))]
-        pixels = [one for one in opened if isinstance(one, torch.Tensor)]
-        return pixels[0] if len(pixels) == 1 else torch.cat(pixels)
+        table, size = self.table, math.prod(self.shape[1:])
+        stops = [*table.first[1:].tolist(), len(table.starts)]
+        blocks = []
+        for first, stop, file in zip(table.first.tolist(), stops, table.file.tolist(), strict=True):
+            data = self._cut(file, int(table.starts[first]), size * (stop - first))
+            blocks.append(torch.from_numpy(data.reshape(stop - first, *self.shape[1:])))
+        return blocks[0] if len(blocks) == 1 else torch.cat(blocks)
 
     def crops(self, places: np.ndarray, moments: np.ndarray) -> np.ndarray:
         """uint8 [B, 3, H, W]: patches `places` int64 [B] at `moments` int64 [B].
@@ -188,24 +247,36 @@ class PixelFiles:
         Raises:
             DictionaryError: a crop is damaged.
         """
-        crops = np.empty((len(places), *self.shape[2:]), np.uint8)
-        shards = np.searchsorted(self.starts, places, side="right") - 1
-        inside = places - self.starts[shards]
-        order = np.argsort(shards, kind="stable")
-        there, starts = np.unique(shards[order], return_index=True)
+        table, crops = self.table, np.empty((len(places), *self.shape[2:]), np.uint8)
+        blocks = np.searchsorted(table.first, places, side="right") - 1
+        files, prefix = table.file[blocks].tolist(), table.prefix[blocks].tolist()
+        raw = math.prod(self.shape[2:])
+        starts, sizes = table.starts[places] + moments * raw, np.full(len(places), raw)
+        if table.sizes is not None:
+            # A patch's moments follow each other
+            each, rows = table.sizes[places].astype(np.int64), np.arange(len(places))
+            before = each.cumsum(axis=1)[rows, moments] - each[rows, moments]
+            encoded = table.prefix[blocks] >= 0
+            starts = np.where(encoded, table.starts[places] + before, starts)
+            sizes = np.where(encoded, each[rows, moments], sizes)
         jpegs: dict[int, bytes] = {}
-        # A batch of a large dictionary meets hundreds of files: few steps for each.
-        for shard, rows in zip(there.tolist(), np.split(order, starts[1:]), strict=True):
-            opened = self.open(shard)
-            if isinstance(opened, torch.Tensor):
-                crops[rows] = opened.numpy()[inside[rows], moments[rows]]
+        for row, (start, size) in enumerate(zip(starts.tolist(), sizes.tolist(), strict=True)):
+            data = self._cut(files[row], start, size)
+            if prefix[row] < 0:
+                crops[row] = data.reshape(crops.shape[1:])
             else:
-                which = map(opened.jpeg, inside[rows].tolist(), moments[rows].tolist())
-                jpegs.update(zip(rows.tolist(), which, strict=True))
+                jpegs[row] = table.prefixes[prefix[row]] + data.tobytes()
         if (bad := _jpeg.decode_all(jpegs, crops)) is not None:
-            path = self.shards[shards[bad]].path
-            raise DictionaryError(f"{path}: damaged: a crop cannot be decoded")
+            name = self._names[files[bad]]
+            raise DictionaryError(f"{name}: damaged: a crop cannot be decoded")
         return crops
+
+    def _cut(self, number: int, start: int, size: int) -> np.ndarray:
+        data = self._maps.get(number)
+        data = self.open(number) if data is None else data
+        if not 0 <= start <= start + size <= len(data):
+            raise DictionaryError(f"{self._names[number]}: damaged: a crop lies outside of it")
+        return data[start : start + size]
 
 
 class LazyPixels:

@@ -2,27 +2,30 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 import torch
 from PIL import Image
 
+from solo_infoaug.dictionary.files import PartFiles
 from solo_infoaug.dictionary.format import (
     COUNTS,
+    INDEX,
     PATCH_COLUMNS,
+    RECORD,
     STORED_COLUMNS,
     WINDOWS,
-    digest_of,
     expect,
     is_name,
     links_fault,
-    read_json,
-    read_tensors,
+    parse_json,
+    parse_tensors,
     twins_fault,
 )
 from solo_infoaug.dictionary.pixels import Shard
@@ -46,7 +49,7 @@ class WindowRecord:
     index: int
     patches: range
     record: Mapping[str, Any]
-    _folder: Path
+    _files: PartFiles
 
     @property
     def rows(self) -> slice:
@@ -83,11 +86,13 @@ class WindowRecord:
         Raises:
             DictionaryError: the image is missing or damaged.
         """
-        path = self._folder / f"{self.index:04d}.jpg"
+        name = f"{WINDOWS}/{self.index:04d}.jpg"
+        data = self._files.read(name)
         try:
-            with Image.open(path) as image:
+            with Image.open(io.BytesIO(data)) as image:
                 return np.asarray(image.convert("RGB"))
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            path = self._files.label / name
             raise DictionaryError(f"{path}: cannot be read: {error}") from error
 
     @property
@@ -97,13 +102,35 @@ class WindowRecord:
         Raises:
             DictionaryError: the file is missing or damaged.
         """
-        tensors = read_tensors(self._folder / f"{self.index:04d}.safetensors")
+        name = f"{WINDOWS}/{self.index:04d}.safetensors"
+        path = self._files.label / name
+        tensors = parse_tensors(self._files.read(name), path)
         for name, shape in (
             ("tracks", (-1, len(self.patches), 2)),
             ("mi", (len(self.patches),) * 2),
         ):
-            expect(self._folder, tensors, name, torch.float32, shape)
+            expect(path, tensors, name, torch.float32, shape)
         return {name: tensor.numpy() for name, tensor in tensors.items()}
+
+
+def read_record(files: PartFiles) -> dict[str, Any]:
+    """What was noted of a video; a DictionaryError unless it can be told from it.
+
+    Its numbers are checked; what is said of the video's files is so when these are read.
+    """
+    path = files.label / RECORD
+    record = parse_json(files.read(RECORD), path)
+    try:
+        str(record["name"])
+        _check_counts(record)
+        windows = record["windows"]
+        if not isinstance(windows, list) or not all(isinstance(one, dict) for one in windows):
+            raise ValueError("`windows` is not a list of records")
+        for window in windows:
+            sum(int(count) for count in (window.get("reasons") or {}).values())
+    except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
+        raise DictionaryError(f"{path}: damaged: {type(error).__name__}: {error}") from error
+    return record
 
 
 @dataclass(frozen=True)
@@ -128,25 +155,22 @@ class Part:
         return float((self.record.get("source") or {}).get("fps", 25.0))
 
     @classmethod
-    def read(cls, folder: Path) -> Part:
-        """One video's part; a DictionaryError names the folder if anything in it is wrong."""
-        record = read_json(folder / "video.json")
+    def read(cls, files: PartFiles) -> Part:
+        """One video's part; a DictionaryError names the file if anything in it is wrong."""
+        path, record = files.label / RECORD, read_record(files)
         try:
-            return cls._read(folder, record)
+            return cls._read(files, record)
         except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
-            raise DictionaryError(
-                f"{folder / 'video.json'}: damaged: {type(error).__name__}: {error}"
-            ) from error
+            raise DictionaryError(f"{path}: damaged: {type(error).__name__}: {error}") from error
 
     @classmethod
-    def _read(cls, folder: Path, record: dict[str, Any]) -> Part:
-        name = str(record["name"])
-        _check_counts(record)
-        path = folder / "index.safetensors"
-        digest = digest_of(path)
+    def _read(cls, files: PartFiles, record: dict[str, Any]) -> Part:
+        name, folder = str(record["name"]), files.label
+        path, data = folder / INDEX, files.read(INDEX)
+        digest = hashlib.sha256(data).hexdigest()
         if digest != record["index"]["sha256"]:
             raise DictionaryError(f"{path}: damaged: its content is not what video.json says")
-        tensors = read_tensors(path)
+        tensors = parse_tensors(data, path)
         count = int(record["index"]["patches"])
         twins = expect(path, tensors, "twins", torch.int64, (count, -1)).clone()
         top_k = twins.shape[1]
@@ -159,7 +183,7 @@ class Part:
             patches[column] = expect(path, tensors, column, dtype, (count,)).numpy()
         if count == 0 or top_k == 0 or frames.shape[1] == 0:
             raise DictionaryError(f"{path}: damaged: patches and windows do not fit")
-        windows = _windows(folder, name, record, patches)
+        windows = _windows(files, name, record, patches)
         if record["version"] < _LINKED and "next" not in tensors:
             tensors["next"] = torch.full((count,), -1)
         following = expect(path, tensors, "next", torch.int64, (count,)).clone()
@@ -168,7 +192,7 @@ class Part:
         )
         if fault:
             raise DictionaryError(f"{path}: damaged: {fault}")
-        shards = _shards(folder, record, count, frames.shape[1])
+        shards = _shards(files, record, count, frames.shape[1])
         return cls(
             name=name,
             record=record,
@@ -185,14 +209,14 @@ class Part:
 
 
 def _windows(
-    folder: Path, name: str, record: Mapping[str, Any], patches: np.ndarray
+    files: PartFiles, name: str, record: Mapping[str, Any], patches: np.ndarray
 ) -> list[WindowRecord]:
     """The windows of a video; the shots of its patches are filled in."""
-    windows, first = [], 0
+    windows, first, folder = [], 0, files.label
     for index, entry in enumerate(record["windows"]):
         size = int(entry["patches"])
         rows = slice(first, first + size)
-        window = WindowRecord(name, index, range(first, rows.stop), dict(entry), folder / WINDOWS)
+        window = WindowRecord(name, index, range(first, rows.stop), dict(entry), files)
         # Raise where they are no numbers
         window.tracked  # noqa: B018
         if not 0 < window.context < math.inf:
@@ -207,15 +231,15 @@ def _windows(
     return windows
 
 
-def _shards(folder: Path, record: Mapping[str, Any], count: int, moments: int) -> list[Shard]:
-    shards = []
+def _shards(files: PartFiles, record: Mapping[str, Any], count: int, moments: int) -> list[Shard]:
+    shards, folder = [], files.label
     for entry in record["pixels"]:
         if not is_name(entry["file"]):
             raise DictionaryError(f"{folder}: damaged: {entry['file']!r} is no file name")
-        shard = Shard.look(folder / entry["file"])
+        shard = Shard.look(files.where(entry["file"]))
         shape = (shard.patches, *shard.shape)
         if len(shape) != 5 or shape[:3] != (int(entry["patches"]), moments, 3):
-            raise DictionaryError(f"{shard.path}: damaged: unexpected shape {shape}")
+            raise DictionaryError(f"{shard.place.label}: damaged: unexpected shape {shape}")
         shards.append(shard)
     sides = {shard.shape[2:] for shard in shards}
     if sum(shard.patches for shard in shards) != count or len(sides) != 1:
@@ -240,3 +264,60 @@ def _check_counts(record: Mapping[str, Any]) -> None:
     for name, count in counted:
         if not isinstance(count, int) or count < 0:
             raise ValueError(f"`{name}` is {count!r}")
+
+
+class Windows(Sequence[WindowRecord]):
+    """The records of all windows, which are read when they are asked for.
+
+    Args:
+        names: of the videos.
+        first: int64 [W]: where in the dictionary each window's patches begin.
+        count: patches of the dictionary.
+        of_video: int64 [V]: the first window of each video.
+        files: of each video, by its number.
+    """
+
+    def __init__(
+        self,
+        names: Sequence[str],
+        first: np.ndarray,
+        count: int,
+        of_video: np.ndarray,
+        files: Callable[[int], PartFiles],
+    ) -> None:
+        self._names, self._files, self._of_video = names, files, of_video
+        self._bounds = np.append(first, count)
+        self._latest: tuple[int, list[dict[str, Any]]] = (-1, [])
+
+    def __len__(self) -> int:
+        return len(self._bounds) - 1
+
+    @overload
+    def __getitem__(self, window: int) -> WindowRecord: ...
+
+    @overload
+    def __getitem__(self, window: slice) -> list[WindowRecord]: ...
+
+    def __getitem__(self, window: int | slice) -> WindowRecord | list[WindowRecord]:
+        if isinstance(window, slice):
+            return [self[number] for number in range(*window.indices(len(self)))]
+        number = range(len(self))[window]
+        video = int(np.searchsorted(self._of_video, number, side="right")) - 1
+        index, files = number - int(self._of_video[video]), self._files(video)
+        patches = range(int(self._bounds[number]), int(self._bounds[number + 1]))
+        entry = self._entries(video)[index]
+        if entry.get("patches") != len(patches):
+            raise DictionaryError(f"{files.label}: damaged: patches and windows do not fit")
+        return WindowRecord(self._names[video], index, patches, entry, files)
+
+    def _entries(self, video: int) -> list[dict[str, Any]]:
+        """The records of a video's windows; those of the latest are kept."""
+        if self._latest[0] != video:
+            files = self._files(video)
+            path, entries = files.label / RECORD, read_record(files)["windows"]
+            stop = int(np.append(self._of_video, len(self))[video + 1])
+            wanted = stop - int(self._of_video[video])
+            if len(entries) != wanted:
+                raise DictionaryError(f"{path}: damaged: its windows are not those of the index")
+            self._latest = video, entries
+        return self._latest[1]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -56,15 +55,14 @@ class WindowMates:
         window_of: torch.Tensor,
         anchors: torch.Tensor,
         without_twin: torch.Tensor,
-        tracked: Sequence[int],
+        tracked: torch.Tensor,
     ) -> WindowMates:
         """Of patches in the order of their windows."""
         # Patches of a window are neighbours in `anchors` and in `without_twin`
         anchors_of, without_of = (
             _runs(window_of[index], len(tracked)) for index in (anchors, without_twin)
         )
-        known = torch.tensor(tracked)
-        return cls(window_of, anchors, without_twin, known, anchors_of, without_of)
+        return cls(window_of, anchors, without_twin, tracked, anchors_of, without_of)
 
     def mate(self, index: torch.Tensor, choice: torch.Tensor, anchors: bool) -> torch.Tensor:
         """Another patch of the same window, one with a twin if `anchors` and there is another.

@@ -5,24 +5,36 @@ How it lies on disk is said in `format.py`; `reading.py` reads it, `writing.py` 
 
 from __future__ import annotations
 
-import dataclasses
 import functools
-import hashlib
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from solo_infoaug._checks import is_number, require
-from solo_infoaug.dictionary.format import MANIFEST, PARTS, check_path, is_name, read_json
+from solo_infoaug._checks import is_number, is_whole, require
+from solo_infoaug.dictionary.bucket import Bucket, is_url
+from solo_infoaug.dictionary.files import FolderFiles, PackFiles, PartFiles
+from solo_infoaug.dictionary.format import (
+    INDEX,
+    MANIFEST,
+    PACKS,
+    PARTS,
+    check_path,
+    is_name,
+    links_fault,
+    read_json,
+)
+from solo_infoaug.dictionary.index import Index
 from solo_infoaug.dictionary.links import Chains
 from solo_infoaug.dictionary.pixels import LazyPixels, PixelFiles
-from solo_infoaug.dictionary.reading import Part, WindowRecord
+from solo_infoaug.dictionary.reading import Part, Windows
 from solo_infoaug.dictionary.sampling import WindowMates, draw, twin
+from solo_infoaug.dictionary.streaming import Stream
 from solo_infoaug.dictionary.writing import write_arrays
 from solo_infoaug.errors import DictionaryError
 
@@ -35,6 +47,13 @@ TEMPORAL = "true, false or a number of seconds > 0"
 def is_temporal(value: object) -> bool:
     """Whether `infoaug.temporal` may be this."""
     return isinstance(value, bool) or (is_number(value, 0) and value not in (0, math.inf))
+
+
+CACHE_GB = 50.0
+"""What a dictionary in a bucket may take of the local disk, if nothing else is said."""
+
+# From this version on videos are in packs.
+_PACKED = 4
 
 
 class TwinDictionary:
@@ -52,75 +71,55 @@ class TwinDictionary:
             frame), `size`, `entropy` (nats).
         moment_frames: int32 [N, S]: the video's frame in which each moment was taken.
         next: int64 [N]: the patch of the next window that continues each one's track, -1 for none.
-        seconds: float64 [N]: when each patch is, in its video.
-        context: float64 [N]: how many sides of its patch each crop spans.
         anchors: int64 [A]: the patches that have a twin.
         without_twin: int64 [N − A]: the others.
         videos: names of the videos.
-        windows: a record of each window in which there are twins.
+        windows: a record of each window in which there are twins, read when it is asked for.
         fingerprint: a short hash of the content, the same wherever the dictionary lies.
         info: the manifest: settings, provenance, what failed.
     """
 
-    def __init__(self, path: Path, info: dict[str, Any], parts: Sequence[Part]) -> None:
-        if not parts:
-            raise DictionaryError(f"{path}: the dictionary holds no video")
-        shapes = {
-            (part.moment_frames.shape[1], part.shards[0].shape[-1], part.twins.shape[1])
-            for part in parts
-        }
-        if len(shapes) > 1:
-            raise DictionaryError(
-                f"{path}: its videos differ in (moments, crop_size, top_k): {sorted(shapes)}"
-            )
+    def __init__(
+        self,
+        path: Path,
+        info: dict[str, Any],
+        index: Index,
+        pixels: PixelFiles,
+        files: Callable[[int], PartFiles],
+        stream: Stream | None = None,
+    ) -> None:
         self.path = path
+        self.stream = stream
         self.info = info
-        self.videos = [part.name for part in parts]
-        self.twins = torch.cat([part.twins for part in parts])
-        self.mi = torch.cat([part.mi for part in parts])
-        self.p_value = torch.cat([part.p_value for part in parts])
-        self.moment_frames = torch.cat([part.moment_frames for part in parts])
-        self.next = torch.cat([part.next for part in parts])
-        self.patches = np.concatenate([part.patches for part in parts])
-        self.seconds = np.concatenate([part.patches["frame"] / part.fps for part in parts])
-        self.windows: list[WindowRecord] = []
-        first = shots = 0
-        for number, part in enumerate(parts):
-            rows = slice(first, first + len(part.patches))
-            twins = self.twins[rows]
-            twins[twins >= 0] += first
-            following = self.next[rows]
-            following[following >= 0] += first
-            self.patches["video"][rows] = number
-            self.patches["shot"][rows] += shots
-            shots = int(self.patches["shot"][rows].max()) + 1
-            self.patches["window"][rows] += len(self.windows)
-            for window in part.windows:
-                moved = range(window.patches.start + first, window.patches.stop + first)
-                self.windows.append(dataclasses.replace(window, patches=moved))
-            first = rows.stop
-        self._files = PixelFiles([shard for part in parts for shard in part.shards])
-        of_window = np.array([window.context for window in self.windows])
-        self.context = of_window[self.patches["window"]]
-        self.anchors = (self.twins[:, 0] >= 0).nonzero()[:, 0]
-        self.without_twin = (self.twins[:, 0] < 0).nonzero()[:, 0]
-        self.fingerprint = hashlib.sha256(
-            "".join(digest for part in parts for digest in part.digests).encode()
-        ).hexdigest()[:16]
-        self._mates = WindowMates.of(
-            torch.from_numpy(self.patches["window"].astype(np.int64)),
-            self.anchors,
-            self.without_twin,
-            [window.tracked for window in self.windows],
-        )
+        self.videos = index.names
+        self.fingerprint = index.fingerprint
+        self.twins, self.mi, self.p_value = (index[name] for name in ("twins", "mi", "p_value"))
+        self.moment_frames, self.next = index["moment_frames"], index["next"]
+        self.anchors, self.without_twin = index["anchors"], index["without_twin"]
+        self.patches = index.patches
+        first, of_video = (index[name].numpy() for name in ("window_first", "video_window"))
+        self.windows = Windows(self.videos, first, len(self.patches), of_video, files)
+        self._index, self._files, self._part_files = index, pixels, files
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> TwinDictionary:
-        """Open the dictionary in folder `path`. Pixels are mapped into memory, not read.
+    def load(
+        cls, path: str | os.PathLike[str], *, cache_gb: float = CACHE_GB, repeats: int = 1
+    ) -> TwinDictionary:
+        """Open a dictionary. Pixels are mapped into memory, not read.
+
+        Args:
+            path: its folder, or a URL that fsspec opens (`s3://bucket/twins`), of which the index
+                is fetched now and packs when they are needed, into the user's cache.
+            cache_gb: of a URL, how much of the local disk this may take.
+            repeats: of a URL with more than there is room for, how often each patch is drawn
+                while its pack is here.
 
         Raises:
             DictionaryError: it is missing, unfinished, damaged, or of a newer format.
+            ConfigError: `cache_gb` is too small.
         """
+        if is_url(path):
+            return cls._of_bucket(str(path), cache_gb, repeats)
         folder = Path(path)
         check_path(folder, "the dictionary")
         manifest = folder / MANIFEST
@@ -131,25 +130,73 @@ class TwinDictionary:
             way = f"mine one with `solo-infoaug mine VIDEO_OR_DIR... -o {folder}`"
             raise DictionaryError(f"{what}: {way}")
         info = read_json(manifest)
-        keys = info.get("videos")
-        if not isinstance(keys, list) or not all(map(is_name, keys)):
-            raise DictionaryError(f"{manifest}: damaged: `videos` is no list of names")
-        for key, expected in (
-            ("config", dict),
-            ("failed", dict),
-            ("twinless", dict),
-            ("left_out", list),
-        ):
-            if not isinstance(info.get(key), (expected, type(None))):
-                raise DictionaryError(f"{manifest}: damaged: `{key}` is {info[key]!r}")
-        return cls(folder, info, [Part.read(folder / PARTS / key) for key in keys])
+        _check_manifest(manifest, info)
+        if info["version"] < _PACKED:
+            return cls._of_folders(folder, info)
+        names, packs = info["names"], [folder / PACKS / name for name in info["packs"]]
+        index = Index.map(folder / INDEX, names, len(packs), info["fingerprint"])
+        pixels = PixelFiles(index.table, packs.__getitem__, packs)
+        pack_of = packs_of(index)
+
+        def files(video: int) -> PartFiles:
+            return PackFiles(packs[pack_of[video]], info["videos"][video])
+
+        return cls(folder, info, index, pixels, files)
+
+    @classmethod
+    def _of_bucket(cls, url: str, cache_gb: float, repeats: int) -> TwinDictionary:
+        """In a bucket: what is not drawn from, windows and records, cannot be read there."""
+        require(is_number(cache_gb, 0), "cache_gb", "a number of gigabytes", cache_gb)
+        require(is_whole(repeats, 1), "repeats", "a whole number ≥ 1", repeats)
+        bucket = Bucket(url, int(cache_gb * 1e9))
+        info = bucket.info
+        _check_manifest(Path(f"{url}/{MANIFEST}"), info)
+        if info["version"] < _PACKED:
+            raise DictionaryError(
+                f"{url}: format {info['version']} has a folder a video, which is not read from a "
+                f"bucket; pack it where it lies: solo-infoaug merge OLD -o NEW, and copy NEW"
+            )
+        names, packs = info["names"], info["packs"]
+        index = Index.map(bucket.index(), names, len(packs), info["fingerprint"])
+        places = [f"{bucket.url}/{PACKS}/{name}" for name in packs]
+        pixels = PixelFiles(index.table, bucket.pack, places)
+        stream = Stream(bucket, index, pixels, cache_gb, repeats)
+
+        def files(video: int) -> PartFiles:
+            raise DictionaryError(
+                f"{url}: windows and records are read where a dictionary is a local folder; copy it"
+            )
+
+        return cls(bucket.folder, info, index, pixels, files, stream)
+
+    @classmethod
+    def _of_folders(cls, folder: Path, info: dict[str, Any]) -> TwinDictionary:
+        """Formats 2 and 3: a folder a video, all of which are read now."""
+        parts = [FolderFiles(folder / PARTS / key) for key in info["videos"]]
+        index, paths = Index.of(folder, [Part.read(files) for files in parts])
+        pixels = PixelFiles(index.table, paths.__getitem__, paths)
+        return cls(folder, info, index, pixels, parts.__getitem__)
 
     def __len__(self) -> int:
         return len(self.patches)
 
-    def __reduce__(self) -> tuple[Any, tuple[Path]]:
-        """Copies and other processes open the folder again instead of copying the pixels."""
-        return TwinDictionary.load, (self.path,)
+    def __reduce__(self) -> tuple[Any, tuple[Any, ...]]:
+        """Copies and other processes open the place again instead of copying the pixels."""
+        if self.stream is None:
+            return TwinDictionary.load, (self.path,)
+        how = self.stream.cache_gb, self.stream.repeats
+        return TwinDictionary._of_bucket, (self.place, *how)
+
+    @property
+    def written(self) -> str:
+        """When its manifest was written, to the second; of a bucket, when it was fetched first."""
+        file = self.path / (MANIFEST if self.stream is None else INDEX)
+        return datetime.fromtimestamp(file.stat().st_mtime).isoformat(" ", "seconds")
+
+    @property
+    def place(self) -> str:
+        """The folder, or the URL."""
+        return str(self.path) if self.stream is None else self.stream.url
 
     def __repr__(self) -> str:
         return f"TwinDictionary({self.summary})"
@@ -158,7 +205,7 @@ class TwinDictionary:
     def summary(self) -> str:
         """One line for people."""
         return (
-            f"{self.path}: {len(self)} patches, {len(self.anchors)} with a twin, "
+            f"{self.place}: {len(self)} patches, {len(self.anchors)} with a twin, "
             f"{len(self.windows)} windows, {len(self.videos)} videos"
         )
 
@@ -174,10 +221,38 @@ class TwinDictionary:
             return LazyPixels(self._files)
         return self._files.raw()
 
+    def part_files(self, video: int) -> PartFiles:
+        """The files of a video, by its place in `videos`."""
+        return self._part_files(video)
+
+    @functools.cached_property
+    def seconds(self) -> np.ndarray:
+        """float64 [N]: when each patch is, in its video."""
+        return self.patches["frame"] / self._index.lookup("fps", self.patches["video"])
+
+    @functools.cached_property
+    def context(self) -> np.ndarray:
+        """float64 [N]: how many sides of its patch each crop spans."""
+        return self._index.lookup("window_context", self.patches["window"])
+
     @functools.cached_property
     def chains(self) -> Chains:
         """Which patches continue each other, by `next`."""
+        fault = links_fault(self.next, self.patches["window"], self.patches["shot"])
+        if fault:
+            raise DictionaryError(f"{self._index.path}: damaged: {fault}")
         return Chains.of(self.next.numpy(), self.seconds)
+
+    @functools.cached_property
+    def _mates(self) -> WindowMates:
+        window, tracked = self.patches["window"], self._index["window_tracked"]
+        self._index.lookup("window_tracked", window)
+        for rows in (self.anchors, self.without_twin):
+            inside = len(rows) == 0 or (int(rows[0]) >= 0 and int(rows[-1]) < len(self))
+            if not inside or not bool((rows[1:] > rows[:-1]).all()):
+                raise DictionaryError(f"{self._index.path}: damaged: patches are out of order")
+        known = torch.from_numpy(window.astype(np.int64))
+        return WindowMates.of(known, self.anchors, self.without_twin, tracked)
 
     def crops(self, index: torch.Tensor, moment: torch.Tensor | int = 0) -> torch.Tensor:
         """uint8 [B, 3, H, W]: patches `index` int64 [B] at `moment` (int, or int64 [B])."""
@@ -193,6 +268,7 @@ class TwinDictionary:
         top_k: int | None = None,
         temporal: bool | float = False,
         others: float = 0.0,
+        order: tuple[int, int] | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Draw patches that have a twin, and a partner for each.
 
@@ -209,6 +285,10 @@ class TwinDictionary:
                 windows, this many seconds away at most.
             others: this share of the batch, in [0, 1), are patches without a twin, each its own
                 partner. They come last.
+            order: seed of the run, and which of the batches of all its processes this one is.
+                Used where packs are fetched from a bucket and not all have room: then the patches
+                follow from it, and not from the generator, and each comes `repeats` times in a
+                pass through all. Without it batches are counted as they are drawn.
 
         Returns:
             patch uint8 [B, 3, H, W], partner uint8 [B, 3, H, W], index of the patch int64 [B].
@@ -230,23 +310,35 @@ class TwinDictionary:
         lone = min(round(others * batch_size), batch_size - 1)
         if lone and len(self.without_twin) == 0:
             raise DictionaryError(f"{self.path}: every patch has a twin; others must be 0")
-        index = self.anchors[draw(len(self.anchors), batch_size - lone, generator)]
+        streamed = self.stream is not None and self.stream.partial
+        if self.stream is not None and streamed:
+            index, more = self.stream.draw(order, batch_size - lone, lone, generator)
+        else:
+            index = self.anchors[draw(len(self.anchors), batch_size - lone, generator)]
+        self._inside(index)
         # Every random number is drawn for every arm, so that all arms see the same patches.
         choice = torch.rand(len(index), dtype=torch.float32, generator=generator)
         moments = torch.randint(self.pixels_shape[1], (2, len(index)), generator=generator)
         partner = self._partner(arm, index, top_k or 1, choice)
         if lone:
-            more = self.without_twin[draw(len(self.without_twin), lone, generator)]
+            if not streamed:
+                more = self.without_twin[draw(len(self.without_twin), lone, generator)]
             index, partner = torch.cat([index, more]), torch.cat([partner, more])
             drawn = torch.randint(self.pixels_shape[1], (2, lone), generator=generator)
             moments = torch.cat([moments, drawn], dim=1)
         if not temporal:
             moments.zero_()
-        shown = torch.stack([index, partner])
+        shown = self._inside(torch.stack([index, partner]))
         if not isinstance(temporal, bool):
             choice = torch.rand(shown.shape, dtype=torch.float32, generator=generator)
             shown = self.chains.draw(shown.flatten(), temporal, choice.flatten()).view_as(shown)
         return self.crops(shown[0], moments[0]), self.crops(shown[1], moments[1]), index
+
+    def _inside(self, index: torch.Tensor) -> torch.Tensor:
+        """The same; of a mapped index not all is looked at when it is opened."""
+        if int(index.min()) < 0 or int(index.max()) >= len(self):
+            raise DictionaryError(f"{self._index.path}: damaged: a twin's index is out of range")
+        return index
 
     def _partner(
         self, arm: str, index: torch.Tensor, top_k: int, choice: torch.Tensor
@@ -288,3 +380,37 @@ class TwinDictionary:
         """
         write_arrays(Path(path), pixels, twins, mi, windows, name, jpeg)
         return cls.load(path)
+
+
+def packs_of(index: Index) -> list[int]:
+    """The pack that each video lies in."""
+    first = index["window_first"].numpy()[index["video_window"].numpy()]
+    blocks = np.searchsorted(index["block_first"].numpy(), first, side="right") - 1
+    return [int(number) for number in index["block_file"].numpy()[blocks]]
+
+
+def _check_manifest(path: Path, info: dict[str, Any]) -> None:
+    """What a dictionary's manifest may hold; a DictionaryError says what it may not."""
+    keys = info.get("videos")
+    if not isinstance(keys, list) or not all(map(is_name, keys)):
+        raise DictionaryError(f"{path}: damaged: `videos` is no list of names")
+    if not keys:
+        raise DictionaryError(f"{path.parent}: the dictionary holds no video")
+    for key, expected in (
+        ("config", dict),
+        ("failed", dict),
+        ("twinless", dict),
+        ("left_out", list),
+    ):
+        if not isinstance(info.get(key), (expected, type(None))):
+            raise DictionaryError(f"{path}: damaged: `{key}` is {info[key]!r}")
+    if info["version"] < _PACKED:
+        return
+    names, packs = info.get("names"), info.get("packs")
+    if not isinstance(packs, list) or not all(map(is_name, packs)):
+        raise DictionaryError(f"{path}: damaged: `packs` is not a list of names")
+    text = isinstance(names, list) and all(isinstance(name, str) for name in names)
+    if not isinstance(names, list) or not text or len(names) != len(keys):
+        raise DictionaryError(f"{path}: damaged: `names` are not those of {len(keys)} videos")
+    if not isinstance(info.get("fingerprint"), str):
+        raise DictionaryError(f"{path}: damaged: `fingerprint` is {info.get('fingerprint')!r}")

@@ -17,12 +17,13 @@ import torch
 from PIL import Image
 
 from solo_infoaug._checks import require
-from solo_infoaug._files import check_output_folder, mark_as_made
+from solo_infoaug._files import check_output_folder, file_digest, mark_as_made
 from solo_infoaug.dictionary import TwinDictionary
-from solo_infoaug.dictionary.format import COUNTS, MANIFEST, PARTS, digest_of
+from solo_infoaug.dictionary.format import COUNTS, INDEX, MANIFEST, PACKS, PARTS
 from solo_infoaug.dictionary.links import relinked
+from solo_infoaug.dictionary.packs import Finished, Packer
 from solo_infoaug.dictionary.pixels import stored
-from solo_infoaug.dictionary.reading import Part
+from solo_infoaug.dictionary.reading import Part, read_record
 from solo_infoaug.dictionary.writing import VideoWriter, check_target, only_writer, write_manifest
 from solo_infoaug.errors import ConfigError, DictionaryError
 
@@ -46,26 +47,28 @@ def merge(paths: Sequence[PathLike], out: PathLike) -> TwinDictionary:
             for source in sources
         )
         raise DictionaryError(f"these dictionaries do not fit together: {listed}")
-    keys: list[str] = []
+    taken: dict[str, None] = {}  # keys, in their order
     failed: dict[str, Any] = {}
     twinless: dict[str, Any] = {}
     configs = [source.info.get("config") for source in sources]
     config = configs[0] if all(other == configs[0] for other in configs) else None
     with _target(out) as folder:
+        packer = Packer(Finished(folder))
         for source in sources:
             failed |= source.info.get("failed") or {}
             twinless |= source.info.get("twinless") or {}
-            for key in source.info["videos"]:
-                if key not in keys:
-                    _copy_part(source.path / PARTS / key, folder / PARTS / key)
-                    keys.append(key)
+            for number, key in enumerate(source.info["videos"]):
+                if key not in taken:
+                    packer.add(key, source.part_files(number))
+                    taken[key] = None
         info = {
             "config": config,
             "merged_configs": configs,
             "failed": failed,
             "twinless": twinless,
         }
-        write_manifest(folder, keys, info)
+        packer.close()
+        write_manifest(folder, list(taken), info)
     return TwinDictionary.load(folder)
 
 
@@ -102,16 +105,21 @@ def split(
     halves = set(shuffled[:count]), set(shuffled[count:])
     with _target(Path(out) / "first") as first, _target(Path(out) / "second") as second:
         for folder, chosen in zip((first, second), halves, strict=True):
-            kept = []
-            for key in keys:
-                shots = {shot for video, shot in chosen if video == key}
+            kept, packer = [], Packer(Finished(folder))
+            of_video: dict[str, set[int | None]] = {}
+            for video, shot in chosen:
+                of_video.setdefault(video, set()).add(shot)
+            for number, key in enumerate(keys):
+                shots = of_video.get(key)
                 if not shots:
                     continue
                 if None in shots:
-                    _copy_part(source.path / PARTS / key, folder / PARTS / key)
+                    packer.add(key, source.part_files(number))
                 else:
-                    _rewrite(source.path, folder, key, keep=shots)
+                    _rewrite(source, number, folder, keep=shots)
+                    packer.add(key)
                 kept.append(key)
+            packer.close()
             write_manifest(folder, kept, {"config": source.info.get("config"), "failed": {}})
     return TwinDictionary.load(first), TwinDictionary.load(second)
 
@@ -150,8 +158,11 @@ def filter_twins(
     info = {name: value for name, value in source.info.items() if name != "videos"}
     info["filtered"] = {"min_mi": min_mi, "max_p": max_p, "top_k": top_k}
     with _target(out) as folder:
-        for key in source.info["videos"]:
-            _rewrite(source.path, folder, key, min_mi=min_mi, max_p=max_p, top_k=top_k)
+        packer = Packer(Finished(folder))
+        for number, key in enumerate(source.info["videos"]):
+            _rewrite(source, number, folder, min_mi=min_mi, max_p=max_p, top_k=top_k)
+            packer.add(key)
+        packer.close()
         write_manifest(folder, source.info["videos"], info)
     return TwinDictionary.load(folder)
 
@@ -167,16 +178,18 @@ def describe(dictionary: TwinDictionary, verify: bool = False) -> dict[str, Any]
         DictionaryError: `verify` finds a damaged file; the message names it.
     """
     mi = dictionary.mi[dictionary.anchors, 0]
-    parts = _parts(dictionary)
-    by_video = [_summary(part, dictionary.info) for part in parts]
+    records = list(_records(dictionary))
+    twins = _with_twin(dictionary)
+    by_video = [
+        _summary(record, with_twin, dictionary.info)
+        for record, with_twin in zip(records, twins, strict=True)
+    ]
     reasons: Counter[str] = Counter()
     for row in by_video:
         reasons.update(row["patches_by_reason"])
-    sources = [{**dict(part.record.get("source") or {}), **_counts(part)} for part in parts]
-    for part in parts if verify else ():
-        for shard, digest in zip(part.shards, part.digests[1:], strict=True):
-            if digest_of(shard.path) != digest:
-                raise DictionaryError(f"{shard.path}: damaged: its content has changed")
+    sources = [{**dict(record.get("source") or {}), **_counts(record)} for record in records]
+    if verify:
+        _verify(dictionary)
     quantiles = (("least", 0.0), ("median", 0.5), ("most", 1.0)) if len(mi) else ()
     return {
         "path": str(dictionary.path),
@@ -205,14 +218,44 @@ def describe(dictionary: TwinDictionary, verify: bool = False) -> dict[str, Any]
     }
 
 
-def _parts(dictionary: TwinDictionary) -> list[Part]:
-    return [Part.read(dictionary.path / PARTS / key) for key in dictionary.info["videos"]]
+def _records(dictionary: TwinDictionary) -> Iterator[dict[str, Any]]:
+    """What was noted of each video.
+
+    Raises:
+        DictionaryError: one is damaged.
+    """
+    for number in range(len(dictionary.videos)):
+        files = dictionary.part_files(number)
+        yield read_record(files)
+
+
+def _with_twin(dictionary: TwinDictionary) -> list[int]:
+    """How many patches of each video have a twin."""
+    of_anchor = dictionary.patches["video"][dictionary.anchors.numpy()]
+    counts = np.bincount(of_anchor, minlength=len(dictionary.videos))
+    return [int(count) for count in counts]
+
+
+def _verify(dictionary: TwinDictionary) -> None:
+    """Read all of a dictionary, and compare it with the hashes that were noted when mining."""
+    noted = dictionary.info.get("index")
+    if isinstance(noted, dict):  # since format 4
+        path = dictionary.path / INDEX
+        if file_digest(path) != noted.get("sha256"):
+            raise DictionaryError(f"{path}: damaged: its content has changed")
+    for number in range(len(dictionary.videos)):
+        files = dictionary.part_files(number)
+        part = Part.read(files)
+        for shard, digest in zip(part.shards, part.digests[1:], strict=True):
+            name = shard.place.label.name
+            if hashlib.sha256(files.read(name)).hexdigest() != digest:
+                raise DictionaryError(f"{shard.place.label}: damaged: its content has changed")
 
 
 def video_table(dictionary: TwinDictionary) -> list[tuple[str, ...]]:
     """What came of each video, for people: a heading and a row a video, most twins first."""
-    parts = _parts(dictionary)
-    summaries = [_summary(part, dictionary.info) for part in parts]
+    told = zip(_records(dictionary), _with_twin(dictionary), strict=True)
+    summaries = [_summary(record, twins, dictionary.info) for record, twins in told]
     rows: list[tuple[str, ...]] = [
         ("video", "minutes", "twins a minute", "patches with a twin", "why the others have none")
     ]
@@ -276,26 +319,25 @@ def _unique(names: list[str]) -> list[str]:
     return names
 
 
-def _summary(part: Part, info: Mapping[str, Any]) -> dict[str, Any]:
+def _summary(record: dict[str, Any], twins: int, info: Mapping[str, Any]) -> dict[str, Any]:
     """What came of one video: minutes, windows, patches, twins, and why the others have none."""
-    record = part.record
     source, config = dict(record.get("source") or {}), dict(info.get("config") or {})
     reasons = record.get("reasons")
     if not isinstance(reasons, dict):
         reasons = Counter()
-        for window in part.windows:
-            counts = dict(window.record.get("reasons") or {})
+        for window in record["windows"]:
+            counts = dict(window.get("reasons") or {})
             reasons.update({name: int(count) for name, count in counts.items()})
     reasons = {str(name): int(count) for name, count in reasons.items()}
-    twins, patches = int((part.twins[:, 0] >= 0).sum()), sum(reasons.values())
+    patches = sum(reasons.values())
     minutes = None
     if source.get("fps") and record.get("frames"):
         step = int(config.get("frame_step", 1))
         minutes = int(record["frames"]) * step / float(source["fps"]) / 60
     return {
-        "video": part.name,
+        "video": str(record["name"]),
         "minutes": minutes,
-        "windows": int(record.get("windows_mined", len(part.windows))),
+        "windows": int(record.get("windows_mined", len(record["windows"]))),
         "patches": patches,
         "with_twin": twins,
         "twins_a_minute": None if minutes is None else round(twins / minutes, 1),
@@ -339,43 +381,35 @@ def _target(out: PathLike) -> Iterator[Path]:
     folder = Path(out)
     check_target(folder, "out")
     with only_writer(folder):
-        if (folder / MANIFEST).exists() or (folder / PARTS).exists():
+        if any((folder / name).exists() for name in (MANIFEST, PARTS, PACKS)):
             raise DictionaryError(f"{folder} holds a dictionary already; choose another folder")
         try:
             yield folder
         except BaseException:
-            shutil.rmtree(folder / PARTS, ignore_errors=True)
+            for name in (PARTS, PACKS):
+                shutil.rmtree(folder / name, ignore_errors=True)
             raise
 
 
-def _counts(part: Part) -> dict[str, Any]:
+def _counts(record: Mapping[str, Any]) -> dict[str, Any]:
     """How much was read, left out and mined, and what became of it, where that was noted."""
-    counts: dict[str, Any] = {
-        name: int(part.record[name]) for name in COUNTS if name in part.record
-    }
-    if isinstance(part.record.get("reasons"), dict):
-        counts["reasons"] = dict(part.record["reasons"])
+    counts: dict[str, Any] = {name: int(record[name]) for name in COUNTS if name in record}
+    if isinstance(record.get("reasons"), dict):
+        counts["reasons"] = dict(record["reasons"])
     return counts
 
 
-def _copy_part(source: Path, target: Path) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    fresh = target.with_name(f".{target.name}.{os.getpid()}")
-    shutil.copytree(source, fresh)
-    fresh.replace(target)
-
-
 def _rewrite(
-    source: Path,
+    source: TwinDictionary,
+    number: int,
     out: Path,
-    key: str,
     keep: Container[object] | None = None,
     min_mi: float = -math.inf,
     max_p: float = 1.0,
     top_k: int | None = None,
 ) -> None:
-    """Write a part again, with the shots in `keep` and the twins that pass."""
-    part = Part.read(source / PARTS / key)
+    """Write a video again, with the shots in `keep` and the twins that pass."""
+    part, key = Part.read(source.part_files(number)), source.info["videos"][number]
     writer = VideoWriter(out, key, part.name, part.record["source"])
     kept: list[np.ndarray] = []
     try:
@@ -403,7 +437,7 @@ def _rewrite(
                     arrays=window.arrays,
                 )
         following = relinked(part.next.numpy(), np.concatenate(kept))
-        writer.finish(counts=_counts(part), following=following)
+        writer.finish(counts=_counts(part.record), following=following)
     finally:
         writer.discard()
 

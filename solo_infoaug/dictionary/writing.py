@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import math
-import os
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,11 +18,14 @@ from PIL import Image
 from safetensors.numpy import save as to_safetensors
 
 from solo_infoaug._files import check_output_folder, printable, reason_of, write_text
+from solo_infoaug.dictionary.files import PackWriter
 from solo_infoaug.dictionary.format import (
     FORMAT,
+    INDEX,
     LOCK,
     MANIFEST,
     PARTS,
+    RECORD,
     TWINLESS,
     VERSION,
     WINDOWS,
@@ -31,7 +33,10 @@ from solo_infoaug.dictionary.format import (
     safe_name,
     twins_fault,
 )
+from solo_infoaug.dictionary.index import write_index
+from solo_infoaug.dictionary.packs import Finished, pack_waiting
 from solo_infoaug.dictionary.pixels import Encoded, encode, encoded_size, encoded_tensors
+from solo_infoaug.dictionary.reading import Part
 from solo_infoaug.errors import DictionaryError
 
 # A pixel file is closed once it holds this many patches, or bytes of them.
@@ -74,14 +79,11 @@ def only_writer(out: Path) -> Iterator[None]:
 
 
 class VideoWriter:
-    """Writes one video's part of a dictionary; it appears when `finish` is called."""
+    """Writes one video's part of a dictionary; it appears in `parts` when `finish` is called."""
 
     def __init__(self, out: Path, key: str, name: str, source: Mapping[str, Any]) -> None:
         self.key = key
-        self._final = out / PARTS / key
-        self._folder = out / PARTS / f".{key}.{os.getpid()}"
-        shutil.rmtree(self._folder, ignore_errors=True)
-        (self._folder / WINDOWS).mkdir(parents=True)
+        self._pack = PackWriter(out / PARTS / f"{key}.zip")
         self._record: dict[str, Any] = {
             "format": FORMAT,
             "version": VERSION,
@@ -128,7 +130,9 @@ class VideoWriter:
         self._pixels.append(pixels)
         if self._buffered() >= 1:
             self._flush()
-        Image.fromarray(image).save(self._folder / WINDOWS / f"{index:04d}.jpg", quality=85)
+        still = io.BytesIO()
+        Image.fromarray(image).save(still, "JPEG", quality=85)
+        self._pack.write(f"{self.key}/{WINDOWS}/{index:04d}.jpg", still.getvalue())
         self._write(f"{WINDOWS}/{index:04d}.safetensors", arrays)
 
     def finish(
@@ -137,7 +141,7 @@ class VideoWriter:
         counts: Mapping[str, Any] | None = None,
         following: np.ndarray | None = None,
     ) -> None:
-        """Write what is left, and give the folder its final name.
+        """Write what is left, and give the file its final name.
 
         Args:
             source: more about the source, known only now.
@@ -151,10 +155,10 @@ class VideoWriter:
         self._flush()
         joined = {name: np.concatenate(parts) for name, parts in self._columns.items()}
         joined["next"] = np.full(self._count, -1) if following is None else following
-        digest = self._write("index.safetensors", joined)
+        digest = self._write(INDEX, joined)
         self._record["index"] = {"patches": self._count, "sha256": digest}
-        _write_json(self._folder / "video.json", self._record)
-        self._publish()
+        self._pack.write(f"{self.key}/{RECORD}", _json(self._record))
+        self._pack.publish()
 
     def finish_without_twins(
         self,
@@ -164,25 +168,19 @@ class VideoWriter:
     ) -> None:
         """Note `why` no patch of the video has a twin, so that it need not be mined again.
 
-        The rest as in `finish`. The folder is no part of a dictionary.
+        The rest as in `finish`. The file is not part of a dictionary.
         """
         self._note(source, counts)
-        shutil.rmtree(self._folder / WINDOWS)
-        _write_json(self._folder / TWINLESS, {**self._record, "why": printable(why)})
-        self._publish()
+        self._pack.write(f"{self.key}/{TWINLESS}", _json({**self._record, "why": printable(why)}))
+        self._pack.publish()
 
     def _note(self, source: Mapping[str, Any] | None, counts: Mapping[str, Any] | None) -> None:
         self._record["source"].update(source or {})
         self._record.update(counts or {})
 
-    def _publish(self) -> None:
-        if self._final.exists():
-            shutil.rmtree(self._final)
-        self._folder.replace(self._final)
-
     def discard(self) -> None:
         """Leave nothing behind."""
-        shutil.rmtree(self._folder, ignore_errors=True)
+        self._pack.discard()
 
     def _buffered(self) -> float:
         """How full a file of what waits would be."""
@@ -209,7 +207,8 @@ class VideoWriter:
         shape = [sum(map(len, parts)), *parts[0].shape[1:]]
         pieces: list[Any] = [_header("pixels", shape), *map(np.ascontiguousarray, parts)]
         digest = hashlib.sha256()
-        with (self._folder / name).open("wb") as file:
+        size = sum(memoryview(piece).nbytes for piece in pieces)
+        with self._pack.member(f"{self.key}/{name}", size) as file:
             # Piece by piece: joined and serialised, the pixels would be in memory three times
             for piece in pieces:
                 file.write(piece)
@@ -218,7 +217,7 @@ class VideoWriter:
 
     def _write(self, name: str, arrays: Mapping[str, np.ndarray]) -> str:
         data = to_safetensors({key: np.ascontiguousarray(a) for key, a in arrays.items()})
-        (self._folder / name).write_bytes(data)
+        self._pack.write(f"{self.key}/{name}", data)
         return hashlib.sha256(data).hexdigest()
 
 
@@ -231,13 +230,35 @@ def _header(name: str, shape: list[int]) -> bytes:
 
 
 def write_manifest(out: Path, keys: Sequence[str], info: Mapping[str, Any]) -> None:
-    """Make the videos `keys`, in this order, a dictionary."""
-    content = {"format": FORMAT, "version": VERSION, **info, "videos": list(keys)}
-    _write_json(out / MANIFEST, content)
+    """Make the videos `keys`, in this order, a dictionary; what waits in `parts` is packed.
+
+    Raises:
+        DictionaryError: one of them is not there or damaged, or they do not fit together.
+    """
+    finished = Finished(out)
+    pack_waiting(finished, keys)
+
+    def parts() -> Iterator[Part]:
+        for key in keys:
+            files = finished.packed(key)
+            if files is None:
+                raise DictionaryError(f"{out}: {key} is missing")
+            yield Part.read(files)
+
+    said, packs = write_index(out, parts())
+    content = {
+        **info,  # of another dictionary, maybe, and of an earlier format
+        **said,
+        "format": FORMAT,
+        "version": VERSION,
+        "packs": [path.name for path in packs],
+        "videos": list(keys),
+    }
+    write_text(out / MANIFEST, _json(content).decode())
 
 
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    write_text(path, json.dumps(content, indent=1, sort_keys=True) + "\n")
+def _json(content: Mapping[str, Any]) -> bytes:
+    return (json.dumps(content, indent=1, sort_keys=True) + "\n").encode()
 
 
 def write_arrays(

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import pickle
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
@@ -18,6 +16,7 @@ from solo_infoaug.errors import ConfigError
 from solo_infoaug.evaluation.in_timm import TimmModel, find_in_timm
 from solo_infoaug.host import backbone_entries
 from solo_infoaug.host.small import SmallResNet
+from solo_infoaug.host.weights import read_checkpoint
 from solo_infoaug.twin.registration import register
 
 
@@ -67,36 +66,6 @@ def checkpoint_config(checkpoint: str | Path) -> DictConfig:
     return cfg
 
 
-class _Inert:
-    """Stands for everything in a checkpoint except tensors."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None: ...
-
-    def __call__(self, *args: Any, **kwargs: Any) -> _Inert:
-        return self
-
-    def __setstate__(self, state: Any) -> None: ...
-
-    def __setitem__(self, key: Any, value: Any) -> None: ...
-
-
-class _TensorsOnly:
-    """A pickle module for `torch.load` that only makes tensors and containers.
-
-    `weights_only` refuses a checkpoint whose scheduler holds a function, such as that of SimSiam in
-    solo-learn.
-    """
-
-    class Unpickler(pickle.Unpickler):
-        def find_class(self, module: str, name: str) -> Any:
-            wanted = {
-                ("collections", "OrderedDict"),
-                ("torch._utils", "_rebuild_parameter"),
-                ("torch._utils", "_rebuild_tensor_v2"),
-            }
-            return super().find_class(module, name) if (module, name) in wanted else _Inert
-
-
 def backbone_weights(checkpoint: str | Path) -> dict[str, Tensor]:
     """The backbone's own entries of a checkpoint's state dict, under the backbone's names.
 
@@ -104,10 +73,7 @@ def backbone_weights(checkpoint: str | Path) -> dict[str, Tensor]:
         ConfigError: the file is not a checkpoint, or has no backbone.
     """
     try:
-        loaded = torch.load(
-            checkpoint, map_location="cpu", weights_only=False, pickle_module=_TensorsOnly
-        )
-        state = loaded["state_dict"]
+        state = read_checkpoint(checkpoint)["state_dict"]
     except Exception as error:
         raise ConfigError(f"checkpoint: {checkpoint} cannot be read as one ({error})") from error
     weights = backbone_entries(state)

@@ -24,7 +24,8 @@ from solo_infoaug import __version__
 from solo_infoaug._checks import require
 from solo_infoaug._files import printable
 from solo_infoaug.dictionary import TwinDictionary
-from solo_infoaug.dictionary.format import MANIFEST, PARTS, TWINLESS, read_json
+from solo_infoaug.dictionary.format import INDEX, MANIFEST, PACKS, PARTS
+from solo_infoaug.dictionary.packs import Finished, Packer, pack_waiting, packs_in
 from solo_infoaug.dictionary.writing import VideoWriter, check_target, only_writer, write_manifest
 from solo_infoaug.errors import DictionaryError, VideoError
 from solo_infoaug.mining.config import MineConfig
@@ -51,7 +52,8 @@ T = TypeVar("T")
 # Windows that may wait between two stages of mining: so many, in so many bytes.
 _MOST_AHEAD, _MEMORY_AHEAD = 4, 2**27
 
-# Names of folders of videos, finished or not.
+# Names of videos in `parts`, finished or not, less their ending; and of unfinished packs.
+_FRESH_PACK = re.compile(r"\.[0-9]+\.[0-9]+")
 _KEY = re.compile(r"\.?[A-Za-z0-9_\-]+-[0-9a-f]{8}-[0-9a-f]{8}(\.[0-9]+)?")
 
 
@@ -117,14 +119,17 @@ def mine(
     check_target(folder, "out")
     with only_writer(folder):
         _check_target(folder, plan.jobs, config, overwrite)
+        finished = Finished(folder)
         failed = plan.failed | _mine_jobs(
-            plan.jobs, folder, config, workers, threads, ray, progress
+            plan.jobs, finished, config, workers, threads, ray, progress
         )
-        mined = [job.key for job in plan.jobs if _is_mined(folder, job)]
-        twinless = _twinless(folder, plan.jobs)
+        mined = [job.key for job in plan.jobs if finished.is_mined(job.key)]
+        twinless = _twinless(finished, plan.jobs)
         if not mined:
             raise VideoError("\n".join([*failed.values(), *twinless.values()]))
-        _remove_leftovers(folder, [job.key for job in plan.jobs if str(job.path) not in failed])
+        kept = [job.key for job in plan.jobs if str(job.path) not in failed]
+        _remove_leftovers(finished, kept)
+        pack_waiting(finished, kept)
         info = {
             "config": config.to_json(),
             "failed": _printable(failed),
@@ -139,19 +144,27 @@ def mine(
 
 def _mine_jobs(
     jobs: list[Job],
-    folder: Path,
+    finished: Finished,
     config: MineConfig,
     workers: int | None,
     threads: int | None,
     ray: str | None,
     progress: bool,
 ) -> dict[str, str]:
-    """Mine what is not mined yet; returns why some failed, by path."""
+    """Mine what is not mined yet; returns why some failed, by path.
+
+    Videos are packed in their order, whichever is finished first: the packs of an interrupted run
+    that goes on are those of one that was never interrupted.
+    """
     todo = [
-        job for job in jobs if not _is_mined(folder, job) and _why_twinless(folder, job) is None
+        job
+        for job in jobs
+        if not finished.is_mined(job.key) and _why_twinless(finished, job) is None
     ]
     workers, threads = _shares(workers, threads, len(todo), ray is not None)
-    work = functools.partial(_mine_job, folder, config, threads)
+    work = functools.partial(_mine_job, finished.out, config, threads)
+    packer, unfinished = Packer(finished), {job.key for job in todo}
+    waiting = deque(job.key for job in jobs)
     gpu = TRACKERS[config.tracker].neural and config.device != "cpu"
     failed: dict[str, str] = {}
     with Progress(console=Console(stderr=True), disable=not progress) as bar:
@@ -159,6 +172,9 @@ def _mine_jobs(
         for job, why in run_jobs(todo, work, workers, ray, gpu, threads or 1):
             if why is not None:
                 failed[str(job.path)] = why
+            unfinished.discard(job.key)
+            while waiting and waiting[0] not in unfinished:
+                packer.add(waiting.popleft())
             name = escape(printable(video_name(job.path)))  # file names are no markup
             bar.update(task, advance=1, description=f"mined {name}")
     return failed
@@ -380,26 +396,19 @@ def _plain(name: str) -> str:
     return plain.strip("-_")[:60] or "video"
 
 
-def _is_mined(folder: Path, job: Job) -> bool:
-    return (folder / PARTS / job.key / "video.json").is_file()
-
-
-def _why_twinless(folder: Path, job: Job) -> str | None:
+def _why_twinless(finished: Finished, job: Job) -> str | None:
     """Why a video that this version has mined has no twin; None if it has, or is to be mined."""
-    file = folder / PARTS / job.key / TWINLESS
-    if not file.is_file():
-        return None
-    record = read_json(file)
-    source = record.get("source")
+    record = finished.twinless(job.key)
+    source = None if record is None else record.get("source")
     # another version may find some
-    if not isinstance(source, dict) or source.get("mined_with") != __version__:
+    if record is None or not isinstance(source, dict) or source.get("mined_with") != __version__:
         return None
     return str(record.get("why"))
 
 
-def _twinless(folder: Path, jobs: list[Job]) -> dict[str, str]:
+def _twinless(finished: Finished, jobs: list[Job]) -> dict[str, str]:
     """Why the videos that have no twin have none, by path."""
-    found = ((job, _why_twinless(folder, job)) for job in jobs)
+    found = ((job, _why_twinless(finished, job)) for job in jobs)
     return {str(job.path): f"{job.path}: {why}" for job, why in found if why is not None}
 
 
@@ -407,9 +416,9 @@ def _is_finished(folder: Path, plan: _Plan, config: MineConfig) -> bool:
     """Whether nothing is left to do, so that a folder is enough that can only be read."""
     if plan.failed or not (folder / MANIFEST).is_file():
         return False
-    there = TwinDictionary.load(folder).info
-    mined = [job for job in plan.jobs if _is_mined(folder, job)]
-    twinless = _twinless(folder, plan.jobs)
+    there, finished = TwinDictionary.load(folder).info, Finished(folder)
+    mined = [job for job in plan.jobs if finished.is_mined(job.key)]
+    twinless = _twinless(finished, plan.jobs)
     return bool(
         there.get("config") == config.to_json()
         and there["videos"] == [job.key for job in mined]
@@ -421,7 +430,10 @@ def _is_finished(folder: Path, plan: _Plan, config: MineConfig) -> bool:
 def _check_target(folder: Path, jobs: list[Job], config: MineConfig, overwrite: bool) -> None:
     if overwrite:
         (folder / MANIFEST).unlink(missing_ok=True)
-        _remove_leftovers(folder, [])
+        (folder / INDEX).unlink(missing_ok=True)
+        for pack in packs_in(folder):  # they may be damaged
+            pack.unlink()
+        _remove_leftovers(Finished(folder), [])
     if not (folder / MANIFEST).is_file():
         return
     there = TwinDictionary.load(folder)
@@ -437,9 +449,17 @@ def _check_target(folder: Path, jobs: list[Job], config: MineConfig, overwrite: 
     )
 
 
-def _remove_leftovers(folder: Path, keys: list[str]) -> None:
+def _remove_leftovers(finished: Finished, keys: list[str]) -> None:
     """Remove what interrupted runs and runs with other settings left; nothing that is not ours."""
-    parts = folder / PARTS
-    for entry in parts.iterdir() if parts.is_dir() else ():
-        if entry.name not in keys and entry.is_dir() and _KEY.fullmatch(entry.name):
-            shutil.rmtree(entry)
+    wanted = set(keys)
+    for folder, ours in ((PARTS, _KEY), (PACKS, _FRESH_PACK)):
+        place = finished.out / folder
+        for entry in place.iterdir() if place.is_dir() else ():
+            name = entry.name.removesuffix(".zip")
+            if name in wanted or not ours.fullmatch(name):
+                continue
+            if entry.is_dir():
+                shutil.rmtree(entry)
+            else:
+                entry.unlink()
+    finished.forget(wanted.__contains__)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from solo_infoaug._checks import require
 from solo_infoaug._files import DRAWN, MADE
-from solo_infoaug.dictionary.format import LOCK, MANIFEST, PARTS
+from solo_infoaug.dictionary.format import INDEX, LOCK, MANIFEST, PACKS, PARTS
 from solo_infoaug.errors import VideoError
 from solo_infoaug.mining.frame_folder import IMAGES, Numbered, numbered_frames
 
@@ -171,7 +171,7 @@ class _Look:
             kind = "of the system"
         elif lower.endswith(_PARTIAL):
             kind = "partly downloaded"
-        elif name == PARTS and (MANIFEST in names or LOCK in names):
+        elif name in (PARTS, PACKS) and (MANIFEST in names or LOCK in names):
             kind = "twin dictionary"
             path = folder
         if kind is not None:
@@ -209,7 +209,7 @@ class _Look:
         there = {name.lower() for name in names}
         for name in sorted(names):
             path, ending = folder / name, Path(name).suffix.lower()
-            if name in (MANIFEST, LOCK):
+            if name in (MANIFEST, LOCK) or (name == INDEX and MANIFEST in names):
                 continue
             if name.startswith("."):
                 self._endings["hidden"] += 1

@@ -36,6 +36,7 @@ from solo_infoaug.training.batches import check_device_memory, on_device
 from solo_infoaug.training.config import check_values, choose_device, say
 from solo_infoaug.training.data import check_data, downloadable, train_loader, validation_loader
 from solo_infoaug.training.layouts import CLASSES, check_fraction, name_for_host
+from solo_infoaug.training.start import begin_with, read_init
 from solo_infoaug.twin.config import read_infoaug
 from solo_infoaug.twin.registration import register
 
@@ -242,7 +243,8 @@ def pretrain(cfg: DictConfig, callbacks: Sequence[Callback] = ()) -> TrainingRes
     """Pretrain as solo-learn's `main_pretrain.py` does.
 
     Args:
-        cfg: a solo-learn configuration (`load_config`), which is completed in place.
+        cfg: a solo-learn configuration (`load_config`); it is completed in place. Its key `init`
+            names a checkpoint, or `timm:NAME`, whose weights the backbone begins with.
         callbacks: further Lightning callbacks.
 
     Raises:
@@ -253,6 +255,7 @@ def pretrain(cfg: DictConfig, callbacks: Sequence[Callback] = ()) -> TrainingRes
     host = register()
     with _refused_by(host):
         _check(host, cfg)
+        init = read_init(cfg)
         choose_device(cfg)
         cfg = host.parse_cfg(cfg)
     if cfg.data.num_large_crops != 2 and cfg.method not in ("wmse", "mae"):
@@ -279,6 +282,9 @@ def pretrain(cfg: DictConfig, callbacks: Sequence[Callback] = ()) -> TrainingRes
         resume, _ = host.find_checkpoint(cfg)
         if resume is not None:
             say(f"Resuming from the checkpoint that matches this run: {resume}")
+
+    if init is not None and resume is None:
+        say(f"Beginning with {init}: {begin_with(model, init).told}")
 
     logger, used, checkpointer = _callbacks(host, cfg, [*callbacks, *on_device(training, cfg)])
     trainer = _trainer(cfg, logger, used)

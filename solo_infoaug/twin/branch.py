@@ -348,7 +348,7 @@ class InfoAugMethod(Method):
         """The method's own loss; with InfoAug plus λ times that of the twin branch."""
         if self.infoaug is None:
             return super().training_step(batch, batch_idx)
-        twin_batch, drawn = self._twin_batch(self._twin_seeds(batch_idx))
+        twin_batch, drawn = self._twin_batch(self._twin_seeds(batch_idx), batch_idx)
         together = self.device.type == "cpu" if self.one_pass is None else self.one_pass
         if together:
             views = [batch[1]] if isinstance(batch[1], Tensor) else batch[1]
@@ -386,7 +386,17 @@ class InfoAugMethod(Method):
                 torch.default_generator.set_state(after)
             yield
 
-    def _twin_request(self, seeds: tuple[int, int]) -> TwinRequest:
+    def _twin_order(self, moment: int) -> tuple[int, int]:
+        """Seed of the run, and which of the batches of all its processes that of `moment` is."""
+        seed, epoch = int(OmegaConf.select(self.cfg, "seed", default=0)), self.current_epoch
+        batches = getattr(self._trainer, "num_training_batches", None)
+        if isinstance(batches, int):
+            moment += epoch * batches
+        else:  # epochs without a known end have an order each
+            seed += 1_000_003 * (epoch + 1)
+        return seed, moment * getattr(self._trainer, "world_size", 1) + self.global_rank
+
+    def _twin_request(self, seeds: tuple[int, int], moment: int = 0) -> TwinRequest:
         assert self.infoaug is not None
         assert self.infoaug.batch_size is not None
         assert self.twin_dictionary is not None
@@ -403,16 +413,17 @@ class InfoAugMethod(Method):
             others=self.infoaug.others,
             pipelines=self.twin_views,
             both=self.infoaug_spec.both_views,
+            order=self._twin_order(moment) if self.twin_dictionary.stream else None,
         )
 
     @torch.compiler.disable  # its shapes change from step to step
-    def _twin_batch(self, seeds: tuple[int, int]) -> tuple[list[Any], Tensor]:
+    def _twin_batch(self, seeds: tuple[int, int], moment: int = 0) -> tuple[list[Any], Tensor]:
         """Patches and twins of a step as a solo-learn batch: indices, views, labels.
 
         A patch is a class of its own: its label is its index in the dictionary. With it comes the
         CPU generator's state after the views' draws, where the method's begin.
         """
-        request = self._twin_request(seeds)
+        request = self._twin_request(seeds, moment)
         twins = self._prefetch.take(request)
         views = apply_views(
             request.pipelines, twins.patch, twins.twin, twins.drawn, both=request.both
@@ -440,7 +451,8 @@ class InfoAugMethod(Method):
         if wanted is None:  # on the CPU it would take from the step what it gives
             wanted = module.device.type == "cuda"
         if wanted and not getattr(module._trainer, "is_last_batch", False):
-            self._prefetch.start(self._twin_request(self._twin_seeds(batch_idx + 1)))
+            following = batch_idx + 1
+            self._prefetch.start(self._twin_request(self._twin_seeds(following), following))
 
     # --- optimisation ------------------------------------------------------------------------
 

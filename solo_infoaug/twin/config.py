@@ -12,7 +12,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from solo_infoaug._checks import is_number, is_whole, require
-from solo_infoaug.dictionary.store import PARTNERS, TEMPORAL, is_temporal
+from solo_infoaug.dictionary.store import CACHE_GB, PARTNERS, TEMPORAL, is_temporal
 from solo_infoaug.errors import ConfigError
 from solo_infoaug.objectives.config import FMICLConfig
 from solo_infoaug.twin.fmicl import check_method
@@ -36,8 +36,8 @@ class InfoAugConfig:
     """False is the plain method, as if there were no `infoaug`."""
 
     twins: str | None = None
-    """A twin dictionary. Default: `SOLO_INFOAUG_TWINS`, else the one that `solo-infoaug mine` made
-    last."""
+    """A twin dictionary: its folder, or a URL (`s3://bucket/twins`). Default:
+    `SOLO_INFOAUG_TWINS`, else the one that `solo-infoaug mine` made last."""
 
     weight: float = 1.0
     """λ: the loss is that of the view branch plus λ times that of the twin branch."""
@@ -63,6 +63,13 @@ class InfoAugConfig:
     """This share of the pairs, in [0, 1), are patches without a twin, each paired with itself. They
     show the branch what does not move by itself; without them all it sees are moving objects, and
     where these are few, what it tells apart are parts of one object."""
+
+    cache_gb: float = CACHE_GB
+    """How much of the local disk a dictionary at a URL may take; see docs/scale.md."""
+
+    repeats: int = 1
+    """How often each patch of a dictionary at a URL is drawn while its pack is on the local disk,
+    where that has no room for all packs."""
 
     batch_norm: str = "shared"
     """How the backbone's batch norms see twins: `shared` with the run's images, `separate` with
@@ -106,6 +113,8 @@ class InfoAugConfig:
             ("weight", finite, "a finite number ≥ 0"),
             ("others", is_number(self.others, 0) and self.others < 1, "a number in [0, 1)"),
             ("top_k", is_whole(self.top_k, 1), "a whole number ≥ 1"),
+            ("cache_gb", is_number(self.cache_gb, 0), "a number of gigabytes"),
+            ("repeats", is_whole(self.repeats, 1), "a whole number ≥ 1"),
             ("batch_size", batch, "a whole number ≥ 1"),
             (
                 "augmentations",
@@ -124,9 +133,9 @@ class InfoAugConfig:
 SHOULD_MATCH = [
     f"infoaug.{key}"
     for key in InfoAugConfig.__dataclass_fields__
-    if key not in ("enabled", "twins", "chosen_by", "written", "videos")
+    if key not in ("enabled", "twins", "chosen_by", "written", "videos", "cache_gb", "repeats")
 ]
-SHOULD_MATCH.append("fmicl")
+SHOULD_MATCH += ["fmicl", "init"]
 
 
 def read_infoaug(cfg: DictConfig) -> InfoAugConfig | None:

@@ -46,6 +46,9 @@ class TwinRequest:
     seconds: float | None = None
     """How far away in time both may be shown in other windows, if at all."""
 
+    order: tuple[int, int] | None = None
+    """Of a dictionary at a URL: see `TwinDictionary.sample`."""
+
 
 @dataclass(frozen=True)
 class PreparedTwins:
@@ -85,6 +88,7 @@ def prepare(request: TwinRequest, stream: torch.cuda.Stream | None = None) -> Pr
         top_k=request.top_k,
         temporal=request.temporal if request.seconds is None else request.seconds,
         others=request.others,
+        order=request.order,
     )
     count, _, height, width = patch.shape
     random = torch.Generator().manual_seed(request.views)

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from datetime import datetime
 
 import numpy as np
 from omegaconf import DictConfig, OmegaConf
 
 from solo_infoaug.dictionary import TwinDictionary
-from solo_infoaug.dictionary.format import MANIFEST
 from solo_infoaug.dictionary.locate import choose_dictionary
 from solo_infoaug.errors import ConfigError, DictionaryError
 from solo_infoaug.twin.config import InfoAugConfig
@@ -29,22 +27,20 @@ def open_dictionary(config: InfoAugConfig) -> TwinDictionary:
         DictionaryError: there is none, or it cannot be read.
     """
     choice = choose_dictionary(config.twins)
-    dictionary = TwinDictionary.load(choice.path)
+    dictionary = TwinDictionary.load(choice.path, cache_gb=config.cache_gb, repeats=config.repeats)
     choice.check(dictionary.fingerprint)
-    path = choice.path.resolve()
+    path = choice.place
     if config.fingerprint not in (None, dictionary.fingerprint):
         warnings.warn(
             f"infoaug.twins: {path} holds another dictionary than the one that this configuration "
             "was saved with",
             stacklevel=2,
         )
-    if config.chosen_by is None or config.twins != str(path):
+    if config.chosen_by is None or config.twins != path:
         config.chosen_by = choice.rule
-    config.twins = str(path)
+    config.twins = path
     config.fingerprint = dictionary.fingerprint
-    config.written = datetime.fromtimestamp((path / MANIFEST).stat().st_mtime).isoformat(
-        " ", "seconds"
-    )
+    config.written = dictionary.written
     videos = dictionary.videos
     more = [f"and {len(videos) - _VIDEOS_NAMED} more"] if len(videos) > _VIDEOS_NAMED else []
     config.videos = videos[:_VIDEOS_NAMED] + more

@@ -13,8 +13,7 @@ import numpy as np
 
 from solo_infoaug._files import DRAWN
 from solo_infoaug.dictionary import TwinDictionary
-from solo_infoaug.dictionary.format import PARTS, read_json
-from solo_infoaug.dictionary.reading import WindowRecord
+from solo_infoaug.dictionary.reading import WindowRecord, read_record
 from solo_infoaug.errors import VideoError
 from solo_infoaug.mining.encoding import write_video
 from solo_infoaug.mining.video import find_videos, open_video, video_digest
@@ -106,8 +105,8 @@ def _source(
 ) -> Iterator[np.ndarray]:
     """The frames of a window: of its video where that is known, else a still again and again."""
     count = int(window.record["frames"])
-    key = dictionary.info["videos"][dictionary.patches["video"][window.patches.start]]
-    source = read_json(dictionary.path / PARTS / key / "video.json").get("source")
+    number = int(dictionary.patches["video"][window.patches.start])
+    source = read_record(dictionary.part_files(number)).get("source")
     path = paths.get(str(source.get("sha256"))) if isinstance(source, dict) else None
     if path is None:
         still = window.image

@@ -173,6 +173,23 @@ def test_hash_follows_what_decides_and_nothing_else(overrides: Overrides, tmp_pa
     assert hashes("evaluate.k=5")["baseline"] != before["baseline"]
 
 
+def test_all_runs_begin_with_the_same_weights(overrides: Overrides, tmp_path: Path) -> None:
+    """A file counts by what is in it; without `init` no run knows of the key."""
+    file = tmp_path / "weights.ckpt"
+    file.write_bytes(b"one")
+    plain, begun = _plan(overrides()), _plan(overrides(f"init='{file}'"))
+    assert not any("init" in run.config for run in plain)
+    assert {run.config.init for run in begun} == {str(file)}
+    of_timm = _plan(overrides("init='timm:resnet18'"))
+    assert {run.config.init for run in of_timm} == {"timm:resnet18"}
+    file.write_bytes(b"other")
+    again = _plan(overrides(f"init='{file}'"))
+    hashes = [run.hash for runs in (plain, begun, of_timm, again) for run in runs]
+    assert len(set(hashes)) == len(hashes)
+    with pytest.raises(ConfigError, match=r"^init: expected a checkpoint or timm:NAME, got none"):
+        _plan(overrides("init=none"))
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [

@@ -13,11 +13,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from formats import as_folders
 from PIL import Image
 from safetensors.torch import load_file, save
 
 from solo_infoaug import _jpeg
 from solo_infoaug.dictionary import TwinDictionary
+from solo_infoaug.dictionary.files import PackFiles
 from solo_infoaug.dictionary.links import Chains, relinked
 from solo_infoaug.dictionary.store import PARTNERS
 from solo_infoaug.errors import ConfigError, DictionaryError
@@ -192,6 +194,25 @@ def test_the_generator_decides(made: TwinDictionary) -> None:
     assert not torch.equal(one[2], other[2])
 
 
+@pytest.mark.parametrize("version", [3, 4])
+def test_what_is_drawn_is_what_format_3_drew(made: TwinDictionary, version: int) -> None:
+    """Bit for bit: the hash is of what the last version before packs drew."""
+    if version == 3:
+        made = TwinDictionary.load(as_folders(made.path))
+    digest = hashlib.sha256()
+    for arm in PARTNERS:
+        for temporal in (False, True, 3.0):
+            for top_k in (1, 2):
+                for others in (0.0, 0.4):
+                    drawn = _sample(
+                        made, 7, 11, arm=arm, temporal=temporal, top_k=top_k, others=others
+                    )
+                    for one in drawn:
+                        digest.update(one.numpy().tobytes())
+    assert digest.hexdigest()[:16] == "7176f6948b3ae12c"
+    assert made.fingerprint == "43e2def59abe38a8"
+
+
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
@@ -235,19 +256,22 @@ def test_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("solo_infoaug.dictionary.writing._SHARD_PATCHES", 5)
     pixels, twins, mi, windows = _content()
     sharded = TwinDictionary.create(tmp_path / "sharded", pixels, twins, mi, windows=windows)
-    assert len(list(sharded.path.rglob("pixels-*.safetensors"))) == 2
+    assert len(PackFiles(sharded.path / "packs" / "00000.zip", "patches").names()) == 2 + 2 + 6
     assert torch.equal(sharded.pixels, pixels)
     index = torch.tensor([11, 0, 6, 5, 0])
     assert torch.equal(sharded.crops(index, 2), pixels[index, 2])
-    monkeypatch.setattr("solo_infoaug.dictionary.pixels._OPEN_SHARDS", 1)
-    assert torch.equal(_ids(_sample(sharded, 50, arm="self")[1]), _sample(sharded, 50)[2])
+    monkeypatch.setattr("solo_infoaug.dictionary.pixels._OPEN_FILES", 1)
+    folders = TwinDictionary.load(as_folders(sharded.path))
+    assert torch.equal(folders.pixels, pixels)
+    assert torch.equal(_ids(_sample(folders, 50, arm="self")[1]), _sample(folders, 50)[2])
 
 
 # --- damage
 
 
 def _part(made: TwinDictionary) -> Path:
-    return next((made.path / "parts").iterdir())
+    """The folder of the only video, in format 3, whose files are those of format 4."""
+    return next((as_folders(made.path, keep=True) / "parts").iterdir())
 
 
 def test_missing(tmp_path: Path) -> None:
@@ -327,8 +351,15 @@ _FILES = [
 ]
 
 
-@pytest.mark.parametrize("pattern", _FILES)
-def test_fuzz(made: TwinDictionary, pattern: str) -> None:
+_PACKED = ["dictionary.json", "index.safetensors", "packs/00000.zip"]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "packed"), [(name, False) for name in _FILES] + [(name, True) for name in _PACKED]
+)
+def test_fuzz(made: TwinDictionary, pattern: str, packed: bool) -> None:
+    if not packed:
+        as_folders(made.path, keep=True)
     path = next(made.path.glob(pattern))
     whole = path.read_bytes()
     generator = random.Random(pattern)
@@ -382,7 +413,7 @@ def test_hostile_tensor_header(made: TwinDictionary) -> None:
         (lambda record: record["index"].update(patches="many"), "damaged"),
         (lambda record: record["windows"][0].update(patches=-6), "do not fit"),
         (lambda record: record["windows"].pop(), "do not fit"),
-        (lambda record: record.update(windows={}), "do not fit"),
+        (lambda record: record.update(windows={}), "is not a list of records"),
         (lambda record: record["pixels"][0].update(file="../../x"), "is no file name"),
         (lambda record: record["pixels"][0].update(patches=3), "unexpected shape"),
         (lambda record: record.update(pixels=[]), "do not fit"),
@@ -469,6 +500,7 @@ def test_arrays_that_do_not_fit_leave_nothing(
 
 def _as_version(made: TwinDictionary, version: int) -> Path:
     """The dictionary as an earlier version wrote it: patches are not linked."""
+    as_folders(made.path, version, keep=True)
     path = _part(made) / "index.safetensors"
     content = load_file(path)
     del content["next"]
@@ -491,7 +523,7 @@ def test_format_2_is_read(made: TwinDictionary) -> None:
 
 
 def test_format_1_is_refused(made: TwinDictionary) -> None:
-    with pytest.raises(DictionaryError, match=r"version 1 is older .* \(2 to 3\); mine .* anew"):
+    with pytest.raises(DictionaryError, match=r"version 1 is older .* \(2 to 4\); mine .* anew"):
         TwinDictionary.load(_as_version(made, 1))
 
 
@@ -551,13 +583,14 @@ def test_jpeg_crops_are_what_was_stored(jpeg: TwinDictionary) -> None:
     index, moment = torch.tensor([11, 0, 6, 5, 0] * 20), torch.tensor([2, 0, 1, 1, 2] * 20)
     found = jpeg.crops(index, moment)  # enough for several threads
     assert (found.int() - pixels[index, moment].int()).abs().max() <= 3
+    as_folders(jpeg.path, keep=True)
     stored = sum(path.stat().st_size for path in jpeg.path.rglob("pixels-*"))
     assert stored < pixels.numel() / 6
 
 
 def test_pillow_reads_the_same_colours(jpeg: TwinDictionary) -> None:
     """Prefix and rest are a JPEG file, in the usual order of channels."""
-    tensors = load_file(next(jpeg.path.rglob("pixels-0000.safetensors")))
+    tensors = load_file(next(as_folders(jpeg.path, keep=True).rglob("pixels-0000.safetensors")))
     first = int(tensors["sizes"][0, 0])
     data = tensors["prefix"].numpy().tobytes() + tensors["jpeg"][:first].numpy().tobytes()
     with Image.open(io.BytesIO(data)) as image:
@@ -617,7 +650,7 @@ def test_jpeg_is_sampled_like_raw(jpeg: TwinDictionary, made: TwinDictionary) ->
 
 
 def test_fuzz_jpeg(jpeg: TwinDictionary) -> None:
-    path = next(jpeg.path.rglob("pixels-0000.safetensors"))
+    path = next(as_folders(jpeg.path, keep=True).rglob("pixels-0000.safetensors"))
     whole = path.read_bytes()
     generator = random.Random(0)
     for trial in range(150):
@@ -642,7 +675,7 @@ def test_fuzz_jpeg(jpeg: TwinDictionary) -> None:
     ],
 )
 def test_hostile_jpeg(jpeg: TwinDictionary, change, message: str | None) -> None:
-    path = next(jpeg.path.rglob("pixels-0000.safetensors"))
+    path = next(as_folders(jpeg.path, keep=True).rglob("pixels-0000.safetensors"))
     tensors = load_file(path)
     change(tensors)
     path.write_bytes(save(tensors))

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from formats import as_folders
 from typer.testing import CliRunner
 
 from solo_infoaug.cli import app
@@ -78,14 +79,14 @@ def test_split_by_shot(two, tmp_path: Path) -> None:
             assert torch.equal(part.pixels[part.twins[patch, 0]], old)
 
 
-def _overlapping(path: Path, jpeg: bool = False) -> TwinDictionary:
+def _overlapping(path: Path, jpeg: bool = False, key: str = "clip") -> TwinDictionary:
     """A video of two shots: three windows of two patches in the first, one in the second.
 
     The patches of the first window are linked crosswise to those of the second, and one of these
     to one of the third.
     """
     generator = torch.Generator().manual_seed(0)
-    writer = VideoWriter(path, "clip", "clip.mp4", {"fps": 25.0})
+    writer = VideoWriter(path, key, "clip.mp4", {"fps": 25.0})
     for index, (shot, first, apart) in enumerate(((0, 0, 1), (0, 12, 1), (0, 24, 4), (3, 90, 10))):
         pixels = torch.randint(0, 256, (2, 1, 3, 8, 8), generator=generator, dtype=torch.uint8)
         pixels = pixels.numpy()
@@ -120,7 +121,7 @@ def _overlapping(path: Path, jpeg: bool = False) -> TwinDictionary:
         following=np.array([3, 2, 5, -1, -1, -1, -1, -1]),
     )
     config = {"frame_step": 2}
-    write_manifest(path, ["clip"], {"config": config, "failed": {}})
+    write_manifest(path, [key], {"config": config, "failed": {}})
     return TwinDictionary.load(path)
 
 
@@ -139,10 +140,7 @@ def test_overlapping_windows_of_a_shot_stay_together(tmp_path: Path) -> None:
 
 def test_shots_are_counted_through_all_videos(tmp_path: Path) -> None:
     whole = _overlapping(tmp_path / "whole")
-    other = _overlapping(tmp_path / "other")
-    part = next((other.path / "parts").iterdir())
-    part.rename(part.with_name("second"))
-    write_manifest(other.path, ["second"], {})
+    other = _overlapping(tmp_path / "other", key="second")
     merged = merge([whole.path, other.path], tmp_path / "merged")
     assert merged.patches["shot"].tolist() == [0] * 6 + [3] * 2 + [4] * 6 + [7] * 2
     assert merged.patches["window"].tolist() == np.arange(8).repeat(2).tolist()
@@ -159,9 +157,7 @@ def test_links_survive_and_are_counted(tmp_path: Path) -> None:
     assert kept.next.tolist() == links
     parts = split(whole.path, tmp_path / "split", fraction=0.5, by="shot")
     assert sorted(part.next.tolist() for part in parts) == [[-1, -1], links[:6]]
-    other = _overlapping(tmp_path / "other")
-    next((other.path / "parts").iterdir()).rename(other.path / "parts" / "second")
-    write_manifest(other.path, ["second"], {})
+    other = _overlapping(tmp_path / "other", key="second")
     merged = merge([whole.path, other.path], tmp_path / "merged")
     assert merged.next.tolist() == links + [link + 8 if link >= 0 else -1 for link in links]
 
@@ -189,9 +185,8 @@ def test_twins_are_drawn_from_other_windows(tmp_path: Path) -> None:
 
 
 def test_raw_and_jpeg_are_merged(tmp_path: Path) -> None:
-    raw, jpeg = _overlapping(tmp_path / "raw"), _overlapping(tmp_path / "jpeg", jpeg=True)
-    next((jpeg.path / "parts").iterdir()).rename(jpeg.path / "parts" / "second")
-    write_manifest(jpeg.path, ["second"], {})
+    raw = _overlapping(tmp_path / "raw")
+    jpeg = _overlapping(tmp_path / "jpeg", jpeg=True, key="second")
     merged = merge([raw.path, jpeg.path], tmp_path / "merged")
     assert torch.equal(merged.pixels[:8], raw.pixels)
     assert torch.equal(merged.pixels[8:], TwinDictionary.load(jpeg.path).pixels[:])
@@ -202,8 +197,8 @@ def test_jpegs_are_written_again_as_they_are(tmp_path: Path) -> None:
     """They lose nothing a second time."""
     jpeg = _overlapping(tmp_path / "jpeg", jpeg=True)
     kept = filter_twins(jpeg.path, tmp_path / "kept", min_mi=2.0)
-    files = [next(one.path.rglob("pixels-0000.safetensors")) for one in (jpeg, kept)]
-    assert files[0].read_bytes() == files[1].read_bytes()
+    stored, again = (one.part_files(0).read("pixels-0000.safetensors") for one in (jpeg, kept))
+    assert stored == again
     parts = split(jpeg.path, tmp_path / "split", fraction=0.5, by="shot")
     rows = torch.cat([part.pixels[:] for part in sorted(parts, key=len, reverse=True)])
     assert torch.equal(rows, jpeg.pixels[:])
@@ -276,11 +271,34 @@ def test_describe_and_verify(two) -> None:
     assert (found["videos"], found["windows"], found["patches"]) == (1, 3, 12)
     assert found["pairs"] == int((two[0].twins >= 0).sum())
     assert json.loads(json.dumps(found)) == found
-    path = next(two[0].path.rglob("pixels-*.safetensors"))
+    place = two[0].part_files(0).where("pixels-0000.safetensors")
+    whole = bytearray(place.path.read_bytes())
+    for byte, message in (
+        (place.start + place.size - 1, r"00000\.zip: damaged"),  # by the CRC of ZIP
+        (two[0].part_files(0).where("index.safetensors").start + 900, r"00000\.zip: damaged"),
+    ):
+        data = bytearray(whole)
+        data[byte] ^= 1
+        place.path.write_bytes(data)
+        damaged = TwinDictionary.load(two[0].path)  # pixels are not read
+        with pytest.raises(DictionaryError, match=message):
+            describe(damaged, verify=True)
+    place.path.write_bytes(whole)
+    index = two[0].path / "index.safetensors"
+    data = bytearray(index.read_bytes())
+    data[-1] ^= 1
+    index.write_bytes(data)
+    with pytest.raises(DictionaryError, match=r"index\.safetensors: damaged: its content"):
+        describe(TwinDictionary.load(two[0].path), verify=True)
+
+
+def test_verify_reads_folders(two) -> None:
+    """Format 3 has no CRC, but hashes in the record."""
+    path = next(as_folders(two[0].path).rglob("pixels-*.safetensors"))
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
     path.write_bytes(data)
-    damaged = TwinDictionary.load(two[0].path)  # pixels are not read
+    damaged = TwinDictionary.load(two[0].path)
     with pytest.raises(DictionaryError, match=r"pixels-0000\.safetensors: damaged"):
         describe(damaged, verify=True)
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torchvision
+from formats import as_folders
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -165,6 +166,7 @@ def test_a_page_shows_the_richest_windows(mined: TwinDictionary, tmp_path: Path)
     for number in range(8):
         # the same windows under another name: another video
         shutil.copytree(mined.path, tmp_path / str(number))
+        as_folders(tmp_path / str(number))
         (part,) = (tmp_path / str(number) / "parts").iterdir()
         part.rename(part.with_name(f"copy{number}-{part.name}"))
         manifest = tmp_path / str(number) / "dictionary.json"

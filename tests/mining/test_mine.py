@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from formats import as_folders
 from typer.testing import CliRunner
 
 from solo_infoaug.cache import last_dictionary
@@ -313,7 +314,7 @@ def test_another_dictionary_is_not_overwritten(
     out = tmp_path / "twins"
     mine(video, out, SMALL, progress=False)
     precious = out / "parts" / "my holiday"
-    precious.mkdir()
+    precious.mkdir(parents=True)
     other = write_video(tmp_path / "other.mp4", scene[0][::-1])
     with pytest.raises(DictionaryError, match="other videos"):
         mine(other, out, SMALL, progress=False)
@@ -322,6 +323,32 @@ def test_another_dictionary_is_not_overwritten(
     assert mine([video, other], out, SMALL, progress=False).videos == ["other.mp4", "two.mp4"]
     assert mine(other, out, SMALL, progress=False, overwrite=True).videos == ["other.mp4"]
     assert precious.is_dir()
+
+
+def test_a_dictionary_of_folders_grows_into_packs(
+    tmp_path: Path, video: Path, write_video, scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What format 3 has is not mined again. A damaged pack does not keep from overwriting."""
+    out = tmp_path / "twins"
+    before = mine(video, out, SMALL, progress=False)
+    pixels = before.pixels.clone()
+    as_folders(out)
+    assert torch.equal(mine(video, out, SMALL, progress=False).pixels, pixels)
+    assert not (out / "packs").exists()  # nothing was left to do
+    other = write_video(tmp_path / "zother.mp4", scene[0][::-1])
+    real, calls = pipeline.mine_video, []
+    monkeypatch.setattr(
+        pipeline, "mine_video", lambda path, *a, **k: (calls.append(path.name), real(path, *a, **k))
+    )
+    grown = mine([video, other], out, SMALL, progress=False)
+    assert calls == ["zother.mp4"]
+    assert grown.videos == ["two.mp4", "zother.mp4"]
+    assert torch.equal(grown.pixels[: len(pixels)], pixels)
+    assert not (out / "parts").exists()
+    (out / "packs" / "00000.zip").write_bytes(b"PK")
+    with pytest.raises(DictionaryError, match=r"00000\.zip: damaged"):
+        mine([video, other], out, SMALL, progress=False)
+    assert len(mine(video, out, SMALL, progress=False, overwrite=True)) == len(pixels)
 
 
 def test_two_runs_into_one_folder(
@@ -342,9 +369,12 @@ def test_two_runs_into_one_folder(
     assert told == ["two.mp4"]
     monkeypatch.undo()
     left = out / "parts" / ".two-01234567-01234567.99"
-    left.mkdir()
+    left.mkdir(parents=True)
+    half = out / "packs" / ".00001.99"
+    half.touch()
     assert mine([video, other], out, SMALL, progress=False).videos == ["two.mp4", "zother.mp4"]
     assert not left.exists()
+    assert not half.exists()
 
 
 def test_the_lock_ends_with_its_owner(tmp_path: Path, video: Path) -> None:

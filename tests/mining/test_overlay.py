@@ -125,8 +125,7 @@ def test_no_twin_lies_on_an_overlay(tmp_path: Path, write_video: WriteVideo, nam
     x, y = np.asarray(rows["x"]), np.asarray(rows["y"])
     touches = (x + half > x0 + 4) & (x - half < x1 - 4) & (y + half > y0 + 4) & (y - half < y1 - 4)
     assert not touches.any()
-    (part,) = (found.path / "parts").glob("*/video.json")
-    record = json.loads(part.read_text())
+    record = json.loads(found.part_files(0).read("video.json"))
     assert record["source"]["windows_with_overlay"] == 2
     assert all(0 < window["overlay"] < 0.15 for window in record["windows"])
 

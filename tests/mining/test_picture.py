@@ -258,8 +258,7 @@ def test_bars_change_little_of_what_is_mined(tmp_path: Path, write_video: WriteV
         shares = _shares(found, corners, np.array([columns, rows]))
         assert np.mean(shares >= 0.5) > 0.9
         counts[rows, columns] = int((shares >= 0.75).sum())
-        (part,) = (found.path / "parts").glob("*/video.json")
-        record = json.loads(part.read_text())
+        record = json.loads(found.part_files(0).read("video.json"))
         pictures = record["source"].get("active_pictures", {})
         assert bool(pictures) == (rows + columns > 0)
         assert {window.get("picture") for window in record["windows"]} <= {None, *pictures}

@@ -821,7 +821,7 @@ def test_side_by_side_takes_fewer_operations_than_the_plain_method(
         number = run.start()
         if infoaug:
             twins = module._twin_batch(module._twin_seeds(number))
-            module._twin_batch = lambda _, twins=twins: twins
+            module._twin_batch = lambda *_, twins=twins: twins
         module.training_step(given, number).backward()
         module.zero_grad()
         with _Operations() as seen:
