@@ -32,7 +32,8 @@ _CHOICES = {
 _RAW_UP_TO = 48
 _MINIMA = (
     (("frame_step", "moments", "top_k", "k", "stride"), 1, ""),
-    (("min_motion", "min_colour", "motion_over_noise", "min_mi", "others"), 0, ""),
+    (("min_motion", "min_colour", "motion_over_noise", "others"), 0, ""),
+    (("min_mi", "mi_of_distance"), 0, " nats"),
     (("parallax", "min_support", "min_distance", "seed"), 0, ""),
     (("surrogates", "min_frames"), 4, ""),
     (("min_patch",), 4, " pixels"),
@@ -78,7 +79,7 @@ class MineConfig:
 
     # --- patches: a grid over the middle frame of each window
 
-    patch_fraction: float = 0.05
+    patch_fraction: float = 0.04
     """Side of a patch, as a fraction of the frame's shorter side."""
 
     min_patch: int = 16
@@ -164,7 +165,7 @@ class MineConfig:
     min_colour: float = 0.005
     """Least RMS of the change of its mean colour, as a fraction of the range."""
 
-    motion_over_noise: float = 5.0
+    motion_over_noise: float = 3.0
     """Least of either, as a multiple of the noise."""
 
     max_error_ratio: float = 0.5
@@ -179,11 +180,23 @@ class MineConfig:
     max_difference: float = 0.3
     """The steps of twins differ by less than this share of their energy; 4 does without."""
 
+    max_drift: float = 0.25
+    """Over a window twins move relative to each other by less than this share of how far they go;
+    2 allows any drift. Not used where colour is a signal."""
+
+    max_twin_error_ratio: float = 0.35
+    """As `max_error_ratio`, for the patch that is the twin: outlines are followed by half of what
+    a crop shows. 1 allows any."""
+
     min_distance: float = 1.0
     """Twins lie so many patches apart or more; below 1 they overlap."""
 
     min_mi: float = 0.35
     """Pairs with less mutual information (nats) are no twins."""
+
+    mi_of_distance: float = 0.2
+    """So much more it takes (nats) each time their distance doubles, from touching patches on: what
+    lies far apart is less often one thing."""
 
     fdr: float = 0.05
     """The share of false pairs that is accepted among twins: pairs are tested against time-shifted
@@ -210,7 +223,13 @@ class MineConfig:
                 require(values[name] >= minimum, name, expected, values[name])
         for name in ("fps", "cut_threshold", "max_roundtrip"):
             require(values[name] > 0, name, "greater than 0", values[name])
-        for name, most in (("max_error_ratio", 1), ("max_difference", 4), ("fdr", 1)):
+        for name, most in (
+            ("max_error_ratio", 1),
+            ("max_twin_error_ratio", 1),
+            ("max_difference", 4),
+            ("max_drift", 2),
+            ("fdr", 1),
+        ):
             require(0 < values[name] <= most, name, f"in (0, {most}]", values[name])
         for name, trackers in (("tracks_folder", ("file",)), ("tracker_checkpoint", _NEURAL)):
             empty = f"empty with tracker={tracker}: it is for {' and '.join(trackers)}"

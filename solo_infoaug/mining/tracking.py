@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Sequence
 
@@ -30,9 +31,10 @@ _INNER = 0.6
 def grid(height: int, width: int, size: int, step: float = 1.0) -> np.ndarray:
     """float32 [P, 2]: centres (x, y) of square patches of `size` pixels, centred in the frame.
 
-    Neighbours are `step` patches apart. No patch reaches over the border; P is 0 where none fits.
+    Neighbours are `step` patches apart, rounded up, so that those of half a patch have others that
+    they touch and do not overlap, whatever the size. No patch reaches over the border; P is 0 where none fits.
     """
-    distance = max(1, round(size * step))
+    distance = max(1, math.ceil(size * step - 1e-9))
 
     def centres(length: int) -> np.ndarray:
         count = (length - size) // distance + 1 if length >= size else 0
