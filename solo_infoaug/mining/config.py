@@ -32,7 +32,8 @@ _CHOICES: dict[str, Collection[str]] = {
 _RAW_UP_TO = 48
 _MINIMA = (
     (("frame_step", "moments", "top_k", "k", "stride"), 1, ""),
-    (("min_motion", "min_colour", "motion_over_noise", "min_mi", "others"), 0, ""),
+    (("min_motion", "min_colour", "motion_over_noise", "others"), 0, ""),
+    (("min_mi", "mi_of_distance"), 0, " nats"),
     (("parallax", "min_support", "min_distance", "seed"), 0, ""),
     (("surrogates", "min_frames"), 4, ""),
     (("min_patch",), 4, " pixels"),
@@ -78,7 +79,7 @@ class MineConfig:
 
     # --- patches: a grid over the middle frame of each window
 
-    patch_fraction: float = 0.05
+    patch_fraction: float = 0.04
     """Side of a patch, as a fraction of the frame's shorter side."""
 
     min_patch: int = 16
@@ -165,7 +166,7 @@ class MineConfig:
     min_colour: float = 0.005
     """Minimum RMS of the change of a patch's mean colour, as a fraction of the range."""
 
-    motion_over_noise: float = 5.0
+    motion_over_noise: float = 3.0
     """Minimum of either, as a multiple of the noise."""
 
     max_error_ratio: float = 0.5
@@ -180,11 +181,23 @@ class MineConfig:
     max_difference: float = 0.3
     """Maximum difference between twins' steps, as a share of their energy. 4 skips the test."""
 
+    max_drift: float = 0.25
+    """Maximum drift: how far twins move relative to each other over a window, as a share of how far
+    they move. 2 allows any. Used if the signal is `motion`."""
+
+    max_twin_error_ratio: float = 0.35
+    """As `max_error_ratio`, for a patch that others take as their twin: patches on the outline of an
+    object pass less easily. 1 skips the test."""
+
     min_distance: float = 1.0
     """Minimum distance between twins, in patches; below 1 they overlap."""
 
     min_mi: float = 0.35
     """Minimum mutual information of twins, in nats."""
+
+    mi_of_distance: float = 0.2
+    """Increase of that minimum, in nats, each time the distance doubles from that of touching
+    patches: distant patches are less often parts of one thing."""
 
     fdr: float = 0.05
     """Accepted share of false pairs among twins (false-discovery rate). Pairs are tested against
@@ -211,7 +224,13 @@ class MineConfig:
                 require(values[name] >= minimum, name, expected, values[name])
         for name in ("fps", "cut_threshold", "max_roundtrip"):
             require(values[name] > 0, name, "greater than 0", values[name])
-        for name, most in (("max_error_ratio", 1), ("max_difference", 4), ("fdr", 1)):
+        for name, most in (
+            ("max_error_ratio", 1),
+            ("max_twin_error_ratio", 1),
+            ("max_difference", 4),
+            ("max_drift", 2),
+            ("fdr", 1),
+        ):
             require(0 < values[name] <= most, name, f"in (0, {most}]", values[name])
         neural = [name for name, registered in TRACKERS.items() if registered.neural]
         for name, trackers in (("tracks_folder", ["file"]), ("tracker_checkpoint", neural)):

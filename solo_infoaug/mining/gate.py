@@ -194,6 +194,50 @@ def difference(motion: np.ndarray, known: np.ndarray) -> tuple[np.ndarray, np.nd
     return energy + energy.T - 2 * flat @ flat.T, energy
 
 
+def drift(motion: np.ndarray, known: np.ndarray) -> np.ndarray:
+    """float64 [P, P]: how far patches drift apart, as a share of how far they go.
+
+    Two that walk in step differ little from frame to frame, and end up in different places. Compared
+    are the extent of their relative displacement over the window and the larger of their own, over
+    the frames in which both are known. 0 for parts of one rigid thing, about 1 for patches that have
+    nothing in common.
+
+    Args:
+        motion: [P, T, 2], 0 where it is not known.
+        known: bool [P, T].
+    """
+    return np.asarray(_drift(motion.astype(np.float64), known))
+
+
+@compiled()
+def _drift(motion, known):  # type: ignore[no-untyped-def]
+    count, frames, _ = motion.shape
+    found = np.zeros((count, count))
+    # Where each of the two and their difference are, and the bounds of where they were
+    place, low, high = np.empty((3, 2)), np.empty((3, 2)), np.empty((3, 2))
+    for i in range(count):
+        for j in range(i):
+            place[:], low[:], high[:] = 0, 0, 0
+            for t in range(frames):
+                if not (known[i, t] and known[j, t]):
+                    continue
+                for axis in range(2):
+                    one, other = motion[i, t, axis], motion[j, t, axis]
+                    place[0, axis] += one
+                    place[1, axis] += other
+                    place[2, axis] += one - other
+                    for which in range(3):
+                        low[which, axis] = min(low[which, axis], place[which, axis])
+                        high[which, axis] = max(high[which, axis], place[which, axis])
+            extent = np.zeros(3)
+            for which in range(3):
+                x, y = high[which, 0] - low[which, 0], high[which, 1] - low[which, 1]
+                extent[which] = np.sqrt(x * x + y * y)
+            found[i, j] = extent[2] / max(extent[0], extent[1], 1e-12)
+            found[j, i] = found[i, j]
+    return found
+
+
 def support(
     centres: np.ndarray, side: float, differences: np.ndarray, energy: np.ndarray
 ) -> np.ndarray:

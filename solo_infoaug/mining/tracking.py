@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import cv2
 import numpy as np
 
@@ -18,9 +20,10 @@ _INNER = 0.6
 def grid(height: int, width: int, size: int, step: float = 1.0) -> np.ndarray:
     """float32 [P, 2]: centres (x, y) of square patches of `size` pixels, centred in the frame.
 
-    Neighbours are `step` patches apart. No patch crosses the border; P is 0 if none fits.
+    Neighbours are `step` patches apart, rounded up: with steps of half a patch, every second one
+    touches without overlap, whatever the size. No patch crosses the border; P is 0 if none fits.
     """
-    distance = max(1, round(size * step))
+    distance = max(1, math.ceil(size * step - 1e-9))
 
     def centres(length: int) -> np.ndarray:
         count = (length - size) // distance + 1 if length >= size else 0

@@ -31,15 +31,15 @@ def information(
 
 
 def best_partners(
-    mi: np.ndarray, allowed: np.ndarray, top_k: int = 5, min_mi: float = 0.0
+    mi: np.ndarray, allowed: np.ndarray, top_k: int = 5, min_mi: np.ndarray | float = 0.0
 ) -> tuple[np.ndarray, np.ndarray]:
     """The partners of highest MI of each patch.
 
     Args:
         mi: [P, P] nats, NaN without an estimate.
-        allowed: bool [P, P], which pairs may be twins.
+        allowed: bool [P, P], whether the second may be the twin of the first.
         top_k: K.
-        min_mi: a twin has more than this, nats.
+        min_mi: a twin has more than this, nats; one number or [P, P].
 
     Returns:
         int64 [P, K], best first, then -1; and their MI float32 [P, K], 0 there.
@@ -76,29 +76,35 @@ class Partners:
 
 
 def find_partners(
-    samples: np.ndarray, known: np.ndarray, allowed: np.ndarray, config: MineConfig
+    samples: np.ndarray,
+    known: np.ndarray,
+    allowed: np.ndarray,
+    config: MineConfig,
+    min_mi: np.ndarray | None = None,
 ) -> Partners:
     """The significant partners of highest mutual information of each of M patches.
 
     Args:
         samples: float64 [M, T, d].
         known: bool [M, T].
-        allowed: bool [M, M], which pairs may be twins.
+        allowed: bool [M, M], whether the second may be the twin of the first.
         config: estimator, test, and thresholds.
+        min_mi: minimum for each pair, nats, [M, M]; by default the setting of that name.
     """
+    least: np.ndarray | float = config.min_mi if min_mi is None else min_mi
     count = len(samples)
     if count < 2:
         no_pairs = np.full((count, count), np.nan, np.float32)
-        return _partners(no_pairs, np.full(count, -np.inf, np.float32), no_pairs > 0, config)
+        return _partners(no_pairs, np.full(count, -np.inf, np.float32), no_pairs > 0, config, least)
     with warnings.catch_warnings():
         # Twenty samples of smooth motion lie near a curve, and a surrogate may have no common
         # samples. The surrogates of the test share both properties, and the test decides.
         warnings.simplefilter("ignore", EstimateWarning)
         mi, entropies = information(samples, known, config.estimator, config.k)
-        candidates, _ = best_partners(mi, allowed, max(config.top_k, _TESTED), config.min_mi)
+        candidates, _ = best_partners(mi, allowed, max(config.top_k, _TESTED), least)
         row, column = np.nonzero(candidates >= 0)
         if config.fdr == 1.0 or not len(row):
-            return _partners(mi, entropies, allowed, config)
+            return _partners(mi, entropies, allowed, config, least)
         pairs = np.stack([row, candidates[row, column]], axis=1)
         tested = np.unique(np.sort(pairs, axis=1), axis=0)
         p, null = pair_p_values(
@@ -111,12 +117,13 @@ def find_partners(
             surrogates=config.surrogates,
             rng=np.random.default_rng(config.seed),
         )
-    good = false_discovery(p, int(np.triu(allowed, 1).sum())) <= config.fdr
+    good = false_discovery(p, int(np.triu(allowed | allowed.T, 1).sum())) <= config.fdr
     passed = np.zeros_like(allowed)
     passed[tuple(tested[good].T)] = True
     p_of = np.ones(mi.shape, np.float32)
     p_of[tuple(tested.T)] = p_of[tuple(tested.T[::-1])] = p
-    return _partners(mi, entropies, passed | passed.T, config, p_of, null.reshape(-1))
+    passed = (passed | passed.T) & allowed
+    return _partners(mi, entropies, passed, config, least, p_of, null.reshape(-1))
 
 
 def _partners(
@@ -124,11 +131,12 @@ def _partners(
     entropies: np.ndarray,
     allowed: np.ndarray,
     config: MineConfig,
+    min_mi: np.ndarray | float,
     p_of: np.ndarray | None = None,
     null: np.ndarray | None = None,
 ) -> Partners:
     """The best of the allowed pairs. Without `p_of` [M, M] they were not tested and have p = 0."""
-    twins, best = best_partners(mi, allowed, config.top_k, config.min_mi)
+    twins, best = best_partners(mi, allowed, config.top_k, min_mi)
     p_of = np.zeros(mi.shape) if p_of is None else p_of
     p_value = np.ones(twins.shape, np.float32)
     there = np.nonzero(twins >= 0)

@@ -16,6 +16,7 @@ from solo_infoaug.mining.depth import DEFAULT_MODEL, depth_along
 from solo_infoaug.mining.gate import (
     difference,
     distances,
+    drift,
     error_ratio,
     explained_by_own,
     motion_threshold,
@@ -38,6 +39,8 @@ REASONS = (
     "alone",
     "no background",
 )
+# A drift is at most 2; this bound allows any.
+_ANY_DRIFT = 2
 _TWIN, _LOST, _STATIC, _BORDER, _INSIGNIFICANT, _ALONE, _NO_BACKGROUND = range(len(REASONS))
 
 
@@ -72,8 +75,8 @@ class Mined:
 
 @dataclass(frozen=True)
 class _Gated:
-    """`reason` uint8 [P]; `moving` int64 [M], the patches that passed the gate; `samples` float64
-    [M, T, d] and `known` bool [M, T], the estimator's input; `allowed` bool [M, M], the pairs."""
+    """`reason` uint8 [P]; `moving` int64 [M], the patches that passed the gate; `samples`
+    float64 [M, T, d] and `known` bool [M, T], the estimator's input; `allowed` bool [M, M], whether the second may be the twin of the first."""
 
     reason: np.ndarray
     moving: np.ndarray
@@ -102,7 +105,10 @@ def mine_window(window: Window, tracks: Tracks | None, config: MineConfig) -> Mi
     size = patch_size(*window.size, config)
     motion, known, record = _without_background(window, tracks, config)
     gated = _gate(window, tracks, motion, known, size, config)
-    partners = find_partners(gated.samples, gated.known, gated.allowed, config)
+    centres = tracks.path[window.seed, gated.moving]
+    partners = find_partners(
+        gated.samples, gated.known, gated.allowed, config, _least_mi(centres, size, config)
+    )
     reason = gated.reason
     reason[gated.moving[partners.twins[:, 0] >= 0]] = _TWIN
     counts = {name: int((reason == number).sum()) for number, name in enumerate(REASONS)}
@@ -173,13 +179,18 @@ def _gate(
     reason[both.sum(axis=0) < min_steps] = _LOST
     tracked = reason == _INSIGNIFICANT
 
-    # For each signal: which patches pass its gate, and its steps in units of its threshold
-    passed = np.zeros(len(motion), bool)
+    # For each signal: which patches pass its gate, and its steps in units of its threshold. A patch
+    # that is not `certain` has twins and is the twin of none
+    passed, certain = np.zeros(len(motion), bool), np.ones(len(motion), bool)
     steps: list[np.ndarray] = []
     record: dict[str, Any] = {}
     if config.signal != "colour":
-        moving, own, threshold = _own_movers(window, tracks, motion, known, tracked, size, config)
+        moving, ratio, threshold = _movers(window, tracks, motion, known, tracked, size, config)
+        own = explained_by_own(
+            ratio, moving, tracks.path[window.seed], size, config.max_error_ratio
+        )
         reason[moving[~own]] = _BORDER
+        certain[moving] = ratio <= config.max_twin_error_ratio
         passed[moving[own]] = True
         steps.append(motion / (threshold or 1.0))
         record["least_motion"] = round(threshold, 4)
@@ -208,13 +219,16 @@ def _gate(
     chosen = chosen[supported]
     relative = differences / np.maximum(np.sqrt(energy * energy.T), 1e-12)
     allowed = relative[np.ix_(supported, supported)] < config.max_difference
+    allowed &= certain[chosen]
+    if config.signal == "motion" and config.max_drift < _ANY_DRIFT:
+        allowed &= drift(motion[chosen], known[chosen]) < config.max_drift
     if config.min_distance:
         allowed &= distances(centres[chosen]) >= config.min_distance * size - 0.5
     samples, there = represent(signal[chosen], known[chosen], config.representation)
     return _Gated(reason, chosen, samples, there, allowed, record)
 
 
-def _own_movers(
+def _movers(
     window: Window,
     tracks: Tracks,
     motion: np.ndarray,
@@ -223,8 +237,8 @@ def _own_movers(
     size: int,
     config: MineConfig,
 ) -> tuple[np.ndarray, np.ndarray, float]:
-    """The patches that move, int [M]; bool [M], whether their own motion explains their pixels; and
-    the threshold, source pixels a frame."""
+    """The patches that move, int [M]; their `error_ratio` [M]; and the threshold, source pixels a
+    frame."""
     speed, scale = rms(smoothed(motion, known), known), window.scale
     threshold = motion_threshold(
         speed[tracked],
@@ -240,12 +254,13 @@ def _own_movers(
         known[moving],
         size / float(scale.mean()),
     )
-    centres = tracks.path[window.seed]
-    return (
-        moving,
-        explained_by_own(ratio, moving, centres, size, config.max_error_ratio),
-        threshold,
-    )
+    return moving, ratio, threshold
+
+
+def _least_mi(centres: np.ndarray, size: int, config: MineConfig) -> np.ndarray:
+    """float64 [M, M]: the mutual information that a pair needs, nats, by how far it is apart."""
+    apart = np.maximum(distances(centres) / size, 1.0)
+    return np.asarray(config.min_mi + config.mi_of_distance * np.log2(apart))
 
 
 def _depth_steps(
@@ -270,10 +285,13 @@ def _store(
 ) -> Stored:
     """Collect the patches with a twin, their twins, and some of the others for the random arm."""
     reason, seed, size = gated.reason, window.seed, record["patch"]
-    others = np.flatnonzero((reason != _TWIN) & (reason != _LOST))
+    # Some patches are twins of others and have none themselves: their partners are not certain
+    paired = reason == _TWIN
+    paired[gated.moving[partners.twins[partners.twins >= 0]]] = True
+    others = np.flatnonzero(~paired & (reason != _LOST))
     rng = np.random.default_rng([config.seed, window.numbers[seed]])
     others = rng.permutation(others)[: config.others]
-    kept = np.sort(np.concatenate([np.flatnonzero(reason == _TWIN), others]))
+    kept = np.sort(np.concatenate([np.flatnonzero(paired), others]))
     # `moving` numbers all patches; stored numbers count only the patches that are kept
     place = np.full(len(reason), -1)
     place[kept] = np.arange(len(kept))
