@@ -186,7 +186,7 @@ class MineConfig:
     they move. 2 allows any. Used if the signal is `motion`."""
 
     max_twin_error_ratio: float = 0.35
-    """As `max_error_ratio`, for a patch that others take as their twin: patches on the outline of an
+    """As `max_error_ratio`, for a patch that is the twin of another: patches on the outline of an
     object pass less easily. 1 skips the test."""
 
     min_distance: float = 1.0

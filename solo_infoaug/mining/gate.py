@@ -197,10 +197,10 @@ def difference(motion: np.ndarray, known: np.ndarray) -> tuple[np.ndarray, np.nd
 def drift(motion: np.ndarray, known: np.ndarray) -> np.ndarray:
     """float64 [P, P]: how far patches drift apart, as a share of how far they go.
 
-    Two that walk in step differ little from frame to frame, and end up in different places. Compared
-    are the extent of their relative displacement over the window and the larger of their own, over
-    the frames in which both are known. 0 for parts of one rigid thing, about 1 for patches that have
-    nothing in common.
+    Two people who walk in step differ little from frame to frame and still end up in different
+    places. This is the extent of two patches' relative displacement over the window, divided by
+    the larger extent of their own, in the frames in which both are known: 0 for parts of a thing
+    that does not turn, about 1 for patches with nothing in common, and at most 2.
 
     Args:
         motion: [P, T, 2], 0 where it is not known.
