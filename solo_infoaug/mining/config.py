@@ -166,7 +166,7 @@ class MineConfig:
     min_colour: float = 0.005
     """Minimum RMS of the change of a patch's mean colour, as a fraction of the range."""
 
-    motion_over_noise: float = 3.0
+    motion_over_noise: float = 3.5
     """Minimum of either, as a multiple of the noise."""
 
     max_error_ratio: float = 0.5
