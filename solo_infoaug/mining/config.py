@@ -178,14 +178,14 @@ class MineConfig:
 
     # --- the choice of twins
 
-    max_difference: float = 0.3
+    max_difference: float = 0.1
     """Maximum difference between twins' steps, as a share of their energy. 4 skips the test."""
 
     max_drift: float = 0.25
     """Maximum drift: how far twins move relative to each other over a window, as a share of how far
     they move. 2 allows any. Used if the signal is `motion`."""
 
-    max_twin_error_ratio: float = 0.35
+    max_twin_error_ratio: float = 0.4
     """As `max_error_ratio`, for a patch that is the twin of another: patches on the outline of an
     object pass less easily. 1 skips the test."""
 
