@@ -18,6 +18,7 @@ import torch
 from solo_infoaug.errors import ConfigError, VideoError
 from solo_infoaug.mining.camera import CameraStep, fit_camera
 from solo_infoaug.mining.config import MineConfig
+from solo_infoaug.mining.content import Content
 from solo_infoaug.mining.flow import Flow, flow_maker, follow_patches
 from solo_infoaug.mining.frame_folder import folder_name
 from solo_infoaug.mining.overlay import covered, find_overlay
@@ -269,7 +270,7 @@ def _tracks_file(video: Path, folder: str) -> Path:
     return (own if own.name == name else own.parent).parent / f"{name}.npz"
 
 
-def make_tracker(video: Path, config: MineConfig) -> Tracker:
+def make_tracker(video: Path | Content, config: MineConfig) -> Tracker:
     """The tracker of the settings, for a video.
 
     Raises:
@@ -278,7 +279,14 @@ def make_tracker(video: Path, config: MineConfig) -> Tracker:
     """
     name, device = config.tracker, config.device
     if name == "file":
-        return FileTracker(video, config.tracks_folder)
+        if isinstance(video, Path):
+            return FileTracker(video, config.tracks_folder)
+        if not config.tracks_folder:
+            raise ConfigError(
+                f"tracks_folder: expected a folder on this disk, since {video} is not on it; "
+                "got none"
+            )
+        return FileTracker(Path(config.tracks_folder) / video.name, config.tracks_folder)
     if name == "flow":
         return FlowTracker(config.flow, config.max_roundtrip)
     if name == "lk":

@@ -37,7 +37,7 @@ def only_ray(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 def _jobs(*names: str) -> list[Job]:
-    return [Job(Path(name), name, name) for name in names]
+    return [Job(Path(name)) for name in names]
 
 
 _WORK = '''
@@ -46,13 +46,14 @@ from solo_infoaug.errors import ConfigError
 
 def work(folder, job):
     """Notes the call; `die` ends its process, `once` does so the first time, `bad` fails."""
-    with (folder / job.key).open("a") as file:
+    with (folder / job.path.name).open("a") as file:
         file.write("x")
-    if job.key == "die" or (job.key == "once" and (folder / job.key).stat().st_size == 1):
+    first = (folder / job.path.name).stat().st_size == 1
+    if job.path.name == "die" or (job.path.name == "once" and first):
         os.kill(os.getpid(), signal.SIGKILL)
-    if job.key == "raise":
+    if job.path.name == "raise":
         raise ConfigError("no such thing")
-    return "it is bad" if job.key == "bad" else None
+    return "it is bad" if job.path.name == "bad" else None
 '''
 
 
@@ -67,12 +68,13 @@ def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Work:
 
 def test_serial(work: Work) -> None:
     done = dict(run_jobs(_jobs("a", "bad", "c"), work))
-    assert {job.key: why for job, why in done.items()} == {"a": None, "bad": "it is bad", "c": None}
+    by_name = {job.path.name: why for job, why in done.items()}
+    assert by_name == {"a": None, "bad": "it is bad", "c": None}
 
 
 def test_a_worker_that_dies_takes_no_other_job_with_it(work: Work) -> None:
     jobs = _jobs("a", "bad", "once", "die", "b")
-    done = {job.key: why for job, why in run_jobs(jobs, work, workers=2)}
+    done = {job.path.name: why for job, why in run_jobs(jobs, work, workers=2)}
     assert done.pop("die") == "die: the process that mined it died (out of memory?)"
     assert done == {"a": None, "bad": "it is bad", "once": None, "b": None}
 
@@ -244,20 +246,20 @@ def test_ray_reports_what_dies_and_raises_what_is_raised(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def work(job: Job) -> str | None:
-        with (tmp_path / job.key).open("a") as file:
+        with (tmp_path / job.path.name).open("a") as file:
             file.write("x")
-        if job.key == "die":
+        if job.path.name == "die":
             os.kill(os.getpid(), signal.SIGKILL)
-        if job.key == "raise":
+        if job.path.name == "raise":
             raise ConfigError("no such thing")
-        return "it is bad" if job.key == "bad" else None
+        return "it is bad" if job.path.name == "bad" else None
 
     import ray
 
     monkeypatch.setattr(workers, "_TRIES", 2)
     monkeypatch.setenv("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
     with ray.init(address="local", num_cpus=2, log_to_driver=False):
-        done = {job.key: why for job, why in run_jobs(_jobs("bad", "die"), work, ray="auto")}
+        done = {job.path.name: why for job, why in run_jobs(_jobs("bad", "die"), work, ray="auto")}
         assert done["die"] == "die: the worker that mined it died: WorkerCrashedError"
         assert done["bad"] == "it is bad"
         assert (tmp_path / "die").read_text() == "xx"
