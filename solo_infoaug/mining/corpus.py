@@ -37,8 +37,9 @@ class Corpus:
     """The sources of one run, with the ledger of what they hold."""
 
     def __init__(self, sources: list[Source], ledger: Ledger) -> None:
-        self.sources, self.ledger = sources, ledger
-        self._names = {source: identity(source) for source in sources}
+        self.sources = sorted(sources, key=lambda source: (_name(source), str(source)))
+        self.ledger = ledger
+        self._names = {source: identity(source) for source in self.sources}
         self._learned: dict[Source, Known] = {}
 
     def videos(self) -> list[Listed]:
@@ -147,6 +148,10 @@ class Corpus:
         digests = self._known(shard).digests
         members = {name: digest for name, digest in digests.items() if digest in done}
         return Job(shard, frozenset(members.values()), members)
+
+
+def _name(source: Source) -> str:
+    return video_name(source) if isinstance(source, Path) else source.name
 
 
 def _first_look(source: Source) -> str:

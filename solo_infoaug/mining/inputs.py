@@ -20,7 +20,6 @@ from solo_infoaug.mining.stores import Remote, fetch, is_url, listing, matching,
 Source: TypeAlias = Path | Remote | Shard
 _LIST = ".txt"
 _MAGIC = re.compile(r"[*?\[]")
-_BRACES = re.compile(r"\{([^{}]*)\}")
 _RANGE = re.compile(r"(-?\d+|[A-Za-z])\.\.(-?\d+|[A-Za-z])(?:\.\.(-?\d+))?")
 
 
@@ -63,21 +62,41 @@ def expand_braces(text: str) -> list[str]:
 
     Braces that hold neither stay as they are.
     """
-    for braces in _BRACES.finditer(text):
-        inside = braces[1]
-        steps = _RANGE.fullmatch(inside)
-        parts = _steps(*steps.groups()) if steps else inside.split(",")
-        if steps or len(parts) > 1:
-            head, tail = text[: braces.start()], text[braces.end() :]
-            return [whole for part in parts for whole in expand_braces(f"{head}{part}{tail}")]
+    for start, sign in enumerate(text):
+        parts = _inside_braces(text, start) if sign == "{" else None
+        if parts is None:
+            continue
+        inside, stop = parts
+        steps = _RANGE.fullmatch(inside[0]) if len(inside) == 1 else None
+        values = _steps(*steps.groups()) if steps else []
+        if len(inside) > 1:
+            values = [value for part in inside for value in expand_braces(part)]
+        if values:
+            tails = expand_braces(text[stop:])
+            return [f"{text[:start]}{value}{tail}" for value in values for tail in tails]
     return [text]
+
+
+def _inside_braces(text: str, start: int) -> tuple[list[str], int] | None:
+    """What the brace at `start` holds, split at its own commas, and where it ends."""
+    depth, parts = 0, [""]
+    for place in range(start, len(text)):
+        sign = text[place]
+        depth += (sign == "{") - (sign == "}")
+        if depth == 0:
+            return parts, place + 1
+        if sign == "," and depth == 1:
+            parts.append("")
+        elif place > start:
+            parts[-1] += sign
+    return None
 
 
 def _steps(first: str, last: str, step: str | None) -> list[str]:
     numbers = [first, last]
     letters = [text for text in numbers if text.isalpha()]
     if len(letters) == 1:
-        return [f"{first}..{last}"]
+        return []
     low, high = map(ord, numbers) if letters else map(int, numbers)
     by = max(1, abs(int(step or 1))) * (1 if low <= high else -1)
     values = range(low, high + (1 if by > 0 else -1), by)

@@ -13,7 +13,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +94,7 @@ class Ledger:
             if one.digest
         ]
         if passed is not None:
-            lines.append({"id": name, "shard": asdict(passed)})
+            lines.append({"id": name, "shard": passed.to_json()})
         if not name or not lines:
             return
         _append(self._file, lines)
@@ -115,7 +115,7 @@ class Ledger:
         for member, digest in sorted(known.digests.items()):
             yield {"id": name, "video": member, "sha256": digest}
         if known.whole:
-            yield {"id": name, "shard": asdict(known.passed)}
+            yield {"id": name, "shard": known.passed.to_json()}
 
     def _read(self, file: Path) -> None:
         with contextlib.suppress(OSError), file.open(encoding="utf-8") as lines:

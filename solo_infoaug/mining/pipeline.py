@@ -120,8 +120,12 @@ def mine(
     check_target(folder, "out")
     with only_writer(folder):
         corpus.ledger = Ledger(folder)
-        _check_target(folder, corpus, config, overwrite)
+        if overwrite:
+            (folder / MANIFEST).unlink(missing_ok=True)
+            _remove_leftovers(folder, [])
+        _check_target(folder, corpus, config)
         failed = _mine_sources(corpus, folder, config, workers, threads, ray, progress)
+        _check_target(folder, corpus, config, failed)
         plan = _plan(corpus.videos(), folder, config)
         mined = [part.key for part in plan.parts if _is_mined(folder, part)]
         twinless = _twinless(folder, plan.parts)
@@ -544,10 +548,13 @@ def _recognise(corpus: Corpus, folder: Path, config: MineConfig, there: list[str
                 corpus.learn(source, video_digest(source))
 
 
-def _check_target(folder: Path, corpus: Corpus, config: MineConfig, overwrite: bool) -> None:
-    if overwrite:
-        (folder / MANIFEST).unlink(missing_ok=True)
-        _remove_leftovers(folder, [])
+def _check_target(
+    folder: Path, corpus: Corpus, config: MineConfig, failed: dict[str, str] | None = None
+) -> None:
+    """Raise a DictionaryError if there is a dictionary that this run would not make larger.
+
+    Before the run it waits for what is not read yet; `failed` is known after it.
+    """
     if not (folder / MANIFEST).is_file():
         return
     there = TwinDictionary.load(folder)
@@ -555,12 +562,18 @@ def _check_target(folder: Path, corpus: Corpus, config: MineConfig, overwrite: b
     keys = {part.key for part in _plan(corpus.videos(), folder, config).parts}
     if there.info.get("config") != config.to_json():
         what = "other settings"
-    elif not set(there.info["videos"]) <= keys:
-        what = "other videos, or of some that are excluded now"
-    else:
+    elif set(there.info["videos"]) <= keys or (failed is None and corpus.unread):
         return
+    else:
+        what = "other videos, or of some that are excluded now"
     raise DictionaryError(
-        f"{folder} holds a dictionary of {what}; choose another folder, or give --overwrite"
+        "\n".join(
+            [
+                f"{folder} holds a dictionary of {what}; choose another folder, or give "
+                "--overwrite",
+                *(failed or {}).values(),
+            ]
+        )
     )
 
 

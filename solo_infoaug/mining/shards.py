@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tarfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -41,6 +42,10 @@ class Passed:
 
     endings: Counter[str] = field(default_factory=Counter)
     excluded: Counter[str] = field(default_factory=Counter)
+
+    def to_json(self) -> dict[str, dict[str, int]]:
+        """For the ledger."""
+        return {"endings": dict(self.endings), "excluded": dict(self.excluded)}
 
 
 @dataclass(frozen=True)
@@ -161,7 +166,7 @@ def _is_video(name: str, patterns: Patterns, passed: Passed) -> bool:
 
 
 def _damage(error: tarfile.TarError) -> str:
-    if "end" in str(error) or isinstance(error, tarfile.HeaderError):
+    if re.search("end|truncated|empty header", str(error)):
         return "the tar ends in the middle; what lies before that is mined"
     return f"is no tar file: {error}"
 

@@ -38,11 +38,9 @@ _TAGS = (
 )
 _EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs", "hf": "hf"}
 # Packages whose errors are those of a store or of the way to it.
-_OTHERS = frozenset(
-    ("aiobotocore", "aiohttp", "asyncio", "azure", "botocore", "concurrent", "fsspec", "gcsfs")
-    + ("google", "httpx", "huggingface_hub", "requests", "s3fs", "urllib3")
-)
-_DENIED = frozenset({401, 403})
+_OTHERS = {"aiobotocore", "aiohttp", "asyncio", "azure", "botocore", "concurrent", "fsspec"}
+_OTHERS |= {"gcsfs", "google", "httpx", "huggingface_hub", "requests", "s3fs", "urllib3"}
+_DENIED, _MISSING = frozenset({401, 403}), frozenset({404, 410})
 
 
 class StoreError(VideoError):
@@ -158,7 +156,7 @@ def read_range(remote: Remote, start: int, stop: int, or_all: bool = False) -> b
                 f"{remote}: the server gives no parts of files, which is needed to read tar shards "
                 f"and videos of more than {IN_MEMORY >> 20} MiB"
             )
-        raise ConnectionError(f"{len(data)} of {stop - start} bytes came")
+        raise ConnectionResetError(f"{len(data)} of {stop - start} bytes came")
 
     return _found(read, remote)
 
@@ -267,10 +265,10 @@ def _patiently(do: Callable[[], T], url: str) -> T:
     for attempt, wait in enumerate(_waits(), 1):
         try:
             return do()
-        except (FileNotFoundError, StoreError):
+        except StoreError:
             raise
         except Exception as error:
-            if not _is_of_a_store(error):
+            if _is_missing(error) or not _is_of_a_store(error):
                 raise
             why, denied = _reason(error)
             if wait is None or (denied and attempt > 1):
@@ -284,6 +282,12 @@ def _waits() -> Iterator[float | None]:
     for number in range(TRIES - 1):
         yield min(FIRST_WAIT * 2**number, LONGEST_WAIT) * random.uniform(1, 1.5)
     yield None
+
+
+def _is_missing(error: Exception) -> bool:
+    """Whether a store says that there is no such file; fsspec says so too if nobody answers."""
+    cause = error.__cause__
+    return isinstance(error, FileNotFoundError) and (cause is None or _status(cause) in _MISSING)
 
 
 def _is_of_a_store(error: Exception) -> bool:
@@ -301,6 +305,10 @@ def _reason(error: BaseException) -> tuple[str, bool]:
         return f"the store answers {status}", False
     if isinstance(error, TimeoutError) or "Timeout" in type(error).__name__:
         return "the store does not answer in time", False
+    if isinstance(error, FileNotFoundError) and error.__cause__ is not None:
+        return _reason(error.__cause__)
+    if re.search("Payload|IncompleteRead|Disconnected|Reset|Aborted", type(error).__name__):
+        return "the connection ends too early", False
     return scrubbed(f"{type(error).__name__}: {reason_of(error)}"), False
 
 
@@ -312,7 +320,7 @@ def _status(error: BaseException | None) -> int | None:
             status = answer.get("ResponseMetadata", {}).get("HTTPStatusCode")
         else:
             status = getattr(error, "status", None) or getattr(answer, "status_code", None)
-        if isinstance(status, int) and status >= 400:
+        if isinstance(status, int) and status > 400:  # aiohttp takes 400 for what was cut off
             return status
         error = error.__cause__
     return None
