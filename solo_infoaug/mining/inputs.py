@@ -7,6 +7,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from posixpath import dirname
 from typing import TypeAlias
@@ -19,7 +20,9 @@ from solo_infoaug.mining.stores import Remote, fetch, is_url, listing, matching,
 
 Source: TypeAlias = Path | Remote | Shard
 _LIST = ".txt"
-_MAGIC = re.compile(r"[*?\[]")
+_MAGIC, _STAR = re.compile(r"[*?\[]"), re.compile(r"\*")
+# A list may name very many files, each of which a store is asked about.
+_AT_ONCE = 32
 _RANGE = re.compile(r"(-?\d+|[A-Za-z])\.\.(-?\d+|[A-Za-z])(?:\.\.(-?\d+))?")
 
 
@@ -41,10 +44,11 @@ def find_inputs(
     found: dict[Source, None] = {}
     notes: list[str] = []
     given = [one for source in sources for one in _expanded(os.fspath(source))]
+    listed = _listings([one for one in given if is_url(one)])
     for one in given:
         inside: Sequence[Path | Remote]
         if is_url(one):
-            inside, left_out = _search_store(one, patterns)
+            inside, left_out = _search_store(one, *listed[one], patterns)
         else:
             inside, left_out = search_by(patterns, [one], shards=True)
         for place in inside:
@@ -154,20 +158,33 @@ def _lines(source: str) -> Iterator[str]:
             yield os.path.join(os.path.dirname(source), line)
 
 
-def _search_store(url: str, patterns: Patterns) -> tuple[list[Remote], list[str]]:
-    """The videos and shards at a URL, and lines on what else is there."""
+def _listings(urls: list[str]) -> dict[str, tuple[list[Remote], str | None]]:
+    """What is at each URL, and the folder in which that was searched for, if any."""
+    if not urls:
+        return {}
+    with ThreadPoolExecutor(min(len(urls), _AT_ONCE), thread_name_prefix="listing") as threads:
+        return dict(zip(urls, threads.map(_listing, urls), strict=True))
+
+
+def _listing(url: str) -> tuple[list[Remote], str | None]:
     web = url.startswith(("http://", "https://"))  # where a question mark begins the query
-    if re.search(r"\*" if web else _MAGIC, url):
-        there = matching(url)
-        if not there:
-            raise VideoError(f"no file matches {shown(url) if web else url}")
-        inside = _inside(shown(re.split(_MAGIC, url)[0].rpartition("/")[0]), there, patterns)
-    else:
-        there, is_folder = listing(url)
-        if not is_folder:
-            return [one for one in there if not patterns.leave_out(one.name)], []
-        inside = _inside(shown(url).rstrip("/"), there, patterns)
-    taken, endings = inside
+    magic = _STAR if web else _MAGIC
+    if not magic.search(shown(url) if web else url):
+        found, is_folder = listing(url)
+        return found, shown(url).rstrip("/") if is_folder else None
+    found = matching(url)
+    if not found:
+        raise VideoError(f"no file matches {shown(url) if web else url}")
+    return found, shown(magic.split(url)[0].rpartition("/")[0])
+
+
+def _search_store(
+    url: str, there: list[Remote], base: str | None, patterns: Patterns
+) -> tuple[list[Remote], list[str]]:
+    """The videos and shards among what is at a URL, and lines on what else is there."""
+    if base is None:
+        return [one for one in there if not patterns.leave_out(one.name)], []
+    taken, endings = _inside(base, there, patterns)
     kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(endings.items()))
     notes = [f"{shown(url)}: left out what is not known as video: {kinds}"] if kinds else []
     if not taken:

@@ -47,6 +47,9 @@ T = TypeVar("T")
 # Windows that may wait between two stages of mining: so many, in so many bytes.
 _MOST_AHEAD, _MEMORY_AHEAD = 4, 2**27
 
+# After so many failures of stores, with no success between them, the rest is not tried.
+_MOST_REFUSED = 20
+
 # Names of folders of videos, finished or not.
 _KEY = re.compile(r"\.?[A-Za-z0-9_\-]+-[0-9a-f]{8}-[0-9a-f]{8}(\.[0-9]+)?")
 
@@ -183,6 +186,7 @@ def _mine_sources(
     work = functools.partial(_mine_job, folder, config, threads)
     gpu = config.tracker in ("cotracker3", "bootstapir") and config.device != "cpu"
     failed: dict[str, str] = {}
+    in_a_row = 0
     with Meter(folder, len(corpus.sources), len(todo), progress) as meter:
         # What may have the same content as another is looked at when that one is mined
         for jobs in corpus.rounds(todo, done):
@@ -196,6 +200,13 @@ def _mine_sources(
                     if one.why
                 }
                 meter.count(job.path, result.outcomes)
+                refused = any(one.kind == "store" for one in result.outcomes)
+                in_a_row = in_a_row + 1 if refused else 0
+                if in_a_row == _MOST_REFUSED:
+                    raise StoreError(
+                        f"{list(failed.values())[-1]}\nthe stores failed {in_a_row} times in a "
+                        "row: the others were not tried; run it again when they answer"
+                    )
     return failed
 
 

@@ -37,9 +37,11 @@ _TAGS = (
     *("updated", "created"),
 )
 _EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs", "hf": "hf"}
-# Packages whose errors are those of a store or of the way to it.
-_OTHERS = {"aiobotocore", "aiohttp", "asyncio", "azure", "botocore", "concurrent", "fsspec"}
-_OTHERS |= {"gcsfs", "google", "httpx", "huggingface_hub", "requests", "s3fs", "urllib3"}
+# What no store raises: the libraries for stores have errors of their own, of no common kind.
+_NOT_OF_STORES = (
+    *(AssertionError, AttributeError, ImportError, LookupError, MemoryError, NameError, TypeError),
+    *(NotImplementedError, RecursionError),
+)
 _DENIED, _MISSING = frozenset({401, 403}), frozenset({404, 410})
 
 
@@ -228,20 +230,21 @@ class RemoteFile(io.RawIOBase):
 def _filesystem(url: str) -> tuple[Any, str]:
     """The store of a URL, and what it calls the file."""
     from fsspec.core import url_to_fs
+    from fsspec.registry import get_filesystem_class
 
     protocol = url.partition("://")[0]
     try:
-        # as many files as a store holds are not to stay in memory
-        return url_to_fs(url, use_listings_cache=False)
+        get_filesystem_class(protocol)
     except ImportError:
         extra = _EXTRAS.get(protocol)
-        what = f"solo-infoaug[{extra}]" if extra else f"the fsspec package for {protocol}://"
+        what = f'"solo-infoaug[{extra}]"' if extra else f"fsspec's package for {protocol}://"
         raise ConfigError(
-            f"{shown(url)}: needs a package that is not installed: pip install "
-            + (f'"{what}"' if extra else what)
+            f"{shown(url)}: needs a package that is not installed: pip install {what}"
         ) from None
     except ValueError as error:
         raise ConfigError(f"{shown(url)}: cannot be read: {scrubbed(str(error))}") from None
+    # Some ask the store for this already. The files of a large one are not to stay in memory.
+    return _patiently(lambda: url_to_fs(url, use_listings_cache=False), url)
 
 
 def _full(fs: Any, url: str, name: str) -> str:
@@ -260,7 +263,7 @@ def _patiently(do: Callable[[], T], url: str) -> T:
 
     Raises:
         FileNotFoundError: the store says that it is not there.
-        StoreError: it fails each time.
+        StoreError: it fails each time, or takes the URL for a wrong one.
     """
     for attempt, wait in enumerate(_waits(), 1):
         try:
@@ -268,7 +271,9 @@ def _patiently(do: Callable[[], T], url: str) -> T:
         except StoreError:
             raise
         except Exception as error:
-            if _is_missing(error) or not _is_of_a_store(error):
+            if isinstance(error, ValueError) and not isinstance(error, OSError):
+                raise StoreError(f"{shown(url)}: {scrubbed(str(error))}") from None
+            if _is_missing(error) or isinstance(error, _NOT_OF_STORES):
                 raise
             why, denied = _reason(error)
             if wait is None or (denied and attempt > 1):
@@ -288,11 +293,6 @@ def _is_missing(error: Exception) -> bool:
     """Whether a store says that there is no such file; fsspec says so too if nobody answers."""
     cause = error.__cause__
     return isinstance(error, FileNotFoundError) and (cause is None or _status(cause) in _MISSING)
-
-
-def _is_of_a_store(error: Exception) -> bool:
-    packages = {kind.__module__.partition(".")[0] for kind in type(error).__mro__}
-    return isinstance(error, OSError | EOFError) or not packages.isdisjoint(_OTHERS)
 
 
 def _reason(error: BaseException) -> tuple[str, bool]:
