@@ -26,16 +26,12 @@ class Readable(Protocol):
 class Content:
     """A video's bytes: `open` gives a file with them, as often as needed.
 
-    It stands where a path does: it has a name and a stem, and its text says where it is from, as
-    `origin` does in records. `failure` is why reading failed, if it did: FFmpeg takes that for the
-    end of a video.
+    It stands where a path does: it has a name and a stem, and its text says where it is from.
+    `failure` is why reading failed, if it did: FFmpeg takes that for the end of a video.
     """
 
-    def __init__(
-        self, where: str, digest: str, make: Callable[[], Any], origin: str | None = None
-    ) -> None:
+    def __init__(self, where: str, digest: str, make: Callable[[], Any]) -> None:
         self._where, self.digest, self._make = where, digest, make
-        self.origin = origin or where
         self._path = PurePosixPath(where.rpartition("/")[2] or "video")
         self.failure: VideoError | None = None
 

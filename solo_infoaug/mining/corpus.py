@@ -85,17 +85,17 @@ class Corpus:
 
     def learn(self, source: Source, digest: str) -> None:
         """Note what a video holds, for this run."""
-        self._learned[source] = Known({"": digest})
+        self._learned[source] = Known(digests={"": digest})
 
     def note(self, source: Source, result: Result) -> None:
         """Note what a job found, for this run and later ones."""
         name = self._names[source]
-        self.ledger.add(name, result.outcomes, result.passed)
+        self.ledger.add(name, source, result)
         if not name:
             digests = {one.member: one.digest for one in result.outcomes if one.digest}
-            self._learned[source] = Known(
-                digests, result.passed is not None, result.passed or Known().passed
-            )
+            passed = result.passed or Known().passed
+            whole = result.passed is not None
+            self._learned[source] = Known("", digests, whole, passed)
 
     def notes(self) -> list[str]:
         """Lines on what in shards was passed over."""
@@ -123,7 +123,7 @@ class Corpus:
         return set(self._known(source).digests.values())
 
     def _videos(self, source: Source) -> Iterator[Listed]:
-        for member, digest in self._known(source).digests.items():
+        for member, digest in sorted(self._known(source).digests.items()):
             if isinstance(source, Path):
                 yield Listed(str(source), video_name(source), video_stem(source), digest)
             else:

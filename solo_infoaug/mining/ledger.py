@@ -1,9 +1,9 @@
 """What is known of the sources of a dictionary, so that none is read again to be recognised.
 
-A line of JSON a video: the identity of its source (a hash of where it is, its size, and its ETag
-or time), and the SHA-256 of its content. It holds no twin and no proof that something is mined:
-that is what the dictionary's parts say. Lines are only added while a run goes on. A shard's worker
-has a file of its own until the shard is finished.
+A line of JSON a video: its source, without secrets, the source's identity (a hash of where it is,
+its size, and its ETag or time), and the SHA-256 of its content. It holds no twin and no proof that
+something is mined: that is what the dictionary's parts say. Lines are only added while a run goes
+on. A shard's worker has a file of its own until the shard is finished.
 """
 
 from __future__ import annotations
@@ -50,6 +50,7 @@ class Result:
 class Known:
     """What the ledger has of one source: digests by member, and whether these are all."""
 
+    source: str = ""
     digests: dict[str, str] = field(default_factory=dict)
     whole: bool = False
     passed: Passed = field(default_factory=Passed)
@@ -86,15 +87,11 @@ class Ledger:
         """What is known of a source by its identity."""
         return self._known.get(name) or Known()
 
-    def add(self, name: str, outcomes: Iterable[Outcome], passed: Passed | None = None) -> None:
-        """Note what the videos of a source hold; `passed` says that these are all of a shard."""
-        lines: list[dict[str, Any]] = [
-            {"id": name, "video": printable(one.member), "sha256": one.digest}
-            for one in outcomes
-            if one.digest
-        ]
-        if passed is not None:
-            lines.append({"id": name, "shard": passed.to_json()})
+    def add(self, name: str, source: Source, result: Result) -> None:
+        """Note what the videos of the source `name` hold."""
+        lines = [_entry(name, source, one) for one in result.outcomes if one.digest]
+        if result.passed is not None:
+            lines.append({"id": name, "shard": result.passed.to_json()})
         if not name or not lines:
             return
         _append(self._file, lines)
@@ -113,7 +110,7 @@ class Ledger:
     def _lines(self, name: str) -> Iterator[dict[str, Any]]:
         known = self.known(name)
         for member, digest in sorted(known.digests.items()):
-            yield {"id": name, "video": member, "sha256": digest}
+            yield {"id": name, "source": known.source, "video": member, "sha256": digest}
         if known.whole:
             yield {"id": name, "shard": known.passed.to_json()}
 
@@ -129,13 +126,19 @@ class Ledger:
             counts = {name: Counter(dict(line["shard"][name])) for name in ("endings", "excluded")}
             known.whole, known.passed = True, Passed(**counts)
         else:
+            known.source = str(line["source"])
             known.digests[str(line["video"])] = str(line["sha256"])
 
 
-def note(folder: Path, name: str, outcome: Outcome) -> None:
-    """What a worker adds to its own file when a video of the shard `name` is finished."""
-    line = {"id": name, "video": printable(outcome.member), "sha256": outcome.digest}
-    _append(_part(folder, name), [{**line, "seconds": outcome.seconds, "kind": outcome.kind}])
+def note(folder: Path, name: str, shard: Shard, outcome: Outcome) -> None:
+    """What a worker adds to its own file when a video of a shard is finished."""
+    more = {"seconds": outcome.seconds, "kind": outcome.kind}
+    _append(_part(folder, name), [{**_entry(name, shard, outcome), **more}])
+
+
+def _entry(name: str, source: Source, outcome: Outcome) -> dict[str, Any]:
+    where, member = printable(str(source)), printable(outcome.member)
+    return {"id": name, "source": where, "video": member, "sha256": outcome.digest}
 
 
 def _part(folder: Path, name: str) -> Path:

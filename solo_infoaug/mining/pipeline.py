@@ -230,7 +230,6 @@ def mine_video(
         tracker = make_tracker(path, config)
         source = {
             "file": printable(path.name),
-            **({} if isinstance(path, Path) else {"from": printable(path.origin)}),
             "sha256": digest,
             "tracker": tracker.name,
             "tracker_licence": tracker.licence,
@@ -372,7 +371,7 @@ def _mine_shard(shard: Shard, out: Path, config: MineConfig, ahead: bool, job: J
                 known |= {outcome.digest} if not outcome.why else set()
                 outcomes.append(outcome)
                 if name:
-                    note(out, name, outcome)
+                    note(out, name, shard, outcome)
     except VideoError as error:
         kind = "store" if isinstance(error, StoreError) else "video"
         return Result([*outcomes, Outcome(why=str(error), kind=kind)])

@@ -130,8 +130,7 @@ def content(shard: Shard, file: Any, member: Member) -> Content:
         )
     local = _Local(shard.place)
     digest = digest_of(Slice(file, member.start, member.size))
-    origin = f"{shard.name}/{member.name}"  # records hold no folders of this machine
-    return Content(where, digest, lambda: Slice(local, member.start, member.size), origin)
+    return Content(where, digest, lambda: Slice(local, member.start, member.size))
 
 
 class _Local:

@@ -13,7 +13,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import braceexpand
+import numpy as np
 import pytest
+import torch
 import webdataset
 from typer.testing import CliRunner
 
@@ -24,6 +26,7 @@ from solo_infoaug.errors import ConfigError, VideoError
 from solo_infoaug.mining import MineConfig, content, mine, pipeline, shards, stores
 from solo_infoaug.mining.inputs import expand_braces, find_inputs, parse_share, share_of
 from solo_infoaug.mining.status import status_of
+from solo_infoaug.mining.video import video_digest
 
 from .store_server import SECRET, Fault, Store, serve
 
@@ -91,20 +94,51 @@ def local(tmp_path_factory: pytest.TempPathFactory, clips: list[Path]) -> Path:
 
 
 def _but_for_names(folder: Path) -> dict[str, bytes]:
-    """All files of a dictionary without what they say of where a video is from."""
+    """All files of a dictionary, without the lists that name sources."""
+    found = {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and not path.name.startswith(".")
+    }
+    manifest = json.loads(found["dictionary.json"])
+    for name in ("left_out", "duplicates", "failed", "twinless"):
+        manifest.pop(name, None)
+    return {**found, "dictionary.json": json.dumps(manifest, sort_keys=True).encode()}
+
+
+def _noted(folder: Path) -> dict[str, str]:
+    """Which videos of which sources the ledger knows: the content's hash by their names."""
+    lines = map(json.loads, (folder / ".sources.jsonl").read_text().splitlines())
+    return {
+        f"{line['source']}/{line['video']}": line["sha256"] for line in lines if "video" in line
+    }
+
+
+def _by_video(dictionary: TwinDictionary) -> dict[str, tuple[bytes, ...]]:
+    """Twins, their MI, places and pixels of each video, whatever the order of these."""
     found = {}
-    for path in sorted(folder.rglob("*")):
-        if not path.is_file() or path.name.startswith("."):
-            continue
-        data = path.read_bytes()
-        if path.suffix == ".json":
-            read = json.loads(data)
-            read.get("source", {}).pop("from", None)
-            for name in ("left_out", "duplicates", "failed", "twinless"):
-                read.pop(name, None)
-            data = json.dumps(read, indent=1, sort_keys=True).encode()
-        found[str(path.relative_to(folder))] = data
+    for number, name in enumerate(dictionary.videos):
+        rows = np.flatnonzero(dictionary.patches["video"] == number)
+        twins = dictionary.twins[rows].numpy()
+        places = [dictionary.patches[rows][column].tobytes() for column in ("frame", "x", "y")]
+        arrays = np.where(twins < 0, -1, twins - rows[0]), dictionary.mi[rows].numpy()
+        pixels = dictionary.crops(torch.from_numpy(rows), 0).numpy()
+        found[name] = (*places, *(array.tobytes() for array in (*arrays, pixels)))
     return found
+
+
+@pytest.fixture
+def mined(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of the videos that are mined while the test runs, by this process."""
+    names: list[str] = []
+    real = pipeline.mine_video
+
+    def noted(path: Path, *args: object, **options: object) -> float:
+        names.append(path.name)
+        return real(path, *args, **options)
+
+    monkeypatch.setattr(pipeline, "mine_video", noted)
+    return names
 
 
 def _tar(clips: list[Path]) -> bytes:
@@ -114,10 +148,6 @@ def _tar(clips: list[Path]) -> bytes:
         for clip in clips:
             tar.write({"__key__": f"deep/{clip.stem}", "mp4": clip.read_bytes(), "json": {"n": 1}})
     return target.getvalue()
-
-
-def _mtimes(out: Path) -> dict[Path, int]:
-    return {path: path.stat().st_mtime_ns for path in out.glob("parts/[!.]*/video.json")}
 
 
 @pytest.mark.parametrize(
@@ -146,7 +176,7 @@ def test_braces_as_webdataset_has_them(text: str) -> None:
 
 
 def test_the_same_dictionary_from_a_store_and_from_shards(
-    tmp_path: Path, store: Store, clips: list[Path], local: Path
+    tmp_path: Path, store: Store, clips: list[Path], local: Path, mined: list[str]
 ) -> None:
     """Files, a folder, shards there and here, a list; and nothing is read again."""
     expected = _but_for_names(local)
@@ -172,12 +202,9 @@ def test_the_same_dictionary_from_a_store_and_from_shards(
                 made = mine(given, out, SMALL, progress=False)
         assert _but_for_names(out) == expected, name
         assert made.fingerprint == TwinDictionary.load(local).fingerprint
-    files = (tmp_path / "shards").glob("parts/*/*.json")
-    records = [json.loads(path.read_text())["source"] for path in files]
-    assert {record["from"] for record in records} == {
-        "s3://clips/shards/00.tar/deep/a.mp4",
-        "s3://clips/shards/00.tar/deep/b.mp4",
-        "s3://clips/shards/01.tar/deep/c.mp4",
+    assert _noted(tmp_path / "shards") == {
+        f"s3://clips/shards/{number}.tar/deep/{clip.name}": video_digest(clip)
+        for number, clip in zip(("00", "00", "01"), clips, strict=True)
     }
     # b is in two shards
     assert TwinDictionary.load(tmp_path / "list").info["duplicates"].keys() in (
@@ -185,11 +212,10 @@ def test_the_same_dictionary_from_a_store_and_from_shards(
         {f"{tmp_path}/here.tar/deep/b.mp4"},
     )
     store.asked.clear()
-    before = _mtimes(tmp_path)
+    mined.clear()
     for name in ("pattern", "shards", "list"):
         mine(sources[name], tmp_path / name, SMALL, progress=False)
-    assert store.gets(".mp4") == store.gets(".tar") == []
-    assert _mtimes(tmp_path) == before
+    assert store.gets(".mp4") == store.gets(".tar") == mined == []
 
 
 def test_large_videos_are_read_in_pieces(
@@ -308,7 +334,7 @@ def test_a_store_that_recovers(
 
 
 def test_a_store_that_stays_away(
-    tmp_path: Path, store: Store, clips: list[Path], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, store: Store, clips: list[Path], mined: list[str]
 ) -> None:
     """What is done is kept; the others are not all tried in vain."""
     store.put("a.mp4", clips[0].read_bytes())
@@ -319,13 +345,12 @@ def test_a_store_that_stays_away(
     with pytest.raises(VideoError, match="the stores failed 20 times in a row: the others were"):
         mine(sources, tmp_path, SMALL, progress=False)
     assert len(store.gets(".mp4")) == 2 + 1 + 20 * 2  # b/00 comes before a
-    assert "store 20" in status_of(tmp_path)
+    assert "store 21" in status_of(tmp_path)
     store.faults.clear()
-    before = _mtimes(tmp_path)
     made = mine(sources, tmp_path, SMALL, progress=False)
     assert made.videos == ["00.mp4", "a.mp4"]
     assert len(made.info["duplicates"]) == 29
-    assert before.items() <= _mtimes(tmp_path).items()
+    assert mined == ["a.mp4", "00.mp4"]
 
 
 def test_a_store_that_fails_while_a_video_is_decoded(
@@ -352,7 +377,7 @@ def test_a_store_that_fails_while_a_video_is_decoded(
 
 @pytest.mark.parametrize("place", ["data", "header", "extended header", "boundary"])
 def test_a_tar_that_ends_in_the_middle(
-    tmp_path: Path, store: Store, clips: list[Path], local: Path, place: str
+    tmp_path: Path, store: Store, clips: list[Path], local: Path, mined: list[str], place: str
 ) -> None:
     """What lies before that is mined, the shard is named; when it is whole, the rest is."""
     whole = _tar(clips)
@@ -373,12 +398,11 @@ def test_a_tar_that_ends_in_the_middle(
         run.output + run.stderr
     )
     assert TwinDictionary.load(out).videos == ["a.mp4", "b.mp4"]
-    before = _mtimes(out)
     store.put("s.tar", whole)
     run = CliRunner().invoke(app, command)
     assert run.exit_code == 0, run.output
     assert _but_for_names(out) == _but_for_names(local)
-    assert before.items() <= _mtimes(out).items()
+    assert mined == ["a.mp4", "b.mp4", "c.mp4"]
 
 
 def test_a_file_that_is_no_tar(tmp_path: Path, clips: list[Path]) -> None:
@@ -392,7 +416,9 @@ def test_a_file_that_is_no_tar(tmp_path: Path, clips: list[Path]) -> None:
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs SIGKILL")
-def test_killed_and_run_again(tmp_path: Path, store: Store, clips: list[Path], local: Path) -> None:
+def test_killed_and_run_again(
+    tmp_path: Path, store: Store, clips: list[Path], local: Path, mined: list[str]
+) -> None:
     """kill -9 in the middle of a shard: the next run mines the rest, and the bytes are the same."""
     store.put("s.tar", _tar(clips))
     out = tmp_path / "twins"
@@ -404,13 +430,13 @@ def test_killed_and_run_again(tmp_path: Path, store: Store, clips: list[Path], l
     run.communicate()
     assert not (out / "dictionary.json").exists()
     assert "not running; the same command goes on from here" in status_of(out)
-    before = _mtimes(out)
-    assert before
+    finished = {path.name[0] for path in out.glob("parts/[!.]*")}
     mine("s3://clips/s.tar", out, SMALL, progress=False)
-    assert before.items() <= _mtimes(out).items()
+    assert {name[0] for name in mined} == {"a", "b", "c"} - finished
+    assert len(mined) == 3 - len(finished)
     assert _but_for_names(out) == _but_for_names(local)
-    files = {path.name for path in out.iterdir()}
-    assert files == {"dictionary.json", "parts", ".lock", ".sources.jsonl"}
+    hidden = {path.name for path in out.iterdir() if path.name.startswith(".")}
+    assert hidden - {".lock"} == {".sources.jsonl"}
 
 
 def test_shares_are_merged_into_the_same_twins(
@@ -424,10 +450,7 @@ def test_shares_are_merged_into_the_same_twins(
     shares = [set(TwinDictionary.load(out).videos) for out in outs]
     assert sorted(name for share in shares for name in share) == ["a.mp4", "b.mp4", "c.mp4"]
     merged = merge(outs, tmp_path / "merged")
-    parts = [name for name in _but_for_names(local) if name.startswith("parts/")]
-    assert {name: _but_for_names(merged.path)[name] for name in parts} == {
-        name: _but_for_names(local)[name] for name in parts
-    }
+    assert _by_video(merged) == _by_video(TwinDictionary.load(local))
     assert len(merged) == len(TwinDictionary.load(local))
     with pytest.raises(ConfigError, match="shard: expected at most as many jobs as the 4 videos"):
         mine(given, tmp_path / "more", SMALL, shard="7/8", progress=False)
