@@ -41,7 +41,7 @@ def find_inputs(
         ConfigError: a pattern is empty, or nothing here reads such URLs.
     """
     patterns = Patterns(exclude)
-    found: dict[Source, None] = {}
+    found: dict[Path | str, Source] = {}
     notes: list[str] = []
     given = [one for source in sources for one in _expanded(os.fspath(source))]
     listed = _listings([one for one in given if is_url(one)])
@@ -53,12 +53,13 @@ def find_inputs(
             inside, left_out = search_by(patterns, [one], shards=True)
         for place in inside:
             shard = is_shard(place.name) and not (isinstance(place, Path) and place.is_dir())
-            found[Shard(place, tuple(exclude)) if shard else place] = None
+            key = place if isinstance(place, Path) else place.url
+            found.setdefault(key, Shard(place, tuple(exclude)) if shard else place)
         notes += left_out
     if not found:
         what = "no video is left" if given else "no video given: name at least one file or folder"
         raise VideoError("\n".join([what, *patterns.notes()]))
-    return list(found), list(dict.fromkeys([*notes, *patterns.notes()]))
+    return list(found.values()), list(dict.fromkeys([*notes, *patterns.notes()]))
 
 
 def expand_braces(text: str) -> list[str]:
