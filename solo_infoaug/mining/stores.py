@@ -148,9 +148,11 @@ def read_range(remote: Remote, start: int, stop: int, or_all: bool = False) -> b
         StoreError: they cannot be had.
     """
     fs, path = _filesystem(remote.url)
+    # Others than the asynchronous ones (S3, GCS, http) would read ahead, for nothing
+    exactly = {} if getattr(fs, "async_impl", False) else {"cache_type": "none"}
 
     def read() -> bytes:
-        data: bytes = fs.cat_file(path, start=start, end=stop)
+        data: bytes = fs.cat_file(path, start=start, end=stop, **exactly)
         if len(data) == stop - start or (or_all and len(data) == remote.size):
             return data
         if len(data) == remote.size:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import threading
 import time
@@ -102,11 +103,16 @@ class _Quiet(WSGIRequestHandler):
         pass
 
 
-def serve(store: Store) -> Callable[[], None]:
-    """Start the server in a thread; returns what ends it."""
+def serve_store(store: Store) -> Callable[[], None]:
+    """Start the store in a thread; returns what ends it."""
     application = _Faulty(DomainDispatcherApplication(create_backend_app), store)
+    store.url, end = serve(application)
+    return end
+
+
+def serve(application: Any) -> tuple[str, Callable[[], None]]:
+    """Start a WSGI application in a thread; returns its address, and what ends it."""
     server = make_server("127.0.0.1", 0, application, threaded=True, request_handler=_Quiet)
-    store.url = f"http://127.0.0.1:{server.server_port}"
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
 
@@ -115,4 +121,50 @@ def serve(store: Store) -> Callable[[], None]:
         thread.join()
         server.server_close()
 
-    return end
+    return f"http://127.0.0.1:{server.server_port}", end
+
+
+class Hub:
+    """A stand-in for the Hugging Face Hub with one data set: what its client asks for, no more."""
+
+    def __init__(self, files: dict[str, bytes]) -> None:
+        self.files = files
+        self.ranges: list[str] = []
+
+    def __call__(self, environ: dict[str, Any], start: Callable[..., Any]) -> Iterable[bytes]:
+        path = environ["PATH_INFO"]
+        if environ["REQUEST_METHOD"] == "POST":  # which of these paths exist
+            asked = environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
+            return self._json(start, [e for e in self._tree("") if e["path"] in asked.decode()])
+        if "/resolve/" in path:
+            return self._content(start, path.split("/resolve/main/")[1], environ)
+        if "/tree/" in path:
+            return self._json(start, self._tree(path.split("/tree/main")[1].strip("/")))
+        if path.startswith("/api/datasets/OWNER/NAME"):
+            return self._json(start, {"id": "OWNER/NAME", "sha": "c" * 40, "siblings": []})
+        start("404 Not Found", [("Content-Length", "0")])
+        return [b""]
+
+    def _tree(self, below: str) -> list[dict[str, Any]]:
+        folders = {name.rpartition("/")[0] for name in self.files} - {""}
+        entries: list[dict[str, Any]] = [
+            {"type": "directory", "path": name, "oid": name} for name in sorted(folders)
+        ]
+        for name, data in self.files.items():
+            entries.append({"type": "file", "path": name, "size": len(data), "oid": f"oid {name}"})
+        return [entry for entry in entries if entry["path"].startswith(below)]
+
+    def _content(
+        self, start: Callable[..., Any], name: str, environ: dict[str, Any]
+    ) -> Iterable[bytes]:
+        self.ranges.append(environ.get("HTTP_RANGE", ""))
+        first, last = map(int, self.ranges[-1].removeprefix("bytes=").split("-"))
+        data = self.files[name][first : last + 1]
+        start("206 Partial Content", [("Content-Length", str(len(data))), ("ETag", '"x"')])
+        return [data]
+
+    def _json(self, start: Callable[..., Any], content: Any) -> Iterable[bytes]:
+        data = json.dumps(content).encode()
+        heads = [("Content-Length", str(len(data))), ("Content-Type", "application/json")]
+        start("200 OK", heads)
+        return [data]

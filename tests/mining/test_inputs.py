@@ -28,7 +28,7 @@ from solo_infoaug.mining.inputs import expand_braces, find_inputs, parse_share, 
 from solo_infoaug.mining.status import status_of
 from solo_infoaug.mining.video import video_digest
 
-from .store_server import SECRET, Fault, Store, serve
+from .store_server import SECRET, Fault, Hub, Store, serve, serve_store
 
 SMALL = MineConfig(min_frames=24, window=64, stride=64, moments=2, camera="none", parallax=0)
 SETTINGS = [
@@ -40,7 +40,7 @@ SETTINGS = [
 @pytest.fixture(scope="session")
 def server() -> Iterator[Store]:
     store = Store()
-    end = serve(store)
+    end = serve_store(store)
     yield store
     end()
 
@@ -216,6 +216,25 @@ def test_the_same_dictionary_from_a_store_and_from_shards(
     for name in ("pattern", "shards", "list"):
         mine(sources[name], tmp_path / name, SMALL, progress=False)
     assert store.gets(".mp4") == store.gets(".tar") == mined == []
+
+
+def test_a_data_set_on_the_hub(
+    tmp_path: Path, clips: list[Path], local: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a process of its own: the client reads its address from the environment once."""
+    files = {f"data/{clip.name}": clip.read_bytes() for clip in clips[:2]}
+    hub = Hub({**files, "s.tar": _tar(clips[2:]), "README.md": b"x"})
+    url, end = serve(hub)
+    monkeypatch.setenv("HF_ENDPOINT", url)
+    command = [sys.executable, "-m", "solo_infoaug.cli", "mine", "hf://datasets/OWNER/NAME"]
+    run = [*command, "-o", str(tmp_path / "twins"), *SETTINGS]
+    done = subprocess.run(run, capture_output=True, text=True, check=False)
+    end()
+    assert done.returncode == 0, done.stderr
+    assert "left out what is not known as video: 1 .md" in done.stderr
+    assert _but_for_names(tmp_path / "twins") == _but_for_names(local)
+    sizes = [len(data) for name, data in hub.files.items() if name != "README.md"]
+    assert sorted(hub.ranges) == sorted(f"bytes=0-{size - 1}" for size in sizes)
 
 
 def test_large_videos_are_read_in_pieces(
@@ -415,6 +434,7 @@ def test_a_file_that_is_no_tar(tmp_path: Path, clips: list[Path]) -> None:
     assert made.info["left_out"] == [f"{tmp_path / 'empty.tar'}: holds no video"]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs SIGKILL")
 def test_killed_and_run_again(
     tmp_path: Path, store: Store, clips: list[Path], local: Path, mined: list[str]
