@@ -46,6 +46,14 @@ class Corpus:
         """All videos whose content is known."""
         return [video for source in self.sources for video in self._videos(source)]
 
+    def earlier(self) -> list[Listed]:
+        """What sources held before they changed, and are to be read again: much may be the same."""
+        return [
+            video
+            for source in self.unread
+            for video in _listed(source, self.ledger.earlier(source))
+        ]
+
     @property
     def unread(self) -> list[Source]:
         """The sources of which it is not known what they hold, or not all of it."""
@@ -71,7 +79,7 @@ class Corpus:
             if isinstance(source, Shard):
                 first.append(self._shard_job(source, finished))
             elif group is None or group not in taken | begun:
-                first.append(Job(source))
+                first.append(Job(source, self._seen(source, finished)))
                 begun.add(group)
             else:
                 later.append((source, group))
@@ -123,12 +131,7 @@ class Corpus:
         return set(self._known(source).digests.values())
 
     def _videos(self, source: Source) -> Iterator[Listed]:
-        for member, digest in sorted(self._known(source).digests.items()):
-            if isinstance(source, Path):
-                yield Listed(str(source), video_name(source), video_stem(source), digest)
-            else:
-                path = PurePosixPath(member or source.name)
-                yield Listed(shown_member(source, member), path.name, path.stem, digest)
+        return _listed(source, self._known(source).digests)
 
     def _groups(self, todo: list[Source]) -> dict[Source, object]:
         """What videos of one content have in common, of those that share their size with others."""
@@ -147,7 +150,19 @@ class Corpus:
     def _shard_job(self, shard: Shard, done: set[str]) -> Job:
         digests = self._known(shard).digests
         members = {name: digest for name, digest in digests.items() if digest in done}
-        return Job(shard, frozenset(members.values()), members)
+        return Job(shard, self._seen(shard, done) | set(members.values()), members)
+
+    def _seen(self, source: Source, done: set[str]) -> frozenset[str]:
+        return frozenset(self.ledger.earlier(source).values()) & done
+
+
+def _listed(source: Source, digests: dict[str, str]) -> Iterator[Listed]:
+    for member, digest in sorted(digests.items()):
+        if isinstance(source, Path):
+            yield Listed(str(source), video_name(source), video_stem(source), digest)
+        else:
+            path = PurePosixPath(member or source.name)
+            yield Listed(shown_member(source, member), path.name, path.stem, digest)
 
 
 def _name(source: Source) -> str:

@@ -80,12 +80,22 @@ class Ledger:
     def __init__(self, folder: Path) -> None:
         self._folder, self._file = folder, folder / SOURCES
         self._known: dict[str, Known] = {}
+        self._by_source: dict[str, dict[str, str]] | None = None
         for file in (self._file, *folder.glob(f"{SOURCES}.*")):
             self._read(file)
 
     def known(self, name: str) -> Known:
         """What is known of a source by its identity."""
         return self._known.get(name) or Known()
+
+    def earlier(self, source: Source) -> dict[str, str]:
+        """What a source held when it was read before, if it has changed since: as `digests`."""
+        where = printable(str(source))
+        if self._by_source is None:
+            self._by_source = {}
+            for known in self._known.values():
+                self._by_source.setdefault(known.source, {}).update(known.digests)
+        return self._by_source.get(where, {})
 
     def add(self, name: str, source: Source, result: Result) -> None:
         """Note what the videos of the source `name` hold."""

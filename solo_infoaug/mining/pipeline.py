@@ -178,7 +178,7 @@ def _mine_sources(
     """Mine what is not mined yet; returns why some failed, by what they are called."""
 
     def done() -> set[str]:
-        parts = _plan(corpus.videos(), folder, config).parts
+        parts = _plan([*corpus.videos(), *corpus.earlier()], folder, config).parts
         return {part.digest for part in parts if _is_settled(folder, part)}
 
     todo = corpus.unsettled(done())
