@@ -267,11 +267,11 @@ def test_interrupted_run_goes_on(
     whole = mine([video, other], tmp_path / "whole", SMALL, progress=False)
     real, calls = pipeline.mine_video, []
 
-    def interrupted(path: Path, *args: object, **options: object) -> None:
+    def interrupted(path: Path, *args: object, **options: object) -> float:
         calls.append(path.name)
         if len(calls) == 2:
             raise KeyboardInterrupt
-        real(path, *args, **options)
+        return real(path, *args, **options)
 
     monkeypatch.setattr(pipeline, "mine_video", interrupted)
     with pytest.raises(KeyboardInterrupt):
@@ -338,7 +338,9 @@ def test_a_dictionary_of_folders_grows_into_packs(
     other = write_video(tmp_path / "zother.mp4", scene[0][::-1])
     real, calls = pipeline.mine_video, []
     monkeypatch.setattr(
-        pipeline, "mine_video", lambda path, *a, **k: (calls.append(path.name), real(path, *a, **k))
+        pipeline,
+        "mine_video",
+        lambda path, *a, **k: (calls.append(path.name), real(path, *a, **k))[1],
     )
     grown = mine([video, other], out, SMALL, progress=False)
     assert calls == ["zother.mp4"]
@@ -358,11 +360,11 @@ def test_two_runs_into_one_folder(
     other = write_video(tmp_path / "zother.mp4", scene[0][::-1])
     out, real, told = tmp_path / "twins", pipeline.mine_video, []
 
-    def meanwhile(path: Path, *args: object, **options: object) -> None:
+    def meanwhile(path: Path, *args: object, **options: object) -> float:
         with pytest.raises(DictionaryError, match="another run is writing its dictionary here"):
             mine(other, out, SMALL, progress=False, overwrite=True)
         told.append(path.name)
-        real(path, *args, **options)
+        return real(path, *args, **options)
 
     monkeypatch.setattr(pipeline, "mine_video", meanwhile)
     mine(video, out, SMALL, progress=False)
