@@ -30,10 +30,10 @@ KEYS = {"AWS_ACCESS_KEY_ID": "x", "AWS_SECRET_ACCESS_KEY": "y", "AWS_DEFAULT_REG
 
 def measure(out: str, count: int, sources: list[str]) -> None:
     """In a process of its own: mine, and print what it took as JSON."""
-    from solo_infoaug.mining import MineConfig, pipeline
+    from solo_infoaug.mining import MineConfig, mine, mine_one
 
     mined, most, over = 0, [0] * 10, threading.Event()
-    real = pipeline.mine_video
+    real = mine_one.mine_video
     page = os.sysconf("SC_PAGE_SIZE")
 
     def counted(*args: object, **options: object) -> float:
@@ -48,11 +48,11 @@ def measure(out: str, count: int, sources: list[str]) -> None:
             tenth = min(mined * 10 // count, 9)
             most[tenth] = max(most[tenth], resident)
 
-    pipeline.mine_video = counted
+    mine_one.mine_video = counted
     thread = threading.Thread(target=sample)
     thread.start()
     start = time.perf_counter()
-    made = pipeline.mine(sources, out, MineConfig(min_frames=24), progress=False)
+    made = mine(sources, out, MineConfig(min_frames=24), progress=False)
     took, spent = time.perf_counter() - start, time.process_time()
     over.set()
     thread.join()

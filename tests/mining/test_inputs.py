@@ -23,7 +23,7 @@ from solo_infoaug.cli import app
 from solo_infoaug.dictionary import TwinDictionary
 from solo_infoaug.dictionary.tools import merge
 from solo_infoaug.errors import ConfigError, VideoError
-from solo_infoaug.mining import MineConfig, content, mine, pipeline, shards, stores
+from solo_infoaug.mining import MineConfig, content, mine, mine_one, shards, stores
 from solo_infoaug.mining.inputs import expand_braces, find_inputs, parse_share, share_of
 from solo_infoaug.mining.status import status_of
 from solo_infoaug.mining.video import video_digest
@@ -131,13 +131,13 @@ def _by_video(dictionary: TwinDictionary) -> dict[str, tuple[bytes, ...]]:
 def mined(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The names of the videos that are mined while the test runs, by this process."""
     names: list[str] = []
-    real = pipeline.mine_video
+    real = mine_one.mine_video
 
     def noted(path: Path, *args: object, **options: object) -> float:
         names.append(path.name)
         return real(path, *args, **options)
 
-    monkeypatch.setattr(pipeline, "mine_video", noted)
+    monkeypatch.setattr(mine_one, "mine_video", noted)
     return names
 
 
@@ -380,14 +380,14 @@ def test_a_store_that_fails_while_a_video_is_decoded(
     monkeypatch.setattr(stores, "BLOCK", clips[0].stat().st_size // 4)
     store.put("a.mp4", clips[0].read_bytes())
     hashed: list[str] = []
-    real = pipeline.mine_video
+    real = mine_one.mine_video
 
     def meanwhile(*args: object, **options: object) -> float:
         hashed.append("a")
         store.faults.append(Fault("a.mp4", 503))
         return real(*args, **options)
 
-    monkeypatch.setattr(pipeline, "mine_video", meanwhile)
+    monkeypatch.setattr(mine_one, "mine_video", meanwhile)
     with pytest.raises(VideoError, match=r"clips/a.mp4: the store answers 503 \(tried 5 times\)"):
         mine("s3://clips/a.mp4", tmp_path, SMALL, progress=False)
     assert hashed == ["a"]
@@ -498,13 +498,13 @@ def test_status_while_it_runs(
 ) -> None:
     """Asked for from outside in the middle of a run, afterwards, and where nothing was mined."""
     (tmp_path / "bad.mp4").write_bytes(b"no video")
-    out, real, told = tmp_path / "twins", pipeline.mine_video, []
+    out, real, told = tmp_path / "twins", mine_one.mine_video, []
 
     def meanwhile(path: Path, *args: object, **options: object) -> float:
         told.append(status_of(out))
         return real(path, *args, **options)
 
-    monkeypatch.setattr(pipeline, "mine_video", meanwhile)
+    monkeypatch.setattr(mine_one, "mine_video", meanwhile)
     monkeypatch.setattr("solo_infoaug.mining.status._EVERY", 0)
     mine([*clips, tmp_path / "bad.mp4"], out, SMALL, progress=False)
     # a, b, bad, c

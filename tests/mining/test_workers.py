@@ -23,7 +23,7 @@ from solo_infoaug.dictionary.files import keys_in
 from solo_infoaug.dictionary.packs import Finished
 from solo_infoaug.dictionary.writing import VideoWriter
 from solo_infoaug.errors import ConfigError
-from solo_infoaug.mining import MineConfig, mine, pipeline, workers
+from solo_infoaug.mining import MineConfig, mine, mine_one, pipeline, plan, workers
 from solo_infoaug.mining.corpus import Corpus
 from solo_infoaug.mining.ledger import Ledger, Outcome, Result
 from solo_infoaug.mining.video import video_digest
@@ -161,7 +161,7 @@ def _without_twins(job: Job, out: Path) -> Result:
     if name == "b":
         return Result([Outcome(why="it is bad", kind="video")])
     digest = video_digest(job.path)
-    key = pipeline._key(name, digest, SMALL)
+    key = plan.part_key(name, digest, SMALL)
     writer = VideoWriter(out, key, job.path.name, {"mined_with": __version__})
     writer.finish_without_twins("nothing moves")
     return Result([Outcome(digest=digest)])
@@ -207,14 +207,14 @@ def test_ahead() -> None:
             yield number
         raise ConfigError("no more")
 
-    with pipeline._ahead(items(), 1) as ahead:
+    with mine_one._ahead(items(), 1) as ahead:
         assert [next(ahead), next(ahead)] == [0, 1]
     assert made == [0, 1, 2]
     made.clear()
-    with pipeline._ahead(items(), 2) as ahead:
+    with mine_one._ahead(items(), 2) as ahead:
         assert next(ahead) == 0
     assert made == [0, 1, 2]
-    with pipeline._ahead(items(), 2) as ahead, pytest.raises(ConfigError, match="no more"):
+    with mine_one._ahead(items(), 2) as ahead, pytest.raises(ConfigError, match="no more"):
         list(ahead)
 
 
@@ -275,7 +275,7 @@ def test_ray_makes_the_same_dictionary_and_loses_nothing_with_a_worker(
     tmp_path: Path, videos: list[Path], serial: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A worker is killed when it has written everything but the last name."""
-    out, real = tmp_path / "twins", pipeline._mine_job
+    out, real = tmp_path / "twins", pipeline.mine_job
 
     def deadly(folder: Path, config: MineConfig, threads: int | None, job: Job) -> str | None:
         first = folder.parent / "died"
@@ -284,7 +284,7 @@ def test_ray_makes_the_same_dictionary_and_loses_nothing_with_a_worker(
             VideoWriter.finish = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)
         return real(folder, config, threads, job)
 
-    monkeypatch.setattr(pipeline, "_mine_job", deadly)
+    monkeypatch.setattr(pipeline, "mine_job", deadly)
     mine(videos[::-1], out, SMALL, ray="local", progress=False)
     assert (tmp_path / "died").exists()
     assert _files(out) == _files(serial)
