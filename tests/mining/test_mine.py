@@ -216,6 +216,9 @@ def test_every_patch_is_asked_for_its_best(tmp_path: Path, video: Path) -> None:
         "max_error_ratio": 1.0,
         "min_support": 0,
         "max_difference": 4.0,
+        "max_drift": 2.0,
+        "max_twin_error_ratio": 1.0,
+        "mi_of_distance": 0.0,
         "fdr": 1.0,
         "grid_step": 1.0,
     }
