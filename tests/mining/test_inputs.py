@@ -30,10 +30,10 @@ from solo_infoaug.mining.video import video_digest
 
 from .store_server import SECRET, Fault, Hub, Store, serve, serve_store
 
-SMALL = MineConfig(min_frames=24, window=64, stride=64, moments=2, camera="none", parallax=0)
+SMALL = MineConfig(min_frames=24, moments=2, camera="none", parallax=0)
 SETTINGS = [
-    *("-s", "min_frames=24", "-s", "window=64", "-s", "stride=64"),
-    *("-s", "moments=2", "-s", "camera=none", "-s", "parallax=0", "-j", "1"),
+    *("-s", "min_frames=24", "-s", "moments=2"),
+    *("-s", "camera=none", "-s", "parallax=0", "-j", "1"),
 ]
 
 
@@ -76,12 +76,12 @@ def _environment(server: Store) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def clips(tmp_path_factory: pytest.TempPathFactory, write_video, scene) -> list[Path]:
-    """Three clips of 64 frames."""
+    """Three clips of one window, with one of the two objects: what is tested is how they come."""
     folder = tmp_path_factory.mktemp("clips")
-    frames = scene[0]
+    frames = [frame[:, :128] for frame in scene[0]]
     return [
         write_video(folder / f"{name}.mp4", part)
-        for name, part in (("a", frames), ("b", frames[::-1]), ("c", frames[10:] + frames[:10]))
+        for name, part in (("a", frames[:24]), ("b", frames[23::-1]), ("c", frames[24:48]))
     ]
 
 
