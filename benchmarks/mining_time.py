@@ -25,7 +25,7 @@ import torch
 
 import solo_infoaug
 from solo_infoaug.mining import MineConfig, mine
-from solo_infoaug.mining.pipeline import mine_video, threads_inside
+from solo_infoaug.mining.mine_one import mine_video, threads_inside
 from solo_infoaug.mining.video import Video
 from solo_infoaug.mining.workers import thread_limit, usable_cores
 from solo_infoaug.scenes.generated import Scene, SceneConfig

@@ -247,9 +247,23 @@ def _list_settings(wanted: bool) -> None:
         raise typer.Exit()
 
 
+def _print_status(out: Path | None) -> None:
+    if out is not None:
+        from solo_infoaug.mining.status import status_of
+
+        typer.echo(status_of(out))
+        raise typer.Exit()
+
+
 @app.command()
 def mine(
-    videos: Annotated[list[Path], typer.Argument(help="Video files, or folders of them.")],
+    videos: Annotated[
+        list[str],
+        typer.Argument(
+            help="Video files, tar shards, folders of them; s3://, gs://, hf:// or https:// URLs; "
+            "braces and patterns; .txt lists of all these."
+        ),
+    ],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the dictionary.")],
     settings: Annotated[
         list[str] | None,
@@ -272,6 +286,23 @@ def mine(
             metavar="PATTERN",
             help="Leave out files and folders of this name, or of this path inside the searched "
             "folder: '*.avi', 'raw/*'. May be given several times.",
+        ),
+    ] = None,
+    shard: Annotated[
+        str | None,
+        typer.Option(
+            metavar="I/N",
+            help="Mine the I-th of N shares alone, counted from 0, each into a folder of its own; "
+            "`merge` joins them.",
+        ),
+    ] = None,
+    status: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="OUT",
+            callback=_print_status,
+            is_eager=True,
+            help="Print how far mining into OUT is, and exit.",
         ),
     ] = None,
     workers: Annotated[
@@ -305,6 +336,7 @@ def mine(
         out,
         config,
         exclude=exclude or (),
+        shard=shard,
         workers=workers,
         threads=threads,
         ray=ray,

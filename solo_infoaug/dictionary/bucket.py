@@ -10,7 +10,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import fsspec
 from filelock import FileLock
 
 from solo_infoaug._files import digest, reason_of
@@ -48,8 +47,10 @@ class Bucket:
         self.sizes: Sequence[int] = ()
         self.packs: Sequence[str] = ()
         self._ahead: threading.Thread | None = None
+        from fsspec.core import url_to_fs  # late: a dictionary on this disk does not need it
+
         try:
-            self._system, self._root = fsspec.core.url_to_fs(self.url)
+            self._system, self._root = url_to_fs(self.url)
             manifest = self._attempts(MANIFEST, lambda path: self._system.cat_file(path))
         except FileNotFoundError as error:
             raise DictionaryError(

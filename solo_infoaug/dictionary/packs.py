@@ -30,10 +30,10 @@ class Finished:
     A video that is in both, or in two packs, is the one that was finished last.
     """
 
-    def __init__(self, out: Path) -> None:
+    def __init__(self, out: Path, packs: bool = True) -> None:
         self.out = out
         self._packed: dict[str, PartFiles] = {}
-        for pack in self.packs():
+        for pack in self.packs() if packs else ():
             self.note(pack)
 
     def packs(self) -> list[Path]:

@@ -161,9 +161,10 @@ def pairwise_mutual_information(
 ) -> Tensor:
     """MI of every pair of tracks of a scene; estimators and their bias as in `mutual_information`.
 
+    `estimator`, `k`, `min_samples`, `units` and `max_memory` are those of `mutual_information`.
+
     Args:
         trajectories: `[..., P, T, d]`, float32 or float64.
-        estimator, k, min_samples, units, max_memory: as for `mutual_information`.
         mask: `[..., P, T]`, bool, true where a track has a sample. A pair uses the samples that
             both have; what lies outside may be anything, NaN too.
 

@@ -60,9 +60,10 @@ def pairwise_significance(
     Lancaster et al. (2018), DOI 10.1016/j.physrep.2018.06.001 (time-shifted surrogates); Benjamini
     and Hochberg (1995), DOI 10.1111/j.2517-6161.1995.tb02031.x (false-discovery rate).
 
+    `estimator`, `k`, `min_samples` and `max_memory` are those of `pairwise_mutual_information`.
+
     Args:
         trajectories: `[..., P, T, d]`, float32 or float64, regularly sampled.
-        estimator, k, min_samples, max_memory: as for `pairwise_mutual_information`.
         surrogates: how many shifts; no p-value is below 1 / (1 + surrogates). There are at most
             T + 1 - 2·min_shift shifts, and no more than that are used.
         min_shift: smallest shift, in frames, in either direction.

@@ -1,4 +1,4 @@
-"""Video files as FFmpeg opens them: by their name, whatever characters it has."""
+"""Video files as FFmpeg opens them: by their name, whatever characters it has; or their bytes."""
 
 from __future__ import annotations
 
@@ -10,9 +10,18 @@ import av
 if TYPE_CHECKING:
     from av.container import InputContainer, OutputContainer
 
+    from solo_infoaug.mining.content import Content
 
-def open_input(path: Path) -> InputContainer:
+# What FFmpeg asks for at a time where Python gives it the bytes.
+_BUFFER = 1 << 20
+
+
+def open_input(path: Path | Content) -> InputContainer:
     """Open `path` to read; av.open takes names such as 12:30.mp4, pipe: and - for protocols."""
+    if not isinstance(path, Path):
+        # what comes from elsewhere must not make FFmpeg open other files or addresses
+        alone = {"pattern_type": "none", "protocol_whitelist": "none"}
+        return av.open(path.open(), "r", options=alone, buffer_size=_BUFFER)
     # a name with a %d is one image, not a sequence
     return av.open(_address(path), options={"pattern_type": "none"})
 

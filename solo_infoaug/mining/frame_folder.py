@@ -152,17 +152,22 @@ class FrameFolder:
         return folder_name(self.path)
 
     @property
-    def record(self) -> dict[str, Any]:
-        """What is known of the images; after `frames`, also what was found when decoding."""
-        files, places = self.numbered.files, self.numbered.places
-        width = height = 0
-        for file in files:
+    def size(self) -> tuple[int, int]:
+        """Height and width of the images, pixels; 0 where none can be read."""
+        for file in self.numbered.files:
             try:
                 with Image.open(file) as image:
                     width, height = ImageOps.exif_transpose(image).size
-                break
+                return height, width
             except _UNREADABLE:
                 continue
+        return 0, 0
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """What is known of the images; after `frames`, also what was found when decoding."""
+        files, places = self.numbered.files, self.numbered.places
+        height, width = self.size
         return {
             "width": width,
             "height": height,

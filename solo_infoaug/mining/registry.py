@@ -9,7 +9,7 @@ Make = TypeVar("Make", bound=Callable[..., Any])
 
 
 class Registered(NamedTuple):
-    """What makes a tracker of a video's path and a `MineConfig`; whether it is a network."""
+    """What makes a tracker of a video and a `MineConfig`; whether it is a network."""
 
     make: Callable[..., Any]
     neural: bool
@@ -22,7 +22,8 @@ TRACKERS: dict[str, Registered] = {}
 def register_tracker(name: str, *, neural: bool = False) -> Callable[[Make], Make]:
     """Decorate what makes a tracker, a class or a function, so that `tracker=name` finds it.
 
-    It is called with the path of each video and the `MineConfig`, and returns a
+    It is called with the path of each video (of one in a store or in a tar shard, with its
+    `solo_infoaug.mining.content.Content`) and the `MineConfig`, and returns a
     `solo_infoaug.mining.trackers.Tracker`; `GridTracker` there makes one of any function that
     tracks points. Worker processes must import the module that registers it.
 

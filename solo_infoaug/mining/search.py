@@ -35,6 +35,8 @@ _PARTIAL = (
     *(".part", ".partial", ".crdownload", ".download", ".opdownload", ".aria2", ".ytdl"),
     *(".!qb", ".!ut", ".bc!", ".filepart"),
 )
+# What mining keeps in a dictionary's folder: the content of each source, and how far it is.
+SOURCES, STATUS = ".sources.jsonl", ".status.json"
 # In the last bytes of a film that `show` drew: FFmpeg writes what a file says of itself at its end.
 _TAIL = 4096
 
@@ -50,6 +52,23 @@ def find_videos(sources: Iterable[str | os.PathLike[str]]) -> list[Path]:
 def search(
     sources: Iterable[str | os.PathLike[str]], exclude: Sequence[str] = ()
 ) -> tuple[list[Path], list[str]]:
+    """`search_by`, and lines on what the patterns left out; these are checked first.
+
+    Raises:
+        VideoError: also if there is no source, or nothing is left.
+    """
+    patterns = Patterns(exclude)
+    given = list(sources)
+    found, left_out = search_by(patterns, given)
+    if not found:
+        what = "no video is left" if given else "no video given: name at least one file or folder"
+        raise VideoError("\n".join([what, *patterns.notes()]))
+    return found, list(dict.fromkeys([*left_out, *patterns.notes()]))
+
+
+def search_by(
+    patterns: Patterns, sources: Iterable[str | os.PathLike[str]], shards: bool = False
+) -> tuple[list[Path], list[str]]:
     """The videos that `sources` name, and a line on each kind of thing that was left out.
 
     Files are taken as they are. Folders are searched through, links to folders as well, for video
@@ -57,22 +76,18 @@ def search(
     for hidden ones, those of the system, and what solo-infoaug wrote itself.
 
     Args:
+        patterns: what to leave out.
         sources: files and folders.
-        exclude: patterns (`*`, `?`, `[…]`) of files and folders to leave out; each is compared with
-            the name, and with the path from the searched folder on, where `*` stands for `/` too.
+        shards: whether tar files in folders count as videos.
 
     Raises:
-        VideoError: a source does not exist, a folder holds no video, or there is no source.
-        ConfigError: a pattern is empty.
+        VideoError: a source does not exist, or a folder holds no video.
     """
-    patterns = _Patterns(exclude)
     found: dict[Path, None] = {}
     notes: list[str] = []
-    named = 0
     for source in map(Path, sources):
-        named += 1
         if source.is_dir():
-            inside, left_out = _search_folder(source, patterns)
+            inside, left_out = _search_folder(source, patterns, shards)
             if not inside:
                 raise VideoError(
                     f"no video in folder {source} (looked for folders of numbered images, and for "
@@ -88,14 +103,38 @@ def search(
             raise VideoError(f"{source}: expected a video file or a folder, got a device or a pipe")
         else:
             raise VideoError(f"no such video: {source}")
-    if not found:
-        what = "no video is left" if named else "no video given: name at least one file or folder"
-        raise VideoError("\n".join([what, *patterns.notes()]))
-    return list(found), list(dict.fromkeys([*notes, *patterns.notes()]))
+    return list(found), notes
 
 
-class _Patterns:
-    """What is excluded, and how much that was."""
+def passed_over(parts: Sequence[str]) -> str | None:
+    """Why a file at the path `parts` is not to be mined, whatever is in it; None if it may be."""
+    for name in parts[:-1]:
+        if (kind := _folder_kind(name)) is not None:
+            return f"in folders: {kind}"
+    if parts[-1].startswith("."):
+        return "hidden"
+    return "partly downloaded" if parts[-1].lower().endswith(_PARTIAL) else None
+
+
+def _folder_kind(name: str) -> str | None:
+    """What a folder of this name is that is not searched; None for others."""
+    lower = name.lower()
+    if name.startswith("."):
+        return "hidden"
+    if lower in _SYSTEM:
+        return "of the system"
+    return "partly downloaded" if lower.endswith(_PARTIAL) else None
+
+
+class Patterns:
+    """What is excluded, and how much that was.
+
+    Patterns (`*`, `?`, `[…]`) are of files and folders to leave out; each is compared with the
+    name, and with the path from the searched folder on, where `*` stands for `/` too.
+
+    Raises:
+        ConfigError: a pattern is empty.
+    """
 
     def __init__(self, patterns: Sequence[str]) -> None:
         for pattern in patterns:
@@ -115,6 +154,10 @@ class _Patterns:
                 return True
         return False
 
+    def counted(self) -> dict[str, int]:
+        """How much each pattern left out, where it was anything."""
+        return {pattern: count.total() for pattern, count in self._counts.items() if count}
+
     def notes(self) -> list[str]:
         """A line a pattern."""
         return [
@@ -124,8 +167,8 @@ class _Patterns:
         ]
 
 
-def _search_folder(source: Path, patterns: _Patterns) -> tuple[list[Path], list[str]]:
-    look = _Look(source, patterns)
+def _search_folder(source: Path, patterns: Patterns, shards: bool) -> tuple[list[Path], list[str]]:
+    look = _Look(source, patterns, EXTENSIONS | {".tar"} if shards else EXTENSIONS)
     seen: set[tuple[int, int]] = set()
     for place, folders, names in os.walk(source, followlinks=True, onerror=look.unreadable):
         folder = Path(place)
@@ -146,8 +189,8 @@ def _search_folder(source: Path, patterns: _Patterns) -> tuple[list[Path], list[
 class _Look:
     """What is found in a folder and in those inside it, and what is not wanted."""
 
-    def __init__(self, source: Path, patterns: _Patterns) -> None:
-        self.source, self.patterns = source, patterns
+    def __init__(self, source: Path, patterns: Patterns, endings: frozenset[str]) -> None:
+        self.source, self.patterns, self.endings = source, patterns, endings
         self.found: list[Path] = []
         self._endings: Counter[str] = Counter()
         self._images: dict[str, list[tuple[Path, int]]] = {}
@@ -163,15 +206,9 @@ class _Look:
 
     def enters(self, folder: Path, name: str, names: Sequence[str]) -> bool:
         """Whether to look into `folder`/`name`; the files of `folder` are `names`."""
-        path, lower = folder / name, name.lower()
-        kind = None
-        if name.startswith("."):
-            kind = "hidden"
-        elif lower in _SYSTEM:
-            kind = "of the system"
-        elif lower.endswith(_PARTIAL):
-            kind = "partly downloaded"
-        elif name in (PARTS, PACKS) and (MANIFEST in names or LOCK in names):
+        path = folder / name
+        kind = _folder_kind(name)
+        if kind is None and name in (PARTS, PACKS) and (MANIFEST in names or LOCK in names):
             kind = "twin dictionary"
             path = folder
         if kind is not None:
@@ -209,13 +246,13 @@ class _Look:
         there = {name.lower() for name in names}
         for name in sorted(names):
             path, ending = folder / name, Path(name).suffix.lower()
-            if name in (MANIFEST, LOCK) or (name == INDEX and MANIFEST in names):
+            if name in (MANIFEST, LOCK, SOURCES, STATUS) or (name == INDEX and MANIFEST in names):
                 continue
             if name.startswith("."):
                 self._endings["hidden"] += 1
             elif not path.is_file():
                 self._endings["broken links or no files"] += 1
-            elif ending in EXTENSIONS and name not in taken:
+            elif ending in self.endings and name not in taken:
                 self._take_file(path, there)
             elif ending not in IMAGES and ending != _TRACKS:
                 self._endings[ending or "without ending"] += 1

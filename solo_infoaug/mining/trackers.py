@@ -19,6 +19,7 @@ from solo_infoaug._checks import require
 from solo_infoaug.errors import ConfigError, VideoError
 from solo_infoaug.mining.camera import CameraStep, fit_camera
 from solo_infoaug.mining.config import MineConfig
+from solo_infoaug.mining.content import Content
 from solo_infoaug.mining.flow import Flow, flow_maker, follow_patches
 from solo_infoaug.mining.frame_folder import folder_name
 from solo_infoaug.mining.overlay import covered, find_overlay
@@ -76,7 +77,7 @@ class FlowTracker:
     licence = ""
     colour = False
 
-    def __init__(self, video: Path, config: MineConfig) -> None:
+    def __init__(self, video: Path | Content, config: MineConfig) -> None:
         self.name = f"flow (DIS, {config.flow})"
         self._max_error = config.max_roundtrip
         self._estimate = flow_maker(config.flow)
@@ -203,13 +204,14 @@ class FileTracker:
 
     Raises:
         VideoError: there is no such file, or it holds something else.
+        ConfigError: the video is in a store or in a tar shard, and no folder is named.
     """
 
     name = "file"
     licence = ""
     colour = False
 
-    def __init__(self, video: Path, config: MineConfig) -> None:
+    def __init__(self, video: Path | Content, config: MineConfig) -> None:
         self.path = _tracks_file(video, config.tracks_folder)
         try:
             with np.load(self.path, allow_pickle=False) as file:
@@ -259,7 +261,11 @@ class FileTracker:
         return _patches(small[seed], small[:, :, None], seen[:, :, None], window, model, overlay)
 
 
-def _tracks_file(video: Path, folder: str) -> Path:
+def _tracks_file(video: Path | Content, folder: str) -> Path:
+    if not isinstance(video, Path):
+        expected = f"a folder on this disk, because {video} is not on it"
+        require(folder, "tracks_folder", expected, folder)
+        return Path(folder) / f"{video.stem}.npz"
     if not video.is_dir():
         return (Path(folder) if folder else video.parent) / f"{video.stem}.npz"
     name = folder_name(video)
@@ -269,7 +275,7 @@ def _tracks_file(video: Path, folder: str) -> Path:
     return (own if own.name == name else own.parent).parent / f"{name}.npz"
 
 
-def make_tracker(video: Path, config: MineConfig) -> Tracker:
+def make_tracker(video: Path | Content, config: MineConfig) -> Tracker:
     """The tracker that the settings name, for a video.
 
     Raises:
@@ -282,7 +288,7 @@ def make_tracker(video: Path, config: MineConfig) -> Tracker:
 
 
 @register_tracker("cotracker3", neural=True)
-def _cotracker3(video: Path, config: MineConfig) -> Tracker:
+def _cotracker3(video: Path | Content, config: MineConfig) -> Tracker:
     device = config.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"

@@ -19,6 +19,7 @@ from av.stream import Disposition
 from solo_infoaug._files import file_digest, reason_of
 from solo_infoaug.errors import VideoError
 from solo_infoaug.mining.container import open_input
+from solo_infoaug.mining.content import Content
 from solo_infoaug.mining.frame import AS_STORED, Frame, Orientation, every_nth, has_alpha
 from solo_infoaug.mining.frame_folder import FrameFolder, folder_name
 from solo_infoaug.mining.search import EXTENSIONS as EXTENSIONS
@@ -61,14 +62,16 @@ class _Decoded:
 
 
 class Video:
-    """A video file, opened for decoding: iterate over `frames`.
+    """A video file, or its bytes from elsewhere, opened for decoding: iterate over `frames`.
 
     Raises:
         VideoError: it cannot be opened, or holds no video stream.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path | Content) -> None:
         self.path = path
+        # Seconds, once all packets were read
+        self._measured: float | None = None
         # Packets that the decoder refused or found damaged; frames that were left out by that.
         self.damaged = 0
         self.left_out = 0
@@ -130,6 +133,11 @@ class Video:
         return float(rate)
 
     @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of a frame, pixels, as the stream has them."""
+        return self._stream.height, self._stream.width
+
+    @property
     def record(self) -> dict[str, Any]:
         """What is known of the stream; after `frames`, also what was found when decoding.
 
@@ -151,15 +159,18 @@ class Video:
 
     @cached_property
     def duration(self) -> float:
-        """Seconds, measured: headers say when a video ends, which is not how long it lasts."""
+        """Seconds, measured: headers say when a video ends, which is not how long it lasts.
+
+        Nothing is read for it where all packets were read before.
+        """
+        if self._measured is not None:
+            return self._measured
         clock = _Clock(self.fps)
         try:
             with open_input(self.path) as container:
                 stream = container.streams[self._stream.index]
                 for packet in container.demux(stream):
-                    if packet.size and not packet.is_discard:
-                        stamp = packet.pts if packet.dts is None else packet.dts
-                        clock.tick(None if stamp is None else float(stamp * packet.time_base))
+                    _tick(clock, packet)
         except (av.error.FFmpegError, OSError):
             pass  # it ends where it cannot be read any further; decoding counts the damage
         return clock.now + 1 / self.fps
@@ -249,14 +260,18 @@ class Video:
 
     def _packets(self) -> Iterator[Any]:
         packets = self._container.demux(self._stream)
+        clock = _Clock(self.fps)
         while True:
             try:
-                yield next(packets)
+                packet = next(packets)
             except StopIteration:
-                return
+                break
             except (av.error.FFmpegError, OSError):
                 self.damaged += 1
-                return
+                break
+            _tick(clock, packet)
+            yield packet
+        self._measured = clock.now + 1 / self.fps
 
     def _whole(self, entries: Iterable[_Decoded]) -> Iterator[_Decoded]:
         """The frames that are not damaged, with a `gap` where some are left out.
@@ -402,6 +417,13 @@ class _Clock:
         return jump
 
 
+def _tick(clock: _Clock, packet: Any) -> None:
+    """Count a packet's time, but for the empty one at the end and for what is not shown."""
+    if packet.size and not packet.is_discard:
+        stamp = packet.pts if packet.dts is None else packet.dts
+        clock.tick(None if stamp is None else float(stamp * packet.time_base))
+
+
 class _Deinterlacer:
     """FFmpeg's bwdif for frames of one size and format: as many come out as go in."""
 
@@ -440,13 +462,13 @@ class _Deinterlacer:
             yield replace(self._waiting.popleft(), raw=raw)
 
 
-def open_video(path: Path, fps: float = 25.0) -> Video | FrameFolder:
+def open_video(path: Path | Content, fps: float = 25.0) -> Video | FrameFolder:
     """A video file, or a folder of numbered frames, to read; `fps` is that of folders.
 
     Raises:
         VideoError: it cannot be opened, or holds no video.
     """
-    return FrameFolder(path, fps) if path.is_dir() else Video(path)
+    return FrameFolder(path, fps) if isinstance(path, Path) and path.is_dir() else Video(path)
 
 
 def video_name(path: Path) -> str:

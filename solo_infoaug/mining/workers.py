@@ -9,17 +9,19 @@ import signal
 import socket
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing.synchronize import Event
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from threadpoolctl import threadpool_limits
 
 from solo_infoaug.errors import ConfigError
+
+if TYPE_CHECKING:
+    from solo_infoaug.mining.inputs import Source
 
 # A video during whose mining the worker died is tried so many times, the last ones alone.
 _TRIES = 3
@@ -35,14 +37,19 @@ _UNGUARDED = (
 
 @dataclass(frozen=True)
 class Job:
-    """A video to mine, the name of its part of the dictionary, and the hash of its content."""
+    """A video, or a shard of them, to mine.
 
-    path: Path
-    key: str
-    digest: str
+    `known` are hashes of content that need not be mined; `members` those of videos of the shard
+    that need not even be read, by their paths in it.
+    """
+
+    path: Source
+    known: frozenset[str] = frozenset()
+    members: Mapping[str, str] = field(default_factory=dict, hash=False)
 
 
-Work = Callable[[Job], str | None]
+# Of a job that a worker does not survive, run_jobs has a sentence instead.
+Work = Callable[[Job], Any]
 
 
 def usable_cores() -> int:
@@ -92,7 +99,7 @@ def run_jobs(
     ray: str | None = None,
     gpu: bool = False,
     cpus: int = 1,
-) -> Iterator[tuple[Job, str | None]]:
+) -> Iterator[tuple[Job, Any]]:
     """Do all jobs; yields each with what `work` returned for it, as they finish.
 
     A worker that dies takes no other job with it: what it was doing is tried again, and reported as
@@ -100,7 +107,7 @@ def run_jobs(
 
     Args:
         jobs: what to do.
-        work: does one; returns why it failed, or None. Other exceptions of it are raised here.
+        work: does one; returns what became of it. Exceptions are raised here.
         workers: processes; 1 does the jobs here.
         ray: address of a Ray cluster, "auto" or "local"; None for processes.
         gpu: ask Ray for a GPU a job.
@@ -120,12 +127,12 @@ def run_jobs(
         yield from _by_processes(jobs, work, min(workers, len(jobs)))
 
 
-def _by_processes(jobs: list[Job], work: Work, workers: int) -> Iterator[tuple[Job, str | None]]:
+def _by_processes(jobs: list[Job], work: Work, workers: int) -> Iterator[tuple[Job, Any]]:
     waiting = deque(jobs)
     suspects: list[Job] = []  # were being done when a worker died: nobody knows whose fault it was
     while waiting:
         with _pool(workers) as (pool, started):
-            running: dict[Future[str | None], Job] = {}
+            running: dict[Future[Any], Job] = {}
             broken = False
             while running or (waiting and not broken):
                 # No more than are being done: only these are suspects.
@@ -150,7 +157,7 @@ def _by_processes(jobs: list[Job], work: Work, workers: int) -> Iterator[tuple[J
         yield job, _alone(job, work)
 
 
-def _alone(job: Job, work: Work) -> str | None:
+def _alone(job: Job, work: Work) -> Any:
     for _ in range(_TRIES - 1):
         with _pool(1) as (pool, _):
             try:
@@ -229,7 +236,7 @@ def _check_address(address: str) -> None:
 
 def _on_ray(
     jobs: list[Job], work: Work, address: str, gpu: bool, cpus: int
-) -> Iterator[tuple[Job, str | None]]:
+) -> Iterator[tuple[Job, Any]]:
     if address == "local":
         # Under `uv run`, Ray would build an environment of its own for each worker. Read on import.
         os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
@@ -248,7 +255,7 @@ def _on_ray(
             raise ConfigError(f"no Ray cluster at {address!r}: {error}") from error
     try:
 
-        def task(job: Job) -> str | None:
+        def task(job: Job) -> Any:
             return work(job)
 
         needs = {"num_cpus": cpus, "num_gpus": 1 if gpu else 0, "max_retries": _TRIES - 1}

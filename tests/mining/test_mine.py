@@ -15,7 +15,7 @@ from solo_infoaug.cache import last_dictionary
 from solo_infoaug.cli import app
 from solo_infoaug.dictionary import TwinDictionary
 from solo_infoaug.errors import DictionaryError, OutputError, VideoError
-from solo_infoaug.mining import MineConfig, mine, pipeline, sample_clips
+from solo_infoaug.mining import MineConfig, mine, mine_one, sample_clips
 from solo_infoaug.mining.window import REASONS
 
 from .conftest import path_of, texture
@@ -216,6 +216,9 @@ def test_every_patch_is_asked_for_its_best(tmp_path: Path, video: Path) -> None:
         "max_error_ratio": 1.0,
         "min_support": 0,
         "max_difference": 4.0,
+        "max_drift": 2.0,
+        "max_twin_error_ratio": 1.0,
+        "mi_of_distance": 0.0,
         "fdr": 1.0,
         "grid_step": 1.0,
     }
@@ -265,15 +268,15 @@ def test_interrupted_run_goes_on(
 ) -> None:
     other = write_video(tmp_path / "zother.mp4", scene[0][::-1])
     whole = mine([video, other], tmp_path / "whole", SMALL, progress=False)
-    real, calls = pipeline.mine_video, []
+    real, calls = mine_one.mine_video, []
 
-    def interrupted(path: Path, *args: object, **options: object) -> None:
+    def interrupted(path: Path, *args: object, **options: object) -> float:
         calls.append(path.name)
         if len(calls) == 2:
             raise KeyboardInterrupt
-        real(path, *args, **options)
+        return real(path, *args, **options)
 
-    monkeypatch.setattr(pipeline, "mine_video", interrupted)
+    monkeypatch.setattr(mine_one, "mine_video", interrupted)
     with pytest.raises(KeyboardInterrupt):
         mine([video, other], tmp_path / "parts", SMALL, progress=False)
     with pytest.raises(DictionaryError, match="no finished twin dictionary"):
@@ -336,9 +339,11 @@ def test_a_dictionary_of_folders_grows_into_packs(
     assert torch.equal(mine(video, out, SMALL, progress=False).pixels, pixels)
     assert not (out / "packs").exists()  # nothing was left to do
     other = write_video(tmp_path / "zother.mp4", scene[0][::-1])
-    real, calls = pipeline.mine_video, []
+    real, calls = mine_one.mine_video, []
     monkeypatch.setattr(
-        pipeline, "mine_video", lambda path, *a, **k: (calls.append(path.name), real(path, *a, **k))
+        mine_one,
+        "mine_video",
+        lambda path, *a, **k: (calls.append(path.name), real(path, *a, **k))[1],
     )
     grown = mine([video, other], out, SMALL, progress=False)
     assert calls == ["zother.mp4"]
@@ -356,15 +361,15 @@ def test_two_runs_into_one_folder(
 ) -> None:
     """The second is told so, and takes nothing from the first; what a dead one left is removed."""
     other = write_video(tmp_path / "zother.mp4", scene[0][::-1])
-    out, real, told = tmp_path / "twins", pipeline.mine_video, []
+    out, real, told = tmp_path / "twins", mine_one.mine_video, []
 
-    def meanwhile(path: Path, *args: object, **options: object) -> None:
+    def meanwhile(path: Path, *args: object, **options: object) -> float:
         with pytest.raises(DictionaryError, match="another run is writing its dictionary here"):
             mine(other, out, SMALL, progress=False, overwrite=True)
         told.append(path.name)
-        real(path, *args, **options)
+        return real(path, *args, **options)
 
-    monkeypatch.setattr(pipeline, "mine_video", meanwhile)
+    monkeypatch.setattr(mine_one, "mine_video", meanwhile)
     mine(video, out, SMALL, progress=False)
     assert told == ["two.mp4"]
     monkeypatch.undo()

@@ -230,6 +230,6 @@ def test_a_video_without_a_twin_is_mined_once(
 ) -> None:
     still = write_video(tmp_path / "still.mp4", [scene[0][0]] * 40)
     first = mine([still, video], tmp_path / "twins", SMALL, progress=False)
-    monkeypatch.setattr("solo_infoaug.mining.pipeline.mine_video", None)
+    monkeypatch.setattr("solo_infoaug.mining.mine_one.mine_video", None)
     again = mine([still, video], tmp_path / "twins", SMALL, progress=False)
     assert again.info == first.info

@@ -11,6 +11,7 @@ import torch
 
 from solo_infoaug.errors import ConfigError, VideoError
 from solo_infoaug.mining import MineConfig, mine, register_tracker, registry, trackers
+from solo_infoaug.mining.content import in_memory
 from solo_infoaug.mining.flow import follow_patches
 from solo_infoaug.mining.trackers import make_tracker
 from solo_infoaug.mining.tracking import grid
@@ -204,6 +205,18 @@ def test_file_tracker_in_the_layout_of_tap_vid(tmp_path: Path) -> None:
         tmp_path / "clip.mp4", MineConfig(tracker="file", tracks_folder=str(tmp_path / "made"))
     )
     assert np.allclose(_follow(tracker).path[:, 0], tracks[0], atol=1e-3)
+
+
+def test_file_tracker_of_a_video_that_is_not_on_this_disk(tmp_path: Path) -> None:
+    """There is no folder next to it: one is named, or the error says so."""
+    video = in_memory("s3://bucket/deep/clip.mp4", b"")
+    tracks, visible = _drifting()
+    _npz(tmp_path / "clip.npz", tracks=tracks, visibility=visible)
+    tracker = make_tracker(video, MineConfig(tracker="file", tracks_folder=str(tmp_path)))
+    assert np.allclose(_follow(tracker).path[:, 0], tracks[0], atol=1e-3)
+    told = "tracks_folder: expected a folder on this disk, because s3://bucket/deep/clip.mp4 is not"
+    with pytest.raises(ConfigError, match=told):
+        make_tracker(video, MineConfig(tracker="file"))
 
 
 def test_file_tracker_fits_the_camera(tmp_path: Path) -> None:

@@ -23,7 +23,10 @@ from solo_infoaug.dictionary.files import keys_in
 from solo_infoaug.dictionary.packs import Finished
 from solo_infoaug.dictionary.writing import VideoWriter
 from solo_infoaug.errors import ConfigError
-from solo_infoaug.mining import MineConfig, mine, pipeline, workers
+from solo_infoaug.mining import MineConfig, mine, mine_one, pipeline, plan, workers
+from solo_infoaug.mining.corpus import Corpus
+from solo_infoaug.mining.ledger import Ledger, Outcome, Result
+from solo_infoaug.mining.video import video_digest
 from solo_infoaug.mining.workers import Job, Work, run_jobs
 
 SMALL = MineConfig(min_frames=24, window=64, stride=64, moments=2, camera="none", parallax=0)
@@ -41,7 +44,7 @@ def only_ray(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 def _jobs(*names: str) -> list[Job]:
-    return [Job(Path(name), name, name) for name in names]
+    return [Job(Path(name)) for name in names]
 
 
 _WORK = '''
@@ -50,13 +53,14 @@ from solo_infoaug.errors import ConfigError
 
 def work(folder, job):
     """Notes the call; `die` ends its process, `once` does so the first time, `bad` fails."""
-    with (folder / job.key).open("a") as file:
+    with (folder / job.path.name).open("a") as file:
         file.write("x")
-    if job.key == "die" or (job.key == "once" and (folder / job.key).stat().st_size == 1):
+    first = (folder / job.path.name).stat().st_size == 1
+    if job.path.name == "die" or (job.path.name == "once" and first):
         os.kill(os.getpid(), signal.SIGKILL)
-    if job.key == "raise":
+    if job.path.name == "raise":
         raise ConfigError("no such thing")
-    return "it is bad" if job.key == "bad" else None
+    return "it is bad" if job.path.name == "bad" else None
 '''
 
 
@@ -71,12 +75,13 @@ def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Work:
 
 def test_serial(work: Work) -> None:
     done = dict(run_jobs(_jobs("a", "bad", "c"), work))
-    assert {job.key: why for job, why in done.items()} == {"a": None, "bad": "it is bad", "c": None}
+    by_name = {job.path.name: why for job, why in done.items()}
+    assert by_name == {"a": None, "bad": "it is bad", "c": None}
 
 
 def test_a_worker_that_dies_takes_no_other_job_with_it(work: Work) -> None:
     jobs = _jobs("a", "bad", "once", "die", "b")
-    done = {job.key: why for job, why in run_jobs(jobs, work, workers=2)}
+    done = {job.path.name: why for job, why in run_jobs(jobs, work, workers=2)}
     assert done.pop("die") == "die: the process that mined it died (out of memory?)"
     assert done == {"a": None, "bad": "it is bad", "once": None, "b": None}
 
@@ -121,28 +126,45 @@ def test_packs_follow_the_order_of_the_videos(
 ) -> None:
     """Whichever is finished first: here the last one, and the second fails."""
     monkeypatch.setattr(packs, "_PACK_VIDEOS", 2)
-    finished, jobs = Finished(tmp_path), _jobs("a", "b", "c", "d", "e", "f")
-    packed = []
+    out, files = tmp_path / "twins", [tmp_path / f"{name}.mp4" for name in "abcdef"]
+    out.mkdir()
+    for size, file in enumerate(files):
+        file.write_bytes(b"x" * size)
+    finished, packed = Finished(out), list[int]()
 
-    def backwards(todo: list[Job], *_: object) -> Iterator[tuple[Job, str | None]]:
+    def backwards(todo: list[Job], *_: object) -> Iterator[tuple[Job, Result]]:
         for job in todo[::-1]:
             packed.append(len(finished.packs()))
-            if job.key != "b":
-                writer = VideoWriter(tmp_path, job.key, job.key, {"mined_with": __version__})
-                writer.finish_without_twins("nothing moves")
-            yield job, "it is bad" if job.key == "b" else None
+            yield job, _without_twins(job, out)
+
+    def run(finished: Finished) -> dict[str, str]:
+        corpus = Corpus([*files], Ledger(out))
+        return pipeline._mine_sources(corpus, finished, SMALL, 1, None, None, False)
 
     monkeypatch.setattr(pipeline, "run_jobs", backwards)
-    failed = pipeline._mine_jobs(jobs, finished, SMALL, 1, None, None, False)
-    assert failed == {"b": "it is bad"}
+    assert run(finished) == {str(files[1]): "it is bad"}
     assert packed == [0] * 6  # none before the first video was there
-    assert [keys_in(pack) for pack in finished.packs()] == [["a", "c"], ["d", "e"]]
-    assert [path.name for path in (tmp_path / "parts").iterdir()] == ["f.zip"]
+    keys = [[key[0] for key in keys_in(pack)] for pack in finished.packs()]
+    assert keys == [["a", "c"], ["d", "e"]]
+    assert [path.name[0] for path in (out / "parts").iterdir()] == ["f"]
     # A second run has nothing to do but the one that failed
-    todo = []
-    monkeypatch.setattr(pipeline, "run_jobs", lambda left, *_: iter(todo.append(left) or []))
-    pipeline._mine_jobs(jobs, Finished(tmp_path), SMALL, 1, None, None, False)
-    assert todo == [_jobs("b")]
+    todo: list[Job] = []
+    monkeypatch.setattr(pipeline, "run_jobs", lambda left, *_: iter(todo.extend(left) or []))
+    run(Finished(out))
+    assert todo == [Job(files[1])]
+
+
+def _without_twins(job: Job, out: Path) -> Result:
+    """What mining leaves of a video in which nothing moves; `b` fails."""
+    assert isinstance(job.path, Path)
+    name = job.path.stem
+    if name == "b":
+        return Result([Outcome(why="it is bad", kind="video")])
+    digest = video_digest(job.path)
+    key = plan.part_key(name, digest, SMALL)
+    writer = VideoWriter(out, key, job.path.name, {"mined_with": __version__})
+    writer.finish_without_twins("nothing moves")
+    return Result([Outcome(digest=digest)])
 
 
 def test_threads_make_the_same_dictionary(tmp_path: Path, videos: list[Path], serial: Path) -> None:
@@ -185,14 +207,14 @@ def test_ahead() -> None:
             yield number
         raise ConfigError("no more")
 
-    with pipeline._ahead(items(), 1) as ahead:
+    with mine_one._ahead(items(), 1) as ahead:
         assert [next(ahead), next(ahead)] == [0, 1]
     assert made == [0, 1, 2]
     made.clear()
-    with pipeline._ahead(items(), 2) as ahead:
+    with mine_one._ahead(items(), 2) as ahead:
         assert next(ahead) == 0
     assert made == [0, 1, 2]
-    with pipeline._ahead(items(), 2) as ahead, pytest.raises(ConfigError, match="no more"):
+    with mine_one._ahead(items(), 2) as ahead, pytest.raises(ConfigError, match="no more"):
         list(ahead)
 
 
@@ -253,7 +275,7 @@ def test_ray_makes_the_same_dictionary_and_loses_nothing_with_a_worker(
     tmp_path: Path, videos: list[Path], serial: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A worker is killed when it has written everything but the last name."""
-    out, real = tmp_path / "twins", pipeline._mine_job
+    out, real = tmp_path / "twins", pipeline.mine_job
 
     def deadly(folder: Path, config: MineConfig, threads: int | None, job: Job) -> str | None:
         first = folder.parent / "died"
@@ -262,7 +284,7 @@ def test_ray_makes_the_same_dictionary_and_loses_nothing_with_a_worker(
             VideoWriter.finish = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)
         return real(folder, config, threads, job)
 
-    monkeypatch.setattr(pipeline, "_mine_job", deadly)
+    monkeypatch.setattr(pipeline, "mine_job", deadly)
     mine(videos[::-1], out, SMALL, ray="local", progress=False)
     assert (tmp_path / "died").exists()
     assert _files(out) == _files(serial)
@@ -275,20 +297,20 @@ def test_ray_reports_what_dies_and_raises_what_is_raised(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def work(job: Job) -> str | None:
-        with (tmp_path / job.key).open("a") as file:
+        with (tmp_path / job.path.name).open("a") as file:
             file.write("x")
-        if job.key == "die":
+        if job.path.name == "die":
             os.kill(os.getpid(), signal.SIGKILL)
-        if job.key == "raise":
+        if job.path.name == "raise":
             raise ConfigError("no such thing")
-        return "it is bad" if job.key == "bad" else None
+        return "it is bad" if job.path.name == "bad" else None
 
     import ray
 
     monkeypatch.setattr(workers, "_TRIES", 2)
     monkeypatch.setenv("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
     with ray.init(address="local", num_cpus=2, log_to_driver=False):
-        done = {job.key: why for job, why in run_jobs(_jobs("bad", "die"), work, ray="auto")}
+        done = {job.path.name: why for job, why in run_jobs(_jobs("bad", "die"), work, ray="auto")}
         assert done["die"] == "die: the worker that mined it died: WorkerCrashedError"
         assert done["bad"] == "it is bad"
         assert (tmp_path / "die").read_text() == "xx"
