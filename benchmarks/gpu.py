@@ -430,7 +430,7 @@ def views(report: Report, device: Any, sizes: Sizes, clock: Clock) -> None:
 
     from solo_infoaug.host import load_host
     from solo_infoaug.twin.randomness import fork_rng
-    from solo_infoaug.twin.views import build_pipeline, make_views
+    from solo_infoaug.views import build_pipeline, make_views
 
     host = load_host()
     report.head(

@@ -23,7 +23,7 @@ from solo_infoaug.training import TrainingResult, pretrain
 from solo_infoaug.twin.method import find_method, supported_methods
 from solo_infoaug.twin.prefetch import THREAD, Prefetch, TwinRequest, prepare
 from solo_infoaug.twin.randomness import fork_rng
-from solo_infoaug.twin.views import apply_views, build_pipeline, make_views
+from solo_infoaug.views.pipeline import apply_views, build_pipeline, make_views
 
 pytestmark = pytest.mark.gpu
 

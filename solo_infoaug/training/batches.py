@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler
 
 from solo_infoaug.errors import ConfigError
-from solo_infoaug.twin.views import Pipeline, make_views
+from solo_infoaug.views import Pipeline, make_views
 
 
 class WholeBatches(Dataset[Any]):

@@ -32,7 +32,7 @@ from solo_infoaug.twin.prefetch import Prefetch, TwinRequest
 from solo_infoaug.twin.randomness import fork_rng
 from solo_infoaug.twin.resume import Resumption, take_late_buffers
 from solo_infoaug.twin.twins import check_dictionary, open_dictionary, open_if_there, risks
-from solo_infoaug.twin.views import Pipeline, apply_views, run_pipelines
+from solo_infoaug.views.pipeline import Pipeline, apply_views, run_pipelines
 
 # Parameter groups that the view branch already has, or that a branch without labels has no use for.
 _NOT_THE_BRANCHS = {*BACKBONE_NAMES.values(), "classifier", "momentum_classifier"}

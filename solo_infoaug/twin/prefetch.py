@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from solo_infoaug.dictionary import TwinDictionary
-from solo_infoaug.twin.views import Drawn, Pipeline, draw_views, sent
+from solo_infoaug.views.operations import Drawn
+from solo_infoaug.views.pipeline import Pipeline, draw_views, sent
 
 THREAD = "infoaug-prefetch"
 

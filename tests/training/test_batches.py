@@ -16,7 +16,7 @@ from solo_infoaug.errors import ConfigError
 from solo_infoaug.host.small import SMALL, SmallResNet
 from solo_infoaug.training.batches import whole_batches
 from solo_infoaug.training.data import read_image
-from solo_infoaug.twin.views import run_pipelines
+from solo_infoaug.views import run_pipelines
 
 
 def _folder(path: Path, sizes: list[int]) -> ImageFolder:

@@ -372,7 +372,7 @@ def test_views_are_the_same_in_any_default_precision(host: Any, make_cfg: Any) -
     from solo_infoaug.twin.branch import build_views
     from solo_infoaug.twin.config import InfoAugConfig
     from solo_infoaug.twin.randomness import fork_rng
-    from solo_infoaug.twin.views import make_views
+    from solo_infoaug.views import make_views
 
     cfg = host.parse_cfg(make_cfg("simclr"))
     pipelines = build_views(host, cfg, InfoAugConfig())

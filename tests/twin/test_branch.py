@@ -24,10 +24,10 @@ from solo_infoaug.dictionary import TwinDictionary
 from solo_infoaug.errors import ConfigError, DictionaryError
 from solo_infoaug.host import find_host
 from solo_infoaug.twin import joined
-from solo_infoaug.twin import views as twin_views
 from solo_infoaug.twin.batch_norm import norms_of
 from solo_infoaug.twin.config import InfoAugConfig
 from solo_infoaug.twin.method import HOOKS, find_method, supported_methods
+from solo_infoaug.views import pipeline
 
 _KIND = find_host().kind
 METHODS = [name for name in supported_methods() if _KIND in find_method(name).hosts]
@@ -992,9 +992,9 @@ def test_a_step_never_waits_for_the_device(
     """
     monkeypatch.setattr(torch, "autocast", lambda *args, **kwargs: contextlib.nullcontext())
     pieces = []
-    packed = twin_views._packed
+    packed = pipeline.packed
     monkeypatch.setattr(
-        twin_views, "_packed", lambda *args, **kwargs: pieces.append(1) or packed(*args, **kwargs)
+        pipeline, "packed", lambda *args, **kwargs: pieces.append(1) or packed(*args, **kwargs)
     )
     run = build(method)
     run.start()
