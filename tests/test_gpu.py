@@ -20,7 +20,7 @@ from processes import python
 from solo_infoaug.dictionary import TwinDictionary
 from solo_infoaug.host import find_host
 from solo_infoaug.training import TrainingResult, pretrain
-from solo_infoaug.twin.method import find_method, supported_methods
+from solo_infoaug.twin.spec import find_method, supported_methods
 from solo_infoaug.twin.prefetch import THREAD, Prefetch, TwinRequest, prepare
 from solo_infoaug.twin.randomness import fork_rng
 from solo_infoaug.views.pipeline import apply_views, build_pipeline, make_views

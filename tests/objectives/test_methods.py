@@ -27,7 +27,7 @@ from solo_infoaug.errors import ConfigError
 from solo_infoaug.host import Host
 from solo_infoaug.objectives import DIVERGENCES, fmicl_loss
 from solo_infoaug.twin.fmicl import FMICLMethod
-from solo_infoaug.twin.method import fmicl_methods
+from solo_infoaug.twin.spec import fmicl_methods
 
 BATCH, SIDE, QUEUE = 8, 8, 32
 

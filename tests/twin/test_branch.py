@@ -26,7 +26,7 @@ from solo_infoaug.host import find_host
 from solo_infoaug.twin import joined
 from solo_infoaug.twin.batch_norm import norms_of
 from solo_infoaug.twin.config import InfoAugConfig
-from solo_infoaug.twin.method import HOOKS, find_method, supported_methods
+from solo_infoaug.twin.spec import HOOKS, find_method, supported_methods
 from solo_infoaug.views import pipeline
 
 _KIND = find_host().kind
