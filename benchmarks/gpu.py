@@ -612,7 +612,8 @@ def training(report: Report, device: Any, sizes: Sizes, clock: Clock) -> None:
                 w: Any = what, b: int = batch, p: str = precision, together: bool = False
             ) -> Stepper:
                 stepper = Stepper(*w, b, p, device, infoaug={"twins": twins})
-                stepper.module.one_pass = stepper.module.few_operations = together
+                branch = stepper.module.twin_branch
+                branch.one_pass = branch.few_operations = together
                 return stepper
 
             cases.append((name, plain, ours))

@@ -151,7 +151,8 @@ def _early(backbone: nn.Module, views: Sequence[_View]) -> tuple[list[Tensor], l
     """
     images, early = [view.image for view in views], []
     for stage in _stages(backbone):
-        if _largest(stage, images) <= sum(w.nbytes for part in stage for w in part.parameters()):
+        weights = sum(w.nbytes for part in stage for w in part.parameters())
+        if largest_activation(stage, images) <= weights:
             break
         for i, view in enumerate(views):
             norms = seen(backbone, view.branch.norms, still=view.branch.still)
@@ -169,7 +170,7 @@ def _stages(resnet: Any) -> list[list[nn.Module]]:
     return [stem, *([resnet.get_submodule(f"layer{i}")] for i in (1, 2, 3, 4))]
 
 
-def _largest(stage: Sequence[nn.Module], images: Sequence[Tensor]) -> float:
+def largest_activation(stage: Sequence[nn.Module], images: Sequence[Tensor]) -> float:
     """Bytes of the largest activation of all images together."""
     channels = images[0].shape[1]
     convolutions = [m for part in stage for m in part.modules() if isinstance(m, nn.Conv2d)]
