@@ -14,6 +14,7 @@ from .mining import mine as mine
 from .objectives import FMICLConfig as FMICLConfig
 from .objectives import FMICLLoss as FMICLLoss
 from .objectives import fmicl_loss as fmicl_loss
+from .twin.component import TwinBranch as TwinBranch
 from .twin.config import InfoAugConfig as InfoAugConfig
 from .twin.registration import register as register
 from .twin.spec import MethodSpec as MethodSpec

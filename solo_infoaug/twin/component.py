@@ -172,8 +172,8 @@ class TwinBranch(nn.Module):
         Args:
             backbone: any module, images to features, which the loop trains as well.
             loss: of the heads' outputs [B, D], one tensor a view: of patches and twins by turns.
-            settings: `twins` and `batch_size` are needed; `heads`, `augmentations` and `objective`
-                are solo-learn's alone.
+            settings: with a `batch_size`, and without `heads`, `augmentations` and `objective`,
+                whose place the other arguments take.
             views: `views.build_pipeline` makes one of them.
             heads: features to what the loss compares; default as they are.
             seed: of all that the branch draws.
@@ -182,6 +182,13 @@ class TwinBranch(nn.Module):
             ConfigError: settings that do not fit each other, the dictionary or the backbone.
             DictionaryError: there is no such dictionary.
         """
+        for key, instead in (("heads", "heads"), ("augmentations", "views"), ("objective", "loss")):
+            if getattr(settings, key) is not None:
+                raise ConfigError(
+                    f"infoaug.{key}: expected none in a loop of your own, got "
+                    f"{getattr(settings, key)!r}; it is the argument {instead} of "
+                    "`TwinBranch.around`"
+                )
         check_norms(settings, backbone, type(backbone).__name__)
         sampler = TwinSampler(settings, views, seed=seed, both_views=False)
         heads = nn.Identity() if heads is None else heads

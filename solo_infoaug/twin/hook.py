@@ -87,7 +87,7 @@ class TwinLoss(ExtraLoss):
         write_infoaug(cfg, self.settings)
         if step is not None:
             # InfoNCE is not added to but replaced, which the hook cannot do: in this one model
-            method.training_step = partial(step, method)
+            method.training_step = partial(step.__call__, method)  # Lightning looks at its code
         method.register_load_state_dict_pre_hook(self._before_loading)
 
     @property

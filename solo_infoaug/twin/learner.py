@@ -321,13 +321,15 @@ class PairLearner(nn.Module):
         self.heads, self.loss = heads, loss
         self.norms = own_norms(backbone) if batch_norm == "separate" else None
         self.logged: dict[str, Tensor] = {}
+        self.epoch = 0
+        """From whose beginning steps are counted; a loop that counts all its steps leaves it."""
 
     @property
     def position(self) -> Position:
-        """Where training is; steps are counted from its beginning."""
+        """Where training is."""
         there = distributed.is_available() and distributed.is_initialized()
         device = next(self.backbone.parameters()).device
-        return Position(distributed.get_rank() if there else 0, 0, device)
+        return Position(distributed.get_rank() if there else 0, self.epoch, device)
 
     def backbones(self) -> Backbones:
         """The one there is."""

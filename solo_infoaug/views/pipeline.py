@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from solo_infoaug.errors import ConfigError
@@ -106,6 +106,8 @@ def build_pipeline(augmentation: Any, mean: Sequence[float], std: Sequence[float
     Raises:
         ConfigError: a key that solo-learn does not have.
     """
+    if not isinstance(augmentation, DictConfig):
+        augmentation = OmegaConf.create(augmentation)
     known = {*_BY_KEY, "rrc", "color_jitter", "crop_size", "num_crops", "mean", "std"}
     if unknown := set(augmentation) - known:
         raise ConfigError(
@@ -113,7 +115,7 @@ def build_pipeline(augmentation: Any, mean: Sequence[float], std: Sequence[float
         )
     size = int(augmentation.crop_size)
     scale: tuple[float, float] | None = None
-    if augmentation.rrc.enabled:
+    if OmegaConf.select(augmentation, "rrc.enabled", default=False):
         scale = (float(augmentation.rrc.crop_min_scale), float(augmentation.rrc.crop_max_scale))
     operations: list[Operation] = [ResizedCrop(size, scale)]
     if p := _probability(augmentation, "color_jitter"):
