@@ -103,38 +103,31 @@ class InfoAugMethod(Method):
 
     @property
     def learnable_params(self) -> list[dict[str, Any]]:
-        """The method's parameter groups and those of the branch."""
         groups = super().learnable_params
         return groups if self.twin_branch is None else groups + self.twin_branch.parameter_groups
 
     @property
     def momentum_pairs(self) -> list[tuple[Any, Any]]:
-        """The method's, if it has any, and those of the branch."""
         pairs = super().momentum_pairs
         return pairs if self.twin_branch is None else pairs + self.twin_branch.momentum_pairs
 
     def on_train_start(self) -> None:
-        """The branch's and the method's."""
         self._hook("on_train_start")
         with self.resumption.on_train_start() if self.resumption else nullcontext():
             super().on_train_start()
 
     def on_train_epoch_start(self) -> None:
-        """The branch's and the method's."""
         self._hook("on_train_epoch_start")
         with self.resumption.on_train_epoch_start() if self.resumption else nullcontext():
             super().on_train_epoch_start()
         self.resumption = None
 
     def on_after_backward(self) -> None:
-        """The branch's and the method's."""
         self._hook("on_after_backward")
         super().on_after_backward()
 
     def on_train_end(self) -> None:
-        """The method's; nothing is left of the branch's next step."""
-        if self.twin_branch is not None:
-            self.twin_branch.close()
+        self._hook("on_train_end")
         super().on_train_end()
 
     def _hook(self, name: str) -> None:

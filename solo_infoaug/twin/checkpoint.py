@@ -165,7 +165,7 @@ def take_late_buffers(
         weights: a checkpoint's state dict; changed in place.
     """
     known = method.state_dict().keys()
-    names = branch.learner.late_buffers
+    names = {name.rpartition(".")[2] for name in branch.learner.spec.state}
     late = [key for key in weights if key not in known and key.rpartition(".")[2] in names]
     return {key: weights.pop(key) for key in late}
 

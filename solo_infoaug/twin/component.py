@@ -59,15 +59,15 @@ class TwinBranch(nn.Module):
     def batch(self, step: int) -> TwinBatch:
         """Patches and twins of a step, as the backbone is given them."""
         twins = self.sampler.batch(step, self.learner.position)
-        views = self.learner.as_loaded(self.learner.as_passed_on(twins.views))
-        return TwinBatch(twins.index, views, twins.random)
+        return TwinBatch(twins.index, self.learner.given(twins.views), twins.random)
 
     def loss(self, step: int) -> Tensor:
         """λ times the loss of the twins of a step; what is drawn depends on the step alone."""
         with self.together(step, []) if self._twins is None else nullcontext():
             twins = self._twins
             assert twins is not None
-            with self._randomness(step, twins.random), self._norms():
+            position = self.learner.position
+            with self.sampler.randomness(step, position, twins.random), self._norms():
                 # a patch is a class of its own: its label is its number in the dictionary
                 loss = self.learner.training_step([twins.index, twins.views, twins.index], step)
         self.learner.log("train_loss", loss, on_epoch=True, sync_dist=True)
@@ -83,42 +83,31 @@ class TwinBranch(nn.Module):
         the caller's own step before it, which is given the views that this gives.
         """
         self._twins = twins = self.batch(step)
+        on_cpu, few = twins.index.device.type == "cpu", self.few_operations
         try:
-            if self._in_one_pass(twins):
-                views = self.learner.as_passed_on(views)
-                with self._joined(views, twins.views):
-                    yield views
-            else:
+            with ExitStack() as stack:
+                if on_cpu if self.one_pass is None else self.one_pass:
+                    views = self.learner.given(views)
+                    for backbone, norms, still in self._backbones():
+                        own = Views(twins.views, norms, still)
+                        stack.enter_context(joined(backbone, Views(views), own, few=few))
                 yield views
         finally:
             self._twins = None
-
-    def _in_one_pass(self, twins: TwinBatch) -> bool:
-        return twins.index.device.type == "cpu" if self.one_pass is None else self.one_pass
-
-    @contextmanager
-    def _joined(self, views: Sequence[Tensor], twins: Sequence[Tensor]) -> Iterator[None]:
-        with ExitStack() as stack:
-            for backbone, norms in self.learner.backbones():
-                own = Views(twins, norms, still=self._frozen)
-                few = self.few_operations
-                stack.enter_context(joined(backbone, Views(views), own, operations_count=few))
-            yield
 
     @contextmanager
     def _norms(self) -> Iterator[None]:
         """Inside, the shared backbone's batch norms work as `infoaug.batch_norm` says."""
         with ExitStack() as stack:
-            for backbone, norms in self.learner.backbones():
-                stack.enter_context(seen(backbone, norms, still=self._frozen))
+            for backbone, norms, still in self._backbones():
+                stack.enter_context(seen(backbone, norms, still=still))
             yield
 
-    @property
-    def _frozen(self) -> bool:
-        return self.settings.batch_norm == "frozen"
-
-    def _randomness(self, step: int, after: Tensor | None = None) -> Any:
-        return self.sampler.randomness(step, self.learner.position, after)
+    def _backbones(self) -> Iterator[tuple[nn.Module, nn.ModuleList | None, bool]]:
+        """Each that is shared, the branch's own batch norms of it, and whether they are frozen."""
+        still = self.settings.batch_norm == "frozen"
+        for backbone, norms in self.learner.backbones():
+            yield backbone, norms, still
 
     @torch.compiler.disable
     def _prepare(self, step: int) -> None:
@@ -146,8 +135,11 @@ class TwinBranch(nn.Module):
         return getattr(self.learner, "momentum_pairs", [])
 
     def hook(self, name: str) -> None:
-        """Do what the learner does in one of Lightning's hooks; see `spec.HOOKS`."""
-        with self._randomness(BEFORE_STEPS):
+        """Do what the learner does in one of Lightning's hooks, `spec.HOOKS`, or end training."""
+        if name == "on_train_end":
+            self.close()
+            return
+        with self.sampler.randomness(BEFORE_STEPS, self.learner.position):
             getattr(self.learner, name)()
 
     def close(self) -> None:

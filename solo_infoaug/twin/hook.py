@@ -92,12 +92,10 @@ class TwinLoss(ExtraLoss):
 
     @property
     def learnable_params(self) -> list[dict[str, Any]]:
-        """The parameter groups of the branch."""
         return [] if self.branch is None else self.branch.parameter_groups
 
     @property
     def momentum_pairs(self) -> list[tuple[Any, Any]]:
-        """Those of the branch."""
         return [] if self.branch is None else self.branch.momentum_pairs
 
     def loss(self, batch: Any, batch_idx: int) -> Any:
@@ -107,21 +105,16 @@ class TwinLoss(ExtraLoss):
     # --- hooks -------------------------------------------------------------------------------
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        """The branch's."""
         self._hook("on_train_start")
 
     def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
-        """The branch's."""
         self._hook("on_train_epoch_start")
 
     def on_after_backward(self, trainer: Any, pl_module: Any) -> None:
-        """The branch's."""
         self._hook("on_after_backward")
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
-        """Nothing is left of the branch's next step."""
-        if self.branch is not None:
-            self.branch.close()
+        self._hook("on_train_end")
 
     def _hook(self, name: str) -> None:
         if self.branch is not None:

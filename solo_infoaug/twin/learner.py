@@ -103,27 +103,21 @@ class TwinMethod(Method):
         """Whether the epoch has no step after this one."""
         return bool(getattr(self.view_branch._trainer, "is_last_batch", False))
 
-    @property
-    def late_buffers(self) -> tuple[str, ...]:
-        """The last parts of the names of buffers that may only be made when training starts."""
-        return tuple(name.rpartition(".")[2] for name in self.spec.state)
-
     def backbones(self) -> Backbones:
         """The view branch's backbone, and its momentum backbone."""
         yield self.view_branch.backbone, self.norms
         if hasattr(self.view_branch, "momentum_backbone"):
             yield self.view_branch.momentum_backbone, self.momentum_norms
 
-    def as_passed_on(self, views: Sequence[Tensor]) -> list[Tensor]:
-        """Views in the layout in which the method passes them on, so that it makes no copies."""
-        if getattr(self.view_branch, "no_channel_last", True):
-            return list(views)
-        return [view.to(memory_format=torch.channels_last) for view in views]
+    def given(self, views: Sequence[Tensor]) -> list[Tensor]:
+        """Views as the method gives them to its backbone, so that it makes no copies.
 
-    def as_loaded(self, views: list[Tensor]) -> list[Tensor]:
-        """Views as the loader's are, for precisions in which the weights are not float32."""
+        In its layout, and in the precision that the loader's have.
+        """
+        if not getattr(self.view_branch, "no_channel_last", True):
+            views = [view.to(memory_format=torch.channels_last) for view in views]
         plugin = getattr(self.view_branch._trainer, "precision_plugin", None)
-        return views if plugin is None else plugin.convert_input(views)
+        return list(views) if plugin is None else plugin.convert_input(list(views))
 
     def log(self, name: str, value: Any, *args: Any, **kwargs: Any) -> None:
         """Log through the view branch, `train_x` as `twin_x`."""
@@ -247,7 +241,10 @@ def learner_of(view_branch: Any, kind: Any, cfg: DictConfig, sampler: TwinSample
     learner.spec, learner.sampler = spec, sampler
     learner.fmicl = read_fmicl(own, kind.infoaug_name)
     learner.fmicl_step = FMICLStep.of(learner, kind, learner.fmicl)
-    _give_norms(learner, settings.batch_norm)
+    learner.norms = learner.momentum_norms = None
+    if settings.batch_norm == "separate":
+        learner.norms, *momentum = [own_norms(shared) for shared, _ in learner.backbones()]
+        learner.momentum_norms = momentum[0] if momentum else None
     return learner
 
 
@@ -265,14 +262,6 @@ def _configuration(spec: MethodSpec, cfg: DictConfig, settings: InfoAugConfig) -
             own.momentum.classifier = False
         spec.configure(own)
     return own
-
-
-def _give_norms(learner: Any, batch_norm: str) -> None:
-    """The batch norms that the branch has of its own, if any."""
-    learner.norms = learner.momentum_norms = None
-    if batch_norm == "separate":
-        learner.norms, *momentum = [own_norms(shared) for shared, _ in learner.backbones()]
-        learner.momentum_norms = momentum[0] if momentum else None
 
 
 def _check_headless(spec: MethodSpec) -> None:
@@ -335,11 +324,9 @@ class PairLearner(nn.Module):
         """The one there is."""
         yield self.backbone, self.norms
 
-    def as_passed_on(self, views: Sequence[Tensor]) -> list[Tensor]:
+    def given(self, views: Sequence[Tensor]) -> list[Tensor]:
         """As they are."""
         return list(views)
-
-    as_loaded = as_passed_on
 
     def log(self, name: str, value: Tensor, **kwargs: Any) -> None:
         """Keep the last value of each name in `logged`."""
@@ -350,11 +337,6 @@ class PairLearner(nn.Module):
         """The parameters of heads and own batch norms."""
         parameters = list(self.parameters())
         return [{"name": "twin_heads", "params": parameters}] if parameters else []
-
-    @property
-    def momentum_pairs(self) -> list[tuple[Any, Any]]:
-        """None: what follows by a moving average is the caller's."""
-        return []
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """The loss of a batch in solo-learn's format."""

@@ -19,19 +19,8 @@ from torch import Tensor
 
 from solo_infoaug.errors import ConfigError
 from solo_infoaug.host import Host
-from solo_infoaug.views.operations import (
-    ColorJitter,
-    Drawn,
-    Equalize,
-    GaussianBlur,
-    Grayscale,
-    HorizontalFlip,
-    Normalize,
-    OnSome,
-    Operation,
-    ResizedCrop,
-    Solarize,
-)
+from solo_infoaug.views import operations as ops
+from solo_infoaug.views.operations import Drawn, Operation
 
 _ALIGNED = 16  # bytes: where a tensor may begin in what is sent
 
@@ -82,12 +71,12 @@ def unpacked(piece: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
 
 
 # The others, in the order in which solo-learn has them.
-_BY_KEY: dict[str, type[OnSome]] = {
-    "grayscale": Grayscale,
-    "gaussian_blur": GaussianBlur,
-    "solarization": Solarize,
-    "equalization": Equalize,
-    "horizontal_flip": HorizontalFlip,
+_BY_KEY: dict[str, type[ops.OnSome]] = {
+    "grayscale": ops.Grayscale,
+    "gaussian_blur": ops.GaussianBlur,
+    "solarization": ops.Solarize,
+    "equalization": ops.Equalize,
+    "horizontal_flip": ops.HorizontalFlip,
 }
 
 
@@ -117,17 +106,17 @@ def build_pipeline(augmentation: Any, mean: Sequence[float], std: Sequence[float
     scale: tuple[float, float] | None = None
     if OmegaConf.select(augmentation, "rrc.enabled", default=False):
         scale = (float(augmentation.rrc.crop_min_scale), float(augmentation.rrc.crop_max_scale))
-    operations: list[Operation] = [ResizedCrop(size, scale)]
+    operations: list[Operation] = [ops.ResizedCrop(size, scale)]
     if p := _probability(augmentation, "color_jitter"):
         given = augmentation.color_jitter
         parts = ("brightness", "contrast", "saturation", "hue")
-        operations.append(ColorJitter(p, tuple(float(given.get(part, 0.0)) for part in parts)))
+        operations.append(ops.ColorJitter(p, tuple(float(given.get(part, 0.0)) for part in parts)))
     operations += [
         operation(p)
         for name, operation in _BY_KEY.items()
         if (p := _probability(augmentation, name))
     ]
-    operations.append(Normalize(tuple(mean), tuple(std)))
+    operations.append(ops.Normalize(tuple(mean), tuple(std)))
     return Pipeline(tuple(operations), size, int(augmentation.num_crops))
 
 
