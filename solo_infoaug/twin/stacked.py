@@ -119,7 +119,8 @@ def _update(
         means = torch.cat([mean for mean, _, _ in seen])
         scales = torch.cat([scale for _, scale, _ in seen])
         widths = tuple(len(mean) for mean, _, _ in seen)
-        unbiased = _unbiased(widths, tuple(count for _, _, count in seen), means.device)
+        counts = tuple(count for _, _, count in seen)
+        unbiased = _unbiased(widths, counts, means.device, means.dtype)
         found = torch.stack([means, (scales.pow(-2) - eps) * unbiased])
         running = torch.stack([torch.cat(values) for values in kept])
         for source, target in of_view:
@@ -164,9 +165,11 @@ def _indices(
 
 
 @functools.lru_cache(maxsize=16)
-def _unbiased(widths: tuple[int, ...], counts: tuple[int, ...], device: torch.device) -> Tensor:
+def _unbiased(
+    widths: tuple[int, ...], counts: tuple[int, ...], device: torch.device, dtype: torch.dtype
+) -> Tensor:
     """n / (n - 1) of each channel, by which a variance is kept."""
     factors = [
         n / max(n - 1, 1) for width, n in zip(widths, counts, strict=True) for _ in range(width)
     ]
-    return torch.tensor(factors, device=device)
+    return torch.tensor(factors, device=device, dtype=dtype)
