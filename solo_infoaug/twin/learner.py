@@ -154,12 +154,9 @@ class TwinMethod(Method):
 
     def training_step(self, batch: Any, batch_idx: int) -> Any:
         """The method's own, or f-MICL's."""
-        step = self.fmicl_step
-        return (
-            super().training_step(batch, batch_idx)
-            if step is None
-            else step(self, batch, batch_idx)
-        )
+        if self.fmicl_step is None:
+            return super().training_step(batch, batch_idx)
+        return self.fmicl_step(self, batch, batch_idx)
 
     def on_train_start(self) -> None:
         """Say what the branch trains on and what is risky about it, and do as the method does.
