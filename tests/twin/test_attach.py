@@ -124,6 +124,20 @@ def test_copies_are_whole_and_their_own(
     assert first == second or (first != first and second != second)  # DeepCluster's is NaN
 
 
+@pytest.mark.parametrize("how", COPIES)
+def test_copies_keep_their_objective(
+    host: Any, make_cfg: Callable[..., Any], twins_folder: Path, steps: type, how: str
+) -> None:
+    cfg = make_cfg("simclr", {"twins": str(twins_folder), "objective": "kl"}, fmicl="js")
+    module = host.methods["simclr"](host.parse_cfg(cfg))
+    losses = []
+    for each in (module, COPIES[how](module)):
+        run = steps(each, cfg)
+        losses.append(run.step())
+        assert {"train_fmicl_loss", "twin_fmicl_loss"} <= run.logged.keys()
+    assert losses[0] == losses[1]
+
+
 @pytest.mark.skipif(KIND == "current", reason="the current solo-learn takes cfg alone")
 def test_the_releases_own_arguments_make_its_own_method(
     host: Any, make_cfg: Callable[..., Any], steps: type
