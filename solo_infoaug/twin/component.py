@@ -83,14 +83,15 @@ class TwinBranch(nn.Module):
         the caller's own step before it, which is given the views that this gives.
         """
         self._twins = twins = self.batch(step)
-        on_cpu, few = twins.index.device.type == "cpu", self.few_operations
+        on_cpu = twins.index.device.type == "cpu"
+        one_pass = on_cpu if self.one_pass is None else self.one_pass
         try:
             with ExitStack() as stack:
-                if on_cpu if self.one_pass is None else self.one_pass:
+                if one_pass:
                     views = self.learner.given(views)
                     for backbone, norms, still in self._backbones():
-                        own = Views(twins.views, norms, still)
-                        stack.enter_context(joined(backbone, Views(views), own, few=few))
+                        both = Views(views), Views(twins.views, norms, still)
+                        stack.enter_context(joined(backbone, *both, few=self.few_operations))
                 yield views
         finally:
             self._twins = None

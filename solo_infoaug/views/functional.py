@@ -37,7 +37,7 @@ def draw_boxes(
     Args:
         count: of boxes.
         height: of the image, pixels.
-        width: likewise.
+        width: of the image, pixels.
         scale: least and largest share of the image's area.
         random: a CPU generator.
         ratio: least and largest width / height, drawn uniformly in its logarithm.

@@ -101,7 +101,7 @@ class OnSome(ABC):
         return image.index_copy_(0, some, self._changed(image.index_select(0, some), *parameters))
 
     def _parameters(self, some: int, count: int, random: torch.Generator) -> Drawn:
-        """What is drawn besides, for `some` images of `count`."""
+        """What else is drawn, for `some` images of `count`."""
         return ()
 
     @abstractmethod

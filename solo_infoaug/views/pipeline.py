@@ -90,7 +90,7 @@ def build_pipeline(augmentation: Any, mean: Sequence[float], std: Sequence[float
     Args:
         augmentation: the entry, a mapping in solo-learn's format.
         mean: per channel, of images in [0, 1].
-        std: per channel, likewise.
+        std: per channel, of the same images.
 
     Raises:
         ConfigError: a key that solo-learn does not have.
@@ -159,7 +159,7 @@ def draw_views(
         pipelines: one for each entry of `augmentations`.
         count: of patches.
         height: of a patch, pixels.
-        width: likewise.
+        width: of a patch, pixels.
         random: a CPU generator.
         both: make every crop twice, of the patch and of the twin.
     """
@@ -206,7 +206,7 @@ def make_views(
     Args:
         pipelines: one for each entry of `augmentations`.
         patch: uint8 [B, 3, H, W], on the device where the views are made.
-        twin: likewise.
+        twin: uint8 [B, 3, H, W], on the same device.
         both: make every crop twice, of the patch and of the twin.
 
     Returns:
