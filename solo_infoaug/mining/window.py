@@ -75,8 +75,11 @@ class Mined:
 
 @dataclass(frozen=True)
 class _Gated:
-    """`reason` uint8 [P]; `moving` int64 [M], the patches that passed the gate; `samples`
-    float64 [M, T, d] and `known` bool [M, T], the estimator's input; `allowed` bool [M, M], whether the second may be the twin of the first."""
+    """`reason` uint8 [P]; `moving` int64 [M], the patches that passed the gate.
+
+    `samples` float64 [M, T, d] and `known` bool [M, T] are the estimator's input; `allowed`
+    bool [M, M] says whether the second may be the twin of the first.
+    """
 
     reason: np.ndarray
     moving: np.ndarray
