@@ -24,7 +24,7 @@ from solo_infoaug.errors import DictionaryError
 from solo_infoaug.training import TrainingResult, pretrain
 from solo_infoaug.twin import sampler
 from solo_infoaug.twin.component import TwinBranch
-from solo_infoaug.twin.sampler import THREAD, PreparedTwins, TwinRequest
+from solo_infoaug.twin.sampler import THREAD, Position, PreparedTwins, TwinRequest, order
 
 
 def _threads() -> list[threading.Thread]:
@@ -360,6 +360,17 @@ def test_batches_repeat_and_differ_by_step_and_epoch(build: Callable[..., Any]) 
     run.trainer.current_epoch = 1
     for other in (c, first.batch(0)):
         assert not torch.equal(a.views[0], other.views[0])
+
+
+def test_an_order_goes_on_over_processes_steps_and_epochs() -> None:
+    """Each batch of two processes has its own place; an epoch without a known end its own order."""
+    cpu = torch.device("cpu")
+    every = [(epoch, step, rank) for epoch in (0, 1) for step in (0, 1, 2) for rank in (0, 1)]
+    known = [order(7, Position(rank, epoch, cpu, 2, 3), step) for epoch, step, rank in every]
+    assert known == [(7, place) for place in range(12)]
+    endless = [order(7, Position(rank, epoch, cpu, 2), step) for epoch, step, rank in every]
+    assert [place for _, place in endless] == [*range(6), *range(6)]
+    assert len({seed for seed, _ in endless} - {7}) == 2
 
 
 def test_one_view_is_of_the_patch_and_one_of_its_twin(
