@@ -435,7 +435,7 @@ def views(report: Report, device: Any, sizes: Sizes, clock: Clock) -> None:
 
     from solo_infoaug.host import load_host
     from solo_infoaug.twin.randomness import fork_rng
-    from solo_infoaug.twin.views import build_pipeline, make_views
+    from solo_infoaug.views import build_pipeline, make_views
 
     host = load_host()
     report.head(
@@ -631,7 +631,8 @@ def training(report: Report, device: Any, sizes: Sizes, clock: Clock) -> None:
                 w: Any = what, b: int = batch, p: str = precision, together: bool = False
             ) -> Stepper:
                 stepper = Stepper(*w, b, p, device, infoaug={"twins": twins})
-                stepper.module.one_pass = stepper.module.few_operations = together
+                branch = stepper.module.twin_branch
+                branch.one_pass = branch.few_operations = together
                 return stepper
 
             cases.append((name, plain, ours))
@@ -673,7 +674,8 @@ def counted(report: Report, device: Any, sizes: Sizes, clock: Clock) -> None:
             stepper = Stepper(method, "resnet18", 32, images, "16-mixed", device, **extra)
             if ours:
                 together = way == "InfoAug, one pass"
-                stepper.module.one_pass = stepper.module.few_operations = together
+                branch = stepper.module.twin_branch
+                branch.one_pass = branch.few_operations = together
             return stepper
 
         gpu_operations.table(report, make, sizes.counted_methods, clock)

@@ -63,8 +63,8 @@ class Watch(Callback):
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         self.around(pl_module, "training_step", "rest", "forward")
-        if getattr(pl_module, "infoaug", None) is not None:
-            self.around(pl_module, "_twin_batch", "forward", "views")
+        if getattr(pl_module, "twin_branch", None) is not None:
+            self.around(pl_module.twin_branch, "batch", "forward", "views")
         after = pl_module.on_train_batch_end  # the moving average
 
         def ended(*args: Any, **kwargs: Any) -> None:
@@ -95,7 +95,7 @@ class Watch(Callback):
 
 class _OnePass(Callback):
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
-        pl_module.one_pass = pl_module.few_operations = True
+        pl_module.twin_branch.one_pass = pl_module.twin_branch.few_operations = True
 
 
 def generated(folder: Path, images: int) -> Path:

@@ -37,11 +37,11 @@ def operations(work: Callable[[], Any]) -> tuple[int, Any]:
 
 def of_step(stepper: Any) -> tuple[list[int], int | None]:
     """Operations of a step: forward, backward, optimizer, moving average; and twins' views."""
-    module, views = stepper.module, None
-    if hasattr(module, "twin"):
-        made = module._twin_batch
-        views, twins = operations(lambda: made(module._twin_seeds(stepper.done)))
-        module._twin_batch = lambda _: twins
+    branch, views = getattr(stepper.module, "twin_branch", None), None
+    if branch is not None:
+        made = branch.batch
+        views, twins = operations(lambda: made(stepper.done))
+        branch.batch = lambda _: twins
     try:
         forward, loss = operations(stepper.loss)
         stepper.optimizer.zero_grad()
@@ -49,8 +49,8 @@ def of_step(stepper: Any) -> tuple[list[int], int | None]:
         optimizer, _ = operations(stepper.optimizer.step)
         average, _ = operations(stepper.average)
     finally:
-        if views is not None:
-            module._twin_batch = made
+        if branch is not None:
+            branch.batch = made
     stepper.done += 1
     return [forward, backward, optimizer, average], views
 

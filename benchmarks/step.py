@@ -64,7 +64,8 @@ class Run:
         torch.manual_seed(0)
         self.module: Any = host.methods[method](cfg).to(self.device)
         self.module = self.module.to(memory_format=torch.channels_last)
-        self.module.prefetch_twins = ahead
+        if twins:
+            self.module.twin_branch.prefetch = ahead
         self.module.log = self.module.log_dict = lambda *args, **kwargs: None
         views = torch.randn(2, count, 3, side, side, device=self.device)
         labels = torch.zeros(count, dtype=torch.long, device=self.device)
@@ -91,7 +92,7 @@ class Run:
         """Seconds of the twin views of a step."""
         self.wait()
         start = time.perf_counter()
-        self.module._twin_batch(self.module._twin_seeds(self.done))
+        self.module.twin_branch.batch(self.done)
         self.wait()
         return time.perf_counter() - start
 
@@ -181,7 +182,7 @@ def main() -> None:
                     (*(run.step() for run in runs), runs[1].views()) for _ in range(options.turns)
                 ]
                 plain, ours, ahead, views = zip(*times, strict=True)
-                runs[2].module._prefetch.clear()
+                runs[2].module.twin_branch.close()
                 del runs, run
                 m, n = (memory_of(method, side, options.batch, t) for t in (None, twins))
                 less = [b - v for b, v in zip(ours, views, strict=True)]

@@ -36,15 +36,8 @@ from solo_infoaug.host import load_host
 from solo_infoaug.mining.samples import sample_clips
 from solo_infoaug.mining.video import Video
 from solo_infoaug.twin.randomness import fork_rng
-from solo_infoaug.twin.views import (
-    Pipeline,
-    blur,
-    build_pipeline,
-    draw_boxes,
-    jitter,
-    make_views,
-    resized_crop,
-)
+from solo_infoaug.views import Pipeline, build_pipeline, make_views
+from solo_infoaug.views.functional import blur, draw_boxes, jitter, resized_crop
 
 ZERO, ONE = [0.0] * 3, [1.0] * 3
 CROP = {"enabled": True, "crop_min_scale": 0.08, "crop_max_scale": 1.0}

@@ -1,6 +1,6 @@
 """All4One: nearest neighbours, their attention and feature decorrelation in one loss."""
 
-from solo_infoaug.twin.method import MethodSpec, queue_takes_whole_batches
+from solo_infoaug.twin.spec import MethodSpec, queue_takes_whole_batches
 
 SPEC = MethodSpec(
     title="All4One",

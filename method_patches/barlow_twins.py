@@ -4,7 +4,7 @@ Without heads in the twin branch: on `scenes` 85 per cent across parts in 140 st
 66 in 168.
 """
 
-from solo_infoaug.twin.method import MethodSpec
+from solo_infoaug.twin.spec import MethodSpec
 
 SPEC = MethodSpec(
     title="Barlow Twins",

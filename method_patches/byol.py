@@ -5,7 +5,7 @@ carry the link: on `scenes` (docs/methods.md, seed 100) 23 per cent across parts
 their place 67.
 """
 
-from solo_infoaug.twin.method import MethodSpec
+from solo_infoaug.twin.spec import MethodSpec
 
 SPEC = MethodSpec(
     title="BYOL",

@@ -9,13 +9,13 @@ in its first epoch; a patch that was not drawn in one epoch has no cluster in th
 from typing import Any
 
 from solo_infoaug.errors import ConfigError
-from solo_infoaug.twin.method import MethodSpec
+from solo_infoaug.twin.spec import MethodSpec
 
 
 class DictionaryMemory:
     """The branch's memory counts patches of the dictionary, not images of the run's data set."""
 
-    view_branch: Any
+    sampler: Any
     kmeans: Any
     local_memory_index: Any
     num_prototypes: Any
@@ -23,7 +23,7 @@ class DictionaryMemory:
     def on_train_start(self) -> None:
         """Size the memory by the dictionary; refuse more prototypes than an epoch has pairs."""
         super().on_train_start()  # type: ignore[misc]
-        self.dataset_size = self.kmeans.dataset_size = len(self.view_branch.twin_dictionary)
+        self.dataset_size = self.kmeans.dataset_size = len(self.sampler.dictionary)
         memory, most = len(self.local_memory_index), max(self.num_prototypes)
         if memory < most:
             raise ConfigError(

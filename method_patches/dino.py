@@ -2,7 +2,7 @@
 
 from omegaconf import DictConfig
 
-from solo_infoaug.twin.method import MethodSpec
+from solo_infoaug.twin.spec import MethodSpec
 
 
 def clip_once(cfg: DictConfig) -> None:

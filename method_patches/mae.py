@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from solo_infoaug.twin.method import MethodSpec
+from solo_infoaug.twin.spec import MethodSpec
 
 
 class TwinReconstruction:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from solo_infoaug.objectives.loss import FMICLLoss, FMICLTerms, gather_across_ranks
-from solo_infoaug.twin.method import MethodSpec, queue_takes_whole_batches
+from solo_infoaug.twin.spec import MethodSpec, queue_takes_whole_batches
 
 
 def fmicl_terms(

@@ -1,6 +1,6 @@
 """NNBYOL: BYOL whose targets are nearest neighbours in a queue."""
 
-from solo_infoaug.twin.method import MethodSpec, queue_takes_whole_batches
+from solo_infoaug.twin.spec import MethodSpec, queue_takes_whole_batches
 
 SPEC = MethodSpec(
     title="NNBYOL",

@@ -3,7 +3,7 @@
 Without heads in the twin branch: on `scenes` 58 per cent across parts, with them 36.
 """
 
-from solo_infoaug.twin.method import MethodSpec, queue_takes_whole_batches
+from solo_infoaug.twin.spec import MethodSpec, queue_takes_whole_batches
 
 SPEC = MethodSpec(
     title="NNCLR",

@@ -1,6 +1,6 @@
 """ReSSL: the relations of one view to a queue are those of the other."""
 
-from solo_infoaug.twin.method import MethodSpec, queue_takes_whole_batches
+from solo_infoaug.twin.spec import MethodSpec, queue_takes_whole_batches
 
 SPEC = MethodSpec(
     title="ReSSL",

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from solo_infoaug.objectives.loss import FMICLLoss, FMICLTerms
-from solo_infoaug.twin.method import MethodSpec
+from solo_infoaug.twin.spec import MethodSpec
 
 
 def fmicl_terms(

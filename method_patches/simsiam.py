@@ -3,7 +3,7 @@
 Without heads in the twin branch: projector and predictor would carry the link (see byol.py).
 """
 
-from solo_infoaug.twin.method import MethodSpec
+from solo_infoaug.twin.spec import MethodSpec
 
 SPEC = MethodSpec(
     title="SimSiam",

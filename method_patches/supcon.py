@@ -1,6 +1,6 @@
 """SupCon: InfoNCE whose positives share a label. A patch is a label of its own."""
 
-from solo_infoaug.twin.method import MethodSpec
+from solo_infoaug.twin.spec import MethodSpec
 
 SPEC = MethodSpec(
     title="SupCon",

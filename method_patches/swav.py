@@ -1,6 +1,6 @@
 """SwAV: one view's prototypes predict the balanced assignment of the other."""
 
-from solo_infoaug.twin.method import MethodSpec
+from solo_infoaug.twin.spec import MethodSpec
 
 SPEC = MethodSpec(
     title="SwAV",

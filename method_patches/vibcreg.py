@@ -1,6 +1,6 @@
 """VIbCReg: VICReg with a normalised covariance."""
 
-from solo_infoaug.twin.method import MethodSpec
+from solo_infoaug.twin.spec import MethodSpec
 
 SPEC = MethodSpec(
     title="VIbCReg",

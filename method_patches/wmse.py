@@ -3,7 +3,7 @@
 from typing import Any
 
 from solo_infoaug.errors import ConfigError
-from solo_infoaug.twin.method import MethodSpec
+from solo_infoaug.twin.spec import MethodSpec
 
 
 def whitens_whole_slices(method: Any, batch_size: int, processes: int) -> None:

@@ -14,11 +14,10 @@ from .mining import mine as mine
 from .objectives import FMICLConfig as FMICLConfig
 from .objectives import FMICLLoss as FMICLLoss
 from .objectives import fmicl_loss as fmicl_loss
+from .twin.component import TwinBranch as TwinBranch
 from .twin.config import InfoAugConfig as InfoAugConfig
-from .twin.method import MethodPatch as MethodPatch
-from .twin.method import MethodSpec as MethodSpec
-from .twin.method import add_method as add_method
-from .twin.method import add_patch as add_patch
 from .twin.registration import register as register
+from .twin.spec import MethodSpec as MethodSpec
+from .twin.spec import add_method as add_method
 
 __version__: str

@@ -70,7 +70,7 @@ def methods() -> None:
     """List solo-learn's methods: which are here, what InfoAug doubles, what a twin is to them."""
     from rich.console import Console
 
-    from solo_infoaug.twin.method import methods_table
+    from solo_infoaug.twin.spec import methods_table
 
     Console().print(methods_table())
 

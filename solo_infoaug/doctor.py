@@ -125,7 +125,7 @@ def _host() -> Iterator[Finding]:
     except InfoAugError as error:
         yield Finding("registration", "failed", False, str(error))
         return
-    from solo_infoaug.twin.method import supported_methods
+    from solo_infoaug.twin.spec import supported_methods
 
     usable = [name for name in supported_methods() if name in host.methods]
     yield Finding("twin branch for", ", ".join(usable))

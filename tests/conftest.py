@@ -251,7 +251,7 @@ def plain_method(host: Any) -> Callable[[str, DictConfig], Any]:
     """Builds a method as plain solo-learn has it: for the release, its own class and arguments."""
 
     def build(name: str, cfg: DictConfig) -> Any:
-        method = host.methods[name].fmicl_plain
+        method = host.methods[name].infoaug_plain
         if host.info.kind == "current":
             return method(cfg)
         from solo_infoaug.host.release import method_arguments

@@ -21,10 +21,10 @@ from solo_infoaug.dictionary import TwinDictionary
 from solo_infoaug.host import find_host
 from solo_infoaug.training import TrainingResult, pretrain
 from solo_infoaug.training.batches import WholeBatches
-from solo_infoaug.twin.method import find_method, supported_methods
-from solo_infoaug.twin.prefetch import THREAD, Prefetch, TwinRequest, prepare
 from solo_infoaug.twin.randomness import fork_rng
-from solo_infoaug.twin.views import apply_views, build_pipeline, make_views
+from solo_infoaug.twin.sampler import THREAD, Prefetch, TwinRequest, prepare
+from solo_infoaug.twin.spec import find_method, supported_methods
+from solo_infoaug.views.pipeline import apply_views, build_pipeline, make_views
 
 pytestmark = pytest.mark.gpu
 
@@ -81,8 +81,7 @@ def test_every_method_steps(
     here._trainer = run.trainer
     drawn = []
     for one in (here, module):
-        batch, _ = one._twin_batch(one._twin_seeds(1))
-        drawn.append(batch[0].cpu())
+        drawn.append(one.twin_branch.batch(1).index.cpu())
     assert torch.equal(*drawn)
 
 
@@ -106,14 +105,14 @@ class _Watch(Callback):
         self.drawn: list[list[torch.Tensor]] = []
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        sample = pl_module._twin_batch
+        sample = pl_module.twin_branch.batch
 
-        def watched(seeds: tuple[int, int]) -> Any:
-            batch, drawn = sample(seeds)
-            self.drawn.append([batch[0].cpu(), *(view.cpu() for view in batch[1])])
-            return batch, drawn
+        def watched(step: int) -> Any:
+            batch = sample(step)
+            self.drawn.append([batch.index.cpu(), *(view.cpu() for view in batch.views)])
+            return batch
 
-        pl_module._twin_batch = watched
+        pl_module.twin_branch.batch = watched
 
     def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
         if trainer.current_epoch == self.stop_before:
@@ -232,7 +231,8 @@ def test_a_step_never_waits_for_the_card(
     run = steps(host.methods[method](cfg).to(cuda), cfg)
     run.start()
     module = run.module
-    module.prefetch_twins, module.one_pass = prefetched, together
+    branch = module.twin_branch
+    branch.prefetch, branch.one_pass = prefetched, together
     module.log = module.log_dict = lambda *args, **kwargs: None  # the tests' own, which read
     batches = [_moved(run.batch(), cuda) for _ in range(3)]
     module.training_step(batches[0], 0).backward()  # libraries are set up
@@ -243,7 +243,7 @@ def test_a_step_never_waits_for_the_card(
             module.training_step(batches[step], step).backward()
     finally:
         torch.cuda.set_sync_debug_mode(before)
-        module._prefetch.clear()
+        branch.close()
     torch.cuda.synchronize(cuda)
 
 
@@ -311,7 +311,7 @@ def test_one_pass_is_a_pass_each_in_half_precision(
     run.start()
     batch, state, found = _moved(run.batch(), cuda), run.module.state_dict(), []
     state = {name: value.clone() for name, value in state.items()}
-    for run.module.one_pass in (True, False):
+    for run.module.twin_branch.one_pass in (True, False):
         run.module.load_state_dict(state)
         run.module.zero_grad(set_to_none=True)
         with torch.autocast("cuda", torch.float16):

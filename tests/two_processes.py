@@ -23,7 +23,7 @@ from torch import distributed, nn
 
 import solo_infoaug
 from solo_infoaug.training import pretrain
-from solo_infoaug.twin.branch import InfoAugMethod
+from solo_infoaug.twin.component import TwinBranch
 
 
 def losses(folders: list[Path]) -> None:
@@ -55,14 +55,14 @@ class Watch(Callback):
         self.index: list[torch.Tensor] = []
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        sample = pl_module._twin_batch
+        sample = pl_module.twin_branch.batch
 
-        def watched(seeds: tuple[int, int]) -> Any:
-            batch, drawn = sample(seeds)
-            self.index.append(batch[0])
-            return batch, drawn
+        def watched(step: int) -> Any:
+            batch = sample(step)
+            self.index.append(batch.index)
+            return batch
 
-        pl_module._twin_batch = watched
+        pl_module.twin_branch.batch = watched
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         self.folder.mkdir(exist_ok=True)
@@ -77,7 +77,7 @@ if __name__ == "__main__":
     trained, *others = map(Path, sys.argv[1:])
     os.environ.setdefault("SOLO_INFOAUG_CACHE", str(trained / "cache"))
     for name in ("train", "train_ahead"):
-        InfoAugMethod.prefetch_twins = name == "train_ahead"
+        TwinBranch.prefetch = name == "train_ahead"
         cfg = OmegaConf.create(json.loads((trained / "cfg.json").read_text()))
         pretrain(cfg, [Watch(trained / name)])
         # Lightning has started the second process, and is not to start it again

@@ -23,7 +23,7 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset, DistributedSampl
 from solo_infoaug._checks import is_number, require
 from solo_infoaug.errors import ConfigError
 from solo_infoaug.training.config import say
-from solo_infoaug.twin.views import Pipeline, apply_views, draw_views, sent
+from solo_infoaug.views.pipeline import Pipeline, apply_views, draw_views, sent
 
 _SHARE = 0.1
 """Of a card's memory: what images may take of it by default."""

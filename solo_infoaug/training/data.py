@@ -31,7 +31,7 @@ from solo_infoaug.training.layouts import (
     labels_of,
     layout_of,
 )
-from solo_infoaug.twin.views import run_pipelines
+from solo_infoaug.views import run_pipelines
 
 
 def read_image(path: str) -> Any:

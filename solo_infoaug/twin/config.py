@@ -16,7 +16,7 @@ from solo_infoaug.dictionary.store import CACHE_GB, PARTNERS, TEMPORAL, is_tempo
 from solo_infoaug.errors import ConfigError
 from solo_infoaug.objectives.config import FMICLConfig
 from solo_infoaug.twin.fmicl import check_method
-from solo_infoaug.twin.method import find_method
+from solo_infoaug.twin.spec import find_method
 
 HEADS = ("full", "none")
 BATCH_NORMS = ("shared", "separate", "frozen")

@@ -1,20 +1,21 @@
-"""InfoAug and f-MICL through solo-learn's own hook for plugins, where it has one.
+"""The door that solo-learn's own hook for plugins opens, where it has one.
 
 A solo-learn with the patches in `upstream/` loads plugins from the entry-point group `solo.plugins`
 and adds their losses to those of a method. Then nothing of solo-learn is replaced: `METHODS` and
-what auto-resume compares stay as they are. The twin branch is that of `branch.py`, around a method
-that does nothing by itself and otherwise is the run's.
+what auto-resume compares stay as they are. The loss is that of a `TwinBranch`.
 
 solo-learn imports this module in every program that imports its methods: what is heavy is imported
-when it is needed.
+when it is needed. Nobody can import it elsewhere, so it lies by itself.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from solo.utils.plugins import ExtraLoss, Plugin
 
 NAME = "infoaug"
@@ -45,10 +46,10 @@ class InfoAugPlugin(Plugin):
         from solo_infoaug.twin.twins import open_if_there
 
         write_fmicl(cfg, read_fmicl(cfg, cfg.method))
-        config = complete_infoaug(cfg, cfg.method)
-        if config is not None:
-            open_if_there(config)
-        write_infoaug(cfg, config)
+        settings = complete_infoaug(cfg, cfg.method)
+        if settings is not None:
+            open_if_there(settings)
+        write_infoaug(cfg, settings)
         return cfg
 
     def extra_loss(self, method: Any) -> ExtraLoss:
@@ -57,159 +58,105 @@ class InfoAugPlugin(Plugin):
 
 
 class TwinLoss(ExtraLoss):
-    """λ times the loss of the twin branch, its parameters, momentum pairs and hooks.
+    """The loss, parameters, momentum pairs and hooks of a twin branch.
 
-    The branch is `method.twin`, as it is without the hook: checkpoints are the same.
+    The branch is `method.twin_branch`, and saved as without the hook. It is stepped by itself,
+    before the method has summed its own losses.
     """
 
     def __init__(self, method: Any) -> None:
         super().__init__(method)
-        from solo_infoaug.twin.fmicl import read_fmicl, with_fmicl
+        from solo_infoaug.host import load_host
+        from solo_infoaug.twin.attach import give_branch
+        from solo_infoaug.twin.component import TwinBranch
+        from solo_infoaug.twin.config import complete_infoaug, write_infoaug
+        from solo_infoaug.twin.fmicl import FMICLStep, read_fmicl
+        from solo_infoaug.twin.learner import learner_class
 
-        name, cfg = method.cfg.method, method.cfg
-        plain = with_fmicl(name, type(method))
-        self.twins = _around(name, plain)(cfg, method)
-        objective = read_fmicl(cfg, name)
-        if objective is not None:
-            # InfoNCE is not added to but replaced: this one model gets f-MICL's training step
-            method.__class__ = plain
-            method.use_fmicl(objective)
-        if self.twins.infoaug is not None:
-            method.twin = self.twins.twin
+        host, cfg, name = load_host(), method.cfg, method.cfg.method
+        self.settings, self.objective = complete_infoaug(cfg, name), read_fmicl(cfg, name)
+        kind = SimpleNamespace(infoaug_name=name, infoaug_plain=type(method))
+        step = FMICLStep.of(method, kind, self.objective)
+        self.branch: TwinBranch | None = None
+        if self.settings is not None:
+            plain: Any = type(method)
+            learner = learner_class(name, plain, host.shared_modules)
+            self.branch = TwinBranch.of_method(method, learner, cfg, self.settings, host)
+            give_branch(method, self.branch)
             method.twin.trainer = method.trainer
+        write_infoaug(cfg, self.settings)
+        if step is not None:
+            # InfoNCE is not added to but replaced, which the hook cannot do: in this one model
+            method.training_step = partial(step.__call__, method)  # Lightning looks at its code
         method.register_load_state_dict_pre_hook(self._before_loading)
 
     @property
     def learnable_params(self) -> list[dict[str, Any]]:
-        """The parameter groups of the branch's heads."""
-        groups: list[dict[str, Any]] = self.twins.learnable_params
-        return groups
+        return [] if self.branch is None else self.branch.parameter_groups
 
     @property
     def momentum_pairs(self) -> list[tuple[Any, Any]]:
-        """The branch's momentum heads."""
-        return [] if self.twins.infoaug is None else self.twins.twin.momentum_pairs
+        return [] if self.branch is None else self.branch.momentum_pairs
 
     def loss(self, batch: Any, batch_idx: int) -> Any:
         """λ times the loss of a batch of twins; 0 without InfoAug."""
-        return self.twins.training_step(batch, batch_idx)
+        return 0 if self.branch is None else self.branch.loss(batch_idx)
 
     # --- hooks -------------------------------------------------------------------------------
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        """Forwarded to the branch."""
-        if not self.twins.inside:
-            self.twins.on_train_start()
+        self._hook("on_train_start")
 
     def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
-        """Forwarded to the branch."""
-        if not self.twins.inside:
-            self.twins.on_train_epoch_start()
+        self._hook("on_train_epoch_start")
 
     def on_after_backward(self, trainer: Any, pl_module: Any) -> None:
-        """Forwarded to the branch."""
-        self.twins.on_after_backward()
+        self._hook("on_after_backward")
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
-        """Forget the twins of a step that does not come."""
-        self.twins.on_train_end()
+        self._hook("on_train_end")
+
+    def _hook(self, name: str) -> None:
+        if self.branch is not None:
+            self.branch.hook(name)
 
     # --- checkpoints -------------------------------------------------------------------------
 
     def on_save_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
-        """Note which twins the run was trained with."""
-        self.twins.on_save_checkpoint(checkpoint)
+        """Note what the run is trained with."""
+        from solo_infoaug.twin.checkpoint import save
+
+        save(checkpoint, self.method, self.settings, self.objective)
 
     def _before_loading(self, method: Any, weights: dict[str, Any], *_: Any) -> None:
         """Refuse another kind of run's checkpoint, and take out what is only made later.
 
         Lightning shows a callback the checkpoint when it is too late for that.
         """
-        from solo_infoaug.twin.branch import _CHECKPOINT_KEY
+        from solo_infoaug.twin.checkpoint import check_kind, take_late_buffers
 
-        checkpoint: dict[str, Any] = {"state_dict": weights}
-        if any(name.startswith("twin.") for name in weights):
-            checkpoint[_CHECKPOINT_KEY] = {}
-        self.twins.on_load_checkpoint(checkpoint)
+        if self.branch is not None:
+            take_late_buffers(method, self.branch, weights)
+        if method.trainer.training:
+            theirs = any(name.startswith("twin.") for name in weights)
+            check_kind(theirs, self.branch is not None)
 
     def on_load_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         """Go on where the run was stopped.
 
         Raises:
-            ConfigError: the checkpoint was trained with f-MICL, and this run has none.
+            ConfigError: the checkpoint was trained with another objective.
         """
-        from solo_infoaug.twin.fmicl import check_checkpoint
+        from solo_infoaug.twin.checkpoint import Resumption, check_objective, once_inside
 
         if not trainer.training:
             return
-        if OmegaConf.select(self.method.cfg, "fmicl") is None:
-            check_checkpoint(checkpoint, None)
-        self.twins.on_load_checkpoint(checkpoint)
-        if self.twins.resumption is not None:
-            for name in ("on_train_start", "on_train_epoch_start"):
-                self._once_inside(name)
-
-    def _once_inside(self, name: str) -> None:
-        """Let the method's next hook run inside the branch's, as when it goes on from a checkpoint.
-
-        A callback's hook is over when the method's begins; what is restored there would be lost.
-        """
-        self.twins.inside.add(name)
-
-        def hook() -> None:
-            delattr(self.method, name)
-            getattr(self.twins, name)()
-            self.twins.inside.discard(name)
-
-        setattr(self.method, name, hook)
-
-
-def _around(name: str, plain: type) -> type:
-    """`extend` for a method that is there already: what it adds, without the method."""
-    from solo_infoaug.host import load_host
-    from solo_infoaug.twin.branch import InfoAugMethod
-
-    members = {"infoaug_name": name, "infoaug_plain": plain, "infoaug_host": load_host()}
-    return type(f"Twins{plain.__name__}", (InfoAugMethod, _Nothing), members)
-
-
-class _Nothing:
-    """The method that `InfoAugMethod` extends here: no loss, no parameters, no hooks of its own.
-
-    Everything else is the run's method's.
-    """
-
-    def __init__(self, cfg: DictConfig, method: Any) -> None:
-        self.method = method
-        self.inside: set[str] = set()
-        """Hooks inside which the method's own runs."""
-
-    def __getattr__(self, name: str) -> Any:
-        if name == "method":  # not there yet
-            raise AttributeError(name)
-        return getattr(self.method, name)
-
-    def training_step(self, batch: Any, batch_idx: int) -> Any:
-        return 0
-
-    @property
-    def learnable_params(self) -> list[dict[str, Any]]:
-        return []
-
-    @property
-    def momentum_pairs(self) -> list[tuple[Any, Any]]:
-        """All of the run's: they are touched when it goes on from a checkpoint."""
-        return self.method.momentum_pairs + self.twin.momentum_pairs
-
-    def on_train_start(self) -> None:
-        if "on_train_start" in self.inside:
-            self.method.on_train_start()
-
-    def on_train_epoch_start(self) -> None:
-        if "on_train_epoch_start" in self.inside:
-            self.method.on_train_epoch_start()
-
-    def _nothing(self, *args: Any) -> None:
-        return
-
-    on_after_backward = on_train_end = on_save_checkpoint = on_load_checkpoint = _nothing
+        check_objective(checkpoint, self.objective)
+        if self.branch is None:
+            return
+        resumption = Resumption.of(self.method, self.branch, checkpoint)
+        if resumption is not None:
+            resumption.restore_random_state()
+            # a callback's hook is over when the method's begins
+            once_inside(self.method, "on_train_start", resumption.on_train_start)
+            once_inside(self.method, "on_train_epoch_start", resumption.on_train_epoch_start)

@@ -19,8 +19,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torchvision.models import ResNet
 
 from solo_infoaug.twin.batch_norm import frozen, norms_of, seen
-from solo_infoaug.twin.replaced import replaced
-from solo_infoaug.twin.stacked import apart, by_turns, fits, stacked
+from solo_infoaug.twin.stacked import apart, by_turns, fits, replaced, stacked
 
 Forward = Callable[[Tensor], Tensor]
 
@@ -44,9 +43,7 @@ class _View:
 
 
 @contextmanager
-def joined(
-    backbone: nn.Module, *branches: Views, operations_count: bool | None = None
-) -> Iterator[None]:
+def joined(backbone: nn.Module, *branches: Views, few: bool | None = None) -> Iterator[None]:
     """Inside, a view that the backbone is given takes along those of its size that come after it.
 
     Branches are in the order in which they use the backbone, the first with its batch norms as they
@@ -57,7 +54,7 @@ def joined(
     anew every step, where somebody's hooks watch a layer, and with other backbones than
     torchvision's ResNets, which might draw random numbers.
 
-    Where `operations_count` (by default on a card) all layers are passed together, with as few
+    Where `few` (by default on a card) all layers are passed together, with as few
     operations as there can be; elsewhere the time that memory takes decides.
     """
     compiles = torch.compiler.is_compiling() or _has_compiled()
@@ -86,8 +83,8 @@ def joined(
         waiting[:] = [view for view in waiting if view not in together]
         if len(together) == 1:
             return alone(image)
-        few = image.device.type != "cpu" if operations_count is None else operations_count
-        features = _together(backbone, alone, together, few)
+        by_few = image.device.type != "cpu" if few is None else few
+        features = _together(backbone, alone, together, by_few)
         ready.update((id(v.image), f) for v, f in zip(together, features, strict=True))
         return ready.pop(id(image))
 
@@ -151,7 +148,8 @@ def _early(backbone: nn.Module, views: Sequence[_View]) -> tuple[list[Tensor], l
     """
     images, early = [view.image for view in views], []
     for stage in _stages(backbone):
-        if _largest(stage, images) <= sum(w.nbytes for part in stage for w in part.parameters()):
+        weights = sum(w.nbytes for part in stage for w in part.parameters())
+        if largest_activation(stage, images) <= weights:
             break
         for i, view in enumerate(views):
             norms = seen(backbone, view.branch.norms, still=view.branch.still)
@@ -169,7 +167,7 @@ def _stages(resnet: Any) -> list[list[nn.Module]]:
     return [stem, *([resnet.get_submodule(f"layer{i}")] for i in (1, 2, 3, 4))]
 
 
-def _largest(stage: Sequence[nn.Module], images: Sequence[Tensor]) -> float:
+def largest_activation(stage: Sequence[nn.Module], images: Sequence[Tensor]) -> float:
     """Bytes of the largest activation of all images together."""
     channels = images[0].shape[1]
     convolutions = [m for part in stage for m in part.modules() if isinstance(m, nn.Conv2d)]

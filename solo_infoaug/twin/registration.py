@@ -6,9 +6,8 @@ A solo-learn with the hook for plugins (`upstream/`) needs no replacing: see `ho
 from __future__ import annotations
 
 from solo_infoaug.host import Host, load_host
-from solo_infoaug.twin.branch import InfoAugMethod, extend
+from solo_infoaug.twin.attach import InfoAugMethod, extend
 from solo_infoaug.twin.config import SHOULD_MATCH
-from solo_infoaug.twin.fmicl import with_fmicl
 
 
 def register() -> Host:
@@ -29,7 +28,7 @@ def register() -> Host:
         return host
     # all or none
     extended = {
-        name: extend(name, with_fmicl(name, method), host)
+        name: extend(name, method, host)
         for name, method in host.methods.items()
         if name not in ("base", "linear") and not issubclass(method, InfoAugMethod)
     }

@@ -18,9 +18,21 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from solo_infoaug.twin.replaced import replaced
-
 Norms = Sequence[_BatchNorm]  # of one layer: a batch norm for each view
+
+
+@contextmanager
+def replaced(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
+    """Inside, the module's `forward` is this one."""
+    before = vars(module).get("forward")
+    vars(module)["forward"] = forward
+    try:
+        yield
+    finally:
+        if before is None:
+            del vars(module)["forward"]
+        else:
+            vars(module)["forward"] = before
 
 
 def fits(layers: Sequence[Norms], sizes: Sequence[int]) -> bool:
@@ -141,7 +153,8 @@ def _update(
         means = torch.cat([mean for mean, _, _ in seen])
         scales = torch.cat([scale for _, scale, _ in seen])
         widths = tuple(len(mean) for mean, _, _ in seen)
-        unbiased = _unbiased(widths, tuple(count for _, _, count in seen), means.device)
+        counts = tuple(count for _, _, count in seen)
+        unbiased = _unbiased(widths, counts, means.device, means.dtype)
         found = torch.stack([means, (scales.pow(-2) - eps) * unbiased])
         running = torch.stack([torch.cat(values) for values in kept])
         by_view = found.index_select(1, places_of.seen).split(places_of.sizes, 1)
@@ -205,9 +218,11 @@ def _indices(
 
 
 @functools.lru_cache(maxsize=16)
-def _unbiased(widths: tuple[int, ...], counts: tuple[int, ...], device: torch.device) -> Tensor:
+def _unbiased(
+    widths: tuple[int, ...], counts: tuple[int, ...], device: torch.device, dtype: torch.dtype
+) -> Tensor:
     """n / (n - 1) of each channel, by which a variance is kept."""
     factors = [
         n / max(n - 1, 1) for width, n in zip(widths, counts, strict=True) for _ in range(width)
     ]
-    return torch.tensor(factors, device=device)
+    return torch.tensor(factors, device=device, dtype=dtype)

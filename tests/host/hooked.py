@@ -21,7 +21,7 @@ from torch import Tensor
 
 from solo_infoaug.host import load_host
 from solo_infoaug.training import pretraining as training
-from solo_infoaug.twin.branch import InfoAugMethod
+from solo_infoaug.twin.component import TwinBranch
 
 
 def digest(tensors: dict[str, Tensor]) -> dict[str, str]:
@@ -47,7 +47,7 @@ def main(runs: Path, out: Path, plain: str = "") -> None:
     """Train all runs, one after another."""
     torch.set_num_threads(1)
     # through the hook the view branch's views cannot pass with the twins'
-    InfoAugMethod.one_pass = False
+    TwinBranch.one_pass = False
     host = load_host()
     if plain:
         training.register = load_host

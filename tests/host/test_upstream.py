@@ -16,7 +16,7 @@ from processes import python
 from solo_infoaug.errors import UpstreamError
 from solo_infoaug.host.upstream import apply_series, base_commit, new_tests, patch_files
 from solo_infoaug.resources import upstream_folder
-from solo_infoaug.twin.method import supported_methods
+from solo_infoaug.twin.spec import supported_methods
 
 SEVEN = ["simclr", "mocov2plus", "byol", "simsiam", "barlow_twins", "vicreg", "nnclr"]
 

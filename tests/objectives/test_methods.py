@@ -26,8 +26,8 @@ from solo_infoaug.dictionary import TwinDictionary
 from solo_infoaug.errors import ConfigError
 from solo_infoaug.host import Host
 from solo_infoaug.objectives import DIVERGENCES, fmicl_loss
-from solo_infoaug.twin.fmicl import FMICLMethod
-from solo_infoaug.twin.method import fmicl_methods
+from solo_infoaug.twin.attach import InfoAugMethod
+from solo_infoaug.twin.spec import fmicl_methods
 
 BATCH, SIDE, QUEUE = 8, 8, 32
 
@@ -203,8 +203,8 @@ def test_queue_takes_the_keys_in(host: Host) -> None:
 @pytest.mark.parametrize("off", [{}, {"fmicl": None}, {"fmicl": False}], ids=str)
 def test_off_is_plain_solo_learn_bit_for_bit(host: Host, method: str, off: dict[str, Any]) -> None:
     model = build(host, configuration(method, **off))
-    plain_kind = type(model).fmicl_plain
-    assert not issubclass(plain_kind, FMICLMethod)
+    plain_kind = type(model).infoaug_plain
+    assert not issubclass(plain_kind, InfoAugMethod)
     plain = build(host, configuration(method), plain_kind)
     assert fit(model) == fit(plain)
     ours, theirs = model.state_dict(), plain.state_dict()

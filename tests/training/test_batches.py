@@ -25,7 +25,7 @@ from solo_infoaug.host.small import SMALL, SmallResNet
 from solo_infoaug.training import pretrain
 from solo_infoaug.training.batches import WholeBatches, _Rows, on_device, whole_batches
 from solo_infoaug.training.data import read_image
-from solo_infoaug.twin.views import make_views, run_pipelines
+from solo_infoaug.views import make_views, run_pipelines
 
 
 def _folder(path: Path, sizes: list[int]) -> ImageFolder:

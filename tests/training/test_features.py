@@ -85,14 +85,14 @@ def test_accumulated_gradients(train: Callable[..., TrainingResult]) -> None:
 
         def on_train_start(self, trainer: Any, pl_module: Any) -> None:
             self.twin_batches = []
-            sample = pl_module._twin_batch
+            sample = pl_module.twin_branch.batch
 
-            def watched(seeds: tuple[int, int]) -> Any:
-                batch, drawn = sample(seeds)
-                self.twin_batches.append(tuple(batch[0].tolist()))
-                return batch, drawn
+            def watched(step: int) -> Any:
+                batch = sample(step)
+                self.twin_batches.append(tuple(batch.index.tolist()))
+                return batch
 
-            pl_module._twin_batch = watched
+            pl_module.twin_branch.batch = watched
 
         def on_train_end(self, trainer: Any, pl_module: Any) -> None:
             self.optimizer_steps = trainer.global_step
@@ -117,7 +117,7 @@ def test_multi_crop(
     cfg.augmentations.append(small)
     cfg = host.parse_cfg(cfg)
     run = steps(host.methods[method](cfg), cfg)
-    (_, views, _), _ = run.module._twin_batch(run.module._twin_seeds(0))
+    views = run.module.twin_branch.batch(0).views
     assert [view.shape[-1] for view in views] == [16, 16, 12, 12, 12]
     late = run.module.backbone.layer4[0].conv1
     passes: list[int] = []
@@ -274,7 +274,8 @@ def _loss_of_one_process(host: Any, cfg: DictConfig, steps: Any, folder: Path) -
     for norm in module.modules():
         if isinstance(norm, nn.modules.batchnorm._BatchNorm):
             norm.eval()
-    batch, _ = module._twin_batch(module._twin_seeds(0))
+    twins = module.twin_branch.batch(0)
+    batch = [twins.index, twins.views, twins.index]
     _settings(cfg, folder)
     torch.save({"weights": module.state_dict(), "batch": batch}, folder / "state.pt")
     loss: float = module.twin.training_step(batch, 0).item()

@@ -369,13 +369,13 @@ def test_precisions_of_plain_solo_learn(
 
 def test_views_are_the_same_in_any_default_precision(host: Any, make_cfg: Any) -> None:
     """What Kornia draws must not depend on it; the loader's views do not."""
-    from solo_infoaug.twin.branch import build_views
+    from solo_infoaug.twin.component import twin_pipelines
     from solo_infoaug.twin.config import InfoAugConfig
     from solo_infoaug.twin.randomness import fork_rng
-    from solo_infoaug.twin.views import make_views
+    from solo_infoaug.views import make_views
 
     cfg = host.parse_cfg(make_cfg("simclr"))
-    pipelines = build_views(host, cfg, InfoAugConfig())
+    pipelines = twin_pipelines(host, cfg, InfoAugConfig())
     patches = torch.randint(0, 256, (8, 3, 20, 20), dtype=torch.uint8)
     made = []
     for dtype in (torch.float32, torch.float64, torch.bfloat16):

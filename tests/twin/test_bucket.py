@@ -61,17 +61,17 @@ def test_steps_draw_in_the_order_of_the_packs(
     settings = {"twins": f"file://{whole.path}", "cache_gb": room, "batch_size": 12}
     cfg = host.parse_cfg(make_cfg(infoaug=settings, seed=5))
     run = steps(host.methods["simclr"](cfg), cfg)
-    module = run.module
+    branch = run.module.twin_branch
     run.trainer.num_training_batches = 4
     drawn: Counter[int] = Counter()
     for epoch, step in ((0, 0), (0, 1), (0, 2), (0, 3), (1, 0), (1, 1)):
         run.trainer.current_epoch = epoch
-        request = module._twin_request(module._twin_seeds(step), step)
+        request = branch.sampler.request(step, branch.learner.position)
         assert request.order == (5, 4 * epoch + step)
-        assert request == module._twin_request(module._twin_seeds(step), step)
-        batch, _ = module._twin_batch(module._twin_seeds(step), step)
-        assert len({int(number) // 24 for number in batch[0]}) == 1  # a pack at a time
-        drawn.update(batch[0].tolist())
+        index = branch.batch(step).index
+        assert torch.equal(index, branch.batch(step).index)
+        assert len({int(number) // 24 for number in index}) == 1  # a pack at a time
+        drawn.update(index.tolist())
     assert drawn == dict.fromkeys(range(72), 1)
     assert cfg.infoaug.twins == f"file://{whole.path}"
 

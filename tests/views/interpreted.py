@@ -14,8 +14,8 @@ os.environ["TRITON_INTERPRET"] = "1"  # read when a kernel is defined
 import torch
 from torch import Tensor
 
-from solo_infoaug.twin import _view_kernels as kernels
-from solo_infoaug.twin import views
+from solo_infoaug.views import functional, kernels
+from solo_infoaug.views import operations as views
 
 COUNT, HEIGHT, WIDTH = 5, 19, 23
 
@@ -40,7 +40,7 @@ def main() -> None:
             (boxes,) = crop.draw(COUNT, HEIGHT, WIDTH, random)
             got = kernels.resized_crop(image, boxes, size)
             found[f"crop to {size}, {scale}"] = differing(
-                got, views.resized_crop(image, boxes, size)
+                got, functional.resized_crop(image, boxes, size)
             )
     operations = {
         "jitter": views.ColorJitter(0.8, (0.4, 0.4, 0.2, 0.1)),

@@ -1,8 +1,8 @@
-"""The operations of `views` on a card, by kernels in Triton: a launch or two each, in place.
+"""The operations on a card, by kernels in Triton: a launch or two each, in place.
 
 In plain torch two views are some six hundred launches, each of which costs the processor more time
 than the card. What is computed is the same, but for the order in which floats are added and for
-how quotients are rounded; `views` has the formulas' sources. All take float32 [B, 3, H, W],
+how quotients are rounded; `functional` has the formulas' sources. All take float32 [B, 3, H, W],
 contiguous, and draw nothing.
 """
 
@@ -24,7 +24,7 @@ _REACH = 3  # pixels, of a box whose Gaussian has a sigma of 2
 
 
 def resized_crop(image: Tensor, boxes: Tensor, size: int) -> Tensor:
-    """See `views.resized_crop`; boxes are float32."""
+    """See `functional.resized_crop`; boxes are float32."""
     count, channels, height, width = image.shape
     boxes = boxes.contiguous()
     rows = image.new_empty(count, channels, height, size)
@@ -39,7 +39,7 @@ def resized_crop(image: Tensor, boxes: Tensor, size: int) -> Tensor:
 
 
 def jitter(image: Tensor, some: Tensor, turns: Tensor, *_: Tensor) -> None:
-    """See `views.jitter` and `views._turns`, of whose values the first suffices."""
+    """See `functional.jitter` and `functional.turns_of`, of whose values the first suffices."""
     with torch.cuda.device_of(image):
         _jitter[(len(some),)](
             image, some, turns, len(some), image[0, 0].numel(), num_warps=8, **_OPTIONS
@@ -64,7 +64,7 @@ def _pointwise(image: Tensor, some: Tensor, solarize: bool) -> None:
 
 
 def blur(image: Tensor, some: Tensor, sigma: Tensor) -> None:
-    """See `views.blur`: three boxes along each axis."""
+    """See `functional.blur`: three boxes along each axis."""
     _, channels, height, width = image.shape
     buffers = [image.new_empty(len(some), *image.shape[1:]) for _ in range(2)]
     places = [image, buffers[0], buffers[1], buffers[0], buffers[1], buffers[0], image]

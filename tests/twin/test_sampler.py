@@ -1,4 +1,4 @@
-"""Twins that are prepared while a step runs: the same bits, and nothing left behind."""
+"""What a step sees; twins that are prepared while one runs: the same bits, nothing left behind."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from omegaconf import DictConfig
 from solo_infoaug.dictionary import TwinDictionary, pixels, writing
 from solo_infoaug.errors import DictionaryError
 from solo_infoaug.training import TrainingResult, pretrain
-from solo_infoaug.twin import prefetch
-from solo_infoaug.twin.branch import InfoAugMethod
-from solo_infoaug.twin.prefetch import THREAD, PreparedTwins, TwinRequest
+from solo_infoaug.twin import sampler
+from solo_infoaug.twin.component import TwinBranch
+from solo_infoaug.twin.sampler import THREAD, Position, PreparedTwins, TwinRequest, order
 
 
 def _threads() -> list[threading.Thread]:
@@ -41,20 +41,20 @@ def _nothing_left() -> Iterator[None]:
 def prepared(monkeypatch: pytest.MonkeyPatch) -> list[tuple[bool, TwinRequest]]:
     """Every batch that is prepared: ahead, or when its step begins; and which it is."""
     made: list[tuple[bool, TwinRequest]] = []
-    plain = prefetch.prepare
+    plain = sampler.prepare
 
     def watched(request: TwinRequest, stream: Any = None) -> PreparedTwins:
         made.append((threading.current_thread().name == THREAD, request))
         return plain(request, stream)
 
-    monkeypatch.setattr(prefetch, "prepare", watched)
+    monkeypatch.setattr(sampler, "prepare", watched)
     return made
 
 
 @pytest.fixture
 def ahead(monkeypatch: pytest.MonkeyPatch) -> Callable[[bool], None]:
     """Switches the preparing ahead on or off, whatever the device."""
-    return lambda on: monkeypatch.setattr(InfoAugMethod, "prefetch_twins", on)
+    return lambda on: monkeypatch.setattr(TwinBranch, "prefetch", on)
 
 
 @pytest.fixture
@@ -67,7 +67,7 @@ def build(
         cfg = host.parse_cfg(make_cfg(method, {"twins": str(twins_folder), **infoaug}))
         torch.manual_seed(0)
         run = steps(host.methods[method](cfg), cfg)
-        run.module.prefetch_twins = prefetched
+        run.module.twin_branch.prefetch = prefetched
         return run
 
     return make
@@ -105,7 +105,7 @@ def test_steps_are_the_same_bit_for_bit(
     for prefetched in (False, True):
         run = build(method, prefetched, arm="random")
         losses = run.run(7)
-        run.module._prefetch.clear()
+        run.module.twin_branch.close()
         results.append((losses, run.module.state_dict(), torch.get_rng_state()))
     (losses, weights, random), (our_losses, our_weights, our_random) = results
     np.testing.assert_array_equal(losses, our_losses)  # NaN in DeepCluster V2's first epoch
@@ -182,7 +182,7 @@ def test_threads_end_when_training_is_broken_off(
 ) -> None:
     """However slow: a thread has one batch to prepare and nothing to wait for."""
     begun = threading.Event()
-    plain = prefetch.draw_views
+    plain = sampler.draw_views
 
     def slow(*args: Any, **kwargs: Any) -> Any:
         if threading.current_thread().name == THREAD:
@@ -190,7 +190,7 @@ def test_threads_end_when_training_is_broken_off(
             time.sleep(0.5)
         return plain(*args, **kwargs)
 
-    monkeypatch.setattr(prefetch, "draw_views", slow)
+    monkeypatch.setattr(sampler, "draw_views", slow)
     # Lightning ends the process after Ctrl-C
     with pytest.raises((_Stopped, KeyboardInterrupt, SystemExit)):
         train("simclr", _Stop(error))
@@ -204,14 +204,15 @@ def test_what_cannot_be_read_is_the_error_of_its_step(
     build: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = build()
-    sample = run.module.twin_dictionary.sample
+    dictionary = run.module.twin_branch.sampler.dictionary
+    sample = dictionary.sample
 
     def broken(*args: Any, **kwargs: Any) -> Any:
         if threading.current_thread().name == THREAD:
             raise DictionaryError("pixels-0000.safetensors: missing")
         return sample(*args, **kwargs)
 
-    monkeypatch.setattr(run.module.twin_dictionary, "sample", broken)
+    monkeypatch.setattr(dictionary, "sample", broken)
     run.step()
     with pytest.raises(DictionaryError, match="missing"):
         run.step()
@@ -227,12 +228,12 @@ def test_another_batch_than_was_prepared_is_its_own(
         run = build("simclr", prefetched)
         run.step()
         if change == "arm":
-            run.module.infoaug.arm = "random"
+            run.module.twin_branch.settings.arm = "random"
         elif change == "dictionary":
-            run.module.twin_dictionary = TwinDictionary.load(twins_folder)
+            run.module.twin_branch.sampler.dictionary = TwinDictionary.load(twins_folder)
         number = 5 if change == "step" else 1
         losses.append(run.module.training_step(run.batch(), number).item())
-        run.module._prefetch.clear()
+        run.module.twin_branch.close()
     assert losses[0] == losses[1]
     assert [early for early, _ in prepared] == [False, False, False, True, False, True]
 
@@ -246,15 +247,15 @@ def test_copies_begin_with_nothing_prepared(
     original = run.module
     logged = original.__dict__.pop("log"), original.__dict__.pop("log_dict")
     copied = how(original)
-    assert copied._prefetch._ahead is None
-    assert original._prefetch._ahead is not None
+    assert not copied.twin_branch.sampler.prefetch.pending
+    assert original.twin_branch.sampler.prefetch.pending
     original.log, original.log_dict = logged
     copied.log = copied.log_dict = lambda *args, **kwargs: None
     batch = run.batch(1)
     losses = [module.training_step(batch, 1).item() for module in (original, copied)]
     assert losses[0] == losses[1]
     for module in (original, copied):
-        module._prefetch.clear()
+        module.twin_branch.close()
 
 
 def test_two_threads_read_a_dictionary_of_many_files(
@@ -290,39 +291,41 @@ def test_two_threads_read_a_dictionary_of_many_files(
 
 
 def test_other_windows_are_part_of_the_request(build: Callable[..., Any]) -> None:
-    module = build().module
-    dictionary = module.twin_dictionary
+    branch = build().module.twin_branch
+    dictionary = branch.sampler.dictionary
     # the second window continues the first, a second later
     dictionary.next[:12] = torch.arange(12, 24)
     dictionary.seconds[12:] = dictionary.seconds[0] + 1.0
     dictionary.patches["shot"][:] = 0
     requests = []
     for temporal in (True, 1, 0.5):
-        module.infoaug.temporal = temporal
-        requests.append(module._twin_request((1, 2)))
+        branch.settings.temporal = temporal
+        requests.append(branch.sampler.request(0, branch.learner.position))
     within, reaching, short = requests
     assert within != reaching != short
-    twins = prefetch.prepare(reaching)
-    again = dictionary.sample(reaching.batch_size, torch.Generator().manual_seed(1), temporal=1.0)
+    twins = sampler.prepare(reaching)
+    again = dictionary.sample(
+        reaching.batch_size, torch.Generator().manual_seed(reaching.pairs), temporal=1.0
+    )
     assert all(
         torch.equal(a, b)
         for a, b in zip((twins.patch, twins.twin, twins.index), again, strict=True)
     )
-    assert torch.equal(twins.index, prefetch.prepare(within).index)
-    assert torch.equal(twins.patch, prefetch.prepare(reaching).patch)
-    assert not torch.equal(twins.patch, prefetch.prepare(short).patch)
+    assert torch.equal(twins.index, sampler.prepare(within).index)
+    assert torch.equal(twins.patch, sampler.prepare(reaching).patch)
+    assert not torch.equal(twins.patch, sampler.prepare(short).patch)
 
 
 def test_draws_depend_on_nothing_that_threads_share(build: Callable[..., Any]) -> None:
     """Lightning's true precisions set another default dtype while a step runs."""
-    module = build(arm="random").module
-    request = module._twin_request(module._twin_seeds(3))
+    branch = build(arm="random").module.twin_branch
+    request = branch.sampler.request(3, branch.learner.position)
     state = torch.get_rng_state()
     made = []
     for dtype in (torch.float32, torch.float64, torch.bfloat16):
         torch.set_default_dtype(dtype)
         try:
-            made.append(prefetch.prepare(request))
+            made.append(sampler.prepare(request))
         finally:
             torch.set_default_dtype(torch.float32)
     assert torch.equal(torch.get_rng_state(), state)
@@ -334,7 +337,7 @@ def test_draws_depend_on_nothing_that_threads_share(build: Callable[..., Any]) -
         for ours, theirs in zip(first.drawn, other.drawn, strict=True):
             assert all(torch.equal(*pair) for pair in zip(ours, theirs, strict=True))
             assert [tensor.dtype for tensor in ours] == [tensor.dtype for tensor in theirs]
-    assert prefetch.prepare(replace(request, pairs=request.pairs + 1)).index.tolist() != (
+    assert sampler.prepare(replace(request, pairs=request.pairs + 1)).index.tolist() != (
         first.index.tolist()
     )
 
@@ -343,6 +346,43 @@ def test_only_a_card_is_prepared_for_by_itself(
     build: Callable[..., Any], prepared: list[Any]
 ) -> None:
     run = build()
-    run.module.prefetch_twins = None
+    run.module.twin_branch.prefetch = None
     run.run(2)
     assert [early for early, _ in prepared] == [False, False]
+
+
+def test_batches_repeat_and_differ_by_step_and_epoch(build: Callable[..., Any]) -> None:
+    run = build("simclr")
+    first, again = run.module.twin_branch, build("simclr").module.twin_branch
+    a, b, c = first.batch(0), again.batch(0), first.batch(1)
+    assert torch.equal(a.index, b.index)
+    assert all(map(torch.equal, a.views, b.views))
+    run.trainer.current_epoch = 1
+    for other in (c, first.batch(0)):
+        assert not torch.equal(a.views[0], other.views[0])
+
+
+def test_an_order_goes_on_over_processes_steps_and_epochs() -> None:
+    """Each batch of two processes has its own place; an epoch without a known end its own order."""
+    cpu = torch.device("cpu")
+    every = [(epoch, step, rank) for epoch in (0, 1) for step in (0, 1, 2) for rank in (0, 1)]
+    known = [order(7, Position(rank, epoch, cpu, 2, 3), step) for epoch, step, rank in every]
+    assert known == [(7, place) for place in range(12)]
+    endless = [order(7, Position(rank, epoch, cpu, 2), step) for epoch, step, rank in every]
+    assert [place for _, place in endless] == [*range(6), *range(6)]
+    assert len({seed for seed, _ in endless} - {7}) == 2
+
+
+def test_one_view_is_of_the_patch_and_one_of_its_twin(
+    build: Callable[..., Any], twins_folder: Path
+) -> None:
+    branch = build("simclr").module.twin_branch
+    dictionary = TwinDictionary.load(twins_folder)
+    pixels = torch.zeros_like(dictionary.pixels)
+    pixels[::2] = 255  # patches are white and their twins black, or the other way
+    branch.sampler.dictionary.crops = lambda index, moment=0: pixels[index, 0]
+    twins = branch.batch(0)
+    first, second = twins.views
+    brightness = (first.mean((1, 2, 3)), second.mean((1, 2, 3)))
+    white = twins.index % 2 == 0
+    assert ((brightness[0] > brightness[1]) == white).all()

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import kornia
@@ -17,22 +15,21 @@ from augmentations import augmentation
 from kornia.enhance import adjust_hue
 from omegaconf import OmegaConf
 from PIL import Image, ImageFilter, ImageOps
-from processes import python
 from scipy.stats import ks_2samp, kstwo
 from torch.overrides import TorchFunctionMode
 from torchvision.transforms import RandomResizedCrop, functional
 
 from solo_infoaug.errors import ConfigError
-from solo_infoaug.twin import views as twin_views
 from solo_infoaug.twin.randomness import fork_rng
-from solo_infoaug.twin.views import (
-    blur,
+from solo_infoaug.views.functional import blur, draw_boxes, jitter, resized_crop, turn_hue
+from solo_infoaug.views.pipeline import (
+    apply_views,
     build_pipeline,
-    draw_boxes,
-    jitter,
+    draw_views,
     make_views,
-    resized_crop,
-    turn_hue,
+    packed,
+    sent,
+    unpacked,
 )
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
@@ -285,14 +282,14 @@ def test_views_never_wait_for_the_device(monkeypatch: pytest.MonkeyPatch) -> Non
 
     What is drawn is drawn on the CPU, and all of a batch's is sent in one copy.
     """
-    sent = []
+    copies = []
 
     class Watch(TorchFunctionMode):
         def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None):
             kwargs = kwargs or {}
             moved = any(isinstance(one, torch.device) for one in args[1:])
             if function is torch.Tensor.to and moved and args[0].device != args[1]:
-                sent.append(kwargs.get("non_blocking", False))
+                copies.append(kwargs.get("non_blocking", False))
             return function(*args, **kwargs)
 
     pipeline = build_pipeline(OmegaConf.create(augmentation(crop_size=24)), MEAN, STD)
@@ -302,50 +299,7 @@ def test_views_never_wait_for_the_device(monkeypatch: pytest.MonkeyPatch) -> Non
     with fork_rng(0, torch.device("cpu")), Watch():
         views = make_views([pipeline, pipeline], patches, patches)
     assert [view.device.type for view in views] == 4 * ["meta"]
-    assert sent == [True]
-
-
-@pytest.mark.slow
-def test_the_interpreted_kernels_are_plain_torch() -> None:
-    """In a process of its own: how a kernel runs is settled when its module is imported."""
-    pytest.importorskip("triton")
-    script = Path(__file__).with_name("views_interpreted.py")
-    found = json.loads(python(script, OMP_NUM_THREADS="1").stdout)
-    assert len(found) == 14
-    # where a level lies on the edge between two, rounding may fall to either
-    assert {name: share for name, share in found.items() if not share < 1e-3} == {}
-
-
-@pytest.mark.parametrize(
-    ("kernel", "constants"),
-    [
-        ("_resample", {"AXIS": 1}),
-        ("_jitter", {}),
-        ("_levels", {"SOLARIZE": True}),
-        ("_box", {"FIRST": True, "LAST": False, "REACH": 3}),
-        ("_flip", {}),
-    ],
-)
-def test_the_kernels_compile_for_a_card_that_is_not_here(kernel: str, constants: Any) -> None:
-    """The interpreter takes more of Python than the compiler does."""
-    pytest.importorskip("triton")
-    from triton import compile as compile_kernel
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
-
-    from solo_infoaug.twin import _view_kernels
-
-    function = getattr(_view_kernels, kernel)
-    constants = {**constants, "BLOCK": 1024}
-    pointers = dict.fromkeys(("image", "source", "target", "boxes", "turns", "sigma"), "*fp32")
-    types = {**pointers, "some": "*i64", **dict.fromkeys(constants, "constexpr")}
-    signature = {name: types.get(name, "i32") for name in function.arg_names}
-    compiled = compile_kernel(
-        ASTSource(function, signature, constants),
-        target=GPUTarget("cuda", 80, 32),
-        options={"num_warps": 4, "enable_fp_fusion": False},
-    )
-    assert "st.global" in compiled.asm["ptx"]
+    assert copies == [True]
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
@@ -355,7 +309,7 @@ def test_no_draw_depends_on_the_default_dtype(dtype: torch.dtype) -> None:
     pipelines = [build_pipeline(OmegaConf.create(entry), MEAN, STD) for entry in entries]
 
     def drawn() -> list[torch.Tensor]:
-        draws = twin_views.draw_views(pipelines, 9, 303, 257, torch.Generator().manual_seed(0))
+        draws = draw_views(pipelines, 9, 303, 257, torch.Generator().manual_seed(0))
         return [tensor for one in draws for tensor in one]
 
     expected = drawn()
@@ -379,12 +333,12 @@ def test_what_is_sent_arrives() -> None:
         torch.randn(3, dtype=torch.float64, generator=random),
         torch.tensor([True, False, True]),
     ]
-    got = twin_views._unpacked(twin_views._packed(values, pin=False), values)
+    got = unpacked(packed(values, pin=False), values)
     for one, other in zip(values, got, strict=True):
         torch.testing.assert_close(other, one, rtol=0, atol=0)
-    meta = twin_views.sent(values, torch.device("meta"))
+    meta = sent(values, torch.device("meta"))
     assert [(v.dtype, v.shape) for v in meta] == [(v.dtype, v.shape) for v in values]
-    here = twin_views.sent(values, torch.device("cpu"))
+    here = sent(values, torch.device("cpu"))
     assert all(one is other for one, other in zip(values, here, strict=True))
 
 
@@ -401,10 +355,10 @@ def test_views_drawn_ahead_are_the_same(images: torch.Tensor, both: bool) -> Non
     state = torch.get_rng_state()
     random = torch.Generator().manual_seed(5)
     count, _, height, width = images.shape
-    drawn = twin_views.draw_views(pipelines, count, height, width, random, both=both)
+    drawn = draw_views(pipelines, count, height, width, random, both=both)
     before = [tensor.clone() for one in drawn for tensor in one]
     for _ in range(2):  # nothing that was drawn is used up
-        views = twin_views.apply_views(pipelines, images, twins, drawn, both=both)
+        views = apply_views(pipelines, images, twins, drawn, both=both)
         assert all(torch.equal(*pair) for pair in zip(views, expected, strict=True))
     assert all(map(torch.equal, before, (tensor for one in drawn for tensor in one)))
     assert torch.equal(random.get_state(), after)

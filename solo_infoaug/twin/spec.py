@@ -1,6 +1,6 @@
 """What is special about a solo-learn method, for its twin branch.
 
-The branch in `branch.py` is generic: a second instance of the method over the same backbone.
+The branch is generic: a second instance of the method over the same backbone (`learner.py`).
 `method_patches/` holds one small module for each method, named as in solo-learn's `METHODS`, with
 a `SPEC` that says what is doubled, what a twin positive means there, and what is not generic.
 """
@@ -97,9 +97,6 @@ class MethodSpec(MethodFacts):
     """Of f-MICL's loss for this method: `FMICLConfig.loss`."""
 
 
-MethodPatch = MethodSpec
-"""The former name, which goes on working."""
-
 _added: dict[str, MethodSpec] = {}
 
 
@@ -112,10 +109,6 @@ def add_method(name: str, spec: MethodSpec) -> None:
         spec: what its twin branch doubles, and what is not generic about it.
     """
     _added[name] = spec
-
-
-add_patch = add_method
-"""The former name, which goes on working."""
 
 
 def supported_methods() -> list[str]:

@@ -1,0 +1,194 @@
+"""What a checkpoint of a run with InfoAug or f-MICL says of it, and what is refused or put back.
+
+solo-learn saves weights, optimizer and schedule. For a run with InfoAug the checkpoint also holds
+the random state and the momentum coefficient, and the buffers that SwAV and DeepCluster V2 make
+when training starts (queue, memory) find their way back: a resumed run is the run that was stopped.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from solo_infoaug.errors import ConfigError
+from solo_infoaug.objectives.config import FMICLConfig
+from solo_infoaug.twin.config import InfoAugConfig
+from solo_infoaug.twin.randomness import fork_rng
+
+_TWINS, _OBJECTIVE = "solo_infoaug", "solo_infoaug_fmicl"  # the keys in a checkpoint
+
+
+# --- saved -----------------------------------------------------------------------------------
+
+
+def save(
+    checkpoint: dict[str, Any],
+    method: Any,
+    settings: InfoAugConfig | None,
+    objective: FMICLConfig | None,
+) -> None:
+    """Note which twins and which objective a run was trained with, and where it stands."""
+    if objective is not None:
+        checkpoint[_OBJECTIVE] = objective.asdict()
+    if settings is None:
+        return
+    updater = getattr(method, "momentum_updater", None)
+    checkpoint[_TWINS] = {
+        "fingerprint": settings.fingerprint,
+        "arm": settings.arm,
+        "weight": settings.weight,
+        "random": random_state(method.device),
+        "tau": None if updater is None else updater.cur_tau,
+    }
+
+
+def random_state(device: torch.device) -> dict[str, Any]:
+    """The state of Python's, NumPy's and torch's generators, in plain types and tensors."""
+    algorithm, keys, *rest = np.random.get_state()
+    return {
+        "python": random.getstate(),
+        "numpy": [algorithm, np.asarray(keys).tolist(), *rest],
+        "torch": torch.get_rng_state(),
+        "device": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
+    }
+
+
+# --- refused ---------------------------------------------------------------------------------
+
+
+def check_objective(checkpoint: dict[str, Any], objective: FMICLConfig | None) -> None:
+    """Raise a ConfigError unless the checkpoint was trained with this objective."""
+    ours = None if objective is None else objective.asdict()
+    theirs = checkpoint.get(_OBJECTIVE)
+    if ours != theirs:
+        raise ConfigError(
+            f"fmicl: the checkpoint to resume was trained with {theirs or 'no fmicl'}, this "
+            f"run has {ours or 'none'}; resume with the configuration that it was trained with"
+        )
+
+
+def check_kind(theirs: bool, ours: bool) -> None:
+    """Raise a ConfigError unless checkpoint and run both have a twin branch, or neither."""
+    if theirs != ours:
+        kinds = {False: "a baseline run", True: "a run with InfoAug"}
+        raise ConfigError(
+            f"resume_from_checkpoint: the checkpoint is that of {kinds[theirs]}, and this is "
+            f"{kinds[ours]}; resume with the configuration that it was trained with"
+        )
+
+
+def has_twins(checkpoint: Mapping[str, Any]) -> bool:
+    """Whether a checkpoint is that of a run with InfoAug."""
+    return _TWINS in checkpoint
+
+
+# --- put back --------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Resumption:
+    """A run that goes on from a checkpoint: what to put back, and when.
+
+    In this order: `restore_random_state`, once the checkpoint is loaded; `on_train_start` around
+    the method's hook of that name, and `on_train_epoch_start` around that one, once.
+    """
+
+    method: Any
+    branch: Any
+    saved: Mapping[str, Any]
+    """What `save` noted when the checkpoint was written."""
+    late_buffers: dict[str, Tensor]
+    """From `take_late_buffers`, of its weights."""
+
+    @staticmethod
+    def of(method: Any, branch: Any, checkpoint: dict[str, Any]) -> Resumption | None:
+        """None if the checkpoint does not say where the run stood."""
+        late = take_late_buffers(method, branch, checkpoint["state_dict"])
+        saved = checkpoint.get(_TWINS, {})
+        return Resumption(method, branch, saved, late) if "random" in saved else None
+
+    def restore_random_state(self) -> None:
+        """Draw on as the run that was stopped; a checkpoint is the first process's."""
+        trainer = self.method.trainer
+        if trainer.world_size == 1:
+            _set_random_state(self.saved["random"], trainer.strategy.root_device)
+
+    @contextmanager
+    def on_train_start(self) -> Iterator[None]:
+        """What a run draws inside it drew when it first started; then buffers and momentum."""
+        with fork_rng(0, self.method.device):
+            yield
+        for name, value in self.late_buffers.items():
+            self.method.get_buffer(name).copy_(value)
+        if self.saved["tau"] is not None:
+            # those of the branch may be among the method's
+            pairs = dict.fromkeys([*self.method.momentum_pairs, *self.branch.momentum_pairs])
+            _set_momentum(self.method.momentum_updater, list(pairs), self.saved["tau"])
+
+    @contextmanager
+    def on_train_epoch_start(self) -> Iterator[None]:
+        """Draw in the order of a run that was not stopped.
+
+        It comes here before it asks its data loader for the epoch, and a resumed one afterwards.
+        """
+        self.restore_random_state()
+        yield
+        torch.empty((), dtype=torch.int64).random_()
+
+
+def _set_random_state(state: dict[str, Any], device: torch.device) -> None:
+    """Go on where `random_state` was called."""
+    version, keys, gauss = state["python"]
+    random.setstate((version, tuple(keys), gauss))
+    algorithm, keys, *rest = state["numpy"]
+    np.random.set_state((algorithm, np.array(keys, dtype=np.uint32), *rest))
+    torch.set_rng_state(state["torch"].cpu())
+    if device.type == "cuda" and state["device"] is not None:
+        torch.cuda.set_rng_state(state["device"].cpu(), device)
+
+
+def take_late_buffers(
+    method: nn.Module, branch: Any, weights: dict[str, Tensor]
+) -> dict[str, Tensor]:
+    """Take the buffers out of `weights` that the method will only make when training starts.
+
+    Args:
+        method: as its constructor leaves it, with the branch.
+        branch: the twin branch, which knows the names of such buffers.
+        weights: a checkpoint's state dict; changed in place.
+    """
+    known = method.state_dict().keys()
+    names = {name.rpartition(".")[2] for name in branch.learner.spec.state}
+    late = [key for key in weights if key not in known and key.rpartition(".")[2] in names]
+    return {key: weights.pop(key) for key in late}
+
+
+@torch.no_grad()
+def _set_momentum(updater: Any, pairs: list[tuple[Any, Any]], tau: float) -> None:
+    """Go on with the momentum coefficient `tau`.
+
+    An update leaves its results in a memory layout of its own choice, and a convolution's rounding
+    depends on the layout: an update that changes no value brings it about.
+    """
+    updater.cur_tau = 1.0
+    for pair in pairs:
+        updater.update(*pair)
+    updater.cur_tau = tau
+
+
+def once_inside(owner: Any, name: str, context: Callable[[], AbstractContextManager[None]]) -> None:
+    """The next call of a hook of `owner` runs inside `context`, and calls after it as before."""
+
+    def hook() -> None:
+        delattr(owner, name)
+        with context():
+            getattr(owner, name)()
+
+    setattr(owner, name, hook)
