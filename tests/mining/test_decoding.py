@@ -242,7 +242,8 @@ def test_background_has_no_twin_by_damage(tmp_path: Path, frames: Images) -> Non
         rows = found.patches[found.anchors.numpy()]
         begin = boxes[:, rows["frame"]]
         centre = np.stack([rows["x"], rows["y"]], axis=-1)
-        inside = ((centre >= begin) & (centre < begin + 80)).all(-1).any(0)
+        # Half of a patch on the outline of an object is the object
+        inside = ((centre >= begin - 2) & (centre < begin + 82)).all(-1).any(0)
         assert len(rows) > 30
         assert inside.all()
         damaged = path != whole
