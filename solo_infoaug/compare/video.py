@@ -56,9 +56,9 @@ class PropagationConfig:
         ConfigError: a value cannot be used.
     """
 
-    frames: int = 16
+    frames: int = 10
     """Number of frames, from the first on."""
-    size: int = 240
+    size: int = 320
     """Shorter side in pixels of the frames that the backbone sees; 8 pixels a place."""
 
     def __post_init__(self) -> None:

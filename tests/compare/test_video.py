@@ -195,8 +195,8 @@ def test_checkpoints_and_references_are_evaluated(
 @pytest.mark.parametrize(
     ("override", "expected"),
     [
-        ("video.test_frames=5", {"frames": 16, "size": 240}),
-        ("video.propagation.frames=4", {"frames": 4, "size": 240}),
+        ("video.test_frames=5", {"frames": 10, "size": 320}),
+        ("video.propagation.frames=4", {"frames": 4, "size": 320}),
         ("video.propagation=null", None),
     ],
 )
