@@ -327,7 +327,7 @@ class Planner:
                 raise ConfigError("data.videos: expected a folder of videos with masks, got none")
             videos = str(expanded(cfg.data.pop("videos")).resolve())
             settings = _settings("video", video.VideoConfig, cfg.pop("video"), videos=videos)
-            evaluate.video = asdict(settings)
+            evaluate.video = settings.as_dict()
             stills, twins = self._prepared("video", settings, video.prepare_video)
             cfg.data.train_path = str(stills)
             return twins

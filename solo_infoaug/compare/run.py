@@ -143,7 +143,7 @@ def evaluate_run(checkpoint: Path, how: dict[str, Any]) -> tuple[dict[str, float
 def evaluate_video(
     checkpoint: Path, how: dict[str, Any]
 ) -> tuple[dict[str, float], dict[str, Any]]:
-    """The metrics of `compare.video`, means over the videos; per cent.
+    """The metrics of `compare.video`, with label propagation; means over the videos, per cent.
 
     And what goes beside them: `sequences` (metric → video → per cent) and `references` (the
     untrained network and mean colour → metric → per cent).
@@ -151,22 +151,31 @@ def evaluate_video(
     import torch
     from omegaconf import OmegaConf
 
-    from solo_infoaug.compare.video import VideoConfig, evaluate_clips
+    from solo_infoaug.compare.video import VideoConfig, evaluate_clips, propagate_clips
     from solo_infoaug.evaluation import extract_features, load_backbone
+    from solo_infoaug.evaluation.maps import has_map
+    from solo_infoaug.evaluation.segmentation import COLOUR, UNTRAINED, models
     from solo_infoaug.host import load_host
 
+    config = VideoConfig(**how)
     backbone = load_backbone(checkpoint)
     torch.manual_seed(int(OmegaConf.select(backbone.cfg, "seed", default=0)))
     module = load_host().build_backbone(backbone.cfg).eval().requires_grad_(False)
     untrained = replace(backbone, module=module)
     scores = evaluate_clips(
-        VideoConfig(**how),
+        config,
         {
             "ours": partial(extract_features, backbone),
-            "untrained network": partial(extract_features, untrained),
-            "mean colour": None,
+            UNTRAINED: partial(extract_features, untrained),
+            COLOUR: None,
         },
     )
+    if config.propagation is not None and not has_map(backbone.module):
+        print(f"video.propagation: skipped, the feature maps of {backbone.name} are not known")
+    elif config.propagation is not None:
+        maps = models(backbone, config.propagation.size, stride=8)
+        for name, metrics in propagate_clips(config, maps).items():
+            scores[name] |= metrics
     means = {
         name: {metric: float(np.mean(list(of.values()))) for metric, of in metrics.items()}
         for name, metrics in scores.items()

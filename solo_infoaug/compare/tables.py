@@ -26,6 +26,9 @@ METRICS = {
     "unseen_auc": "held-out videos: same object, AUC",
     "unseen_same_frame": "held-out videos: nearest patch on the same object, same frame",
     "unseen_later_frame": "held-out videos: nearest patch on the same object, later frame",
+    "unseen_j": "held-out videos: label propagation, J",
+    "unseen_f": "held-out videos: label propagation, F",
+    "unseen_jf": "held-out videos: label propagation, mean of J and F",
     "online": "online accuracy",
 }
 """Names for people, in the order of the tables."""

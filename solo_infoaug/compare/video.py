@@ -8,12 +8,15 @@ measures, with patches that do not overlap:
   of the background, in the same frame? Chance is 50 per cent.
 * Retrieval: is the nearest patch on the same object, in the same frame and in a later one? Patches
   at the place of the query are left out.
+
+And without patches, in the first frames of the held-out videos: label propagation, by
+`solo_infoaug.evaluation.segmentation`.
 """
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -29,6 +32,8 @@ from torch.nn import functional as F
 from solo_infoaug._checks import is_whole, require
 from solo_infoaug._files import digest, mark_as_made, write_json
 from solo_infoaug.evaluation.clips import Clip, find_clips
+from solo_infoaug.evaluation.propagation import FeatureMap, Propagation
+from solo_infoaug.evaluation.segmentation import segment
 from solo_infoaug.mining import MineConfig, mine
 from solo_infoaug.mining.video import open_video
 from solo_infoaug.mining.window import crops, patch_size
@@ -41,6 +46,26 @@ SPLITS = ("seen", "unseen")
 
 Features = Callable[[Tensor], Tensor]
 """uint8 [N, 3, S, S] → float32 [N, D]."""
+
+
+@dataclass(frozen=True)
+class PropagationConfig:
+    """How much label propagation sees of each held-out video.
+
+    Raises:
+        ConfigError: a value cannot be used.
+    """
+
+    frames: int = 10
+    """Number of frames, from the first on."""
+    size: int = 320
+    """Shorter side in pixels of the frames that the backbone sees; 8 pixels a place."""
+
+    def __post_init__(self) -> None:
+        for name, least in {"frames": 2, "size": 8}.items():
+            value = getattr(self, name)
+            good = is_whole(value, least)
+            require(good, f"video.propagation.{name}", f"a whole number ≥ {least}", value)
 
 
 @dataclass(frozen=True)
@@ -67,8 +92,15 @@ class VideoConfig:
     background: int = 200
     """Maximum number of background patches from each tested frame."""
     seed: int = 0
+    propagation: PropagationConfig | None = None
+    """Label propagation, also as a mapping; None leaves it out."""
 
     def __post_init__(self) -> None:
+        if isinstance(given := self.propagation, Mapping):
+            object.__setattr__(self, "propagation", PropagationConfig(**given))
+        else:
+            good = given is None or isinstance(given, PropagationConfig)
+            require(good, "video.propagation", "a mapping of frames and size, or null", given)
         minima = {"held_out": 2, "train_frames": 1, "train_patches": 1, "test_frames": 2}
         for name, least in {**minima, "background": 1}.items():
             value = getattr(self, name)
@@ -79,8 +111,15 @@ class VideoConfig:
 
     @property
     def digest(self) -> str:
-        """A short hash of the settings, the miner's among them, and of the generator's version."""
-        return digest([VERSION, asdict(self), asdict(self.mining)])
+        """A short hash of what the data depends on: settings, the miner's, generator's version."""
+        settings = asdict(self)
+        settings.pop("propagation")
+        return digest([VERSION, settings, asdict(self.mining)])
+
+    def as_dict(self) -> dict[str, Any]:
+        """The settings; without label propagation they are what they were before there was it."""
+        settings = asdict(self)
+        return {name: value for name, value in settings.items() if value is not None}
 
     @property
     def mining(self) -> MineConfig:
@@ -174,7 +213,7 @@ def prepare_video(folder: Path, config: VideoConfig, workers: int = 1) -> tuple[
             for sequence in seen:
                 _write_stills(stills / sequence.name, sequence, config)
             mine([sequence.source for sequence in seen], twins, config.mining, workers=workers)
-            write_json(marker, asdict(config))
+            write_json(marker, config.as_dict())
     return stills, twins
 
 
@@ -253,4 +292,23 @@ def evaluate_clips(config: VideoConfig, models: dict[str, Features | None]) -> d
             for name, features in models.items():
                 for metric, value in evaluate_sequence(tiles, features).items():
                     measured[name].setdefault(f"{split}_{metric}", {})[sequence.name] = value
+    return measured
+
+
+def propagate_clips(config: VideoConfig, models: Mapping[str, FeatureMap]) -> dict[str, Any]:
+    """J and F of each model: model → `unseen_j`, `unseen_f`, `unseen_jf` → video → per cent.
+
+    Held-out videos whose first mask shows no object are left out.
+    """
+    how = config.propagation
+    assert how is not None
+    measured: dict[str, Any] = {name: {} for name in models}
+    for clip in split_clips(config)["unseen"]:
+        if not clip.read_masks()[0].any():
+            continue
+        for name, features in models.items():
+            found = segment(clip, features, Propagation(), how.frames)
+            found["jf"] = (found["j"] + found["f"]) / 2
+            for metric, value in found.items():
+                measured[name].setdefault(f"unseen_{metric}", {})[clip.name] = value
     return measured

@@ -24,6 +24,12 @@ def _stages(module: ResNet | SmallResNet) -> nn.Sequential:
     return nn.Sequential(*layers, module.layer1, module.layer2, module.layer3)
 
 
+def has_map(module: Any) -> bool:
+    """Whether `MapOf` knows the feature maps of a backbone."""
+    of_timm = all(hasattr(module, name) for name in ("set_input_size", "num_prefix_tokens"))
+    return isinstance(module, ResNet | SmallResNet) or of_timm
+
+
 class MapOf:
     """uint8 [3, H, W] → feature map [C, h, w] of a backbone.
 
@@ -48,7 +54,7 @@ class MapOf:
                 for layer in self.stages[-1].modules():
                     if isinstance(layer, nn.Conv2d):
                         layer.stride = (1, 1)
-        elif not all(hasattr(self.module, n) for n in ("set_input_size", "num_prefix_tokens")):
+        elif not has_map(self.module):
             raise ConfigError(
                 f"--data davis: expected a ResNet, small_resnet or one of timm's vision "
                 f"transformers, whose feature maps are known, got {backbone.name}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -33,11 +34,16 @@ def models(backbone: Backbone, size: int, stride: int) -> dict[str, FeatureMap]:
     }
 
 
-def segment(clip: Clip, features: FeatureMap, how: Propagation) -> dict[str, float]:
-    """`j` and `f` (per cent) of a video: means over the objects of its first mask."""
+def segment(
+    clip: Clip, features: FeatureMap, how: Propagation, frames_used: int | None = None
+) -> dict[str, float]:
+    """`j` and `f` (per cent) of a video: means over the objects of its first mask.
+
+    `frames_used`: how many frames from the first on; default all.
+    """
     truth = clip.read_masks()
     with open_video(clip.source) as video:
-        frames = (frame.image() for frame in video.frames(0.0, 1.0))
+        frames = (frame.image() for frame in islice(video.frames(0.0, 1.0), frames_used))
         masks = propagate(frames, truth[0], features, how)
     count = min(len(masks), len(truth))  # some videos end a frame before their masks
     of_objects = score(masks[:count], list(truth[:count])).values()

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import Tensor
 
+from solo_infoaug.compare.grid import Planner, parse_grid
+from solo_infoaug.compare.run import evaluate_video
 from solo_infoaug.compare.video import (
     Clip,
+    PropagationConfig,
     Tiles,
     VideoConfig,
     cut,
@@ -18,11 +25,13 @@ from solo_infoaug.compare.video import (
     evaluate_sequence,
     find_clips,
     kept_back,
+    propagate_clips,
     scores,
     split_clips,
 )
 from solo_infoaug.errors import ConfigError
 from solo_infoaug.mining import MineConfig
+from solo_infoaug.training import pretrain
 
 SIDE = 16  # the miner's least patch, on frames of 96 × 64
 
@@ -117,13 +126,109 @@ def test_only_the_kept_part_is_tested_and_colour_tells_red_from_green(davis: Pat
     assert everywhere["blind"]["seen_auc"] == {"a": 50.0, "b": 50.0}
 
 
+def _colours(image: Tensor) -> Tensor:
+    """Features that tell red from green, at every pixel."""
+    red = image[0] > image[1]
+    return torch.stack([red, ~red]).float()
+
+
+def test_masks_are_propagated_in_held_out_videos(davis: Path) -> None:
+    folder = davis / "Annotations/480p/c"
+    full = VideoConfig(str(davis), propagation=PropagationConfig(frames=8))
+    # the last two of the eight frames: their object has lost its right half in the truth
+    for number in (6, 7):
+        mask = np.asarray(Image.open(folder / f"{number:05d}.png")).copy()
+        mask[:, 40:] = 0
+        Image.fromarray(mask).save(folder / f"{number:05d}.png")
+    found = propagate_clips(full, {"knows": _colours, "blind": lambda x: torch.ones(1, 8, 12)})
+    assert set(found["knows"]) == {"unseen_j", "unseen_f", "unseen_jf"}
+    assert all(set(videos) == {"c"} for videos in found["knows"].values())
+    # five frames are right, and in two of seven half of the object is
+    assert found["knows"]["unseen_j"]["c"] == pytest.approx(100 * (5 + 2 * 0.5) / 7)
+    assert found["blind"]["unseen_j"]["c"] < found["knows"]["unseen_j"]["c"] - 10
+    # with the first six frames alone all is right
+    six = replace(full, propagation={"frames": 6})  # a mapping, as configurations have it
+    assert six.propagation == PropagationConfig(frames=6)
+    assert propagate_clips(six, {"knows": _colours})["knows"] == {
+        "unseen_j": {"c": 100.0},
+        "unseen_f": {"c": 100.0},
+        "unseen_jf": {"c": 100.0},
+    }
+
+
+def test_a_video_without_an_object_in_its_first_frame_is_left_out(davis: Path) -> None:
+    nothing = Image.fromarray(np.zeros((64, 96), np.uint8))
+    nothing.save(davis / "Annotations/480p/c/00000.png")
+    config = VideoConfig(str(davis), propagation=PropagationConfig())
+    assert propagate_clips(config, {"knows": _colours}) == {"knows": {}}
+
+
+def test_data_and_runs_without_propagation_are_what_they_were(davis: Path) -> None:
+    without = VideoConfig(str(davis))
+    assert replace(without, propagation=PropagationConfig(frames=3)).digest == without.digest
+    assert "propagation" not in without.as_dict()
+    assert VideoConfig(**without.as_dict()) == without
+    some = replace(without, propagation=PropagationConfig(frames=3))
+    assert VideoConfig(**some.as_dict()) == some
+
+
+def test_checkpoints_and_references_are_evaluated(
+    host: Any, make_cfg: Callable[..., Any], davis: Path
+) -> None:
+    cfg = make_cfg("simclr", None, max_epochs=1)
+    cfg.backbone = {"name": "small_resnet"}
+    checkpoint = pretrain(cfg).checkpoint
+    assert checkpoint is not None
+    settings = VideoConfig(str(davis), propagation=PropagationConfig(frames=3, size=64))
+    metrics, more = evaluate_video(checkpoint, settings.as_dict())
+    columns = {"unseen_j", "unseen_f", "unseen_jf"}
+    assert columns | {"unseen_auc"} <= set(metrics)
+    assert set(more["references"]) == {"untrained network", "mean colour"}
+    for known in (metrics, *more["references"].values()):
+        assert known["unseen_jf"] == pytest.approx((known["unseen_j"] + known["unseen_f"]) / 2)
+    assert more["references"]["mean colour"]["unseen_j"] > 90
+    assert more["sequences"]["unseen_jf"] == {"c": metrics["unseen_jf"]}
+    metrics, more = evaluate_video(checkpoint, replace(settings, propagation=None).as_dict())
+    assert not columns & {*metrics, *more["references"]["mean colour"]}
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("video.test_frames=5", {"frames": 10, "size": 320}),
+        ("video.propagation.frames=4", {"frames": 4, "size": 320}),
+        ("video.propagation=null", None),
+    ],
+)
+def test_propagation_is_on_and_one_override_turns_it_off(
+    host: Any,
+    davis: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    override: str,
+    expected: Any,
+) -> None:
+    monkeypatch.setattr(
+        "solo_infoaug.compare.video.prepare_video",
+        lambda folder, config, workers: (tmp_path / "stills", tmp_path / "twins"),
+    )
+    chosen = ["data=video", f"data.videos='{davis}'", "methods=byol", "arms=baseline", "seeds=0"]
+    (run,) = Planner(parse_grid([*chosen, f"out='{tmp_path}'", override])).plan()
+    assert run.evaluate["video"].get("propagation") == expected
+
+
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
+        ({"propagation": 3}, r"video\.propagation: expected a mapping of frames and size, or null"),
+        (
+            {"propagation": {"frames": 1}},
+            r"video\.propagation\.frames: expected a whole number ≥ 2, got 1",
+        ),
         ({"held_out": 1}, r"video\.held_out: expected a whole number ≥ 2, got 1"),
         ({"stop_fraction": 1.0}, r"video\.stop_fraction: expected a number in \(0, 1\)"),
     ],
 )
-def test_bad_settings_are_named(setting: dict[str, float], message: str) -> None:
+def test_bad_settings_are_named(setting: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         VideoConfig("videos", **setting)

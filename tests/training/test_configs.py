@@ -5,19 +5,24 @@ from __future__ import annotations
 import csv
 import json
 import pickle
+import shlex
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import torchvision
 from PIL import Image
 from processes import python
 
+from solo_infoaug.compare.grid import Planner, parse_grid
 from solo_infoaug.errors import ConfigError
+from solo_infoaug.objectives.config import FMICLConfig
 from solo_infoaug.resources import config_folder
 from solo_infoaug.training import load_config, pretrain
+from solo_infoaug.training.layouts import name_for_host
 
 METHODS = sorted(path.stem for path in config_folder().glob("*.yaml") if path.stem != "base")
 DATA = sorted(path.stem for path in (config_folder() / "data").glob("*.yaml"))
@@ -120,6 +125,90 @@ def test_configuration_trains(
 def test_data_set_without_a_configuration_is_named() -> None:
     with pytest.raises(ConfigError, match=r"data/mnist"):
         load_config(config_folder(), "simclr", ["data=mnist"])
+
+
+# --- the f-MICL paper's ---------------------------------------------------------------------------
+
+# network and batch size of the paper's table, by data set
+PAPER = {
+    "cifar10": ("resnet18", 512),
+    "stl10": ("resnet50", 64),
+    "tiny_imagenet": ("resnet50", 256),
+}
+DIVERGENCES = ["kl", "js", "pearson", "hellinger", "tsallis", "vlc"]
+
+
+def test_all_configurations_of_the_paper_are_there() -> None:
+    folder = config_folder() / "paper"
+    assert sorted(file.stem for file in folder.glob("*.yaml")) == ["base", "mocov2plus", "simclr"]
+    assert sorted(file.stem for file in (folder / "data").glob("*.yaml")) == sorted(PAPER)
+
+
+@pytest.mark.parametrize(("method", "data"), list(product(["simclr", "mocov2plus"], PAPER)))
+def test_configuration_of_the_paper_builds_its_method(
+    host: Any, slim_backbone: None, method: str, data: str, datasets: Path
+) -> None:
+    cfg = load_config(
+        config_folder() / "paper", method, [f"data={data}", f"data.train_path={datasets}"]
+    )
+    network, batch = PAPER[data]
+    name_for_host(cfg)
+    cfg = host.parse_cfg(cfg)
+    assert (cfg.backbone.name, cfg.optimizer.batch_size, cfg.max_epochs) == (network, batch, 800)
+    # by now solo-learn has scaled the rates by the batch
+    assert (cfg.optimizer.lr, cfg.optimizer.classifier_lr) == pytest.approx((0.1, 0.1))
+    model = host.methods[method](cfg)
+    assert model.projector(torch.zeros(2, model.features_dim)).shape == (2, 512)
+    assert model.fmicl == FMICLConfig("kl", "gaussian", 40, model.fmicl.sigma)
+    assert 1 / (2 * model.fmicl.sigma**2) == pytest.approx(1)
+    assert getattr(model, "infoaug", None) is None
+
+
+@pytest.mark.parametrize("choice", ["fmicl=null", *(f"fmicl.divergence={d}" for d in DIVERGENCES)])
+def test_divergences_of_the_paper(host: Any, slim_backbone: None, choice: str) -> None:
+    cfg = host.parse_cfg(load_config(config_folder() / "paper", "simclr", [choice]))
+    model = host.methods["simclr"](cfg)
+    found = None if model.fmicl is None else (model.fmicl.divergence, model.fmicl.alpha)
+    name = choice.rpartition("=")[2]
+    assert found == (None if name == "null" else (name, 40))
+
+
+def test_the_paper_starts_at_its_rate_and_trains_without_twins(
+    host: Any, slim_backbone: None, datasets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torchvision.datasets.cifar, "check_integrity", lambda *args: True)
+    # 3.2 × 8 / 256 = 0.1
+    rates_of_8 = ["optimizer.lr=3.2", "optimizer.classifier_lr=3.2"]
+    overrides = [*_overrides("simclr", "cifar10", datasets, tmp_path), *rates_of_8]
+    result = pretrain(load_config(config_folder() / "paper", "simclr", overrides))
+    assert result.folder is not None
+    with (result.folder / "metrics.csv").open() as file:
+        first = next(csv.DictReader(file))
+    rates = [float(value) for key, value in first.items() if key.startswith("lr-")]
+    assert rates == pytest.approx([0.1] * len(rates))
+    assert rates
+    assert np.isfinite(result.metrics["train_fmicl_loss_epoch"])
+    assert not any(name.startswith("twin") for name in result.metrics)
+
+
+def test_the_comparison_of_the_paper_on_a_cpu_is_planned(
+    host: Any, datasets: Path, tmp_path: Path
+) -> None:
+    """The command in configs/README.md; every run builds its method."""
+    page = (config_folder() / "README.md").read_text(encoding="utf-8")
+    (command,) = [line for line in page.splitlines() if "compare data=paper_cifar10" in line]
+    given = shlex.split(command)[2:]
+    places = [f"data.train_path='{datasets}'", f"out='{tmp_path}'"]
+    runs = Planner(parse_grid([o for o in given if "train_path" not in o] + places)).plan()
+    trained = []
+    for run in runs:
+        model = host.methods[run.config.method](host.parse_cfg(run.config))
+        assert model.projector(torch.zeros(2, model.features_dim)).shape == (2, 512)
+        assert (run.config.backbone.name, run.evaluate["k"]) == ("small_resnet", 200)
+        assert "infoaug" not in run.config
+        objective = None if model.fmicl is None else model.fmicl.divergence
+        trained.append((run.config.method, objective))
+    assert trained == list(product(["simclr", "mocov2plus"], [None, *DIVERGENCES]))
 
 
 # Runs solo-learn's script, as it is, once for each line of arguments. The made data sets have
