@@ -58,6 +58,12 @@ def mine_config(config: ScenesConfig) -> MineConfig:
         # A patch covers a part, and no neighbour need move with it. The fast flow loses most parts.
         flow="medium",
         min_support=0,
+        # Parts of one object turn against each other: they are far apart, and their steps differ
+        motion_over_noise=5.0,
+        max_difference=0.3,
+        max_drift=2.0,
+        max_twin_error_ratio=1.0,
+        mi_of_distance=0.0,
         camera="none",
         parallax=0,
         moments=2,

@@ -472,7 +472,7 @@ def test_entropy_of_whole_numbers_is_that_of_their_cells(d, spread) -> None:
         (lambda: top_k_partners(X, True), "count must be 1 to P - 1 = 5, got True"),
         (
             lambda: pairwise_significance(X, generator=0),
-            "generator must be a torch.Generator or None, got int",
+            "generator must be a torch.Generator or None, got 0",
         ),
         (lambda: pairwise_significance(X, surrogates=True), "surrogates must be .*, got True"),
     ],
