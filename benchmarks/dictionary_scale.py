@@ -6,7 +6,7 @@ And large ones: files, bytes, time and memory to open them, draws a second.
     uv run python benchmarks/dictionary_scale.py --bucket 100000
     uv run python benchmarks/dictionary_scale.py --index 10000000
 
-With --scale dictionaries of so many patches are written: 100 patches a video, in two windows, JPEGs
+With --scale dictionaries of that size are written: 100 patches a video, in two windows, JPEGs
 of 32 pixels at 4 moments, of which 200 are cut from real frames and come again and again. They are
 opened in a process of their own, which has imported all it needs; what it has read lies in the
 page cache, since it has just been written. The former layout is measured by the same program with

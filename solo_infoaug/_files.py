@@ -137,3 +137,12 @@ def write_json(path: Path, content: Any) -> None:
 def digest(content: Any) -> str:
     """Twelve hexadecimal digits of a hash of JSON content; the order of keys does not matter."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def read_json(file: Path) -> dict[str, Any] | None:
+    """A JSON object; None if the file is missing, is being written, or holds something else."""
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return content if isinstance(content, dict) else None

@@ -15,7 +15,7 @@ from typing import Any, Literal
 from filelock import FileLock
 from omegaconf import DictConfig, OmegaConf
 
-from solo_infoaug._files import write_json
+from solo_infoaug._files import read_json, write_json
 
 State = Literal["done", "failed", "running", "waiting"]
 
@@ -63,22 +63,22 @@ class RunFolder:
         """State of the run; `done` and `failed` hold only for this configuration."""
         if self.result(run_hash) is not None:
             return "done"
-        if (_read(self._error) or {}).get("hash") == run_hash:
+        if (read_json(self._error) or {}).get("hash") == run_hash:
             return "failed"
         return "running" if self._progress.is_file() else "waiting"
 
     def result(self, run_hash: str) -> dict[str, Any] | None:
         """The result of the run; None unless it is done."""
-        result = _read(self._result)
+        result = read_json(self._result)
         return result if result is not None and result.get("hash") == run_hash else None
 
     def reason(self) -> str:
         """Why the run failed."""
-        return str((_read(self._error) or {}).get("reason", "unknown"))
+        return str((read_json(self._error) or {}).get("reason", "unknown"))
 
     def share(self) -> float:
         """Share of the training that is done, 0 to 1."""
-        now = _read(self._progress)
+        now = read_json(self._progress)
         return float(now["step"]) / max(1.0, float(now["steps"])) if now else 0.0
 
     def note_step(self, step: int, steps: int) -> None:
@@ -98,11 +98,3 @@ class RunFolder:
     def end(self) -> None:
         """Note that no process does the run any more."""
         self._progress.unlink(missing_ok=True)
-
-
-def _read(file: Path) -> dict[str, Any] | None:
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return content if isinstance(content, dict) else None

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import Progress
 
-from solo_infoaug._files import printable, write_text
+from solo_infoaug._files import printable, read_json, write_text
 from solo_infoaug.dictionary.format import LOCK, MANIFEST
 from solo_infoaug.errors import DictionaryError
 from solo_infoaug.mining.corpus import shown_member
@@ -96,9 +96,9 @@ def status_of(folder: Path) -> str:
         DictionaryError: nothing was mined there.
     """
     running = _is_running(folder)
-    state = _read(folder / STATUS)
+    state = read_json(folder / STATUS)
     if state is None:
-        there = _read(folder / MANIFEST)
+        there = read_json(folder / MANIFEST)
         if there is not None and not running:
             twinless, failed = (len(there.get(name) or {}) for name in ("twinless", "failed"))
             return (
@@ -169,11 +169,3 @@ def _is_running(folder: Path) -> bool:
         return True
     except OSError:
         return False
-
-
-def _read(file: Path) -> dict[str, Any] | None:
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return content if isinstance(content, dict) else None

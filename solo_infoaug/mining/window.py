@@ -78,7 +78,8 @@ class _Gated:
     """`reason` uint8 [P]; `moving` int64 [M], the patches that passed the gate.
 
     `samples` float64 [M, T, d] and `known` bool [M, T] are the estimator's input; `allowed`
-    bool [M, M] says whether the second may be the twin of the first.
+    bool [M, M] says whether the second may be the twin of the first, and `min_mi` [M, M] how
+    many nats they need.
     """
 
     reason: np.ndarray
@@ -86,6 +87,7 @@ class _Gated:
     samples: np.ndarray
     known: np.ndarray
     allowed: np.ndarray
+    min_mi: np.ndarray
     record: dict[str, Any]
 
 
@@ -108,10 +110,7 @@ def mine_window(window: Window, tracks: Tracks | None, config: MineConfig) -> Mi
     size = patch_size(*window.size, config)
     motion, known, record = _without_background(window, tracks, config)
     gated = _gate(window, tracks, motion, known, size, config)
-    centres = tracks.path[window.seed, gated.moving]
-    partners = find_partners(
-        gated.samples, gated.known, gated.allowed, config, _least_mi(centres, size, config)
-    )
+    partners = find_partners(gated.samples, gated.known, gated.allowed, config, gated.min_mi)
     reason = gated.reason
     reason[gated.moving[partners.twins[:, 0] >= 0]] = _TWIN
     counts = {name: int((reason == number).sum()) for number, name in enumerate(REASONS)}
@@ -225,10 +224,13 @@ def _gate(
     allowed &= certain[chosen]
     if config.signal == "motion" and config.max_drift < _ANY_DRIFT:
         allowed &= drift(motion[chosen], known[chosen]) < config.max_drift
+    apart = distances(centres[chosen])
     if config.min_distance:
-        allowed &= distances(centres[chosen]) >= config.min_distance * size - 0.5
+        allowed &= apart >= config.min_distance * size - 0.5
+    # Nats; more each time the distance doubles from that of touching patches
+    min_mi = config.min_mi + config.mi_of_distance * np.log2(np.maximum(apart / size, 1.0))
     samples, there = represent(signal[chosen], known[chosen], config.representation)
-    return _Gated(reason, chosen, samples, there, allowed, record)
+    return _Gated(reason, chosen, samples, there, allowed, min_mi, record)
 
 
 def _movers(
@@ -258,12 +260,6 @@ def _movers(
         size / float(scale.mean()),
     )
     return moving, ratio, threshold
-
-
-def _least_mi(centres: np.ndarray, size: int, config: MineConfig) -> np.ndarray:
-    """float64 [M, M]: the mutual information that a pair needs, nats, by how far it is apart."""
-    apart = np.maximum(distances(centres) / size, 1.0)
-    return np.asarray(config.min_mi + config.mi_of_distance * np.log2(apart))
 
 
 def _depth_steps(
