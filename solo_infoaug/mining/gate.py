@@ -194,8 +194,8 @@ def difference(motion: np.ndarray, known: np.ndarray) -> tuple[np.ndarray, np.nd
     return energy + energy.T - 2 * flat @ flat.T, energy
 
 
-def drift(motion: np.ndarray, known: np.ndarray) -> np.ndarray:
-    """float64 [P, P]: how far patches drift apart, as a share of how far they go.
+def drift(motion: np.ndarray, known: np.ndarray, pairs: np.ndarray) -> np.ndarray:
+    """float64 [N]: how far the patches of each pair drift apart, as a share of how far they go.
 
     Two people who walk in step differ little from frame to frame and still end up in different
     places. This is the extent of two patches' relative displacement over the window, divided by
@@ -205,36 +205,36 @@ def drift(motion: np.ndarray, known: np.ndarray) -> np.ndarray:
     Args:
         motion: [P, T, 2], 0 where it is not known.
         known: bool [P, T].
+        pairs: int [N, 2].
     """
-    return np.asarray(_drift(motion.astype(np.float64), known))
+    return np.asarray(_drift(motion.astype(np.float64), known, pairs))
 
 
 @compiled()
-def _drift(motion, known):  # type: ignore[no-untyped-def]
-    count, frames, _ = motion.shape
-    found = np.zeros((count, count))
+def _drift(motion, known, pairs):  # type: ignore[no-untyped-def]
+    frames = motion.shape[1]
+    found = np.zeros(len(pairs))
     # Where each of the two and their difference are, and the bounds of where they were
     place, low, high = np.empty((3, 2)), np.empty((3, 2)), np.empty((3, 2))
-    for i in range(count):
-        for j in range(i):
-            place[:], low[:], high[:] = 0, 0, 0
-            for t in range(frames):
-                if not (known[i, t] and known[j, t]):
-                    continue
-                for axis in range(2):
-                    one, other = motion[i, t, axis], motion[j, t, axis]
-                    place[0, axis] += one
-                    place[1, axis] += other
-                    place[2, axis] += one - other
-                    for which in range(3):
-                        low[which, axis] = min(low[which, axis], place[which, axis])
-                        high[which, axis] = max(high[which, axis], place[which, axis])
-            extent = np.zeros(3)
-            for which in range(3):
-                x, y = high[which, 0] - low[which, 0], high[which, 1] - low[which, 1]
-                extent[which] = np.sqrt(x * x + y * y)
-            found[i, j] = extent[2] / max(extent[0], extent[1], 1e-12)
-            found[j, i] = found[i, j]
+    for n in range(len(pairs)):
+        i, j = pairs[n]
+        place[:], low[:], high[:] = 0, 0, 0
+        for t in range(frames):
+            if not (known[i, t] and known[j, t]):
+                continue
+            for axis in range(2):
+                one, other = motion[i, t, axis], motion[j, t, axis]
+                place[0, axis] += one
+                place[1, axis] += other
+                place[2, axis] += one - other
+                for which in range(3):
+                    low[which, axis] = min(low[which, axis], place[which, axis])
+                    high[which, axis] = max(high[which, axis], place[which, axis])
+        extent = np.zeros(3)
+        for which in range(3):
+            x, y = high[which, 0] - low[which, 0], high[which, 1] - low[which, 1]
+            extent[which] = np.sqrt(x * x + y * y)
+        found[n] = extent[2] / max(extent[0], extent[1], 1e-12)
     return found
 
 

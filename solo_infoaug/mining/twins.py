@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from scipy.sparse.csgraph import connected_components
 
 from solo_infoaug.information import EstimateWarning, entropy, pairwise_mutual_information
 from solo_infoaug.mining.config import MineConfig
@@ -56,6 +57,8 @@ def best_partners(
     return twins, found
 
 
+# Number of patches up to which things share a call of the estimator.
+_TOGETHER = 64
 # Minimum number of pairs tested for each patch, however few twins are kept. With fewer, the pooled
 # surrogates do not resolve the p-values that the false-discovery control needs, and no patch has a
 # twin.
@@ -100,7 +103,7 @@ def find_partners(
         # Twenty samples of smooth motion lie near a curve, and a surrogate may have no common
         # samples. The surrogates of the test share both properties, and the test decides.
         warnings.simplefilter("ignore", EstimateWarning)
-        mi, entropies = information(samples, known, config.estimator, config.k)
+        mi, entropies = _information_of(allowed, samples, known, config)
         candidates, _ = best_partners(mi, allowed, max(config.top_k, _TESTED), least)
         row, column = np.nonzero(candidates >= 0)
         if config.fdr == 1.0 or not len(row):
@@ -124,6 +127,30 @@ def find_partners(
     p_of[tuple(tested.T)] = p_of[tuple(tested.T[::-1])] = p
     passed = (passed | passed.T) & allowed
     return _partners(mi, entropies, passed, config, least, p_of, null.reshape(-1))
+
+
+def _information_of(
+    allowed: np.ndarray, samples: np.ndarray, known: np.ndarray, config: MineConfig
+) -> tuple[np.ndarray, np.ndarray]:
+    """See `information`; MI is NaN where no chain of allowed pairs links two patches.
+
+    Things that move apart have no allowed pair, so that of a window with four of them a quarter of
+    the pairs is estimated.
+    """
+    count = len(samples)
+    _, thing = connected_components(allowed, directed=False)
+    sizes = np.bincount(thing)
+    mi, entropies = np.full((count, count), np.nan, np.float32), np.zeros(count, np.float32)
+    # Small ones together, since a call costs as much as thousands of pairs
+    small = sizes < _TOGETHER
+    group = np.where(small, np.cumsum(sizes * small) // _TOGETHER, -1 - np.arange(len(sizes)))
+    for number in np.unique(group):
+        members = np.flatnonzero(group[thing] == number)
+        pairs, entropies[members] = information(
+            samples[members], known[members], config.estimator, config.k
+        )
+        mi[np.ix_(members, members)] = pairs
+    return mi, entropies
 
 
 def _partners(

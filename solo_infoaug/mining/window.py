@@ -222,11 +222,13 @@ def _gate(
     relative = differences / np.maximum(np.sqrt(energy * energy.T), 1e-12)
     allowed = relative[np.ix_(supported, supported)] < config.max_difference
     allowed &= certain[chosen]
-    if config.signal == "motion" and config.max_drift < _ANY_DRIFT:
-        allowed &= drift(motion[chosen], known[chosen]) < config.max_drift
     apart = distances(centres[chosen])
     if config.min_distance:
         allowed &= apart >= config.min_distance * size - 0.5
+    if config.signal == "motion" and config.max_drift < _ANY_DRIFT:
+        pairs = np.argwhere(np.triu(allowed | allowed.T, 1))
+        far = drift(motion[chosen], known[chosen], pairs) >= config.max_drift
+        allowed[tuple(pairs[far].T)] = allowed[tuple(pairs[far].T[::-1])] = False
     # Nats; more each time the distance doubles from that of touching patches
     min_mi = config.min_mi + config.mi_of_distance * np.log2(np.maximum(apart / size, 1.0))
     samples, there = represent(signal[chosen], known[chosen], config.representation)

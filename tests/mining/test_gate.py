@@ -9,6 +9,7 @@ from scipy.ndimage import map_coordinates
 
 from solo_infoaug.mining.gate import (
     difference,
+    drift,
     error_ratio,
     explained_by_own,
     grid_points,
@@ -274,3 +275,28 @@ def test_sample_takes_more_points_than_opencv_takes_rows() -> None:
     points = np.random.default_rng(0).integers(0, [128, 96], (40_000, 4, 2))
     found = sample(image, points.astype(np.float32))
     assert np.array_equal(found, image[points[..., 1], points[..., 0]])
+
+
+def test_drift_is_the_extent_of_what_one_moves_more_than_the_other() -> None:
+    """Against the bounding boxes of paths that are summed in NumPy."""
+    rng = np.random.default_rng(0)
+    motion = rng.normal([0.5, 0.0], size=(4, 12, 2))
+    motion[1] = motion[0]  # parts of one thing
+    motion[3] = -motion[0]  # apart as fast as they go
+    known = np.ones((4, 12), bool)
+    known[2, 5:8] = False
+    pairs = np.array([[0, 1], [0, 2], [2, 1], [0, 3]])
+
+    def extent(steps: np.ndarray) -> float:
+        path = np.concatenate([np.zeros((1, 2)), np.cumsum(steps, axis=0)])
+        return float(np.linalg.norm(np.ptp(path, axis=0)))
+
+    def expected(i: int, j: int) -> float:
+        one, two = (motion[n][known[i] & known[j]] for n in (i, j))
+        return extent(one - two) / max(extent(one), extent(two))
+
+    found = drift(motion, known, pairs)
+    assert np.allclose(found, [expected(i, j) for i, j in pairs])
+    assert found[0] == 0
+    assert found[3] == pytest.approx(2.0)
+    assert drift(motion, known, pairs[:0]).shape == (0,)

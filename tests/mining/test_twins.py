@@ -114,6 +114,22 @@ def test_pairs_that_are_not_allowed_are_no_twins() -> None:
     assert (twins[4:] == -1).all()
 
 
+def test_mi_is_estimated_where_a_twin_may_be() -> None:
+    """Things without an allowed pair between them go by themselves, with the same bits."""
+    rng = np.random.default_rng(2)
+    leaders = rng.normal(size=(3, 40, 2)).repeat((70, 70, 10), axis=0)
+    samples = leaders + 0.5 * rng.normal(size=leaders.shape)
+    thing = np.arange(3).repeat((70, 70, 10))
+    known = rng.random((150, 40)) < 0.9
+    allowed = thing[:, None] == thing
+    allowed[70:80, 0] = True  # one direction is enough
+    linked = (thing < 2)[:, None] == (thing < 2)
+    pairs, entropies = information(samples, known)
+    found = _found(samples, known, allowed)
+    assert np.array_equal(found.pairs, np.where(linked, pairs, np.nan), equal_nan=True)
+    assert np.array_equal(found.entropies, entropies)
+
+
 def test_top_k_keeps_the_best() -> None:
     many, few = (_found(_groups(), _KNOWN, _ALL, top_k=k) for k in (5, 1))
     assert few.twins.shape == (12, 1)
