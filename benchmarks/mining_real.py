@@ -35,9 +35,15 @@ ROWS: list[tuple[str, dict]] = [
     ("twins as certain as others", {"max_twin_error_ratio": 1.0}),
     ("any drift", {"max_drift": 2.0}),
     ("least information at any distance", {"mi_of_distance": 0.0}),
+    ("the highest MI alone", {"mi_tolerance": 0.0}),
     (
-        "none of the last three",
-        {"max_twin_error_ratio": 1.0, "max_drift": 2.0, "mi_of_distance": 0.0},
+        "none of the last four",
+        {
+            "max_twin_error_ratio": 1.0,
+            "max_drift": 2.0,
+            "mi_of_distance": 0.0,
+            "mi_tolerance": 0.0,
+        },
     ),
     ("no support", {"min_support": 0}),
     ("no bound on differences", {"max_difference": 4.0}),

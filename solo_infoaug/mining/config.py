@@ -33,7 +33,7 @@ _RAW_UP_TO = 48
 _MINIMA = (
     (("frame_step", "moments", "top_k", "k", "stride"), 1, ""),
     (("min_motion", "min_colour", "motion_over_noise", "others"), 0, ""),
-    (("min_mi", "mi_of_distance"), 0, " nats"),
+    (("min_mi", "mi_of_distance", "mi_tolerance"), 0, " nats"),
     (("parallax", "min_support", "min_distance", "seed"), 0, ""),
     (("surrogates", "min_frames"), 4, ""),
     (("min_patch",), 4, " pixels"),
@@ -198,6 +198,10 @@ class MineConfig:
     mi_of_distance: float = 0.2
     """Increase of that minimum, in nats, each time the distance doubles from that of touching
     patches: distant patches are less often parts of one thing."""
+
+    mi_tolerance: float = 0.3
+    """Differences in mutual information, in nats, up to which twins count as equally good. The one
+    that lies deepest in what moves then comes first."""
 
     fdr: float = 0.05
     """Accepted share of false pairs among twins (false-discovery rate). Pairs are tested against

@@ -247,6 +247,15 @@ def support(
     return np.asarray((near & (differences < _ALIKE * energy)).sum(axis=1))
 
 
+def surrounded(apart: np.ndarray, side: float, certain: np.ndarray) -> np.ndarray:
+    """int64 [P]: how many of a patch's neighbours are `certain`, bool [P], to move by themselves.
+
+    `apart` [P, P] are the patches' distances. Inside of a thing all are, at its outline half.
+    """
+    near = (apart < _NEAR * side) & (apart > 0)
+    return np.asarray((near & certain).sum(axis=1))
+
+
 def distances(centres: np.ndarray) -> np.ndarray:
     """[P, P]: L∞ distances between centres [P, 2]."""
     x, y = (np.abs(np.subtract.outer(along, along)) for along in centres.T)

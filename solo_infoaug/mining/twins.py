@@ -84,8 +84,12 @@ def find_partners(
     allowed: np.ndarray,
     config: MineConfig,
     min_mi: np.ndarray | None = None,
+    depth: np.ndarray | None = None,
 ) -> Partners:
     """The significant partners of highest mutual information of each of M patches.
+
+    The best may differ by less than the estimate's error. Of those within `config.mi_tolerance` of
+    the highest, the ones of greatest `depth` come first.
 
     Args:
         samples: float64 [M, T, d].
@@ -93,12 +97,16 @@ def find_partners(
         allowed: bool [M, M], whether the second may be the twin of the first.
         config: estimator, test, and thresholds.
         min_mi: minimum for each pair, nats, [M, M]; by default the setting of that name.
+        depth: int [M]; by default all alike.
     """
     least: np.ndarray | float = config.min_mi if min_mi is None else min_mi
     count = len(samples)
+    depth = np.zeros(count, int) if depth is None else depth
     if count < 2:
         no_pairs = np.full((count, count), np.nan, np.float32)
-        return _partners(no_pairs, np.full(count, -np.inf, np.float32), no_pairs > 0, config, least)
+        return _partners(
+            no_pairs, np.full(count, -np.inf, np.float32), no_pairs > 0, config, least, depth
+        )
     with warnings.catch_warnings():
         # Twenty samples of smooth motion lie near a curve, and a surrogate may have no common
         # samples. The surrogates of the test share both properties, and the test decides.
@@ -107,7 +115,7 @@ def find_partners(
         candidates, _ = best_partners(mi, allowed, max(config.top_k, _TESTED), least)
         row, column = np.nonzero(candidates >= 0)
         if config.fdr == 1.0 or not len(row):
-            return _partners(mi, entropies, allowed, config, least)
+            return _partners(mi, entropies, allowed, config, least, depth)
         pairs = np.stack([row, candidates[row, column]], axis=1)
         tested = np.unique(np.sort(pairs, axis=1), axis=0)
         p, null = pair_p_values(
@@ -126,7 +134,7 @@ def find_partners(
     p_of = np.ones(mi.shape, np.float32)
     p_of[tuple(tested.T)] = p_of[tuple(tested.T[::-1])] = p
     passed = (passed | passed.T) & allowed
-    return _partners(mi, entropies, passed, config, least, p_of, null.reshape(-1))
+    return _partners(mi, entropies, passed, config, least, depth, p_of, null.reshape(-1))
 
 
 def _information_of(
@@ -159,11 +167,16 @@ def _partners(
     allowed: np.ndarray,
     config: MineConfig,
     min_mi: np.ndarray | float,
+    depth: np.ndarray,
     p_of: np.ndarray | None = None,
     null: np.ndarray | None = None,
 ) -> Partners:
     """The best of the allowed pairs. Without `p_of` [M, M] they were not tested and have p = 0."""
-    twins, best = best_partners(mi, allowed, config.top_k, min_mi)
+    twins, best = best_partners(mi, allowed, max(config.top_k, _TESTED), min_mi)
+    alike = (twins >= 0) & (best >= best[:, :1] - config.mi_tolerance)
+    order = np.argsort(-np.where(alike, depth[twins], -1), axis=1, kind="stable")
+    order = order[:, : config.top_k]
+    twins, best = (np.take_along_axis(found, order, axis=1) for found in (twins, best))
     p_of = np.zeros(mi.shape) if p_of is None else p_of
     p_value = np.ones(twins.shape, np.float32)
     there = np.nonzero(twins >= 0)

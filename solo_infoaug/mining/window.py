@@ -22,6 +22,7 @@ from solo_infoaug.mining.gate import (
     motion_threshold,
     smoothed,
     support,
+    surrounded,
 )
 from solo_infoaug.mining.signals import colour_changes, represent
 from solo_infoaug.mining.trackers import Tracker, Tracks
@@ -79,7 +80,7 @@ class _Gated:
 
     `samples` float64 [M, T, d] and `known` bool [M, T] are the estimator's input; `allowed`
     bool [M, M] says whether the second may be the twin of the first, and `min_mi` [M, M] how
-    many nats they need.
+    many nats they need. `depth` int [M]: see `surrounded`.
     """
 
     reason: np.ndarray
@@ -88,6 +89,7 @@ class _Gated:
     known: np.ndarray
     allowed: np.ndarray
     min_mi: np.ndarray
+    depth: np.ndarray
     record: dict[str, Any]
 
 
@@ -110,7 +112,9 @@ def mine_window(window: Window, tracks: Tracks | None, config: MineConfig) -> Mi
     size = patch_size(*window.size, config)
     motion, known, record = _without_background(window, tracks, config)
     gated = _gate(window, tracks, motion, known, size, config)
-    partners = find_partners(gated.samples, gated.known, gated.allowed, config, gated.min_mi)
+    partners = find_partners(
+        gated.samples, gated.known, gated.allowed, config, gated.min_mi, gated.depth
+    )
     reason = gated.reason
     reason[gated.moving[partners.twins[:, 0] >= 0]] = _TWIN
     counts = {name: int((reason == number).sum()) for number, name in enumerate(REASONS)}
@@ -232,7 +236,8 @@ def _gate(
     # Nats; more each time the distance doubles from that of touching patches
     min_mi = config.min_mi + config.mi_of_distance * np.log2(np.maximum(apart / size, 1.0))
     samples, there = represent(signal[chosen], known[chosen], config.representation)
-    return _Gated(reason, chosen, samples, there, allowed, min_mi, record)
+    depth = surrounded(apart, size, certain[chosen])
+    return _Gated(reason, chosen, samples, there, allowed, min_mi, depth, record)
 
 
 def _movers(

@@ -64,6 +64,7 @@ def mine_config(config: ScenesConfig) -> MineConfig:
         max_drift=2.0,
         max_twin_error_ratio=1.0,
         mi_of_distance=0.0,
+        mi_tolerance=0.0,
         camera="none",
         parallax=0,
         moments=2,

@@ -17,6 +17,7 @@ from solo_infoaug.mining.gate import (
     sample,
     smoothed,
     support,
+    surrounded,
 )
 
 from .conftest import texture
@@ -300,3 +301,10 @@ def test_drift_is_the_extent_of_what_one_moves_more_than_the_other() -> None:
     assert found[0] == 0
     assert found[3] == pytest.approx(2.0)
     assert drift(motion, known, pairs[:0]).shape == (0,)
+
+
+def test_surrounded_counts_the_certain_neighbours() -> None:
+    """Patches of side 10, half a side apart: a row of five, of which the last is not certain."""
+    apart = np.abs(np.subtract.outer(np.arange(5), np.arange(5))) * 5.0
+    certain = np.array([True, True, True, True, False])
+    assert surrounded(apart, 10.0, certain).tolist() == [2, 3, 3, 2, 2]

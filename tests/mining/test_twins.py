@@ -130,6 +130,27 @@ def test_mi_is_estimated_where_a_twin_may_be() -> None:
     assert np.array_equal(found.entropies, entropies)
 
 
+def test_of_partners_alike_the_deepest_comes_first() -> None:
+    samples, depth = _groups(), np.zeros(12, int)
+    config = MineConfig(min_mi=0.05, mi_tolerance=0.0)
+    plain = find_partners(samples, _KNOWN, _ALL, config)
+    assert np.array_equal(_found(samples, _KNOWN, _ALL, mi_tolerance=9.0).twins, plain.twins)
+    last = plain.twins[0, 2]  # of the three others of its group
+    depth[last] = 1
+    gap = float(plain.mi[0, 0] - plain.mi[0, 2])
+    for tolerance, first in ((0.9 * gap, plain.twins[0, 0]), (1.1 * gap, last)):
+        config = MineConfig(min_mi=0.05, mi_tolerance=tolerance, top_k=1)
+        found = find_partners(samples, _KNOWN, _ALL, config, depth=depth)
+        assert found.twins[0].tolist() == [first]
+        assert found.mi[0, 0] == found.pairs[0, first]
+    found = find_partners(
+        samples, _KNOWN, _ALL, MineConfig(min_mi=0.05, mi_tolerance=9.0), None, depth
+    )
+    assert found.twins[0, :3].tolist() == [last, *plain.twins[0, :2]]
+    row, column = np.nonzero(found.twins >= 0)
+    assert np.array_equal(found.mi[row, column], found.pairs[row, found.twins[row, column]])
+
+
 def test_top_k_keeps_the_best() -> None:
     many, few = (_found(_groups(), _KNOWN, _ALL, top_k=k) for k in (5, 1))
     assert few.twins.shape == (12, 1)
