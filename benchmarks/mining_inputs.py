@@ -148,9 +148,10 @@ def main() -> None:
         )
         print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores\n")
         print(
-            "| from | seconds | processor seconds | MB in the first tenth | in the last | files |"
+            "| from | seconds | processor seconds | MB in the first tenth | in the last | files "
+            "| fingerprint |"
         )
-        print("|---|---:|---:|---:|---:|---:|")
+        print("|---|---:|---:|---:|---:|---:|---|", flush=True)
         prints = set()
         try:
             for way, sources in ways.items():
@@ -162,7 +163,7 @@ def main() -> None:
                 start, end = (value / 1e6 for value in found["memory"])
                 print(
                     f"| {way} | {found['seconds']:.1f} | {found['processor']:.1f} | "
-                    f"{start:.0f} | {end:.0f} | {found['files']} |",
+                    f"{start:.0f} | {end:.0f} | {found['files']} | {found['fingerprint'][:8]} |",
                     flush=True,
                 )
         finally:
