@@ -36,6 +36,7 @@ ROWS: list[tuple[str, dict]] = [
     ("any drift", {"max_drift": 2.0}),
     ("least information at any distance", {"mi_of_distance": 0.0}),
     ("the highest MI alone", {"mi_tolerance": 0.0}),
+    ("motion along the background's", {"max_along_background": 1.0}),
     (
         "none of the last four",
         {

@@ -185,6 +185,10 @@ class MineConfig:
     """Maximum drift: how far twins move relative to each other over a window, as a share of how far
     they move. 2 allows any. Used if the signal is `motion`."""
 
+    max_along_background: float = 0.5
+    """Maximum share of a patch's own motion that a multiple of the background's motion at its place
+    explains: near things at rest seem to move further in the same direction. 1 skips the test."""
+
     max_twin_error_ratio: float = 0.4
     """As `max_error_ratio`, for a patch that is the twin of another: patches on the outline of an
     object pass less easily. 1 skips the test."""
@@ -230,6 +234,7 @@ class MineConfig:
             require(values[name] > 0, name, "greater than 0", values[name])
         for name, most in (
             ("max_error_ratio", 1),
+            ("max_along_background", 1),
             ("max_twin_error_ratio", 1),
             ("max_difference", 4),
             ("max_drift", 2),

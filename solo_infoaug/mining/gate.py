@@ -23,6 +23,9 @@ _BLUR = 0.7
 # Frames over which motion is averaged before it is compared with the noise: motion continues, while
 # the errors of a track cancel.
 _SMOOTHING = 5
+# What rests moves by at most this multiple of the background's motion beyond it: then it is at a
+# sixth of its distance.
+_MAX_PARALLAX = 5.0
 # A neighbour moves alike if the difference has less than this share of the patch's energy.
 _ALIKE = 0.25
 # Neighbours are the patches within this many sides.
@@ -60,6 +63,20 @@ def motion_threshold(
     """
     noise = min(float(np.median(speed)), 3 * fit_noise) if len(speed) else fit_noise
     return max(min_speed, over_noise * noise)
+
+
+def along_background(motion: np.ndarray, background: np.ndarray) -> np.ndarray:
+    """float64 [P]: the share of a patch's own motion that looks like parallax.
+
+    What rests and is nearer than the rest of the scene moves as the background does at its place,
+    and further. This is the share of the energy of `motion` that a multiple of `background`
+    explains, both [P, T, 2] and 0 where they are not known. It is 0 if the multiple is negative, as
+    for a thing that the camera follows, or too large for parallax, as when the camera stands still.
+    """
+    shared = (motion * background).sum(axis=(1, 2))
+    own, theirs = ((steps**2).sum(axis=(1, 2)) for steps in (motion, background))
+    parallax = (0 < shared) & (shared <= _MAX_PARALLAX * theirs)
+    return np.asarray(parallax * shared**2 / np.maximum(own * theirs, 1e-12))
 
 
 def error_ratio(

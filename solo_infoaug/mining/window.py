@@ -14,6 +14,7 @@ from solo_infoaug.mining.camera import CameraStep, camera_steps, own_motion, rem
 from solo_infoaug.mining.config import MineConfig
 from solo_infoaug.mining.depth import DEFAULT_MODEL, depth_along
 from solo_infoaug.mining.gate import (
+    along_background,
     difference,
     distances,
     drift,
@@ -195,6 +196,9 @@ def _gate(
         own = explained_by_own(
             ratio, moving, tracks.path[window.seed], size, config.max_error_ratio
         )
+        steps_seen = np.diff(tracks.path[:, moving], axis=0).transpose(1, 0, 2)
+        background = (steps_seen - motion[moving]) * known[moving, :, None]
+        own &= along_background(motion[moving], background) <= config.max_along_background
         reason[moving[~own]] = _BORDER
         certain[moving] = ratio <= config.max_twin_error_ratio
         passed[moving[own]] = True

@@ -8,6 +8,7 @@ import pytest
 from scipy.ndimage import map_coordinates
 
 from solo_infoaug.mining.gate import (
+    along_background,
     difference,
     drift,
     error_ratio,
@@ -308,3 +309,18 @@ def test_surrounded_counts_the_certain_neighbours() -> None:
     apart = np.abs(np.subtract.outer(np.arange(5), np.arange(5))) * 5.0
     certain = np.array([True, True, True, True, False])
     assert surrounded(apart, 10.0, certain).tolist() == [2, 3, 3, 2, 2]
+
+
+def test_what_moves_as_the_background_and_further_looks_like_parallax() -> None:
+    rng = np.random.default_rng(0)
+    background = np.broadcast_to(rng.normal(size=(1, 15, 2)), (4, 15, 2)).copy()
+    other = rng.normal(size=(15, 2))
+    # At a right angle to the background's motion, so that shares add up
+    other -= (other * background[0]).sum() / (background[0] ** 2).sum() * background[0]
+    other *= np.linalg.norm(background[0]) / np.linalg.norm(other)
+    motion = np.stack([0.7 * background[0], -0.7 * background[0], other, background[0] + 2 * other])
+    assert np.allclose(along_background(motion, background), [1, 0, 0, 1 / 5])
+    assert along_background(motion, 0 * background).tolist() == [0] * 4
+    # A camera that hardly moves has hardly any parallax
+    assert np.allclose(along_background(motion[:1], 0.15 * background[:1]), 1)
+    assert np.allclose(along_background(motion[:1], 0.1 * background[:1]), 0)
