@@ -75,7 +75,7 @@ def along_background(motion: np.ndarray, background: np.ndarray) -> np.ndarray:
     """
     shared = (motion * background).sum(axis=(1, 2))
     own, theirs = ((steps**2).sum(axis=(1, 2)) for steps in (motion, background))
-    parallax = (0 < shared) & (shared <= _MAX_PARALLAX * theirs)
+    parallax = (shared > 0) & (shared <= _MAX_PARALLAX * theirs)
     return np.asarray(parallax * shared**2 / np.maximum(own * theirs, 1e-12))
 
 
