@@ -17,12 +17,12 @@ from matplotlib.figure import Figure
 from solo_infoaug.compare.arms import ARMS
 from solo_infoaug.compare.grid import Run
 from solo_infoaug.compare.tables import (
-    METRICS,
     Column,
     Values,
     collect,
     mean_and_std,
     methods_and_columns,
+    metric_names,
     results_csv,
     tables,
 )
@@ -50,7 +50,7 @@ def _page(runs: Sequence[Run], results: Sequence[Mapping[str, Any]]) -> str:
     sets, made = [], tables(results)
     for data in dict.fromkeys(result["data"] for result in results):
         figures: list[dict[str, str | None]] = []
-        for metric, name in METRICS.items():
+        for metric, name in metric_names(results).items():
             if values := collect(results, data, metric):
                 ablation = draw_ablation(values, name)
                 swept = None if ablation is None else embedded(ablation)

@@ -33,6 +33,30 @@ METRICS = {
 }
 """Names for people, in the order of the tables."""
 
+_DATASETS = {
+    "cifar10": "CIFAR-10",
+    "cifar100": "CIFAR-100",
+    "stl10": "STL-10",
+    "tiny_imagenet": "Tiny ImageNet",
+}
+
+
+def metric_names(results: Iterable[Mapping[str, Any]]) -> dict[str, str]:
+    """Names for people of all metrics of the results, in the order of the tables.
+
+    Behind `METRICS`, without `online`, come those of the data sets in `evaluate.also`.
+    """
+    found = list(dict.fromkeys(metric for result in results for metric in result["metrics"]))
+    names = {metric: name for metric, name in METRICS.items() if metric in found}
+    last = {"online": names.pop("online")} if "online" in names else {}
+    for metric in found:
+        if metric not in METRICS:
+            kind, _, data = metric.partition("_")
+            probe = METRICS.get(kind)
+            names[metric] = f"{_DATASETS.get(data, data)}, {probe}" if probe else metric
+    return {**names, **last}
+
+
 _REFERENCES = [key for key, arm in ARMS.items() if arm.reference]
 
 
@@ -185,7 +209,7 @@ def tables(results: Sequence[Mapping[str, Any]]) -> list[Table]:
     """For each data set and metric, the accuracies and then the differences of InfoAug."""
     made = []
     for data in dict.fromkeys(result["data"] for result in results):
-        for metric, name in METRICS.items():
+        for metric, name in metric_names(results).items():
             if values := collect(results, data, metric):
                 references = collect_references(results, data, metric)
                 pairs = collect(results, data, metric, by_video=True)
@@ -255,7 +279,7 @@ _LAST += ["gpu_memory_mib", "device", "threads", "fingerprint", "hash"]
 
 def results_csv(results: Sequence[Mapping[str, Any]]) -> str:
     """One row for each run, sorted, with accuracies in full precision."""
-    metrics = [m for m in METRICS if any(m in result["metrics"] for result in results)]
+    metrics = list(metric_names(results))
     text = io.StringIO()
     columns = [*_FIRST, *metrics, *_LAST]
     writer = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator="\n")

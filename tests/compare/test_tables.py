@@ -128,6 +128,24 @@ def test_videos_are_paired_by_seed_and_video_and_untrained_models_are_rows() -> 
     assert "seeds and videos" in paired.title
 
 
+def test_metrics_of_further_data_sets_follow_with_readable_names() -> None:
+    more = {"linear_cifar100": 7.0, "knn_flowers": 8.0, "online": 9.0, "speed": 1.0}
+    results = [
+        {**_result("byol", "baseline", 0, 1.0), "metrics": {"online": 9.0, "linear": 1.0}},
+        {**_result("byol", "infoaug", 0, 1.0), "metrics": {**more, "linear": 1.0}},
+    ]
+    titles = [table.title for table in tables(results) if "differences" not in table.title]
+    assert titles == [
+        "scenes: linear probe (per cent)",
+        "scenes: CIFAR-100, linear probe (per cent)",
+        "scenes: flowers, k-NN (per cent)",
+        "scenes: speed (per cent)",
+        "scenes: online accuracy (per cent)",
+    ]
+    rows = list(csv.DictReader(io.StringIO(results_csv(results))))
+    assert [row["linear_cifar100"] for row in rows] == ["", "7.0"]
+
+
 def test_latex_escapes_names() -> None:
     (accuracies,) = tables([_result("barlow_twins", "infoaug", 0, 1.0)])
     assert r"barlow\_twins & \textbf{1.0} \\" in accuracies.latex()
