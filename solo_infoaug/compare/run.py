@@ -169,9 +169,10 @@ def evaluate_video(
 ) -> tuple[dict[str, float], dict[str, Any]]:
     """The metrics of `compare.video`, with label propagation; means over the videos, per cent.
 
-    And what goes beside them: `sequences` (metric → video → per cent) and `references` (the
-    untrained network and mean colour → metric → per cent).
+    And what goes beside them: `sequences` (metric → video → per cent) and `references` (chance,
+    the untrained network and mean colour → metric → per cent).
     """
+    from solo_infoaug.compare.images import CHANCE
     from solo_infoaug.compare.video import VideoConfig, evaluate_clips, propagate_clips
     from solo_infoaug.evaluation import extract_features, load_backbone
     from solo_infoaug.evaluation.backbone import untrained
@@ -198,7 +199,10 @@ def evaluate_video(
         name: {metric: float(np.mean(list(of.values()))) for metric, of in metrics.items()}
         for name, metrics in scores.items()
     }
-    return means.pop("ours"), {"sequences": scores["ours"], "references": means}
+    ours = means.pop("ours")
+    aucs = [metric for metric in ours if metric.endswith(("_auc", "_things"))]
+    references = {CHANCE: dict.fromkeys(aucs, 50.0), **means}
+    return ours, {"sequences": scores["ours"], "references": references}
 
 
 def evaluate_features(labelled: Labelled, test: Labelled, k: int) -> dict[str, float]:

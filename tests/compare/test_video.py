@@ -258,6 +258,8 @@ def test_checkpoints_and_references_are_evaluated(
     metrics, more = evaluate_video(checkpoint, settings.as_dict())
     columns = {"unseen_j", "unseen_f", "unseen_jf"}
     assert columns | {"unseen_auc"} <= set(metrics)
+    chance = more["references"].pop("chance")
+    assert chance == {"seen_auc": 50.0, "unseen_auc": 50.0}
     assert set(more["references"]) == {"untrained network", "mean colour"}
     for known in (metrics, *more["references"].values()):
         assert known["unseen_jf"] == pytest.approx((known["unseen_j"] + known["unseen_f"]) / 2)
