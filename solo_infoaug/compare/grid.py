@@ -200,17 +200,20 @@ def expand(grid: Grid) -> list[Cell]:
     ):
         # without known truth, oracle is left out of a list of arms; as the only arm it is an error
         if arm != "oracle" or data == "scenes" or len(grid.arms) == 1:
-            cells[Cell(method, arm, data, seed, reduced(variant, arm))] = None
+            left = reduced(variant, arm, patches=data == "patches")
+            cells[Cell(method, arm, data, seed, left)] = None
     return list(cells)
 
 
-def reduced(variant: Sequence[str], arm: str) -> tuple[str, ...]:
-    """The overrides of `variant` that affect `arm`."""
+def reduced(variant: Sequence[str], arm: str, patches: bool = False) -> tuple[str, ...]:
+    """The overrides of `variant` that affect `arm`; `patches`: it trains on the dictionary's."""
 
     def matters(override: str) -> bool:
         key = override.lstrip("+").split("=")[0]
         if not key.startswith("infoaug.") or ARMS[arm].partner is not None:
             return True
+        if key == "infoaug.twins":
+            return patches
         return arm == "baseline_images" and key == "infoaug.batch_size"
 
     return tuple(override for override in variant if matters(override))

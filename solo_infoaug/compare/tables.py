@@ -151,9 +151,13 @@ def collect_references(
     return {name: list(values.values()) for name, values in by_seed.items()}
 
 
-def reference_of(column: Column, arm: str) -> Column:
-    """The column of `arm` with the same swept values, with which `column` is compared."""
-    return Column(arm, reduced(column.variant, arm))
+def reference_of(values: Values, method: str, column: Column, arm: str) -> Column:
+    """The column of `arm` with the same swept values, with which `column` is compared.
+
+    With the same dictionary as well if that is what the arm's images come from.
+    """
+    same = Column(arm, reduced(column.variant, arm, patches=True))
+    return same if (method, same) in values else Column(arm, reduced(column.variant, arm))
 
 
 def differences(values: Values, method: str, column: Column) -> dict[str, Difference]:
@@ -161,7 +165,8 @@ def differences(values: Values, method: str, column: Column) -> dict[str, Differ
     return {
         arm: gap
         for arm in _REFERENCES
-        if (method, reference := reference_of(column, arm)) in values and arm != column.arm
+        if arm != column.arm
+        if (method, reference := reference_of(values, method, column, arm)) in values
         if (gap := paired_difference(values[method, column], values[method, reference]))
     }
 
@@ -255,7 +260,7 @@ def _differences(values: Values, title: str) -> list[Table]:
         (column, arm)
         for column in ours
         for arm in _REFERENCES
-        if any((method, reference_of(column, arm)) in values for method in methods)
+        if any((m, reference_of(values, m, column, arm)) in values for m in methods)
     ]
     if not pairs:
         return []
