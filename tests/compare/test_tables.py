@@ -206,7 +206,7 @@ def test_accuracy_over_the_number_of_videos(tmp_path: Path) -> None:
     assert figure is not None
     (axes,) = figure.axes
     assert axes.get_xlabel() == "number of videos"
-    lines = [line for line in axes.lines if len(line.get_xdata()) == 2]
+    lines = [container[0] for container in axes.containers]
     assert [list(map(float, line.get_xdata())) for line in lines] == [[2.0, 4.0]] * 2
     assert [list(map(float, line.get_ydata())) for line in lines] == [[20.0, 40.0]] * 2
     assert {text.get_text() for text in axes.get_legend().get_texts()} == {
