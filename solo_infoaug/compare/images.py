@@ -2,7 +2,7 @@
 
 Each data set has the metrics of both probes, and three references: chance, the same backbone with
 random weights, and the mean colour of an image in the place of its features. A grid computes the
-references once and keeps them in its folder.
+references once, and decodes the images once; it keeps both in its folder.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from solo_infoaug._checks import require
-from solo_infoaug._files import digest, expanded, read_json, write_json
+from solo_infoaug._files import digest, expanded, new_file, read_json, write_json
 from solo_infoaug.evaluation import (
     Backbone,
     Halves,
@@ -31,7 +31,7 @@ from solo_infoaug.evaluation import (
     probe,
 )
 from solo_infoaug.evaluation.backbone import untrained
-from solo_infoaug.evaluation.images import DATASETS
+from solo_infoaug.evaluation.images import DATASETS, open_images
 from solo_infoaug.evaluation.probes import TEMPERATURE
 from solo_infoaug.evaluation.segmentation import COLOUR, UNTRAINED
 from solo_infoaug.training.layouts import ALL, CLASSES, check_fraction, layout_of
@@ -135,7 +135,7 @@ def evaluate_images(
         checkpoint: checkpoint of a pretraining run.
         sets: settings of `evaluation.evaluate` of each data set, by the name that its metrics end
             with; "" for the main one.
-        store: folder in which the grid keeps references.
+        store: folder in which the grid keeps references, next to that of decoded images.
 
     Returns:
         `linear`, `knn`, `linear_NAME`, … → per cent; and reference → the same.
@@ -144,7 +144,7 @@ def evaluate_images(
     metrics: dict[str, float] = {}
     references: dict[str, dict[str, float]] = {}
     for name, settings in sets.items():
-        halves = _read(backbone, settings)
+        halves = _read(backbone, settings, store)
 
         def suffixed(found: Mapping[str, float], name: str = name) -> dict[str, float]:
             return {f"{m}_{name}" if name else m: found[m] for m in METRICS}
@@ -156,12 +156,30 @@ def evaluate_images(
     return metrics, references
 
 
-def _read(backbone: Backbone, settings: Mapping[str, Any]) -> Halves:
-    of_probe = ("k", "temperature", "size")
-    arguments = {key: value for key, value in settings.items() if key not in of_probe}
-    halves = load_images(side=settings.get("size") or backbone.crop_size, **arguments)
+def _read(backbone: Backbone, settings: Mapping[str, Any], store: Path) -> Halves:
+    """The images, decoded by one run of the grid: that takes longer than to extract features."""
+    arguments = _drawn_from(settings) | {"side": settings.get("size") or backbone.crop_size}
+    train, test = (arguments.get(key) for key in ("train_path", "val_path"))
+    opened = open_images(settings["dataset"], train, test)
+    files = [getattr(half, "samples", None) for half in opened]
+    of_files = hashlib.sha256(repr(files).encode()).hexdigest()
+    file = store.parent / "images" / f"{digest([VERSION, arguments, of_files])}.pt"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{file}.lock"):
+        if not file.is_file():
+            with new_file(file, "out") as fresh:
+                torch.save(load_images(**arguments), fresh)
+    halves: Halves = torch.load(file, mmap=True, weights_only=True)
     check_halves_to_probe(halves[0][1], settings["k"], settings.get("limit"))
     return halves
+
+
+def _drawn_from(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that decide which images there are."""
+    keys = ["dataset", "train_path", "val_path", "limit", "fraction", "fraction_seed"]
+    if settings.get("fraction") in (None, ALL):
+        keys.remove("fraction_seed")  # nothing is drawn by it
+    return {key: settings[key] for key in keys if key in settings}
 
 
 def _probe(
@@ -176,6 +194,7 @@ def _references(
     """What no training is worth on these images: name → metric → per cent."""
     blank = untrained(backbone)
     size, look = settings.get("size"), [backbone.crop_size, backbone.mean, backbone.std]
+    how = [_drawn_from(settings), size, settings["k"], settings.get("temperature")]
     weights = hashlib.sha256(str(blank.module).encode())
     for tensor in blank.module.state_dict().values():
         weights.update(tensor.cpu().contiguous().numpy().tobytes())
@@ -185,7 +204,7 @@ def _references(
     }
     found = {CHANCE: dict.fromkeys(METRICS, 100 / len(halves[0][1].unique()))}
     for name, (features, of_model) in models.items():
-        file = store / f"{digest([VERSION, name, dict(settings), look, of_model])}.json"
+        file = store / f"{digest([VERSION, name, how, look, of_model])}.json"
         found[name] = _once(file, partial(_probe, features, halves, settings))
     return found
 

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 from solo_infoaug.compare.grid import Planner, Run, parse_grid
-from solo_infoaug.compare.images import mean_colours
+from solo_infoaug.compare.images import evaluate_images, mean_colours
 from solo_infoaug.compare.run import execute
 from solo_infoaug.compare.tables import tables
 from solo_infoaug.dictionary import TwinDictionary
@@ -189,6 +189,13 @@ def test_one_pretraining_is_evaluated_on_several_data_sets(
     again = execute(runs["infoaug"].folder)
     assert again["references"] == result["references"]
     assert {file: file.stat().st_mtime_ns for file in folder.glob("*.json")} == stored
+    # as are the decoded images, unless a file comes or goes
+    decoded = folder.parent / "images"
+    assert len(list(decoded.glob("*.pt"))) == 3
+    next((cifar10 / "train" / "class0").iterdir()).unlink()
+    fewer, _ = evaluate_images(checkpoint, {"": runs["baseline"].evaluate}, folder)
+    assert len(list(decoded.glob("*.pt"))) == 4
+    assert fewer == evaluate(checkpoint, dataset="cifar10", train_path=cifar10, k=3)
     (accuracies,) = [t for t in tables([result, again]) if "swapped, k-NN (" in t.title]
     assert [row[0] for row in accuracies.rows] == [
         "simclr",
