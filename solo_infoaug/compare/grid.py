@@ -27,11 +27,13 @@ from solo_infoaug._files import expanded, file_digest
 from solo_infoaug.compare import video
 from solo_infoaug.compare.arms import ARMS
 from solo_infoaug.compare.folder import RunFolder, State
+from solo_infoaug.compare.images import check_also, check_main, read_also
 from solo_infoaug.dictionary import TwinDictionary
 from solo_infoaug.dictionary.locate import choose_dictionary
 from solo_infoaug.dictionary.tools import export_patches
 from solo_infoaug.errors import ConfigError
 from solo_infoaug.evaluation.images import DATASETS as IMAGES
+from solo_infoaug.evaluation.images import open_images
 from solo_infoaug.host import load_host
 from solo_infoaug.host.small import SMALL
 from solo_infoaug.host.weights import TIMM
@@ -126,6 +128,7 @@ class Run:
         """Make its folder ready for the program of a run."""
         plan: dict[str, Any] = {**asdict(self.cell), "keep_checkpoint": keep_checkpoint}
         plan |= {"hash": self.hash, "fingerprint": self.fingerprint, "evaluate": self.evaluate}
+        plan["references"] = str(self.folder.parent.parent / "data" / "references")
         self.files.write_plan(self.config, plan)
 
 
@@ -197,17 +200,20 @@ def expand(grid: Grid) -> list[Cell]:
     ):
         # without known truth, oracle is left out of a list of arms; as the only arm it is an error
         if arm != "oracle" or data == "scenes" or len(grid.arms) == 1:
-            cells[Cell(method, arm, data, seed, reduced(variant, arm))] = None
+            left = reduced(variant, arm, patches=data == "patches")
+            cells[Cell(method, arm, data, seed, left)] = None
     return list(cells)
 
 
-def reduced(variant: Sequence[str], arm: str) -> tuple[str, ...]:
-    """The overrides of `variant` that affect `arm`."""
+def reduced(variant: Sequence[str], arm: str, patches: bool = False) -> tuple[str, ...]:
+    """The overrides of `variant` that affect `arm`; `patches`: it trains on the dictionary's."""
 
     def matters(override: str) -> bool:
         key = override.lstrip("+").split("=")[0]
         if not key.startswith("infoaug.") or ARMS[arm].partner is not None:
             return True
+        if key == "infoaug.twins":
+            return patches
         return arm == "baseline_images" and key == "infoaug.batch_size"
 
     return tuple(override for override in variant if matters(override))
@@ -222,6 +228,7 @@ class Planner:
         self._prepared = cache(self._prepare)
         self._fingerprint = cache(lambda path: TwinDictionary.load(path).fingerprint)
         self._patches = cache(self._write_patches)
+        self._opened = cache(open_images)
         self._digest = cache(lambda path: file_digest(Path(path)))
         self._tell = cache(lambda text: print(text, file=sys.stderr))
 
@@ -269,6 +276,11 @@ class Planner:
         read_infoaug(cfg)
         FMICLConfig.parse(OmegaConf.select(cfg, "fmicl"))
         check_values(cfg)
+        also = read_also(cfg.evaluate, cell.seed)
+        check_also(also, self._tell, self._opened)
+        cfg.evaluate.pop("also", None)  # the same: no key without further data sets
+        if also:
+            cfg.evaluate.also = also
         return cfg
 
     def _fit_backbone(self, cfg: DictConfig) -> None:
@@ -352,6 +364,7 @@ class Planner:
             check_fraction(section.get("fraction"), section.get("fraction_seed"), name)
             if section.dataset in CLASSES and section.train_path is not None:
                 self._tell(layout_of(section.dataset, section.train_path, f"{name}.train_path"))
+        check_main(cfg, self._opened)
         name_for_host(cfg)
 
     def _twins(self, cfg: DictConfig) -> str:

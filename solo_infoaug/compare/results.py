@@ -14,19 +14,22 @@ import numpy as np
 from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 
+from solo_infoaug._files import expanded
 from solo_infoaug.compare.arms import ARMS
 from solo_infoaug.compare.grid import Run
 from solo_infoaug.compare.tables import (
-    METRICS,
     Column,
     Values,
     collect,
     mean_and_std,
     methods_and_columns,
+    metric_names,
     results_csv,
     tables,
 )
 from solo_infoaug.dictionary import TwinDictionary
+from solo_infoaug.errors import DictionaryError
+from solo_infoaug.training.config import parse_overrides
 from solo_infoaug.viewer.html import embedded, render
 from solo_infoaug.viewer.pictures import draw_pairs, draw_twins, richest_windows
 
@@ -47,12 +50,12 @@ def write_results(runs: Sequence[Run], out: Path) -> list[Path]:
 
 
 def _page(runs: Sequence[Run], results: Sequence[Mapping[str, Any]]) -> str:
-    sets, made = [], tables(results)
+    sets, made, videos = [], tables(results), count_videos(results)
     for data in dict.fromkeys(result["data"] for result in results):
         figures: list[dict[str, str | None]] = []
-        for metric, name in METRICS.items():
+        for metric, name in metric_names(results).items():
             if values := collect(results, data, metric):
-                ablation = draw_ablation(values, name)
+                ablation = draw_ablation(values, name, videos)
                 swept = None if ablation is None else embedded(ablation)
                 bars = embedded(draw_bars(values, name))
                 figures.append({"title": name, "bars": bars, "ablation": swept})
@@ -90,10 +93,25 @@ def _page(runs: Sequence[Run], results: Sequence[Mapping[str, Any]]) -> str:
     )
 
 
-def _swept(column: Column) -> tuple[str, float] | None:
-    """The one swept number of a column: its key and value."""
+def count_videos(results: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+    """Override `infoaug.twins=…` → number of videos mined; for the dictionaries that are here."""
+    counts = {}
+    for override in {override for result in results for override in result["variant"]}:
+        (parsed,) = parse_overrides([override])
+        if parsed.key_or_group == "infoaug.twins":
+            with suppress(DictionaryError):
+                dictionary = TwinDictionary.load(expanded(str(parsed.value())))
+                twinless = dictionary.info.get("twinless") or {}
+                counts[override] = len(dictionary.videos) + len(twinless)
+    return counts
+
+
+def _swept(column: Column, videos: Mapping[str, int]) -> tuple[str, float] | None:
+    """The one swept number of a column, its key and value; of dictionaries the videos' number."""
     with suppress(ValueError):
         (override,) = column.variant
+        if override in videos:
+            return "number of videos", float(videos[override])
         key, _, value = override.lstrip("+").partition("=")
         return key, float(value)
     return None
@@ -129,11 +147,16 @@ def draw_bars(values: Values, metric: str) -> Figure:
     return figure
 
 
-def draw_ablation(values: Values, metric: str) -> Figure | None:
-    """Accuracy over a swept number, one line for each method and arm; None if none was swept."""
+def draw_ablation(
+    values: Values, metric: str, videos: Mapping[str, int] | None = None
+) -> Figure | None:
+    """Accuracy over a swept number, one line for each method and arm; None if none was swept.
+
+    `videos`: from `count_videos`; swept dictionaries are drawn over their number of videos.
+    """
     lines: dict[tuple[str, str, str], list[tuple[float, float, float]]] = {}
     for (method, column), seeds in values.items():
-        swept = _swept(column)
+        swept = _swept(column, videos or {})
         if swept is not None:
             mean, std = mean_and_std(list(seeds.values()))
             lines.setdefault((method, column.arm, swept[0]), []).append((swept[1], mean, std))

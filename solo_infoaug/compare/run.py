@@ -13,7 +13,7 @@ import shutil
 import sys
 import time
 import traceback
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -50,6 +50,7 @@ def execute(folder: Path) -> dict[str, Any]:
     * `online`: top-1 accuracy on the validation images at the end of pretraining, of solo-learn's
       linear classifier, which learns along with the backbone, without gradient into it.
     * `linear`, `knn`: `solo_infoaug.evaluation`, of the frozen backbone of the last checkpoint.
+    * `linear_NAME`, `knn_NAME`: the same on each data set of `evaluate.also`.
     * `seen_…`, `unseen_…` (video): see `evaluate_video`.
     * `linear_across`, `knn_across` (scenes): the same probes, which learn from all parts except one
       and are tested on that one; mean over the parts.
@@ -73,7 +74,7 @@ def execute(folder: Path) -> dict[str, Any]:
     assert trained.checkpoint is not None
     online = trained.metrics.get("val_acc1", trained.metrics.get("train_acc1_epoch"))
     metrics = {} if online is None else {"online": online}
-    measured, more = evaluate_run(trained.checkpoint, plan["evaluate"])
+    measured, more = evaluate_run(trained.checkpoint, plan["evaluate"], Path(plan["references"]))
     metrics |= measured
     shutil.copyfile(trained.checkpoint.parent / "metrics.csv", files.metrics)
     if not plan["keep_checkpoint"]:
@@ -118,26 +119,49 @@ def _machine() -> dict[str, Any]:
     }
 
 
-def evaluate_run(checkpoint: Path, how: dict[str, Any]) -> tuple[dict[str, float], dict[str, Any]]:
+def evaluate_run(
+    checkpoint: Path, how: dict[str, Any], store: Path
+) -> tuple[dict[str, float], dict[str, Any]]:
     """The metrics of a run, per cent, and what goes into the result beside them.
 
     `how`: `dataset` and the further arguments of `evaluation.evaluate`, or "scenes" or "video" and
-    its settings.
+    its settings; and `also`, the arguments for further labelled images, by their names. `store`:
+    folder of the references that runs of the grid share.
     """
-    from solo_infoaug.evaluation import evaluate, extract_features, load_backbone
+    from solo_infoaug.compare.images import evaluate_images
+
+    main = {key: value for key, value in how.items() if key != "also"}
+    sets: dict[str, dict[str, Any]] = dict(how.get("also", {}))
+    metrics: dict[str, float] = {}
+    more: dict[str, Any] = {}
+    if main["dataset"] == "video":
+        metrics, more = evaluate_video(checkpoint, main["video"])
+    elif main["dataset"] == "scenes":
+        metrics = evaluate_scenes(checkpoint, main)
+    else:
+        sets = {"": main, **sets}
+    if sets:
+        measured, references = evaluate_images(checkpoint, sets, store)
+        metrics |= measured
+        known = more.get("references", {})
+        names = [*known, *(name for name in references if name not in known)]
+        more["references"] = {
+            name: {**known.get(name, {}), **references.get(name, {})} for name in names
+        }
+    return metrics, more
+
+
+def evaluate_scenes(checkpoint: Path, how: dict[str, Any]) -> dict[str, float]:
+    """The metrics of `evaluate_features` on the stills of `scenes`."""
+    from solo_infoaug.evaluation import extract_features, load_backbone
     from solo_infoaug.scenes.parts import ScenesConfig, stills
 
-    if how["dataset"] == "video":
-        return evaluate_video(checkpoint, how["video"])
-    if how["dataset"] != "scenes":
-        accuracies = evaluate(checkpoint, **how)
-        return {"linear": accuracies["linear"], "knn": accuracies["knn"]}, {}
     backbone = load_backbone(checkpoint)
     splits = [stills(ScenesConfig(**how["scenes"]), split) for split in ("labelled", "test")]
     labelled, test = (
         (extract_features(backbone, images), classes, parts) for images, classes, parts in splits
     )
-    return evaluate_features(labelled, test, how["k"]), {}
+    return evaluate_features(labelled, test, how["k"])
 
 
 def evaluate_video(
@@ -145,28 +169,23 @@ def evaluate_video(
 ) -> tuple[dict[str, float], dict[str, Any]]:
     """The metrics of `compare.video`, with label propagation; means over the videos, per cent.
 
-    And what goes beside them: `sequences` (metric → video → per cent) and `references` (the
-    untrained network and mean colour → metric → per cent).
+    And what goes beside them: `sequences` (metric → video → per cent) and `references` (chance,
+    the untrained network and mean colour → metric → per cent).
     """
-    import torch
-    from omegaconf import OmegaConf
-
+    from solo_infoaug.compare.images import CHANCE
     from solo_infoaug.compare.video import VideoConfig, evaluate_clips, propagate_clips
     from solo_infoaug.evaluation import extract_features, load_backbone
+    from solo_infoaug.evaluation.backbone import untrained
     from solo_infoaug.evaluation.maps import has_map
     from solo_infoaug.evaluation.segmentation import COLOUR, UNTRAINED, models
-    from solo_infoaug.host import load_host
 
     config = VideoConfig(**how)
     backbone = load_backbone(checkpoint)
-    torch.manual_seed(int(OmegaConf.select(backbone.cfg, "seed", default=0)))
-    module = load_host().build_backbone(backbone.cfg).eval().requires_grad_(False)
-    untrained = replace(backbone, module=module)
     scores = evaluate_clips(
         config,
         {
             "ours": partial(extract_features, backbone),
-            UNTRAINED: partial(extract_features, untrained),
+            UNTRAINED: partial(extract_features, untrained(backbone)),
             COLOUR: None,
         },
     )
@@ -180,7 +199,10 @@ def evaluate_video(
         name: {metric: float(np.mean(list(of.values()))) for metric, of in metrics.items()}
         for name, metrics in scores.items()
     }
-    return means.pop("ours"), {"sequences": scores["ours"], "references": means}
+    ours = means.pop("ours")
+    aucs = [metric for metric in ours if metric.endswith(("_auc", "_things"))]
+    references = {CHANCE: dict.fromkeys(aucs, 50.0), **means}
+    return ours, {"sequences": scores["ours"], "references": references}
 
 
 def evaluate_features(labelled: Labelled, test: Labelled, k: int) -> dict[str, float]:

@@ -21,9 +21,11 @@ METRICS = {
     "linear": "linear probe",
     "knn": "k-NN",
     "seen_auc": "videos trained on: same object, AUC",
+    "seen_things": "videos trained on: one object against different objects, AUC",
     "seen_same_frame": "videos trained on: nearest patch on the same object, same frame",
     "seen_later_frame": "videos trained on: nearest patch on the same object, later frame",
     "unseen_auc": "held-out videos: same object, AUC",
+    "unseen_things": "held-out videos: one object against different objects, AUC",
     "unseen_same_frame": "held-out videos: nearest patch on the same object, same frame",
     "unseen_later_frame": "held-out videos: nearest patch on the same object, later frame",
     "unseen_j": "held-out videos: label propagation, J",
@@ -32,6 +34,30 @@ METRICS = {
     "online": "online accuracy",
 }
 """Names for people, in the order of the tables."""
+
+_DATASETS = {
+    "cifar10": "CIFAR-10",
+    "cifar100": "CIFAR-100",
+    "stl10": "STL-10",
+    "tiny_imagenet": "Tiny ImageNet",
+}
+
+
+def metric_names(results: Iterable[Mapping[str, Any]]) -> dict[str, str]:
+    """Names for people of all metrics of the results, in the order of the tables.
+
+    Behind `METRICS`, without `online`, come those of the data sets in `evaluate.also`.
+    """
+    found = list(dict.fromkeys(metric for result in results for metric in result["metrics"]))
+    names = {metric: name for metric, name in METRICS.items() if metric in found}
+    last = {"online": names.pop("online")} if "online" in names else {}
+    for metric in found:
+        if metric not in METRICS:
+            kind, _, data = metric.partition("_")
+            probe = METRICS.get(kind)
+            names[metric] = f"{_DATASETS.get(data, data)}, {probe}" if probe else metric
+    return {**names, **last}
+
 
 _REFERENCES = [key for key, arm in ARMS.items() if arm.reference]
 
@@ -125,9 +151,13 @@ def collect_references(
     return {name: list(values.values()) for name, values in by_seed.items()}
 
 
-def reference_of(column: Column, arm: str) -> Column:
-    """The column of `arm` with the same swept values, with which `column` is compared."""
-    return Column(arm, reduced(column.variant, arm))
+def reference_of(values: Values, method: str, column: Column, arm: str) -> Column:
+    """The column of `arm` with the same swept values, with which `column` is compared.
+
+    With the same dictionary as well if that is what the arm's images come from.
+    """
+    same = Column(arm, reduced(column.variant, arm, patches=True))
+    return same if (method, same) in values else Column(arm, reduced(column.variant, arm))
 
 
 def differences(values: Values, method: str, column: Column) -> dict[str, Difference]:
@@ -135,7 +165,8 @@ def differences(values: Values, method: str, column: Column) -> dict[str, Differ
     return {
         arm: gap
         for arm in _REFERENCES
-        if (method, reference := reference_of(column, arm)) in values and arm != column.arm
+        if arm != column.arm
+        if (method, reference := reference_of(values, method, column, arm)) in values
         if (gap := paired_difference(values[method, column], values[method, reference]))
     }
 
@@ -185,7 +216,7 @@ def tables(results: Sequence[Mapping[str, Any]]) -> list[Table]:
     """For each data set and metric, the accuracies and then the differences of InfoAug."""
     made = []
     for data in dict.fromkeys(result["data"] for result in results):
-        for metric, name in METRICS.items():
+        for metric, name in metric_names(results).items():
             if values := collect(results, data, metric):
                 references = collect_references(results, data, metric)
                 pairs = collect(results, data, metric, by_video=True)
@@ -229,7 +260,7 @@ def _differences(values: Values, title: str) -> list[Table]:
         (column, arm)
         for column in ours
         for arm in _REFERENCES
-        if any((method, reference_of(column, arm)) in values for method in methods)
+        if any((m, reference_of(values, m, column, arm)) in values for m in methods)
     ]
     if not pairs:
         return []
@@ -255,7 +286,7 @@ _LAST += ["gpu_memory_mib", "device", "threads", "fingerprint", "hash"]
 
 def results_csv(results: Sequence[Mapping[str, Any]]) -> str:
     """One row for each run, sorted, with accuracies in full precision."""
-    metrics = [m for m in METRICS if any(m in result["metrics"] for result in results)]
+    metrics = list(metric_names(results))
     text = io.StringIO()
     columns = [*_FIRST, *metrics, *_LAST]
     writer = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator="\n")

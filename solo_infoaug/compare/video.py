@@ -6,6 +6,8 @@ measures, with patches that do not overlap:
 
 * AUC: is the similarity of two patches of one object higher than that of one of them and a patch
   of the background, in the same frame? Chance is 50 per cent.
+* Things: where a frame shows several objects, is the similarity of two patches of one of them
+  higher than that of two patches of different ones? Chance is 50 per cent.
 * Retrieval: is the nearest patch on the same object, in the same frame and in a later one? Patches
   at the place of the query are left out.
 
@@ -15,6 +17,7 @@ And without patches, in the first frames of the held-out videos: label propagati
 
 from __future__ import annotations
 
+import fnmatch
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -31,7 +34,8 @@ from torch.nn import functional as F
 
 from solo_infoaug._checks import is_whole, require
 from solo_infoaug._files import digest, mark_as_made, write_json
-from solo_infoaug.evaluation.clips import Clip, find_clips
+from solo_infoaug.errors import ConfigError
+from solo_infoaug.evaluation.clips import Clip, find_clips, fitted
 from solo_infoaug.evaluation.propagation import FeatureMap, Propagation
 from solo_infoaug.evaluation.segmentation import segment
 from solo_infoaug.mining import MineConfig, mine
@@ -78,9 +82,11 @@ class VideoConfig:
 
     videos: str
     """Folder with NAME.mp4 (or a folder of frames NAME) next to NAME.npz, whose `mask` is packed
-    bits and `shape` is frames, height, width; or with DAVIS's JPEGImages and Annotations."""
-    held_out: int = 3
-    """Every n-th video is held out whole, in the order of their names."""
+    bits and `shape` is frames, height, width, or whose `ids` is the number of the object at each
+    pixel, uint8 [T, H, W]; or with DAVIS's JPEGImages and Annotations."""
+    held_out: int | Sequence[str] = 3
+    """Every n-th video is held out whole, in the order of their names; or which are: names, or
+    patterns such as `test-*`."""
     stop_fraction: float = 0.75
     """Fraction of the other videos that is trained on."""
     train_frames: int = 12
@@ -101,7 +107,15 @@ class VideoConfig:
         else:
             good = given is None or isinstance(given, PropagationConfig)
             require(good, "video.propagation", "a mapping of frames and size, or null", given)
-        minima = {"held_out": 2, "train_frames": 1, "train_patches": 1, "test_frames": 2}
+        named: Any = self.held_out
+        if not is_whole(named, 2):
+            named = (named,) if isinstance(named, str) else named
+            listed = isinstance(named, list | tuple) and len(named) > 0
+            good = listed and all(isinstance(name, str) for name in named)
+            expected = "a whole number ≥ 2, or names or patterns of videos"
+            require(good, "video.held_out", expected, self.held_out)
+            object.__setattr__(self, "held_out", tuple(named))
+        minima = {"train_frames": 1, "train_patches": 1, "test_frames": 2}
         for name, least in {**minima, "background": 1}.items():
             value = getattr(self, name)
             expected = f"a whole number ≥ {least}"
@@ -129,8 +143,23 @@ class VideoConfig:
 
 def split_clips(config: VideoConfig) -> dict[str, list[Clip]]:
     """The sequences of each of `SPLITS`."""
-    clips = find_clips(Path(config.videos))
-    unseen = clips[config.held_out - 1 :: config.held_out]
+    clips, which = find_clips(Path(config.videos)), config.held_out
+    if isinstance(which, int):
+        unseen = clips[which - 1 :: which]
+    else:
+        found = {
+            pattern: fnmatch.filter([clip.name for clip in clips], pattern) for pattern in which
+        }
+        names = {name for of_pattern in found.values() for name in of_pattern}
+        unseen = [clip for clip in clips if clip.name in names]
+        for pattern, of_pattern in found.items():
+            if not of_pattern or len(unseen) == len(clips):
+                raise ConfigError(
+                    f"video.held_out: expected names of some of the videos in {config.videos} "
+                    f"({', '.join(clip.name for clip in clips[:3])}, …), or patterns; got "
+                    f"{pattern}, "
+                    + ("after which none is left" if of_pattern else "which none has")
+                )
     return {"seen": [s for s in clips if s not in unseen], "unseen": unseen}
 
 
@@ -168,6 +197,7 @@ def cut(image: np.ndarray, mask: np.ndarray | None, config: MineConfig) -> Tiles
     )[:, 0]
     objects = np.zeros(len(corners), np.int64)
     if mask is not None:
+        mask = fitted(mask, *image.shape[:2])
         whole = mask[: height * side, : width * side].reshape(height, side, width, side)
         blocks = whole.transpose(0, 2, 1, 3).reshape(len(corners), -1)
         objects[(blocks > 0).any(axis=1)] = -1
@@ -253,9 +283,28 @@ def scores(similarity: np.ndarray, asking: Tiles, asked: Tiles) -> tuple[float, 
     return 100 * float(auc), 100 * float(same[rows, nearest].mean())
 
 
-def evaluate_sequence(tiles: Sequence[Tiles], features: Features | None) -> dict[str, float]:
-    """`auc`, `same_frame` and `later_frame` of one video: means over its tested frames.
+def things(similarity: np.ndarray, tiles: Tiles) -> float | None:
+    """AUC (per cent) of two patches of one object against two of different ones, in one frame.
 
+    `similarity` [N, N] is the higher the more alike. None unless some object shows in two patches
+    and another one in a patch.
+    """
+    from sklearn.metrics import roc_auc_score
+
+    one, other = np.triu_indices(len(tiles.objects), 1)
+    apart = np.abs(tiles.corners[one] - tiles.corners[other]).max(axis=1) >= tiles.side
+    asked = apart & (tiles.objects[one] > 0) & (tiles.objects[other] > 0)
+    one, other = one[asked], other[asked]
+    same = tiles.objects[one] == tiles.objects[other]
+    if not same.any() or same.all():
+        return None
+    return 100 * float(roc_auc_score(same, similarity[one, other]))
+
+
+def evaluate_sequence(tiles: Sequence[Tiles], features: Features | None) -> dict[str, float]:
+    """`auc`, `things`, `same_frame`, `later_frame` of one video: means over its tested frames.
+
+    A metric that no frame has is left out: `things` where none shows several objects.
     By the cosine similarity of `features`; by the distance of mean colours where that is None.
     """
 
@@ -269,13 +318,16 @@ def evaluate_sequence(tiles: Sequence[Tiles], features: Features | None) -> dict
         for frame in tiles
     ]
     frames = list(zip(known, tiles, strict=True))
-    here = [scores(similarity(ours, ours), frame, frame) for ours, frame in frames]
+    alike = [similarity(ours, ours) for ours in known]
+    here = [scores(how, frame, frame) for how, frame in zip(alike, tiles, strict=True)]
+    apart = [things(how, frame) for how, frame in zip(alike, tiles, strict=True)]
     later = [
         scores(similarity(ours, theirs), frame, after)
         for (ours, frame), (theirs, after) in pairwise(frames)
     ]
     measured = {
         "auc": [found[0] for found in here if found],
+        "things": [found for found in apart if found is not None],
         "same_frame": [found[1] for found in here if found],
         "later_frame": [found[1] for found in later if found],
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 
@@ -12,6 +13,62 @@ def draw(count: int, size: int, generator: torch.Generator) -> torch.Tensor:
     if size > count or count > 1 << 16:
         return torch.randint(count, (size,), generator=generator)
     return torch.randperm(count, generator=generator)[:size]
+
+
+MANY = 1 << 16
+"""Of more numbers than this, not all are put in an order to draw a few of them."""
+
+
+def draw_apart(
+    windows: torch.Tensor, size: int, generator: torch.Generator, taken: torch.Tensor | None = None
+) -> torch.Tensor:
+    """`size` places in `windows`, none of a window twice while another window is left.
+
+    Args:
+        windows: int64 [N], the window of each patch to draw from.
+        size: number of places.
+        generator: a CPU generator.
+        taken: int64 [T], windows of patches that are in the batch already.
+
+    Returns:
+        int64 [size]. Patches of a window are alike: the more, the likelier one of them is drawn.
+    """
+    count = len(windows)
+    some = draw(count, max(size, min(count, MANY)), generator)
+    chosen, turns = _in_turns(windows[some], size, taken)
+    if count > MANY and turns[-1] > 0:  # not enough windows among those
+        some = torch.randperm(count, generator=generator)
+        chosen, _ = _in_turns(windows[some], size, taken)
+    return some[chosen]
+
+
+def _in_turns(
+    windows: torch.Tensor, size: int, taken: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The first `size` places if each window has one in turn; and how often each had one before."""
+    order = torch.argsort(windows, stable=True)
+    ordered = windows[order]
+    starts = torch.searchsorted(ordered, ordered)
+    turns = torch.empty_like(windows)
+    turns[order] = torch.arange(len(windows)) - starts
+    if taken is not None:
+        most = int(torch.cat([windows, taken]).max()) + 1
+        turns += torch.bincount(taken, minlength=most)[windows]
+    chosen = torch.argsort(turns, stable=True)[:size]
+    return chosen, turns[chosen]
+
+
+def at_least(
+    twins: torch.Tensor, x: np.ndarray, y: np.ndarray, size: np.ndarray, distance: float
+) -> torch.Tensor:
+    """bool [N, K]: which twins int64 [N, K] are `distance` sides of their patch away, or more.
+
+    By the miner's rule: the larger of the distances of the centres along the axes, and half a
+    pixel less is enough. False where there is no twin (−1).
+    """
+    rows = twins.numpy()
+    gap = np.maximum(abs(x[rows] - x[:, None]), abs(y[rows] - y[:, None]))
+    return torch.from_numpy((rows >= 0) & (gap >= distance * size[:, None] - 0.5))
 
 
 def another(own: torch.Tensor, count: torch.Tensor, choice: torch.Tensor) -> torch.Tensor:

@@ -33,10 +33,10 @@ from solo_infoaug.dictionary.index import Index
 from solo_infoaug.dictionary.links import Chains
 from solo_infoaug.dictionary.pixels import LazyPixels, PixelFiles
 from solo_infoaug.dictionary.reading import Part, Windows
-from solo_infoaug.dictionary.sampling import WindowMates, draw, twin
+from solo_infoaug.dictionary.sampling import WindowMates, at_least, draw, draw_apart, twin
 from solo_infoaug.dictionary.streaming import Stream
 from solo_infoaug.dictionary.writing import write_arrays
-from solo_infoaug.errors import DictionaryError
+from solo_infoaug.errors import ConfigError, DictionaryError
 
 PARTNERS = ("mi", "random", "random_anchor", "self")
 """What `infoaug.arm` may be: which patch is shown as the twin."""
@@ -100,6 +100,8 @@ class TwinDictionary:
         first, of_video = (index[name].numpy() for name in ("window_first", "video_window"))
         self.windows = Windows(self.videos, first, len(self.patches), of_video, files)
         self._index, self._files, self._part_files = index, pixels, files
+        self._chosen: dict[str, torch.Tensor] | None = None
+        """What `apart` has put in the place of the index's."""
 
     @classmethod
     def load(
@@ -183,9 +185,18 @@ class TwinDictionary:
     def __reduce__(self) -> tuple[Any, tuple[Any, ...]]:
         """Copies and other processes open the place again instead of copying the pixels."""
         if self.stream is None:
-            return TwinDictionary.load, (self.path,)
+            return TwinDictionary._with, (self._chosen, TwinDictionary.load, self.path)
         how = self.stream.cache_gb, self.stream.repeats
-        return TwinDictionary._of_bucket, (self.place, *how)
+        return TwinDictionary._with, (self._chosen, TwinDictionary._of_bucket, self.place, *how)
+
+    @staticmethod
+    def _with(
+        chosen: dict[str, torch.Tensor] | None, opened: Callable[..., Any], *place: Any
+    ) -> TwinDictionary:
+        """A dictionary that is opened, with what `apart` has chosen of it."""
+        made: TwinDictionary = opened(*place)
+        vars(made).update(chosen or {}, _chosen=chosen)
+        return made
 
     @property
     def written(self) -> str:
@@ -269,6 +280,8 @@ class TwinDictionary:
         temporal: bool | float = False,
         others: float = 0.0,
         order: tuple[int, int] | None = None,
+        random_share: float = 0.0,
+        distinct_windows: bool = False,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Draw patches that have a twin, and a partner for each.
 
@@ -289,6 +302,9 @@ class TwinDictionary:
                 Used where packs are fetched from a bucket and not all have room: then the patches
                 follow from it, and not from the generator, and each comes `repeats` times in a
                 pass through all. Without it batches are counted as they are drawn.
+            random_share: this share, in [0, 1], of the patches with a twin get what "random" would
+                give them. They come first.
+            distinct_windows: take no window twice in a batch while another is left.
 
         Returns:
             patch uint8 [B, 3, H, W], partner uint8 [B, 3, H, W], index of the patch int64 [B].
@@ -305,6 +321,8 @@ class TwinDictionary:
             ("temporal", is_temporal(temporal), TEMPORAL, temporal),
         ):
             require(good, name, expected, value)
+        good = 0 <= random_share <= 1
+        require(good, "random_share", "at least 0 and at most 1", random_share)
         if len(self.anchors) == 0:
             raise DictionaryError(f"{self.path}: no patch has a twin; mine more or other video")
         lone = min(round(others * batch_size), batch_size - 1)
@@ -314,7 +332,7 @@ class TwinDictionary:
         if self.stream is not None and streamed:
             index, more = self.stream.draw(order, batch_size - lone, lone, generator)
         else:
-            index = self.anchors[draw(len(self.anchors), batch_size - lone, generator)]
+            index = self._drawn(self.anchors, batch_size - lone, generator, distinct_windows)
         self._inside(index)
         # Every random number is drawn for every arm, so that all arms see the same patches.
         choice = torch.rand(len(index), dtype=torch.float32, generator=generator)
@@ -322,10 +340,13 @@ class TwinDictionary:
         partner = self._partner(arm, index, top_k or 1, choice)
         if lone:
             if not streamed:
-                more = self.without_twin[draw(len(self.without_twin), lone, generator)]
+                more = self._drawn(self.without_twin, lone, generator, distinct_windows, index)
             index, partner = torch.cat([index, more]), torch.cat([partner, more])
             drawn = torch.randint(self.pixels_shape[1], (2, lone), generator=generator)
             moments = torch.cat([moments, drawn], dim=1)
+        if count := round(random_share * len(choice)):
+            mates = self._mates.mate(index[:count], choice[:count], False)
+            partner = torch.cat([mates, partner[count:]])
         if not temporal:
             moments.zero_()
         shown = self._inside(torch.stack([index, partner]))
@@ -333,6 +354,55 @@ class TwinDictionary:
             choice = torch.rand(shown.shape, dtype=torch.float32, generator=generator)
             shown = self.chains.draw(shown.flatten(), temporal, choice.flatten()).view_as(shown)
         return self.crops(shown[0], moments[0]), self.crops(shown[1], moments[1]), index
+
+    def _drawn(
+        self,
+        rows: torch.Tensor,
+        size: int,
+        generator: torch.Generator,
+        distinct: bool,
+        before: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """`size` of the patches `rows`; `before` are in the batch already."""
+        if not distinct:
+            return rows[draw(len(rows), size, generator)]
+        window = self._mates.window_of
+        taken = None if before is None else window[before]
+        return rows[draw_apart(window[rows], size, generator, taken)]
+
+    def apart(self, distance: float) -> TwinDictionary:
+        """The same dictionary with those twins that are this many patches away, or more.
+
+        A patch whose twins are all nearer is one without a twin, for every arm.
+
+        Raises:
+            ConfigError: packs are fetched from a bucket and not all have room.
+            DictionaryError: no patch keeps a twin.
+        """
+        if self.stream is not None and self.stream.partial:
+            raise ConfigError(
+                f"min_distance: expected all of {self.place} on the local disk; raise cache_gb, or "
+                "copy it"
+            )
+        x, y, size = (self.patches[name].astype(np.float64) for name in ("x", "y", "size"))
+        far = at_least(self.twins, x, y, size, distance)
+        if not far.any():
+            raise DictionaryError(
+                f"{self.place}: no patch has a twin at a min_distance of {distance:g} patches; "
+                "choose less"
+            )
+        first = torch.argsort((~far).to(torch.uint8), dim=1, stable=True)
+        there = far.gather(1, first)
+        known, own = far.any(dim=1), torch.arange(len(self))
+        chosen = {
+            "twins": torch.where(there, self.twins.gather(1, first), -1),
+            "mi": torch.where(there, self.mi.gather(1, first), 0.0),
+            "p_value": torch.where(there, self.p_value.gather(1, first), 1.0),
+            "anchors": own[known],
+            "without_twin": own[~known],
+        }
+        parts = (self.info, self._index, self._files, self._part_files, self.stream)
+        return TwinDictionary._with(chosen, TwinDictionary, self.path, *parts)
 
     def _inside(self, index: torch.Tensor) -> torch.Tensor:
         """The same; of a mapped index not all is looked at when it is opened."""

@@ -14,14 +14,21 @@ stops: 0.2 points at most.
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
-from solo_infoaug._checks import is_number, require
+from torch import Tensor
+
+from solo_infoaug._checks import is_number, is_whole, require
 from solo_infoaug.errors import ConfigError
 from solo_infoaug.evaluation.backbone import Backbone, export, extract_features, load_backbone
 from solo_infoaug.evaluation.images import digits, load_images
 from solo_infoaug.evaluation.probes import TEMPERATURE, knn_accuracy, linear_accuracy
 from solo_infoaug.training.layouts import DEFAULT_SEED
+
+Features = Callable[[Tensor], Tensor]
+Halves = tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 __all__ = [
     "Backbone",
@@ -67,24 +74,52 @@ def evaluate(
         ConfigError: the checkpoint or the data cannot be used.
         DataError: an image cannot be read.
     """
-    for option, value, minimum in (("--k", k, 1), ("--size", size, 1), ("--limit", limit, 2)):
-        good = value is None or value >= minimum
-        require(good, option, f"a whole number ≥ {minimum}", value)
-    good = is_number(temperature, 0) and temperature > 0
-    require(good, "--temperature", "a number > 0", temperature)
+    check_probes(k, size, limit, temperature)
     backbone = load_backbone(checkpoint)
     side = size or backbone.crop_size
     part = (fraction, fraction_seed)
-    train, test = load_images(dataset, side, train_path, val_path, limit, *part)
-    if len(train[1].unique()) < 2:
-        which = "--limit" if limit is not None and limit <= len(train[1]) else "--train-path"
+    halves = load_images(dataset, side, train_path, val_path, limit, *part)
+    check_halves_to_probe(halves[0][1], k, limit)
+    return probe(partial(extract_features, backbone, size=size), halves, k, temperature)
+
+
+def check_probes(
+    k: int, size: int | None, limit: int | None, temperature: float, prefix: str = "--"
+) -> None:
+    """Check settings of `evaluate`; `prefix` stands before their names in messages."""
+    for option, value, minimum in (("k", k, 1), ("size", size, 1), ("limit", limit, 2)):
+        good = is_whole(value, minimum) or (value is None and option != "k")
+        require(good, f"{prefix}{option}", f"a whole number ≥ {minimum}", value)
+    good = is_number(temperature, 0) and temperature > 0
+    require(good, f"{prefix}temperature", "a number > 0", temperature)
+
+
+def check_halves_to_probe(labels: Tensor, k: int, limit: int | None) -> None:
+    """Check that the images to learn from, with these labels, suffice for the probes.
+
+    Raises:
+        ConfigError: they are of one class.
+    """
+    if len(labels.unique()) < 2:
+        which = "--limit" if limit is not None and limit <= len(labels) else "--train-path"
         raise ConfigError(
             f"{which}: expected images of at least two classes to learn from, got one class"
         )
-    if k > len(train[1]):
-        warnings.warn(f"--k: {k} neighbours of {len(train[1])} images; all are used", stacklevel=2)
-    halves = [(extract_features(backbone, x, size), y) for x, y in (train, test)]
+    if k > len(labels):
+        warnings.warn(f"--k: {k} neighbours of {len(labels)} images; all are used", stacklevel=3)
+
+
+def probe(features: Features, halves: Halves, k: int, temperature: float) -> dict[str, float]:
+    """k-NN and linear-probe accuracy (per cent) of `features`, which are computed once.
+
+    Args:
+        features: uint8 [N, 3, H, W] → float32 [N, D].
+        halves: images and labels to learn from, and to test on.
+        k: number of neighbours.
+        temperature: temperature of k-NN's weights.
+    """
+    train, test = ((features(images), labels) for images, labels in halves)
     return {
-        "knn": knn_accuracy(halves[0], halves[1], k, temperature),
-        "linear": linear_accuracy(halves[0], halves[1]),
+        "knn": knn_accuracy(train, test, k, temperature),
+        "linear": linear_accuracy(train, test),
     }

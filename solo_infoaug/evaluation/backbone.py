@@ -111,6 +111,14 @@ def load_backbone(checkpoint: str | Path) -> Backbone:
     )
 
 
+def untrained(backbone: Backbone) -> Backbone:
+    """The same backbone with random weights, drawn by the run's seed."""
+    with torch.random.fork_rng():
+        torch.manual_seed(int(OmegaConf.select(backbone.cfg, "seed", default=0)))
+        module = register().build_backbone(backbone.cfg).eval().requires_grad_(False)
+    return replace(backbone, module=module)
+
+
 @torch.no_grad()
 def extract_features(
     backbone: Backbone, images: Tensor, size: int | None = None, batch_size: int = 256

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +25,8 @@ class Clip:
     def read_masks(self) -> np.ndarray:
         """uint8 [T, H, W]: the number of the object that a pixel shows, 0 for background.
 
+        Masks may be smaller than the frames: see `fitted`.
+
         Raises:
             ConfigError: the masks cannot be read.
         """
@@ -45,8 +47,19 @@ class Clip:
             ) from error
 
 
+def fitted(mask: np.ndarray, height: int, width: int) -> np.ndarray:
+    """A mask [H, W] at the size of its frame: every pixel takes the number at its place."""
+    rows, columns = (
+        np.arange(size) * stored // size
+        for size, stored in zip((height, width), mask.shape, strict=True)
+    )
+    return mask if mask.shape == (height, width) else mask[rows[:, None], columns]
+
+
 def find_clips(folder: Path, minimum: int = 2, key: str = "data.videos") -> list[Clip]:
     """The videos in `folder` that have masks, by name.
+
+    The name of a video is that of its file, or its path with hyphens where two files share a name.
 
     Args:
         folder: folder with NAME.mp4 (or a folder of frames NAME) next to NAME.npz, or with DAVIS's
@@ -71,4 +84,8 @@ def find_clips(folder: Path, minimum: int = 2, key: str = "data.videos") -> list
             f"{key}: expected a folder with {_NUMBERS[minimum]} or more that have masks (NAME.mp4 "
             f"and NAME.npz, or JPEGImages and Annotations), got {folder}, which has {len(clips)}"
         )
+    if len({clip.name for clip in clips}) < len(clips):
+        paths = [clip.source.relative_to(folder) for clip in clips]
+        names = ["-".join([*path.parent.parts, video_stem(folder / path)]) for path in paths]
+        clips = [replace(clip, name=name) for clip, name in zip(clips, names, strict=True)]
     return sorted(clips, key=lambda sequence: sequence.name)

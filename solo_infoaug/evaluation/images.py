@@ -98,15 +98,10 @@ def load_images(
     Raises:
         ConfigError: a name or path that cannot be used.
     """
-    require(dataset in DATASETS, "--data", f"one of {', '.join(DATASETS)}", dataset)
     check_fraction(fraction, fraction_seed, "evaluate")
-    paths = {"--train-path": train_path, "--val-path": val_path}
-    taken = {"digits": (), "folder": tuple(paths)}.get(dataset, ("--train-path",))
-    for option, path in paths.items():
-        if option in taken and path is None:
-            raise ConfigError(f"{option}: expected the path of {dataset}, got none")
-        if option not in taken and path is not None:
-            raise ConfigError(f"{option}: --data {dataset} does not use it, got {path}")
+    halves = open_images(dataset, train_path, val_path)
+    if halves and dataset in CLASSES:
+        say(layout_of(dataset, str(train_path), "--train-path"))
 
     def part(labels: list[int]) -> list[int]:
         if fraction in (None, ALL):
@@ -119,7 +114,7 @@ def load_images(
         x, y = x[rows], y[rows]
         some, some_test = _drawn(len(y), limit), _drawn(len(y_test), limit)
         return (x[some], y[some]), (x_test[some_test], y_test[some_test])
-    train, test = _halves(dataset, train_path, val_path)
+    train, test = halves
     labels = labels_of(train)
     assert labels is not None
     rows = part(labels)
@@ -129,27 +124,55 @@ def load_images(
     )
 
 
-def _halves(dataset: str, train_path: str | Path | None, val_path: str | Path | None) -> list[Any]:
-    """The two halves of a data set, from folders of images or in torchvision's layout."""
+def open_images(
+    dataset: str,
+    train_path: str | Path | None,
+    val_path: str | Path | None,
+    keys: tuple[str, str, str] = ("--data", "--train-path", "--val-path"),
+) -> list[Any]:
+    """The two halves of a data set, whose images are read later; none for `digits`.
+
+    Args:
+        dataset: see `load_images`.
+        train_path: see `load_images`.
+        val_path: see `load_images`.
+        keys: names of these three in messages.
+
+    Raises:
+        ConfigError: a name or path that cannot be used.
+    """
+    data, *names = keys
+    require(dataset in DATASETS, data, f"one of {', '.join(DATASETS)}", dataset)
+    paths = dict(zip(names, (train_path, val_path), strict=True))
+    taken = {"digits": (), "folder": tuple(paths)}.get(dataset, (names[0],))
+    for option, path in paths.items():
+        if option in taken and path is None:
+            raise ConfigError(f"{option}: expected the path of {dataset}, got none")
+        if option not in taken and path is not None:
+            raise ConfigError(f"{option}: {data} {dataset} does not use it, got {path}")
+    return [] if dataset == "digits" else _halves(dataset, train_path, val_path, *names)
+
+
+def _halves(
+    dataset: str, train_path: str | Path | None, val_path: str | Path | None, key: str, other: str
+) -> list[Any]:
+    """The two halves, from folders of images or in torchvision's layout; `key`, `other`: paths."""
     from torchvision.datasets import CIFAR10, CIFAR100, STL10, ImageFolder
 
     def of_folders(*folders: str | Path | None) -> list[Any]:
         return [ImageFolder(str(folder), loader=read_image) for folder in folders]
 
     if dataset == "folder":
-        check_classes({"--train-path": Path(str(train_path)), "--val-path": Path(str(val_path))})
+        check_classes({key: Path(str(train_path)), other: Path(str(val_path))})
         return of_folders(train_path, val_path)
     path = str(train_path)
-    say(layout_of(dataset, path, "--train-path"))
-    if half_folder(dataset, path, "train") is not None:
-        halves = [half_folder(dataset, path, half) for half in ("train", "test")]
+    if half_folder(dataset, path, "train", key) is not None:
+        halves = [half_folder(dataset, path, half, key) for half in ("train", "test")]
         if halves[1] is None:
-            raise ConfigError(
-                f"--train-path: expected {path} to have test/CLASS as well as train/CLASS"
-            )
-        check_halves(dataset, path, path, ("--train-path", "--train-path"))
+            raise ConfigError(f"{key}: expected {path} to have test/CLASS as well as train/CLASS")
+        check_halves(dataset, path, path, (key, key))
         return of_folders(*halves)
-    with downloadable(dataset, path, "--train-path"):
+    with downloadable(dataset, path, key):
         if dataset == "stl10":
             return [STL10(path, split=split, download=True) for split in ("train", "test")]
         data_set = CIFAR10 if dataset == "cifar10" else CIFAR100

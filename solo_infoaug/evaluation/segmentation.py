@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
-import torch
-from omegaconf import OmegaConf
 
 from solo_infoaug._checks import require
-from solo_infoaug.evaluation.backbone import Backbone, load_backbone
+from solo_infoaug.evaluation.backbone import Backbone, load_backbone, untrained
 from solo_infoaug.evaluation.clips import Clip, find_clips
 from solo_infoaug.evaluation.maps import MapOf, colour_map
 from solo_infoaug.evaluation.propagation import FeatureMap, Propagation, propagate, score
-from solo_infoaug.host import load_host
 from solo_infoaug.mining.video import open_video
 
 UNTRAINED, COLOUR = "untrained network", "mean colour"
@@ -24,12 +20,9 @@ UNTRAINED, COLOUR = "untrained network", "mean colour"
 
 def models(backbone: Backbone, size: int, stride: int) -> dict[str, FeatureMap]:
     """The backbone as `ours`, the same one untrained (by the run's seed), and mean colours."""
-    with torch.random.fork_rng():
-        torch.manual_seed(int(OmegaConf.select(backbone.cfg, "seed", default=0)))
-        module = load_host().build_backbone(backbone.cfg).eval().requires_grad_(False)
     return {
         "ours": MapOf(backbone, size, stride),
-        UNTRAINED: MapOf(replace(backbone, module=module), size, stride),
+        UNTRAINED: MapOf(untrained(backbone), size, stride),
         COLOUR: partial(colour_map, size=size, stride=stride),
     }
 

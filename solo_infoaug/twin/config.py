@@ -71,6 +71,18 @@ class InfoAugConfig:
     """How often each patch of a dictionary at a URL is drawn while its pack is on the local disk,
     where that has no room for all packs."""
 
+    random_share: float = 0.0
+    """This share, in [0, 1], of the pairs with a twin are any other patch of the same window in its
+    place, as `random` draws it."""
+
+    distinct_windows: bool = False
+    """Take no window twice in a batch while another is left, so that other pairs of the batch are
+    rarely of the same thing."""
+
+    min_distance: float = 0.0
+    """Only twins this many patches away, or more, count; the miner's own minimum is 1. A patch
+    whose twins are all nearer is one without a twin."""
+
     batch_norm: str = "shared"
     """How the backbone's batch norms see twins: `shared` with the run's images, `separate` with
     statistics and weights of their own, `frozen` with the running statistics as they are."""
@@ -116,6 +128,17 @@ class InfoAugConfig:
             ("cache_gb", is_number(self.cache_gb, 0), "a number of gigabytes"),
             ("repeats", is_whole(self.repeats, 1), "a whole number ≥ 1"),
             ("batch_size", batch, "a whole number ≥ 1"),
+            (
+                "random_share",
+                is_number(self.random_share, 0) and self.random_share <= 1,
+                "a number in [0, 1]",
+            ),
+            ("distinct_windows", isinstance(self.distinct_windows, bool), "true or false"),
+            (
+                "min_distance",
+                is_number(self.min_distance, 0) and self.min_distance < float("inf"),
+                "a finite number ≥ 0",
+            ),
             (
                 "augmentations",
                 self.augmentations is None or pipelines,

@@ -96,6 +96,9 @@ class TwinRequest:
     order: tuple[int, int] | None = None
     """Of a dictionary at a URL: see `TwinDictionary.sample`."""
 
+    random_share: float = 0.0
+    distinct_windows: bool = False
+
 
 @dataclass(frozen=True)
 class TwinBatch:
@@ -155,6 +158,8 @@ def prepare(request: TwinRequest, stream: torch.cuda.Stream | None = None) -> Pr
         temporal=request.temporal if request.seconds is None else request.seconds,
         others=request.others,
         order=request.order,
+        random_share=request.random_share,
+        distinct_windows=request.distinct_windows,
     )
     count, _, height, width = patch.shape
     random = torch.Generator().manual_seed(request.views)
@@ -306,6 +311,8 @@ class TwinSampler:
             pipelines=self.pipelines,
             both=self.both_views,
             order=order(self.seed, position, step) if dictionary.stream else None,
+            random_share=settings.random_share,
+            distinct_windows=settings.distinct_windows,
         )
 
     def batch(self, step: int, position: Position) -> TwinBatch:

@@ -29,6 +29,8 @@ def open_dictionary(config: InfoAugConfig) -> TwinDictionary:
     choice = choose_dictionary(config.twins)
     dictionary = TwinDictionary.load(choice.path, cache_gb=config.cache_gb, repeats=config.repeats)
     choice.check(dictionary.fingerprint)
+    if config.min_distance:
+        dictionary = dictionary.apart(config.min_distance)
     path = choice.place
     if config.fingerprint not in (None, dictionary.fingerprint):
         warnings.warn(
@@ -84,6 +86,11 @@ def check_dictionary(dictionary: TwinDictionary, config: InfoAugConfig) -> None:
         raise ConfigError(
             f"infoaug.others: {dictionary.path} keeps no patch without a twin; mine it with "
             "-s others=64, or leave it out"
+        )
+    if config.distinct_windows and dictionary.stream is not None and dictionary.stream.partial:
+        raise ConfigError(
+            f"infoaug.distinct_windows: expected all of {dictionary.place} on the local disk; "
+            "raise infoaug.cache_gb, or leave it out"
         )
     if config.temporal is True and moments < 2:
         raise ConfigError(

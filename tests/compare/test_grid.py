@@ -54,6 +54,17 @@ def test_default_grid() -> None:
     assert {cell.seed for cell in cells[:42]} == {0}
 
 
+def test_a_swept_dictionary_is_the_baselines_too_if_its_patches_are_trained_on() -> None:
+    grid = parse_grid(["data=[patches,cifar10]", "methods=byol", "seeds=0", "infoaug.twins=a,b"])
+    found = {(cell.data, cell.arm, cell.variant) for cell in expand(grid) if "base" in cell.arm}
+    both = [("infoaug.twins=a",), ("infoaug.twins=b",)]
+    arms = ("baseline", "baseline_images")
+    assert found == {
+        *(("patches", arm, variant) for arm in arms for variant in both),
+        *(("cifar10", arm, ()) for arm in arms),
+    }
+
+
 def test_oracle_is_left_out_of_a_list_where_the_truth_is_not_known() -> None:
     cells = expand(parse_grid(["data=scenes,custom", "methods=byol", "seeds=0"]))
     assert {cell.arm for cell in cells if cell.data == "scenes"} == set(ARMS) - {"self"}

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,9 +15,18 @@ import torch
 from PIL import Image
 
 from solo_infoaug.compare.grid import Planner, Run, parse_grid
+from solo_infoaug.compare.images import evaluate_images, mean_colours
 from solo_infoaug.compare.run import execute
+from solo_infoaug.compare.tables import tables
 from solo_infoaug.dictionary import TwinDictionary
 from solo_infoaug.errors import ConfigError
+from solo_infoaug.evaluation import (
+    evaluate,
+    extract_features,
+    knn_accuracy,
+    load_backbone,
+    load_images,
+)
 
 ARMS = ["baseline", "baseline_images", "random", "random_anchor", "self", "infoaug"]
 
@@ -123,6 +134,141 @@ def test_probes_on_other_images_than_those_of_pretraining(
     read = json.loads((run.folder / "run.json").read_text())["evaluate"]
     assert read["train_path"] == str(cifar10)
     assert (read["val_path"], read["k"], read["temperature"]) == (None, 200, 0.1)
+
+
+def test_one_pretraining_is_evaluated_on_several_data_sets(
+    host: Any, plan: Callable[..., dict[str, Run]], cifar10: Path, tmp_path: Path
+) -> None:
+    more = f"{{dataset: folder, train_path: '{cifar10 / 'test'}', val_path: '{cifar10 / 'train'}'"
+    evaluation = ["evaluate.dataset=cifar10", f"evaluate.train_path='{cifar10}'", "evaluate.k=3"]
+    also = f"evaluate.also={{swapped: {more}, limit: 15, size: 8}}, digits: {{k: 5}}}}"
+    runs = plan("data=patches", *evaluation, also, arms=["baseline", "infoaug"])
+    assert runs["baseline"].evaluate["also"]["swapped"] == {
+        "dataset": "folder",
+        "train_path": str(cifar10 / "test"),
+        "val_path": str(cifar10 / "train"),
+        "limit": 15,
+        "fraction": -1,
+        "fraction_seed": 0,
+        "size": 8,
+        "k": 3,
+        "temperature": 0.07,
+    }
+    for run in runs.values():
+        run.write(True)
+    result = execute(runs["baseline"].folder)
+    (checkpoint,) = runs["baseline"].folder.rglob("*.ckpt")
+    for name, how in {"": {}, **runs["baseline"].evaluate["also"]}.items():
+        alone = evaluate(
+            checkpoint, **(how or {"dataset": "cifar10", "train_path": cifar10, "k": 3})
+        )
+        for probe, value in alone.items():
+            assert result["metrics"][f"{probe}_{name}" if name else probe] == value, (probe, name)
+    assert result["references"]["chance"] == {
+        **dict.fromkeys(("linear", "knn", "linear_digits", "knn_digits"), 10.0),
+        **dict.fromkeys(("linear_swapped", "knn_swapped"), pytest.approx(100 / 8, abs=3)),
+    }
+    # ten colours to tell apart, and digits in grey
+    assert result["references"]["mean colour"]["knn"] == 100
+    assert result["references"]["mean colour"]["knn_digits"] < 30
+
+    # random weights by the run's seed, as the host makes them
+    (backbone, blank), seed = (load_backbone(checkpoint) for _ in range(2)), 0
+    torch.manual_seed(seed)
+    module = host.build_backbone(blank.cfg).eval()
+    train, test = load_images("cifar10", backbone.crop_size, cifar10)
+    ours, asked = (
+        (extract_features(replace(blank, module=module), x), y) for x, y in (train, test)
+    )
+    assert result["references"]["untrained network"]["knn"] == knn_accuracy(ours, asked, 3)
+
+    # the other run of the grid reads the references; other images have others
+    (folder,) = (tmp_path / "grid").rglob("references")
+    stored = {file: file.stat().st_mtime_ns for file in folder.glob("*.json")}
+    assert len(stored) == 2 * 3
+    again = execute(runs["infoaug"].folder)
+    assert again["references"] == result["references"]
+    assert {file: file.stat().st_mtime_ns for file in folder.glob("*.json")} == stored
+    # as are the decoded images, unless a file comes or goes
+    decoded = folder.parent / "images"
+    assert len(list(decoded.glob("*.pt"))) == 3
+    next((cifar10 / "train" / "class0").iterdir()).unlink()
+    fewer, _ = evaluate_images(checkpoint, {"": runs["baseline"].evaluate}, folder)
+    assert len(list(decoded.glob("*.pt"))) == 4
+    assert fewer == evaluate(checkpoint, dataset="cifar10", train_path=cifar10, k=3)
+    (accuracies,) = [t for t in tables([result, again]) if "swapped, k-NN (" in t.title]
+    assert [row[0] for row in accuracies.rows] == [
+        "simclr",
+        "chance",
+        "untrained network",
+        "mean colour",
+    ]
+
+
+def test_mean_colours_are_those_of_the_pixels(host: Any) -> None:
+    images = torch.randint(0, 256, (5, 3, 4, 6), dtype=torch.uint8)
+    backbone: Any = SimpleNamespace(mean=(0.1, 0.2, 0.3), std=(0.5, 0.25, 2.0))
+    found = mean_colours(backbone, images)
+    for n, channel in np.ndindex(5, 3):
+        values = [int(value) / 255 for value in images[n, channel].flatten()]
+        expected = (sum(values) / 24 - backbone.mean[channel]) / backbone.std[channel]
+        assert float(found[n, channel]) == pytest.approx(expected, abs=1e-6)
+
+
+def test_without_further_data_sets_a_run_is_what_it_was(
+    plan: Callable[..., dict[str, Run]], cifar10: Path
+) -> None:
+    same = ["data=cifar10", f"data.train_path='{cifar10}'"]
+
+    def run(*more: str) -> Run:
+        return plan(*same, *more, arms=["baseline"])["baseline"]
+
+    assert "also" not in run().evaluate
+    assert run().hash == run("evaluate.also={}").hash
+    one = run(f"+evaluate.also.cifar10.train_path='{cifar10}'")
+    assert one.hash != run().hash
+    assert one.evaluate["also"]["cifar10"]["train_path"] == str(cifar10)
+
+
+@pytest.mark.parametrize(
+    ("also", "message"),
+    [
+        ("3", r"evaluate\.also: expected a mapping of data sets"),
+        ("{cifar100: x}", r"evaluate\.also\.cifar100: expected a mapping"),
+        ("{cifar100: {path: x}}", r"evaluate\.also\.cifar100\.path: expected one of the keys"),
+        ("{flowers: {train_path: x}}", r"evaluate\.also\.flowers\.dataset: expected one of"),
+        ("{cifar100: {}}", r"evaluate\.also\.cifar100\.train_path: expected the path of cifar100"),
+        (
+            "{tiny_imagenet: {train_path: nowhere}}",
+            r"evaluate\.also\.tiny_imagenet\.train_path: expected tiny_imagenet as folders",
+        ),
+        (
+            "{flowers: {dataset: folder, train_path: nowhere, val_path: nowhere}}",
+            r"evaluate\.also\.flowers\.train_path: expected a folder with a folder of images",
+        ),
+        ("{digits: {limit: 1}}", r"evaluate\.also\.digits\.limit: expected a whole number ≥ 2"),
+        ("{digits: {k: none}}", r"evaluate\.also\.digits\.k: expected a whole number ≥ 1"),
+        ("{digits: {fraction: 3}}", r"evaluate\.also\.digits\.fraction: expected a number in"),
+        ("{across: {dataset: digits}}", r"evaluate\.also\.across: expected a name"),
+    ],
+)
+def test_bad_further_data_sets_fail_before_anything_is_trained(
+    plan: Callable[..., dict[str, Run]], cifar10: Path, also: str, message: str
+) -> None:
+    evaluation = ["evaluate.dataset=cifar10", f"evaluate.train_path='{cifar10}'"]
+    with pytest.raises(ConfigError, match=message):
+        plan("data=patches", *evaluation, f"evaluate.also={also}", arms=["baseline"])
+
+
+def test_a_bad_path_to_evaluate_on_fails_before_anything_is_trained(
+    plan: Callable[..., dict[str, Run]], cifar10: Path
+) -> None:
+    evaluation = ["evaluate.dataset=tiny_imagenet", "evaluate.train_path=nowhere"]
+    with pytest.raises(ConfigError, match=r"evaluate\.train_path: expected tiny_imagenet as"):
+        plan("data=patches", *evaluation, arms=["baseline"])
+    folder = ["evaluate.dataset=folder", f"evaluate.train_path='{cifar10 / 'test'}'"]
+    with pytest.raises(ConfigError, match=r"evaluate\.val_path: expected a folder with a folder"):
+        plan("data=patches", *folder, "evaluate.val_path=nowhere", arms=["baseline"])
 
 
 def test_evaluation_has_to_be_named(plan: Callable[..., dict[str, Run]]) -> None:

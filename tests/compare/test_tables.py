@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from solo_infoaug.compare.results import count_videos, draw_ablation
 from solo_infoaug.compare.tables import (
     Column,
     collect,
@@ -18,6 +22,7 @@ from solo_infoaug.compare.tables import (
     results_csv,
     tables,
 )
+from solo_infoaug.dictionary import TwinDictionary
 
 
 def _result(
@@ -128,6 +133,24 @@ def test_videos_are_paired_by_seed_and_video_and_untrained_models_are_rows() -> 
     assert "seeds and videos" in paired.title
 
 
+def test_metrics_of_further_data_sets_follow_with_readable_names() -> None:
+    more = {"linear_cifar100": 7.0, "knn_flowers": 8.0, "online": 9.0, "speed": 1.0}
+    results = [
+        {**_result("byol", "baseline", 0, 1.0), "metrics": {"online": 9.0, "linear": 1.0}},
+        {**_result("byol", "infoaug", 0, 1.0), "metrics": {**more, "linear": 1.0}},
+    ]
+    titles = [table.title for table in tables(results) if "differences" not in table.title]
+    assert titles == [
+        "scenes: linear probe (per cent)",
+        "scenes: CIFAR-100, linear probe (per cent)",
+        "scenes: flowers, k-NN (per cent)",
+        "scenes: speed (per cent)",
+        "scenes: online accuracy (per cent)",
+    ]
+    rows = list(csv.DictReader(io.StringIO(results_csv(results))))
+    assert [row["linear_cifar100"] for row in rows] == ["", "7.0"]
+
+
 def test_latex_escapes_names() -> None:
     (accuracies,) = tables([_result("barlow_twins", "infoaug", 0, 1.0)])
     assert r"barlow\_twins & \textbf{1.0} \\" in accuracies.latex()
@@ -148,6 +171,48 @@ def test_swept_columns_are_compared_with_the_baseline_without_them() -> None:
     assert set(low) == {"baseline"}
     labels = [column.label for _, column in values]
     assert "InfoAug, weight=0.1" in labels
+
+
+def test_a_swept_dictionary_is_compared_with_the_same_one_where_the_baseline_has_it() -> None:
+    two, four = ("infoaug.twins=two",), ("infoaug.twins=four",)
+    results = [
+        *(_result("simclr", "baseline", s, 50.0, two) for s in (0, 1)),
+        *(_result("simclr", "baseline", s, 54.0, four) for s in (0, 1)),
+        *(_result("simclr", "infoaug", s, 57.0, four) for s in (0, 1)),
+        *(_result("byol", "baseline", s, 40.0) for s in (0, 1)),
+        *(_result("byol", "infoaug", s, 41.0, four) for s in (0, 1)),
+    ]
+    values = collect(results, "scenes", "linear")
+    found = {m: differences(values, m, Column("infoaug", four)) for m in ("simclr", "byol")}
+    assert found["simclr"]["baseline"].mean == pytest.approx(3)
+    assert found["byol"]["baseline"].mean == pytest.approx(1)
+
+
+def test_accuracy_over_the_number_of_videos(tmp_path: Path) -> None:
+    results = []
+    for name, count in (("two words", 2), ("four", 4)):
+        pixels = torch.zeros(2, 1, 3, 8, 8, dtype=torch.uint8)
+        twins = torch.tensor([[1], [0]])
+        made = TwinDictionary.create(tmp_path / name, pixels, twins, torch.ones(2, 1))
+        manifest = made.path / "dictionary.json"
+        info = json.loads(manifest.read_text())
+        manifest.write_text(json.dumps({**info, "twinless": dict.fromkeys("abcd"[1:count], "")}))
+        variant = (f"infoaug.twins='{tmp_path / name}'",)
+        results += [_result("simclr", arm, 0, 10.0 * count, variant) for arm in ("infoaug", "self")]
+    results.append(_result("simclr", "infoaug", 0, 1.0, ("infoaug.twins=gone",)))
+    videos = count_videos(results)
+    assert sorted(videos.values()) == [2, 4]
+    figure = draw_ablation(collect(results, "scenes", "linear"), "linear probe", videos)
+    assert figure is not None
+    (axes,) = figure.axes
+    assert axes.get_xlabel() == "number of videos"
+    lines = [container[0] for container in axes.containers]
+    assert [list(map(float, line.get_xdata())) for line in lines] == [[2.0, 4.0]] * 2
+    assert [list(map(float, line.get_ydata())) for line in lines] == [[20.0, 40.0]] * 2
+    assert {text.get_text() for text in axes.get_legend().get_texts()} == {
+        "simclr, infoaug",
+        "simclr, self",
+    }
 
 
 def test_csv_has_a_row_a_run_whatever_the_order() -> None:

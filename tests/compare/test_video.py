@@ -126,6 +126,81 @@ def test_only_the_kept_part_is_tested_and_colour_tells_red_from_green(davis: Pat
     assert everywhere["blind"]["seen_auc"] == {"a": 50.0, "b": 50.0}
 
 
+@pytest.fixture
+def composite(tmp_path: Path) -> Path:
+    """Two videos of three things of one colour each, with ids at half the frames' size."""
+    colours = np.array([(30, 200, 30), (200, 30, 30), (30, 30, 200), (200, 200, 30)])
+    random = np.random.default_rng(0)
+    for name in ("train/c0", "test/c0"):
+        ids = np.zeros((8, 32, 48), np.uint8)
+        ids[:, 8:24, 8:16], ids[:, 8:16, 24:40], ids[:, 24:32, 40:48] = 1, 2, 3
+        for number in range(8):
+            image = colours[ids[number].repeat(2, 0).repeat(2, 1)]
+            image = np.clip(image + random.integers(-20, 20, image.shape), 0, 255)
+            file = tmp_path / f"composites/{name}/{number:05d}.jpg"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image.astype(np.uint8)).save(file)
+        np.savez(tmp_path / f"composites/{name}.npz", ids=ids)
+    return tmp_path / "composites"
+
+
+def test_one_thing_against_different_things(composite: Path) -> None:
+    """Against a loop over all pairs of patches and all pairs of such pairs."""
+    config = VideoConfig(str(composite), held_out=["test-*"], test_frames=2)
+    (clip,) = split_clips(config)["unseen"]
+    tiles = kept_back(clip, 0.0, config)
+    # 2, 2 and 1 patches on the three things, of the mask at half the size
+    assert [np.bincount(frame.objects)[1:].tolist() for frame in tiles] == [[2, 2, 1]] * 2
+    random = torch.Generator().manual_seed(0)
+    known = {
+        frame.pixels.numpy().tobytes(): torch.randn(len(frame.pixels), 5, generator=random)
+        for frame in tiles
+    }
+    found = evaluate_sequence(tiles, lambda pixels: known[pixels.numpy().tobytes()])
+    of_frames = []
+    for frame in tiles:
+        features = known[frame.pixels.numpy().tobytes()]
+        rows = [i for i, number in enumerate(frame.objects) if number > 0]
+        alike: dict[bool, list[float]] = {True: [], False: []}
+        for i in rows:
+            for j in rows:
+                if i < j:
+                    cosine = torch.cosine_similarity(features[i], features[j], dim=0)
+                    alike[bool(frame.objects[i] == frame.objects[j])].append(float(cosine))
+        assert (len(alike[True]), len(alike[False])) == (2, 8)
+        wins = [a > b for a in alike[True] for b in alike[False]]
+        of_frames.append(100 * sum(wins) / len(wins))
+    assert found["things"] == pytest.approx(sum(of_frames) / 2)
+    assert evaluate_sequence(tiles, None)["things"] == 100.0
+    blind = evaluate_sequence(tiles, lambda pixels: torch.ones(len(pixels), 3))
+    assert blind["things"] == 50.0
+
+
+def test_things_are_a_metric_only_where_a_frame_shows_several(composite: Path, davis: Path) -> None:
+    models: Any = {"colour": None}
+    config = VideoConfig(str(composite), held_out="test-*", test_frames=2)
+    found = evaluate_clips(config, models)["colour"]
+    assert found["seen_things"] == {"train-c0": 100.0}
+    assert found["unseen_things"] == {"test-c0": 100.0}
+    one = evaluate_clips(VideoConfig(str(davis), test_frames=2), models)["colour"]
+    assert "unseen_auc" in one
+    assert "unseen_things" not in one
+
+
+def test_videos_are_held_out_by_name(davis: Path) -> None:
+    def unseen(*names: str) -> list[str]:
+        return [clip.name for clip in split_clips(VideoConfig(str(davis), names))["unseen"]]
+
+    assert unseen("a", "c") == ["a", "c"]
+    assert unseen("[ab]") == ["a", "b"]
+    with pytest.raises(ConfigError, match=r"video\.held_out: .*got d, which none has"):
+        unseen("a", "d")
+    with pytest.raises(ConfigError, match=r"video\.held_out: .*got \*, after which none is left"):
+        unseen("*")
+    assert VideoConfig("x", held_out=["a"]) == VideoConfig("x", held_out="a")
+    assert VideoConfig("x", held_out=["a"]).digest != VideoConfig("x").digest
+
+
 def _colours(image: Tensor) -> Tensor:
     """Features that tell red from green, at every pixel."""
     red = image[0] > image[1]
@@ -183,6 +258,8 @@ def test_checkpoints_and_references_are_evaluated(
     metrics, more = evaluate_video(checkpoint, settings.as_dict())
     columns = {"unseen_j", "unseen_f", "unseen_jf"}
     assert columns | {"unseen_auc"} <= set(metrics)
+    chance = more["references"].pop("chance")
+    assert chance == {"seen_auc": 50.0, "unseen_auc": 50.0}
     assert set(more["references"]) == {"untrained network", "mean colour"}
     for known in (metrics, *more["references"].values()):
         assert known["unseen_jf"] == pytest.approx((known["unseen_j"] + known["unseen_f"]) / 2)
@@ -225,7 +302,9 @@ def test_propagation_is_on_and_one_override_turns_it_off(
             {"propagation": {"frames": 1}},
             r"video\.propagation\.frames: expected a whole number ≥ 2, got 1",
         ),
-        ({"held_out": 1}, r"video\.held_out: expected a whole number ≥ 2, got 1"),
+        ({"held_out": 1}, r"video\.held_out: expected a whole number ≥ 2, or names.*got 1"),
+        ({"held_out": []}, r"video\.held_out: expected a whole number ≥ 2, or names"),
+        ({"held_out": [2]}, r"video\.held_out: expected a whole number ≥ 2, or names"),
         ({"stop_fraction": 1.0}, r"video\.stop_fraction: expected a number in \(0, 1\)"),
     ],
 )

@@ -50,6 +50,9 @@ def test_bad_settings_are_named(
         ({"twins": 3}, "infoaug.twins"),
         ({"augmentations": []}, "infoaug.augmentations"),
         ({"objective": "jensen"}, "infoaug.objective"),
+        ({"random_share": 1.5}, r"infoaug.random_share: expected a number in \[0, 1\], got 1.5"),
+        ({"distinct_windows": 1}, r"infoaug.distinct_windows: expected true or false, got 1"),
+        ({"min_distance": -1}, r"infoaug.min_distance: expected a finite number ≥ 0, got -1"),
     ],
 )
 def test_settings_are_checked_where_they_are_made(setting: dict[str, Any], message: str) -> None:
@@ -64,6 +67,7 @@ def test_settings_are_checked_where_they_are_made(setting: dict[str, Any], messa
         ({"temporal": True}, ConfigError, "infoaug.temporal: .* one moment"),
         ({"temporal": 2}, ConfigError, "infoaug.temporal: no patch .* is linked .* got 2 seconds"),
         ({"others": 0.5}, ConfigError, "infoaug.others: .* no patch without a twin"),
+        ({"min_distance": 2}, DictionaryError, "no patch has a twin at a min_distance of 2"),
         ({}, DictionaryError, "no patch in .* has a twin"),
     ],
 )

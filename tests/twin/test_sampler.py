@@ -316,6 +316,24 @@ def test_other_windows_are_part_of_the_request(build: Callable[..., Any]) -> Non
     assert not torch.equal(twins.patch, sampler.prepare(short).patch)
 
 
+def test_settings_of_the_draw_reach_the_dictionary(build: Callable[..., Any]) -> None:
+    plain, other = (
+        build(**settings).module.twin_branch
+        for settings in ({}, {"random_share": 0.5, "distinct_windows": True})
+    )
+    ours, theirs = (branch.sampler.request(0, branch.learner.position) for branch in (plain, other))
+    patch, partner, _ = ours.dictionary.sample(
+        ours.batch_size,
+        torch.Generator().manual_seed(ours.pairs),
+        random_share=0.5,
+        distinct_windows=True,
+    )
+    made = sampler.prepare(theirs)
+    assert torch.equal(made.patch, patch)
+    assert torch.equal(made.twin, partner)
+    assert not torch.equal(made.twin, sampler.prepare(ours).twin)
+
+
 def test_draws_depend_on_nothing_that_threads_share(build: Callable[..., Any]) -> None:
     """Lightning's true precisions set another default dtype while a step runs."""
     branch = build(arm="random").module.twin_branch
