@@ -3,8 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
+
+
+class TwinPairs(NamedTuple):
+    """A batch of patches and their partners."""
+
+    patch: torch.Tensor
+    """uint8 [B, 3, H, W]."""
+
+    partner: torch.Tensor
+    """uint8 [B, 3, H, W]: the twin of each patch, or what `positives` puts in its place."""
+
+    patch_index: torch.Tensor
+    """int64 [B]: the number of each patch in the dictionary."""
 
 
 def draw(count: int, size: int, generator: torch.Generator) -> torch.Tensor:
@@ -35,7 +49,7 @@ def twin(twins: torch.Tensor, choice: torch.Tensor) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class WindowMates:
-    """Which patches share a window, for the random arms.
+    """Which patches share a window, for random partners.
 
     `window_of` int64 [N], `anchors` int64 [A], `without_twin` int64 [N − A]; of each window
     `tracked` int64 [W], how many patches it had, and int64 [W, 2] where it begins in `anchors`

@@ -33,13 +33,13 @@ from solo_infoaug.dictionary.index import Index
 from solo_infoaug.dictionary.links import Chains
 from solo_infoaug.dictionary.pixels import LazyPixels, PixelFiles
 from solo_infoaug.dictionary.reading import Part, Windows
-from solo_infoaug.dictionary.sampling import WindowMates, draw, twin
+from solo_infoaug.dictionary.sampling import TwinPairs, WindowMates, draw, twin
 from solo_infoaug.dictionary.streaming import Stream
 from solo_infoaug.dictionary.writing import write_arrays
 from solo_infoaug.errors import DictionaryError
 
-PARTNERS = ("mi", "random", "random_anchor", "self")
-"""What `infoaug.arm` may be: which patch is shown as the twin."""
+POSITIVES = ("twins", "random", "random_with_twin", "self")
+"""The values of `infoaug.positives`: which patch is the partner of a patch."""
 
 TEMPORAL = "true, false or a number of seconds > 0"
 
@@ -264,62 +264,71 @@ class TwinDictionary:
         batch_size: int,
         generator: torch.Generator,
         *,
-        arm: str = "mi",
+        positives: str = "twins",
         top_k: int | None = None,
         temporal: bool | float = False,
-        others: float = 0.0,
+        without_twin_share: float = 0.0,
         order: tuple[int, int] | None = None,
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    ) -> TwinPairs:
         """Draw patches that have a twin, and a partner for each.
 
         Args:
             batch_size: B. No patch comes twice in a batch unless there are fewer than B.
             generator: a CPU generator; the same state gives the same batch.
-            arm: which partner: "mi" the twin, "random" any other patch of the same window (those
-                without a twin stand for the ones that are not stored), "random_anchor" another one
-                that has a twin, "self" the patch itself. The patches are the same ones for every
-                arm.
+            positives: which partner: "twins" the twin, "random" any other patch of the same window
+                (the stored patches without a twin stand for the ones that are not stored),
+                "random_with_twin" another patch that has a twin, "self" the patch itself. The
+                patches are the same for all four.
             top_k: draw the twin among the best `top_k` instead of taking the best.
             temporal: take patch and partner each at a moment of its own along their tracks,
                 instead of both in the same frame. A number: also along what continues them in other
                 windows, this many seconds away at most.
-            others: this share of the batch, in [0, 1), are patches without a twin, each its own
-                partner. They come last.
+            without_twin_share: share of the batch, in [0, 1), that are patches without a twin, each
+                its own partner. They come last.
             order: seed of the run, and which of the batches of all its processes this one is.
                 Used where packs are fetched from a bucket and not all have room: then the patches
                 follow from it, and not from the generator, and each comes `repeats` times in a
                 pass through all. Without it batches are counted as they are drawn.
 
         Returns:
-            patch uint8 [B, 3, H, W], partner uint8 [B, 3, H, W], index of the patch int64 [B].
+            patch uint8 [B, 3, H, W], partner uint8 [B, 3, H, W], patch_index int64 [B]: a named
+            tuple.
 
         Raises:
             ConfigError: an argument cannot be used.
             DictionaryError: no patch has a twin.
         """
         for name, good, expected, value in (
-            ("arm", arm in PARTNERS, f"one of {', '.join(PARTNERS)}", arm),
+            ("positives", positives in POSITIVES, f"one of {', '.join(POSITIVES)}", positives),
             ("batch_size", batch_size >= 1, "at least 1", batch_size),
             ("top_k", top_k is None or top_k >= 1, "at least 1 or None", top_k),
-            ("others", 0 <= others < 1, "at least 0 and less than 1", others),
+            (
+                "without_twin_share",
+                0 <= without_twin_share < 1,
+                "at least 0 and less than 1",
+                without_twin_share,
+            ),
             ("temporal", is_temporal(temporal), TEMPORAL, temporal),
         ):
             require(good, name, expected, value)
         if len(self.anchors) == 0:
             raise DictionaryError(f"{self.path}: no patch has a twin; mine more or other video")
-        lone = min(round(others * batch_size), batch_size - 1)
+        lone = min(round(without_twin_share * batch_size), batch_size - 1)
         if lone and len(self.without_twin) == 0:
-            raise DictionaryError(f"{self.path}: every patch has a twin; others must be 0")
+            raise DictionaryError(
+                f"{self.path}: every patch has a twin; use without_twin_share=0, "
+                f"got {without_twin_share}"
+            )
         streamed = self.stream is not None and self.stream.partial
         if self.stream is not None and streamed:
             index, more = self.stream.draw(order, batch_size - lone, lone, generator)
         else:
             index = self.anchors[draw(len(self.anchors), batch_size - lone, generator)]
         self._inside(index)
-        # Every random number is drawn for every arm, so that all arms see the same patches.
+        # Every random number is drawn for all `positives`, so that they see the same patches.
         choice = torch.rand(len(index), dtype=torch.float32, generator=generator)
         moments = torch.randint(self.pixels_shape[1], (2, len(index)), generator=generator)
-        partner = self._partner(arm, index, top_k or 1, choice)
+        partner = self._partner(positives, index, top_k or 1, choice)
         if lone:
             if not streamed:
                 more = self.without_twin[draw(len(self.without_twin), lone, generator)]
@@ -332,7 +341,8 @@ class TwinDictionary:
         if not isinstance(temporal, bool):
             choice = torch.rand(shown.shape, dtype=torch.float32, generator=generator)
             shown = self.chains.draw(shown.flatten(), temporal, choice.flatten()).view_as(shown)
-        return self.crops(shown[0], moments[0]), self.crops(shown[1], moments[1]), index
+        patch, partner = map(self.crops, shown, moments)
+        return TwinPairs(patch, partner, index)
 
     def _inside(self, index: torch.Tensor) -> torch.Tensor:
         """The same; of a mapped index not all is looked at when it is opened."""
@@ -341,13 +351,13 @@ class TwinDictionary:
         return index
 
     def _partner(
-        self, arm: str, index: torch.Tensor, top_k: int, choice: torch.Tensor
+        self, positives: str, index: torch.Tensor, top_k: int, choice: torch.Tensor
     ) -> torch.Tensor:
         """int64 [B], by `choice` in [0, 1)."""
-        if arm == "self":
+        if positives == "self":
             return index
-        if arm != "mi":
-            return self._mates.mate(index, choice, arm == "random_anchor")
+        if positives != "twins":
+            return self._mates.mate(index, choice, positives == "random_with_twin")
         return twin(self.twins[index, :top_k], choice)
 
     @classmethod

@@ -32,10 +32,10 @@ class Stream:
         self.partial = sum(sizes) > room
         """Whether not all packs have room."""
         first, pack = (index[name].numpy() for name in ("block_first", "block_file"))
-        anchors, others = (index[name].numpy() for name in ("anchors", "without_twin"))
+        anchors, without = (index[name].numpy() for name in ("anchors", "without_twin"))
         half = room // 2
         self._order = PackOrder(sizes, anchors, first, pack, half, repeats)
-        self._others = PackOrder(sizes, others, first, pack, half, repeats)
+        self._without_twin = PackOrder(sizes, without, first, pack, half, repeats)
         self._bucket, self._pixels = bucket, pixels
         self._here: Visit | None = None
         self._count = 0
@@ -67,7 +67,9 @@ class Stream:
         index = torch.from_numpy(np.concatenate([rows for _, rows in pieces]))
         if not lone:
             return index, index[:0]
-        rows = self._others.rows_of(latest)
+        rows = self._without_twin.rows_of(latest)
         if not len(rows):
-            raise DictionaryError(f"{self.url}: some packs hold no patch without a twin; others=0")
+            raise DictionaryError(
+                f"{self.url}: in some packs every patch has a twin; use without_twin_share=0"
+            )
         return index, torch.from_numpy(rows)[draw(len(rows), lone, generator)]

@@ -134,7 +134,7 @@ def filter_twins(
 ) -> TwinDictionary:
     """A dictionary with fewer twins: patches stay, pairs that do not pass go.
 
-    A patch without a twin stands for many that are not stored where the arm `random` draws (see
+    A patch without a twin stands for many that are not stored where `positives: random` draws (see
     `TwinDictionary.sample`), and so does one that has lost its twin here.
 
     Args:

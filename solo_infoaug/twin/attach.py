@@ -73,6 +73,8 @@ class InfoAugMethod(Method):
             if hasattr(self, "momentum_updater"):
                 update_by_foreach(self.momentum_updater)
         write_infoaug(cfg, settings)
+        if settings is not None:
+            checkpoints.check_former_runs(cfg, self.infoaug_host)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         """Without `infoaug` and `fmicl` a model is plain solo-learn's, and is pickled as that.

@@ -7,19 +7,24 @@ when training starts (queue, memory) find their way back: a resumed run is the r
 
 from __future__ import annotations
 
+import json
 import random
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
 from solo_infoaug.errors import ConfigError
+from solo_infoaug.host import Host
 from solo_infoaug.objectives.config import FMICLConfig
-from solo_infoaug.twin.config import InfoAugConfig
+from solo_infoaug.twin.config import SHOULD_MATCH, InfoAugConfig, from_former_keys
 from solo_infoaug.twin.randomness import fork_rng
 
 _TWINS, _OBJECTIVE = "solo_infoaug", "solo_infoaug_fmicl"  # the keys in a checkpoint
@@ -42,7 +47,7 @@ def save(
     updater = getattr(method, "momentum_updater", None)
     checkpoint[_TWINS] = {
         "fingerprint": settings.fingerprint,
-        "arm": settings.arm,
+        "positives": settings.positives,
         "weight": settings.weight,
         "random": random_state(method.device),
         "tau": None if updater is None else updater.cur_tau,
@@ -82,6 +87,43 @@ def check_kind(theirs: bool, ours: bool) -> None:
             f"resume_from_checkpoint: the checkpoint is that of {kinds[theirs]}, and this is "
             f"{kinds[ours]}; resume with the configuration that it was trained with"
         )
+
+
+def check_former_runs(cfg: DictConfig, host: Host) -> None:
+    """Refuse to start anew where auto-resume passes over the same run under former keys.
+
+    Auto-resume compares keys of args.json. A run that has the former ones equals none of today, and
+    would be repeated from the beginning without a word.
+
+    Args:
+        cfg: of a run with InfoAug, as `write_infoaug` completes it.
+        host: which keys it compares.
+
+    Raises:
+        ConfigError: there is such a run.
+    """
+    select = OmegaConf.select
+    if not select(cfg, "auto_resume.enabled") or select(cfg, "resume_from_checkpoint") is not None:
+        return
+    keys = {*host.should_match, *SHOULD_MATCH}
+    oldest = time.time() - 3600 * cfg.auto_resume.max_hours
+    for path in (Path(cfg.checkpoint.dir) / cfg.method).rglob("*.ckpt"):
+        args = path.parent / "args.json"
+        if not args.is_file() or path.stat().st_ctime < oldest:
+            continue
+        run = json.loads(args.read_text(encoding="utf-8"))
+        former = run.get("infoaug")
+        if not isinstance(former, dict) or "arm" not in former:
+            continue
+        today = OmegaConf.create({**run, "infoaug": from_former_keys(former)})
+        if all(select(today, key) == select(cfg, key) for key in keys):
+            raise ConfigError(
+                f"auto_resume: {path} is this run, but its args.json has the former keys "
+                "infoaug.arm and infoaug.others; to resume it write there "
+                f"positives: {cfg.infoaug.positives} and without_twin_share: "
+                f"{cfg.infoaug.without_twin_share} in their place, or start anew in another "
+                "checkpoint.dir"
+            )
 
 
 def has_twins(checkpoint: Mapping[str, Any]) -> bool:

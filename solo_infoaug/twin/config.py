@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +13,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from solo_infoaug._checks import is_number, is_whole, require
-from solo_infoaug.dictionary.store import CACHE_GB, PARTNERS, TEMPORAL, is_temporal
+from solo_infoaug.dictionary.store import CACHE_GB, POSITIVES, TEMPORAL, is_temporal
 from solo_infoaug.errors import ConfigError
 from solo_infoaug.objectives.config import FMICLConfig
 from solo_infoaug.twin.fmicl import check_method
@@ -22,6 +23,11 @@ HEADS = ("full", "none")
 BATCH_NORMS = ("shared", "separate", "frozen")
 FILLED_IN = ("fingerprint", "chosen_by", "written", "videos")
 """Keys that say which dictionary a run used; users do not write them."""
+
+FORMER_KEYS = {"arm": "positives", "others": "without_twin_share"}
+"""Former names of keys: in configurations an error that names today's, in finished runs known."""
+FORMER_POSITIVES = {"mi": "twins", "random_anchor": "random_with_twin"}
+"""What two values of `positives` were called when the key was `arm`."""
 
 
 @dataclass
@@ -48,9 +54,9 @@ class InfoAugConfig:
     augmentations: list[Any] | None = None
     """Views of the twin branch, in solo-learn's format. Default: the run's own `augmentations`."""
 
-    arm: str = "mi"
-    """`mi`: the twin; `random`: any other patch of the same window; `random_anchor`: any other one
-    that has a twin; `self`: the patch itself."""
+    positives: str = "twins"
+    """Partner of a patch. `twins`: its twin; `random`: any other patch of the same window;
+    `random_with_twin`: any other patch that has a twin; `self`: the patch itself."""
 
     top_k: int = 1
     """Draw the twin among this many best."""
@@ -59,10 +65,10 @@ class InfoAugConfig:
     """true: show a patch and its twin at different moments of their tracks. A number: also what
     continues their tracks in other windows, this many seconds before or after at most."""
 
-    others: float = 0.0
-    """This share of the pairs, in [0, 1), are patches without a twin, each paired with itself. They
-    show the branch what does not move by itself; without them all it sees are moving objects, and
-    where these are few, what it tells apart are parts of one object."""
+    without_twin_share: float = 0.0
+    """Share of the pairs, in [0, 1), that are patches without a twin, each paired with itself. They
+    show the branch what does not move by itself. Without them it sees only moving objects; if these
+    are few, it learns to tell apart the parts of one object."""
 
     cache_gb: float = CACHE_GB
     """How much of the local disk a dictionary at a URL may take; see docs/scale.md."""
@@ -102,16 +108,17 @@ class InfoAugConfig:
         path = isinstance(self.twins, (str, os.PathLike)) and self.twins != ""
         pipelines = isinstance(self.augmentations, (list, ListConfig)) and len(self.augmentations)
         batch = self.batch_size is None or is_whole(self.batch_size, 1)
+        share = self.without_twin_share
         finite = is_number(self.weight, 0) and self.weight < float("inf")
         for key, good, expected in (
             ("enabled", isinstance(self.enabled, bool), "true or false"),
             ("temporal", is_temporal(self.temporal), TEMPORAL),
             ("twins", self.twins is None or path, "the folder of a twin dictionary"),
-            ("arm", self.arm in PARTNERS, f"one of {', '.join(PARTNERS)}"),
+            ("positives", self.positives in POSITIVES, f"one of {', '.join(POSITIVES)}"),
             ("heads", self.heads in (None, *HEADS), f"one of {', '.join(HEADS)}"),
             ("batch_norm", self.batch_norm in BATCH_NORMS, f"one of {', '.join(BATCH_NORMS)}"),
             ("weight", finite, "a finite number ≥ 0"),
-            ("others", is_number(self.others, 0) and self.others < 1, "a number in [0, 1)"),
+            ("without_twin_share", is_number(share, 0) and share < 1, "a number in [0, 1)"),
             ("top_k", is_whole(self.top_k, 1), "a whole number ≥ 1"),
             ("cache_gb", is_number(self.cache_gb, 0), "a number of gigabytes"),
             ("repeats", is_whole(self.repeats, 1), "a whole number ≥ 1"),
@@ -159,6 +166,8 @@ def read_infoaug(cfg: DictConfig) -> InfoAugConfig | None:
             f"got {given!r}"
         )
     for key in map(str, given):
+        if key in FORMER_KEYS:
+            raise ConfigError(_renamed(key, OmegaConf.select(given, key)))
         if key not in InfoAugConfig.__dataclass_fields__:
             close = difflib.get_close_matches(key, InfoAugConfig.__dataclass_fields__, n=1)
             hint = f"; did you mean {close[0]}?" if close else ""
@@ -173,6 +182,35 @@ def read_infoaug(cfg: DictConfig) -> InfoAugConfig | None:
         raise ConfigError(f"{key}: {str(error).splitlines()[0]}") from error
     assert isinstance(config, InfoAugConfig)
     return config if config.enabled else None
+
+
+def _renamed(key: str, value: object) -> str:
+    """What to write instead of a former key."""
+    text, today = f"infoaug.{key}: this key is now infoaug.{FORMER_KEYS[key]}", value
+    if key == "arm":
+        former = {today: before for before, today in FORMER_POSITIVES.items()}
+        values = [f"{p} (was {former[p]})" if p in former else p for p in POSITIVES]
+        text += f", with the values {', '.join(values)}"
+        today = FORMER_POSITIVES.get(str(value), value)
+    return f"{text}; write infoaug.{FORMER_KEYS[key]}: {today}"
+
+
+def from_former_keys(infoaug: Mapping[Any, Any]) -> dict[str, Any]:
+    """The settings of a run, under today's names if it was made with the former ones."""
+    found = {FORMER_KEYS.get(key, key): value for key, value in infoaug.items()}
+    if "arm" in infoaug:
+        found["positives"] = FORMER_POSITIVES.get(infoaug["arm"], infoaug["arm"])
+    return found
+
+
+def to_former_keys(infoaug: Mapping[Any, Any]) -> dict[str, Any]:
+    """The opposite of `from_former_keys`."""
+    names = {today: former for former, today in FORMER_KEYS.items()}
+    values = {today: former for former, today in FORMER_POSITIVES.items()}
+    found = {names.get(key, key): value for key, value in infoaug.items()}
+    if "positives" in infoaug:
+        found["arm"] = values.get(infoaug["positives"], infoaug["positives"])
+    return found
 
 
 def complete_infoaug(cfg: DictConfig, method: str) -> InfoAugConfig | None:

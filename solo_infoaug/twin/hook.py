@@ -41,6 +41,8 @@ class InfoAugPlugin(Plugin):
         """
         if "infoaug" not in cfg and "fmicl" not in cfg:
             return cfg
+        from solo_infoaug.host import load_host
+        from solo_infoaug.twin.checkpoint import check_former_runs
         from solo_infoaug.twin.config import complete_infoaug, write_infoaug
         from solo_infoaug.twin.fmicl import read_fmicl, write_fmicl
         from solo_infoaug.twin.twins import open_if_there
@@ -50,6 +52,8 @@ class InfoAugPlugin(Plugin):
         if settings is not None:
             open_if_there(settings)
         write_infoaug(cfg, settings)
+        if settings is not None:
+            check_former_runs(cfg, load_host())
         return cfg
 
     def extra_loss(self, method: Any) -> ExtraLoss:

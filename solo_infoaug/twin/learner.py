@@ -191,7 +191,7 @@ class TwinMethod(Method):
 
 def _announcement(dictionary: TwinDictionary, settings: InfoAugConfig, device: torch.device) -> str:
     return (
-        f"InfoAug: {settings.arm} twins, weight {settings.weight:g}, "
+        f"InfoAug: positives={settings.positives}, weight={settings.weight:g}, "
         f"{settings.batch_size} pairs a step of {len(dictionary.anchors)} "
         f"patches with a twin in {settings.twins} ({settings.chosen_by}; written "
         f"{settings.written}, of {', '.join(settings.videos or [])}); views on {device}"

@@ -73,19 +73,19 @@ def order(seed: int, position: Position, step: int) -> tuple[int, int]:
 class TwinRequest:
     """All that a twin batch depends on. Two that are equal give the same batch, bit for bit."""
 
-    pairs: int
+    pairs_seed: int
     """Seed of the choice of pairs."""
 
-    views: int
+    views_seed: int
     """Seed of the views."""
 
     device: torch.device
     dictionary: TwinDictionary
     batch_size: int
-    arm: str
+    positives: str
     top_k: int
     temporal: bool
-    others: float
+    without_twin_share: float
     pipelines: Sequence[Pipeline]
     both: bool
     """Every crop is made of the patch and of the twin."""
@@ -149,15 +149,15 @@ def prepare(request: TwinRequest, stream: torch.cuda.Stream | None = None) -> Pr
     """
     patch, twin, index = request.dictionary.sample(
         request.batch_size,
-        torch.Generator().manual_seed(request.pairs),
-        arm=request.arm,
+        torch.Generator().manual_seed(request.pairs_seed),
+        positives=request.positives,
         top_k=request.top_k,
         temporal=request.temporal if request.seconds is None else request.seconds,
-        others=request.others,
+        without_twin_share=request.without_twin_share,
         order=request.order,
     )
     count, _, height, width = patch.shape
-    random = torch.Generator().manual_seed(request.views)
+    random = torch.Generator().manual_seed(request.views_seed)
     drawn = draw_views(request.pipelines, count, height, width, random, both=request.both)
     with torch.cuda.stream(stream) if stream is not None else nullcontext():
         parts = (tensor for one in drawn for tensor in one)
@@ -298,11 +298,11 @@ class TwinSampler:
             device=position.device,
             dictionary=dictionary,
             batch_size=settings.batch_size,
-            arm=settings.arm,
+            positives=settings.positives,
             top_k=settings.top_k,
             temporal=bool(temporal),
             seconds=None if isinstance(temporal, bool) else float(temporal),
-            others=settings.others,
+            without_twin_share=settings.without_twin_share,
             pipelines=self.pipelines,
             both=self.both_views,
             order=order(self.seed, position, step) if dictionary.stream else None,

@@ -80,10 +80,10 @@ def check_dictionary(dictionary: TwinDictionary, config: InfoAugConfig) -> None:
             f"infoaug.top_k: expected at most {kept}, the twins of a patch that "
             f"{dictionary.path} keeps, got {config.top_k}"
         )
-    if config.others and len(dictionary.without_twin) == 0:
+    if config.without_twin_share and len(dictionary.without_twin) == 0:
         raise ConfigError(
-            f"infoaug.others: {dictionary.path} keeps no patch without a twin; mine it with "
-            "-s others=64, or leave it out"
+            f"infoaug.without_twin_share: {dictionary.path} keeps no patch without a twin; mine it "
+            "with -s others=64, or leave it out"
         )
     if config.temporal is True and moments < 2:
         raise ConfigError(
