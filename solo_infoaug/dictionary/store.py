@@ -297,6 +297,13 @@ class TwinDictionary:
         Raises:
             ConfigError: an argument cannot be used.
             DictionaryError: no patch has a twin.
+
+        Examples:
+            >>> dictionary = TwinDictionary.load("twins/")
+            >>> pairs = dictionary.sample(8, torch.Generator().manual_seed(0))
+            >>> pairs.patch.shape, pairs.partner.dtype
+            (torch.Size([8, 3, 20, 20]), torch.uint8)
+            >>> patch, twin, patch_index = pairs  # the same
         """
         for name, good, expected, value in (
             ("positives", positives in POSITIVES, f"one of {', '.join(POSITIVES)}", positives),

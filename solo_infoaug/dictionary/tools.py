@@ -286,6 +286,12 @@ def export_patches(dictionary: TwinDictionary, folder: str | os.PathLike[str]) -
     Raises:
         DictionaryError: `folder` has something in it already, or the dictionary is damaged.
         OutputError: `folder` cannot be written.
+
+    Examples:
+        From a dictionary of 24 patches:
+
+        >>> export_patches(TwinDictionary.load("twins/"), "patches/")
+        24
     """
     out = check_output_folder(folder, "out")
     if out.exists() and any(out.iterdir()):

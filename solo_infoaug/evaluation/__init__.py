@@ -66,6 +66,13 @@ def evaluate(
     Raises:
         ConfigError: the checkpoint or the data cannot be used.
         DataError: an image cannot be read.
+
+    Examples:
+        >>> accuracy = evaluate("trained/last.ckpt", "digits", limit=200)
+        >>> sorted(accuracy)
+        ['knn', 'linear']
+        >>> accuracy["linear"] > 50  # per cent; chance is 10
+        True
     """
     for option, value, minimum in (("--k", k, 1), ("--size", size, 1), ("--limit", limit, 2)):
         good = value is None or value >= minimum

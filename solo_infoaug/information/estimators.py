@@ -81,6 +81,13 @@ def entropy(
         EstimateWarning: columns that are constant or determined by others, whose entropy is -inf:
             the value is that of the other columns; or values that recur or lie on a lattice: it is
             that of cells as wide as the distance between values.
+
+    Examples:
+        A uniform density of width 4 has the entropy log 4 = 1.39.
+
+        >>> x = 4 * torch.rand(1000, 1, generator=torch.Generator().manual_seed(0))
+        >>> round(entropy(x).item(), 1)
+        1.4
     """
     check_options(k, "3kl", units, max_memory)
     x, valid = check_series("x", x, mask, k)
@@ -132,6 +139,13 @@ def mutual_information(
     Warns:
         EstimateWarning: some values recur, or all are ranks (`3kl` and `ksg2`); samples lie on
             a curve or surface (`3kl`); no pair has `min_samples` samples.
+
+    Examples:
+        Two normal variables with correlation 0.9 share -log(1 - 0.9²)/2 = 0.83 nats.
+
+        >>> a, b = torch.randn(2, 500, 1, generator=torch.Generator().manual_seed(0))
+        >>> round(mutual_information(a, 0.9 * a + 0.19**0.5 * b, "ksg1").item(), 1)
+        0.8
     """
     check_options(k, estimator, units, max_memory)
     x, valid = check_series("x", x, mask, k)
@@ -178,6 +192,17 @@ def pairwise_mutual_information(
 
     Warns:
         EstimateWarning: as `mutual_information`.
+
+    Examples:
+        Of three tracks in the plane, the first two move alike.
+
+        >>> steps = torch.randn(3, 200, 2, generator=torch.Generator().manual_seed(0))
+        >>> steps[1] = steps[0] + 0.1 * steps[1]
+        >>> mi = pairwise_mutual_information(steps)
+        >>> mi.shape
+        torch.Size([3, 3])
+        >>> (mi > 1).tolist()
+        [[True, True, False], [True, True, False], [False, False, True]]
     """
     scenes, how = check_scenes(trajectories, mask, estimator, k, min_samples, units, max_memory)
     out = all_pairs(scenes, trajectories, how)

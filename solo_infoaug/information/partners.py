@@ -40,6 +40,15 @@ def top_k_partners(
 
     Warns:
         EstimateWarning: as `pairwise_mutual_information`, of the tracks as they are.
+
+    Examples:
+        Tracks 0 and 1 move alike, as do 2 and 3.
+
+        >>> steps = torch.randn(4, 200, 2, generator=torch.Generator().manual_seed(0))
+        >>> steps[1::2] = steps[::2] + 0.1 * steps[1::2]
+        >>> mi, partners = top_k_partners(steps)
+        >>> partners[:, 0].tolist()
+        [1, 0, 3, 2]
     """
     scenes, how = check_scenes(trajectories, mask, estimator, k, min_samples, units, max_memory)
     if trajectories.ndim != 3:

@@ -80,6 +80,16 @@ def pairwise_significance(
 
     Warns:
         EstimateWarning: as `pairwise_mutual_information`, of the tracks as they are.
+
+    Examples:
+        Three series; the second follows the first.
+
+        >>> series = torch.randn(3, 100, 1, generator=torch.Generator().manual_seed(0))
+        >>> series[1] = series[0] + 0.1 * series[1]
+        >>> draws = torch.Generator().manual_seed(0)
+        >>> found = pairwise_significance(series, "ksg1", surrogates=99, generator=draws)
+        >>> (found.q_values < 0.05).tolist()
+        [[False, True, False], [True, False, False], [False, False, False]]
     """
     scenes, how = check_scenes(trajectories, mask, estimator, k, min_samples, "nats", max_memory)
     samples = trajectories.shape[-2]

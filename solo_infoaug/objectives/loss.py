@@ -138,6 +138,13 @@ def fmicl_loss(
         ValueError: for shapes, dtypes or devices that do not fit, an unknown name, a divergence
             that is refused, an α, σ or order out of range, a batch without negatives, or a queue
             together with `negatives="keys"` or `gather`.
+
+    Examples:
+        Two samples, each equal to its positive and at right angles to the other: -1 + 40·e⁻².
+
+        >>> features = torch.eye(2)
+        >>> round(fmicl_loss(features, features).item(), 3)
+        4.413
     """
     numbers: dict[str, Any] = {"alpha": alpha, "sigma": sigma, "order": order}
     loss = FMICLLoss(divergence, similarity, **numbers, negatives=negatives, gather=gather)

@@ -18,6 +18,11 @@ def register() -> Host:
 
     Raises:
         HostError: there is no usable solo-learn.
+
+    Examples:
+        >>> host = register()
+        >>> host.methods["simclr"].__name__
+        'SimCLR'
     """
     host = load_host()
     if host.plugins is not None:

@@ -107,6 +107,17 @@ def add_method(name: str, spec: MethodSpec) -> None:
         name: what solo-learn's `METHODS` calls the method. Put it there before `register()`, or
             register again.
         spec: what its twin branch doubles, and what is not generic about it.
+
+    Examples:
+        >>> spec = MethodSpec(
+        ...     title="Align and uniform",
+        ...     paper="https://arxiv.org/abs/2005.10242",
+        ...     positive="patch and twin are close, patches fill the sphere",
+        ...     heads=("projector",),
+        ... )
+        >>> add_method("align_uniform", spec)
+        >>> find_method("align_uniform").title
+        'Align and uniform'
     """
     _added[name] = spec
 
