@@ -251,8 +251,8 @@ class TwinDictionary:
             inside = len(rows) == 0 or (int(rows[0]) >= 0 and int(rows[-1]) < len(self))
             if not inside or not bool((rows[1:] > rows[:-1]).all()):
                 raise DictionaryError(f"{self._index.path}: damaged: patches are out of order")
-        known = torch.from_numpy(window.astype(np.int64))
-        return WindowMates.of(known, self.anchors, self.without_twin, tracked)
+        window_of = torch.from_numpy(window.astype(np.int64))
+        return WindowMates.of(window_of, self.anchors, self.without_twin, tracked)
 
     def crops(self, index: torch.Tensor, moment: torch.Tensor | int = 0) -> torch.Tensor:
         """uint8 [B, 3, H, W]: patches `index` int64 [B] at `moment` (int, or int64 [B])."""

@@ -58,9 +58,9 @@ def frozen(backbone: nn.Module) -> Iterator[None]:
 
 
 def seen(
-    backbone: nn.Module, own: nn.ModuleList | None, *, still: bool
+    backbone: nn.Module, own: nn.ModuleList | None, *, is_frozen: bool
 ) -> AbstractContextManager[None]:
     """Inside, the backbone's batch norms are `frozen`, or else `own` if there are any."""
-    if still:
+    if is_frozen:
         return frozen(backbone)
     return nullcontext() if own is None else exchanged(backbone, own)

@@ -89,8 +89,8 @@ class TwinBranch(nn.Module):
             with ExitStack() as stack:
                 if one_pass:
                     views = self.learner.given(views)
-                    for backbone, norms, still in self._backbones():
-                        both = Views(views), Views(twins.views, norms, still)
+                    for backbone, norms, is_frozen in self._backbones():
+                        both = Views(views), Views(twins.views, norms, is_frozen)
                         stack.enter_context(joined(backbone, *both, few=self.few_operations))
                 yield views
         finally:
@@ -100,15 +100,15 @@ class TwinBranch(nn.Module):
     def _norms(self) -> Iterator[None]:
         """Inside, the shared backbone's batch norms work as `infoaug.batch_norm` says."""
         with ExitStack() as stack:
-            for backbone, norms, still in self._backbones():
-                stack.enter_context(seen(backbone, norms, still=still))
+            for backbone, norms, is_frozen in self._backbones():
+                stack.enter_context(seen(backbone, norms, is_frozen=is_frozen))
             yield
 
     def _backbones(self) -> Iterator[tuple[nn.Module, nn.ModuleList | None, bool]]:
         """Each that is shared, the branch's own batch norms of it, and whether they are frozen."""
-        still = self.settings.batch_norm == "frozen"
+        is_frozen = self.settings.batch_norm == "frozen"
         for backbone, norms in self.learner.backbones():
-            yield backbone, norms, still
+            yield backbone, norms, is_frozen
 
     @torch.compiler.disable
     def _prepare(self, step: int) -> None:

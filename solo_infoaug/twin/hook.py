@@ -45,7 +45,7 @@ class InfoAugPlugin(Plugin):
         from solo_infoaug.twin.checkpoint import check_former_runs
         from solo_infoaug.twin.config import complete_infoaug, write_infoaug
         from solo_infoaug.twin.fmicl import read_fmicl, write_fmicl
-        from solo_infoaug.twin.twins import open_if_there
+        from solo_infoaug.twin.run_dictionary import open_if_there
 
         write_fmicl(cfg, read_fmicl(cfg, cfg.method))
         settings = complete_infoaug(cfg, cfg.method)

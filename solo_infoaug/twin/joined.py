@@ -32,7 +32,7 @@ class Views:
     norms: nn.ModuleList | None = None
     """In the place of the backbone's own, in the order of `norms_of`."""
 
-    still: bool = False
+    is_frozen: bool = False
     """They are normalised by the running statistics, which they leave alone."""
 
 
@@ -124,16 +124,16 @@ def _together(
     # those of the first view's branch are in their place
     own = [None if view.branch is views[0].branch else view.branch.norms for view in views]
     layers = list(zip(*(norms if o is None else o for o in own), strict=True))
-    still = [view.branch.still for view in views]
+    is_frozen = [view.branch.is_frozen for view in views]
     sizes = [len(view.image) for view in views]
-    if few and norms and not any(still) and fits(layers, sizes):
+    if few and norms and not any(is_frozen) and fits(layers, sizes):
         with stacked(backbone, norms, layers):
             return apart(alone(by_turns([view.image for view in views])), len(views))
     images, early = ([view.image for view in views], []) if few else _early(backbone, views)
     together = torch.cat(images)
     with ExitStack() as stack:
         for norm, theirs in zip(norms, layers, strict=True):
-            stack.enter_context(replaced(norm, _by_view(theirs, still, sizes)))
+            stack.enter_context(replaced(norm, _by_view(theirs, is_frozen, sizes)))
         for module in early:
             stack.enter_context(replaced(module, lambda given: given))
         if early:
@@ -152,7 +152,7 @@ def _early(backbone: nn.Module, views: Sequence[_View]) -> tuple[list[Tensor], l
         if largest_activation(stage, images) <= weights:
             break
         for i, view in enumerate(views):
-            norms = seen(backbone, view.branch.norms, still=view.branch.still)
+            norms = seen(backbone, view.branch.norms, is_frozen=view.branch.is_frozen)
             # those of the first one are there already
             with nullcontext() if view.branch is views[0].branch else norms:
                 for module in stage:
@@ -176,16 +176,18 @@ def largest_activation(stage: Sequence[nn.Module], images: Sequence[Tensor]) -> 
     return sum(image.nbytes for image in images) / channels * widest / stride**2
 
 
-def _by_view(norms: Sequence[_BatchNorm], still: Sequence[bool], sizes: Sequence[int]) -> Forward:
+def _by_view(
+    norms: Sequence[_BatchNorm], is_frozen: Sequence[bool], sizes: Sequence[int]
+) -> Forward:
     """A forward pass of each view by its own batch norm, some of them frozen."""
     alone = [norm.forward for norm in norms]  # that of one of them will be replaced
 
     def one(place: int, images: Tensor) -> Tensor:
-        with frozen(norms[place]) if still[place] else nullcontext():
+        with frozen(norms[place]) if is_frozen[place] else nullcontext():
             return alone[place](images)
 
     def forward(images: Tensor) -> Tensor:
-        if any(still) or not all(_is_usual(norm, images) for norm in norms):
+        if any(is_frozen) or not all(_is_usual(norm, images) for norm in norms):
             return torch.cat([one(i, view) for i, view in enumerate(images.split(sizes))])
         affine = [value for norm in dict.fromkeys(norms) for value in (norm.weight, norm.bias)]
         normalised: Tensor = _NormByView.apply(images, norms, sizes, *affine)

@@ -25,9 +25,9 @@ from solo_infoaug.twin.batch_norm import own_norms
 from solo_infoaug.twin.config import InfoAugConfig
 from solo_infoaug.twin.fmicl import FMICLStep, read_fmicl
 from solo_infoaug.twin.randomness import fork_rng
+from solo_infoaug.twin.run_dictionary import risks
 from solo_infoaug.twin.sampler import Position, TwinSampler
 from solo_infoaug.twin.spec import MethodSpec, find_method
-from solo_infoaug.twin.twins import risks
 
 REGISTERED = "solo_infoaug.registered"
 """The module through which pickle finds the classes made for solo-learn's methods."""

@@ -22,7 +22,7 @@ from solo_infoaug.dictionary import TwinDictionary
 from solo_infoaug.errors import ConfigError
 from solo_infoaug.twin.config import InfoAugConfig
 from solo_infoaug.twin.randomness import fork_rng
-from solo_infoaug.twin.twins import check_dictionary, open_dictionary, open_if_there
+from solo_infoaug.twin.run_dictionary import check_dictionary, open_dictionary, open_if_there
 from solo_infoaug.views.operations import Drawn
 from solo_infoaug.views.pipeline import Pipeline, apply_views, draw_views, sent
 
