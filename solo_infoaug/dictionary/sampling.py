@@ -1,4 +1,4 @@
-"""The choice of patches and partners: pure functions of what was drawn."""
+"""The choice of patches and partners: pure functions of random numbers."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def two_from_one(choice: torch.Tensor, share: torch.Tensor) -> tuple[torch.Tenso
 
 
 def twin(twins: torch.Tensor, choice: torch.Tensor) -> torch.Tensor:
-    """int64 [B]: one of the twins int64 [B, K] of each, −1 behind them, by `choice` in [0, 1)."""
+    """int64 [B]: one of each patch's twins int64 [B, K] (padded with −1), by `choice` in [0, 1)."""
     available = (twins >= 0).sum(dim=1)
     return twins.gather(1, (choice * available).long()[:, None])[:, 0]
 
@@ -79,10 +79,12 @@ class WindowMates:
         return cls(window_of, anchors, without_twin, tracked, anchors_of, without_of)
 
     def mate(self, index: torch.Tensor, choice: torch.Tensor, anchors: bool) -> torch.Tensor:
-        """Another patch of the same window, one with a twin if `anchors` and there is another.
+        """Another patch of the same window; with `anchors`, one that has a twin, if there is
+        another.
 
-        Otherwise each patch that was not lost is as likely: those without a twin stand for the many
-        that were not stored, or most mates would have one and lie on the same object.
+        Otherwise each patch that was not lost is equally likely. Stored patches without a twin
+        stand for the ones that were not stored; without this, most partners would have a twin and
+        lie on the same object.
         """
         window = self.window_of[index]
         first, count = self.anchors_of[window].unbind(1)

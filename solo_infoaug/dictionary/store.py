@@ -1,6 +1,6 @@
 """The twin dictionary: patches, their twins, and where they come from, in a folder.
 
-How it lies on disk is said in `format.py`; `reading.py` reads it, `writing.py` writes it.
+`format.py` describes the files; `reading.py` reads them, `writing.py` writes them.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def is_temporal(value: object) -> bool:
 
 
 CACHE_GB = 50.0
-"""What a dictionary in a bucket may take of the local disk, if nothing else is said."""
+"""Gigabytes of the local disk that a dictionary in a bucket may use by default."""
 
 # From this version on videos are in packs.
 _PACKED = 4
@@ -60,8 +60,8 @@ class TwinDictionary:
     """Patches from video and their twins; opened with `load`, written by `mine`.
 
     Attributes:
-        pixels: uint8 [N, S, 3, H, W]: S moments of each patch along its track, S >= 1. A tensor;
-            where crops are stored as JPEG, what is decoded when it is indexed like one.
+        pixels: uint8 [N, S, 3, H, W]: S moments of each patch along its track, S >= 1. A tensor; if
+            crops are stored as JPEG, an array that decodes them when it is indexed.
         twins: int64 [N, K]: indices of each patch's twins, best first, -1 where there is none.
         mi: float32 [N, K], nats; 0 where there is no twin.
         p_value: float32 [N, K], of the hypothesis that the two move independently; 1 where there
@@ -108,14 +108,14 @@ class TwinDictionary:
         """Open a dictionary. Pixels are mapped into memory, not read.
 
         Args:
-            path: its folder, or a URL that fsspec opens (`s3://bucket/twins`), of which the index
-                is fetched now and packs when they are needed, into the user's cache.
-            cache_gb: of a URL, how much of the local disk this may take.
-            repeats: of a URL with more than there is room for, how often each patch is drawn
-                while its pack is here.
+            path: its folder, or a URL that fsspec opens (`s3://bucket/twins`). From a URL, the
+                index is fetched now and packs when they are needed, into the user's cache.
+            cache_gb: for a URL, the gigabytes of local disk that the cache may use.
+            repeats: for a URL with more packs than fit in the cache, how often each patch is drawn
+                while its pack is cached.
 
         Raises:
-            DictionaryError: it is missing, unfinished, damaged, or of a newer format.
+            DictionaryError: the dictionary is missing, unfinished, damaged, or of a newer format.
             ConfigError: `cache_gb` is too small.
         """
         if is_url(path):
@@ -145,7 +145,7 @@ class TwinDictionary:
 
     @classmethod
     def _of_bucket(cls, url: str, cache_gb: float, repeats: int) -> TwinDictionary:
-        """In a bucket: what is not drawn from, windows and records, cannot be read there."""
+        """In a bucket. Windows and records, which training does not need, cannot be read there."""
         require(is_number(cache_gb, 0), "cache_gb", "a number of gigabytes", cache_gb)
         require(is_whole(repeats, 1), "repeats", "a whole number ≥ 1", repeats)
         bucket = Bucket(url, int(cache_gb * 1e9))
@@ -153,8 +153,8 @@ class TwinDictionary:
         _check_manifest(Path(f"{url}/{MANIFEST}"), info)
         if info["version"] < _PACKED:
             raise DictionaryError(
-                f"{url}: format {info['version']} has a folder a video, which is not read from a "
-                f"bucket; pack it where it lies: solo-infoaug merge OLD -o NEW, and copy NEW"
+                f"{url}: format {info['version']} has a folder a video, which cannot be read from "
+                f"a bucket; pack a local copy (solo-infoaug merge OLD -o NEW) and upload NEW"
             )
         names, packs = info["names"], info["packs"]
         index = Index.map(bucket.index(), names, len(packs), info["fingerprint"])
@@ -164,14 +164,14 @@ class TwinDictionary:
 
         def files(video: int) -> PartFiles:
             raise DictionaryError(
-                f"{url}: windows and records are read where a dictionary is a local folder; copy it"
+                f"{url}: windows and records are read only from a local folder; copy the dictionary"
             )
 
         return cls(bucket.folder, info, index, pixels, files, stream)
 
     @classmethod
     def _of_folders(cls, folder: Path, info: dict[str, Any]) -> TwinDictionary:
-        """Formats 2 and 3: a folder a video, all of which are read now."""
+        """Formats 2 and 3: one folder for each video; all are read now."""
         parts = [FolderFiles(folder / PARTS / key) for key in info["videos"]]
         index, paths = Index.of(folder, [Part.read(files) for files in parts])
         pixels = PixelFiles(index.table, paths.__getitem__, paths)
@@ -189,7 +189,7 @@ class TwinDictionary:
 
     @property
     def written(self) -> str:
-        """When its manifest was written, to the second; of a bucket, when it was fetched first."""
+        """When its manifest was written, to the second; for a bucket, when it was first fetched."""
         file = self.path / (MANIFEST if self.stream is None else INDEX)
         return datetime.fromtimestamp(file.stat().st_mtime).isoformat(" ", "seconds")
 
@@ -216,7 +216,7 @@ class TwinDictionary:
 
     @property
     def pixels(self) -> torch.Tensor | LazyPixels:
-        """uint8 [N, S, 3, H, W]. All of what is stored raw; `crops` reads what is asked for."""
+        """uint8 [N, S, 3, H, W]. Raw crops are read all at once; `crops` reads only some."""
         if self._files.encoded:
             return LazyPixels(self._files)
         return self._files.raw()
@@ -280,15 +280,15 @@ class TwinDictionary:
                 "random_with_twin" another patch that has a twin, "self" the patch itself. The
                 patches are the same for all four.
             top_k: draw the twin among the best `top_k` instead of taking the best.
-            temporal: take patch and partner each at a moment of its own along their tracks,
-                instead of both in the same frame. A number: also along what continues them in other
-                windows, this many seconds away at most.
+            temporal: show patch and partner at different moments of their tracks, instead of in the
+                same frame. A number: also in other windows that continue their tracks, at most this
+                many seconds away.
             without_twin_share: share of the batch, in [0, 1), that are patches without a twin, each
                 its own partner. They come last.
-            order: seed of the run, and which of the batches of all its processes this one is.
-                Used where packs are fetched from a bucket and not all have room: then the patches
-                follow from it, and not from the generator, and each comes `repeats` times in a
-                pass through all. Without it batches are counted as they are drawn.
+            order: seed of the run, and the number of this batch among those of all processes. It
+                matters only if packs are fetched from a bucket and do not all fit in the cache. The
+                patches then follow from it instead of the generator, and each is drawn `repeats`
+                times in a pass through all. Without it, batches are counted as they are drawn.
 
         Returns:
             patch uint8 [B, 3, H, W], partner uint8 [B, 3, H, W], patch_index int64 [B]: a named
@@ -352,7 +352,8 @@ class TwinDictionary:
         return TwinPairs(patch, partner, index)
 
     def _inside(self, index: torch.Tensor) -> torch.Tensor:
-        """The same; of a mapped index not all is looked at when it is opened."""
+        """The same, once its range is checked: a mapped index is not read in full when it is
+        opened."""
         if int(index.min()) < 0 or int(index.max()) >= len(self):
             raise DictionaryError(f"{self._index.path}: damaged: a twin's index is out of range")
         return index
@@ -379,7 +380,7 @@ class TwinDictionary:
         name: str = "patches",
         jpeg: bool = False,
     ) -> TwinDictionary:
-        """Write a dictionary of patches and twins that were found by other means.
+        """Write a dictionary of your own patches and twins.
 
         Args:
             path: the folder to write; it must not hold a dictionary.
@@ -388,7 +389,7 @@ class TwinDictionary:
             mi: float32 [N, K].
             windows: the window of each patch, 0, 1, … in ascending order; None for all in one.
             name: what the source is called.
-            jpeg: store the crops as JPEG, which loses what is fine in them; else as they are.
+            jpeg: store the crops as JPEG, which loses fine detail, instead of raw.
 
         Raises:
             DictionaryError: the arrays do not fit together, or the folder is taken; nothing is
@@ -407,10 +408,10 @@ def packs_of(index: Index) -> list[int]:
 
 
 def _check_manifest(path: Path, info: dict[str, Any]) -> None:
-    """What a dictionary's manifest may hold; a DictionaryError says what it may not."""
+    """Raise a DictionaryError that says what is wrong with a manifest."""
     keys = info.get("videos")
     if not isinstance(keys, list) or not all(map(is_name, keys)):
-        raise DictionaryError(f"{path}: damaged: `videos` is no list of names")
+        raise DictionaryError(f"{path}: damaged: `videos` is not a list of names")
     if not keys:
         raise DictionaryError(f"{path.parent}: the dictionary holds no video")
     for key, expected in (

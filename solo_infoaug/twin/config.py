@@ -25,9 +25,9 @@ FILLED_IN = ("fingerprint", "chosen_by", "written", "videos")
 """Keys that say which dictionary a run used; users do not write them."""
 
 FORMER_KEYS = {"arm": "positives", "others": "without_twin_share"}
-"""Former names of keys: in configurations an error that names today's, in finished runs known."""
+"""Former names of keys. In a configuration they are an error that names the new key."""
 FORMER_POSITIVES = {"mi": "twins", "random_anchor": "random_with_twin"}
-"""What two values of `positives` were called when the key was `arm`."""
+"""Former names of two values of `positives`, when the key was `arm`."""
 
 
 @dataclass
@@ -39,17 +39,17 @@ class InfoAugConfig:
     """
 
     enabled: bool = True
-    """False is the plain method, as if there were no `infoaug`."""
+    """false: the plain method, as if there were no `infoaug`."""
 
     twins: str | None = None
-    """A twin dictionary: its folder, or a URL (`s3://bucket/twins`). Default:
-    `SOLO_INFOAUG_TWINS`, else the one that `solo-infoaug mine` made last."""
+    """A twin dictionary: its folder, or a URL (`s3://bucket/twins`). Default: `SOLO_INFOAUG_TWINS`,
+    or else the dictionary that `solo-infoaug mine` wrote last."""
 
     weight: float = 1.0
-    """λ: the loss is that of the view branch plus λ times that of the twin branch."""
+    """λ: the loss is the view branch's plus λ times the twin branch's."""
 
     batch_size: int | None = None
-    """Twin pairs a step and process. Default: `optimizer.batch_size`."""
+    """Twin pairs per step and process. Default: `optimizer.batch_size`."""
 
     augmentations: list[Any] | None = None
     """Views of the twin branch, in solo-learn's format. Default: the run's own `augmentations`."""
@@ -59,11 +59,11 @@ class InfoAugConfig:
     `random_with_twin`: any other patch that has a twin; `self`: the patch itself."""
 
     top_k: int = 1
-    """Draw the twin among this many best."""
+    """Draw the twin from this many best candidates."""
 
     temporal: Any = False
-    """true: show a patch and its twin at different moments of their tracks. A number: also what
-    continues their tracks in other windows, this many seconds before or after at most."""
+    """true: show a patch and its twin at different moments of their tracks. A number: also in other
+    windows that continue their tracks, at most this many seconds away."""
 
     without_twin_share: float = 0.0
     """Share of the pairs, in [0, 1), that are patches without a twin, each paired with itself. They
@@ -71,40 +71,42 @@ class InfoAugConfig:
     are few, it learns to tell apart the parts of one object."""
 
     cache_gb: float = CACHE_GB
-    """How much of the local disk a dictionary at a URL may take; see docs/scale.md."""
+    """Gigabytes of the local disk that a dictionary at a URL may use; see docs/scale.md."""
 
     repeats: int = 1
     """How often each patch of a dictionary at a URL is drawn while its pack is on the local disk,
-    where that has no room for all packs."""
+    if not all packs fit there."""
 
     batch_norm: str = "shared"
-    """How the backbone's batch norms see twins: `shared` with the run's images, `separate` with
-    statistics and weights of their own, `frozen` with the running statistics as they are."""
+    """How the backbone's batch norms treat twins. `shared`: like the run's images; `separate`: with
+    their own statistics and weights; `frozen`: with the running statistics, which they do not
+    update."""
 
     heads: str | None = None
-    """`full`: the branch has projector and predictor of its own; `none`: batch-normalised features
-    of the backbone are compared as they are. Default: what the method's module says."""
+    """`full`: the branch has its own projector and predictor. `none`: the branch compares the
+    backbone's features after batch norm. Default: by method, see docs/methods.md."""
 
     objective: Any = None
-    """f-MICL in the twin branch alone, written as `fmicl` is; false: the method's own objective.
+    """f-MICL in the twin branch alone, written like `fmicl`. false: the method's own objective.
 
-    Default: what `fmicl` says for both branches.
+    Default: `fmicl`, which applies to both branches.
     """
 
     fingerprint: str | None = None
-    """Of the dictionary; this and the rest are filled in when the run starts."""
+    """Fingerprint of the dictionary. This and the following keys are filled in when a run
+    starts."""
 
     chosen_by: str | None = None
-    """The rule by which it is this dictionary; see `dictionary.locate.choose_dictionary`."""
+    """How the dictionary was chosen; see `dictionary.locate.choose_dictionary`."""
 
     written: str | None = None
-    """When it was."""
+    """When the dictionary was written."""
 
     videos: list[str] | None = None
-    """Of which it was mined."""
+    """The videos that the dictionary was mined from."""
 
     def __post_init__(self) -> None:
-        # an empty path is a variable of the shell that is not set, and no wish for the default
+        # an empty path is an unset variable of the shell, not a wish for the default
         path = isinstance(self.twins, (str, os.PathLike)) and self.twins != ""
         pipelines = isinstance(self.augmentations, (list, ListConfig)) and len(self.augmentations)
         batch = self.batch_size is None or is_whole(self.batch_size, 1)
@@ -135,8 +137,8 @@ class InfoAugConfig:
             self.objective = objective.asdict()
 
 
-# What auto-resume compares as well: a run only goes on from one with the same twins, wherever they
-# lie, and the same objective.
+# Further keys that auto-resume compares: a run resumes only one with the same twins (wherever they
+# are stored) and the same objective.
 SHOULD_MATCH = [
     f"infoaug.{key}"
     for key in InfoAugConfig.__dataclass_fields__
@@ -153,7 +155,7 @@ def read_infoaug(cfg: DictConfig) -> InfoAugConfig | None:
     """
     if OmegaConf.is_missing(cfg, "infoaug"):
         raise ConfigError(
-            "infoaug: expected true, false or a mapping, got ??? (a value to be given)"
+            "infoaug: expected true, false or a mapping, got ??? (a value that is still missing)"
         )
     given = OmegaConf.select(cfg, "infoaug")
     if given is None or given is False:
@@ -173,7 +175,9 @@ def read_infoaug(cfg: DictConfig) -> InfoAugConfig | None:
             hint = f"; did you mean {close[0]}?" if close else ""
             raise ConfigError(f"infoaug.{key}: no such key{hint} The keys are {_known_keys()}")
         if isinstance(given, DictConfig) and OmegaConf.is_missing(given, key):
-            raise ConfigError(f"infoaug.{key}: expected a value, got ??? (a value to be given)")
+            raise ConfigError(
+                f"infoaug.{key}: expected a value, got ??? (a value that is still missing)"
+            )
     try:
         merged = OmegaConf.merge(OmegaConf.structured(InfoAugConfig), given)
         config = OmegaConf.to_object(merged)
@@ -196,7 +200,7 @@ def _renamed(key: str, value: object) -> str:
 
 
 def from_former_keys(infoaug: Mapping[Any, Any]) -> dict[str, Any]:
-    """The settings of a run, under today's names if it was made with the former ones."""
+    """The settings of a run, with former names replaced by the new ones."""
     found = {FORMER_KEYS.get(key, key): value for key, value in infoaug.items()}
     if "arm" in infoaug:
         found["positives"] = FORMER_POSITIVES.get(infoaug["arm"], infoaug["arm"])
@@ -204,7 +208,7 @@ def from_former_keys(infoaug: Mapping[Any, Any]) -> dict[str, Any]:
 
 
 def to_former_keys(infoaug: Mapping[Any, Any]) -> dict[str, Any]:
-    """The opposite of `from_former_keys`."""
+    """The inverse of `from_former_keys`."""
     names = {today: former for former, today in FORMER_KEYS.items()}
     values = {today: former for former, today in FORMER_POSITIVES.items()}
     found = {names.get(key, key): value for key, value in infoaug.items()}
@@ -214,10 +218,10 @@ def to_former_keys(infoaug: Mapping[Any, Any]) -> dict[str, Any]:
 
 
 def complete_infoaug(cfg: DictConfig, method: str) -> InfoAugConfig | None:
-    """`read_infoaug`, with what follows from the run and its method filled in.
+    """`read_infoaug`, with the defaults that depend on the run and its method filled in.
 
     Raises:
-        ConfigError: as there; or a method without a twin branch, or without an InfoNCE to replace.
+        ConfigError: as `read_infoaug`; or the method has no twin branch, or no InfoNCE to replace.
     """
     config = read_infoaug(cfg)
     if config is not None:
@@ -235,7 +239,7 @@ def _known_keys() -> str:
 def write_infoaug(cfg: DictConfig, config: InfoAugConfig | None) -> None:
     """Put the settings back in full, so that args.json and auto-resume see what the run uses.
 
-    Off leaves no key: a configuration with `infoaug: false` is that of plain solo-learn.
+    If InfoAug is off, the key is removed: `infoaug: false` is plain solo-learn.
     """
     with open_dict(cfg):
         if config is None:

@@ -140,7 +140,7 @@ def test_with_room_for_all_it_is_drawn_from_as_a_folder_is(
     copied = pickle.loads(pickle.dumps(TwinDictionary.load(url)))
     assert torch.equal(copied.pixels, local.pixels)
     assert len(fetched) == 4
-    with pytest.raises(DictionaryError, match=r"windows and records are read where"):
+    with pytest.raises(DictionaryError, match=r"windows and records are read only"):
         there.windows[0]
 
 

@@ -347,7 +347,7 @@ def test_manifest_cannot_name_other_places(made: TwinDictionary, name: object) -
     manifest = made.path / "dictionary.json"
     content = json.loads(manifest.read_text())
     manifest.write_text(json.dumps({**content, "videos": [name]}))
-    with pytest.raises(DictionaryError, match="`videos` is no list of names"):
+    with pytest.raises(DictionaryError, match="`videos` is not a list of names"):
         TwinDictionary.load(made.path)
 
 
@@ -440,7 +440,7 @@ def test_hostile_tensor_header(made: TwinDictionary) -> None:
         (lambda record: record["windows"][0].update(patches=-6), "do not fit"),
         (lambda record: record["windows"].pop(), "do not fit"),
         (lambda record: record.update(windows={}), "is not a list of records"),
-        (lambda record: record["pixels"][0].update(file="../../x"), "is no file name"),
+        (lambda record: record["pixels"][0].update(file="../../x"), "is not a file name"),
         (lambda record: record["pixels"][0].update(patches=3), "unexpected shape"),
         (lambda record: record.update(pixels=[]), "do not fit"),
         (lambda record: record.pop("name"), "damaged"),
@@ -693,7 +693,7 @@ def test_fuzz_jpeg(jpeg: TwinDictionary) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda t: t.update(prefix=t["prefix"][:100]), "begin with no JPEG header"),
+        (lambda t: t.update(prefix=t["prefix"][:100]), "its crops have no JPEG header"),
         (lambda t: t["sizes"].__setitem__((0, 0), 7), "do not add up"),
         (lambda t: t["sizes"].__setitem__((0, 0), -1), "do not add up"),
         (lambda t: t.pop("jpeg"), "`jpeg` should be"),

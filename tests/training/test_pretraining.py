@@ -144,9 +144,9 @@ def test_auto_resume_says_that_a_run_has_former_keys(
 
     args.write_text(json.dumps({**today, "infoaug": {**kept, "arm": "mi", "others": 0.0}}))
     message = (
-        r"auto_resume: .*former.* is this run, but its args.json has the former keys infoaug.arm "
-        r"and infoaug.others; to resume it write there positives: twins and "
-        r"without_twin_share: 0.0 in their place"
+        r"auto_resume: .*former.* is from this run, but its args.json has the former keys "
+        r"infoaug.arm and infoaug.others; to resume, replace them there by positives: twins and "
+        r"without_twin_share: 0.0; to start again, choose another checkpoint.dir"
     )
     with pytest.raises(ConfigError, match=message):
         start()
