@@ -23,9 +23,9 @@ def top_k_partners(
 ) -> tuple[Tensor, Tensor]:
     """The tracks that share most information with each track, best first.
 
-    The same numbers as in `pairwise_mutual_information`, of which only a band of rows is in memory
-    at a time: for tens of thousands of tracks. The arguments that are not described here are those
-    of that function; the mask is `[P, T]`.
+    The numbers are those of `pairwise_mutual_information`, but only a band of rows is in memory at
+    a time, which allows tens of thousands of tracks. All other arguments are those of that
+    function; the mask is `[P, T]`.
 
     Args:
         trajectories: `[P, T, d]`, float32 or float64.

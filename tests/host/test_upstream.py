@@ -168,8 +168,8 @@ except InfoAugError as error:
 @pytest.mark.parametrize(
     ("first", "second", "message"),
     [
-        ("on", "off", "is that of a run with InfoAug, and this is a baseline run"),
-        ("off", "on", "is that of a baseline run, and this is a run with InfoAug"),
+        ("on", "off", "is that of a run with InfoAug, but this is a baseline run"),
+        ("off", "on", "is that of a baseline run, but this is a run with InfoAug"),
         ("fmicl", "off", "fmicl: the checkpoint to resume was trained with"),
     ],
 )
