@@ -171,7 +171,7 @@ def test_what_a_loop_cannot_have_is_named(twins_folder: Path, tmp_path: Path) ->
         given = {"twins": str(twins_folder), "batch_size": 8, **settings}
         return TwinBranch.around(_network(), _distance, InfoAugConfig(**given), _views())
 
-    with pytest.raises(ConfigError, match=r"infoaug.batch_size: expected the number of pairs per step"):
+    with pytest.raises(ConfigError, match=r"batch_size: expected the number of pairs per step"):
         around(batch_size=None)
     with pytest.raises(ConfigError, match=r"infoaug.batch_norm: 'separate'.*Sequential has none"):
         around(batch_norm="separate")
