@@ -15,7 +15,7 @@ import torch
 from solo_infoaug.information._series import Series
 
 RECURRING = 0.05  # fraction of recurring values up to which they are chance, or do little harm
-ROUNDING = 4.0  # in units of eps times the largest value: what is no more than this is rounding
+ROUNDING = 4.0  # in units of eps times the largest value: smaller differences are rounding
 
 
 def exact(side: Series, x: np.ndarray, mask: np.ndarray | None) -> Series:

@@ -68,7 +68,7 @@ def entropy(
         k: which neighbour; 1 <= k < T.
         mask: `[..., T]`, bool, true where there is a sample.
         units: `nats` or `bits`.
-        max_memory: bytes that the work may take, beside input and output.
+        max_memory: bytes that the work may take, in addition to input and output.
 
     Returns:
         `[...]`, in the dtype of x. A constant track, or one with at most k samples, gets the lowest
@@ -128,7 +128,7 @@ def mutual_information(
         min_samples: fewest samples for an estimate; more than k. By default k + 1, with a mask
             16 or 4k, whichever is more.
         units: `nats` or `bits`.
-        max_memory: bytes that the work may take, beside input and output.
+        max_memory: bytes that the work may take, in addition to input and output.
 
     Returns:
         `[...]`, in the dtype of x. 0 where x or y is constant or has fewer than `min_samples`.

@@ -233,7 +233,7 @@ def _three_entropies(
 def _has_ties(
     joint: Tensor, x: Series, y: Series, how: Estimator, layout: str, anew: Tensor | None
 ) -> Tensor:
-    """Whether values recur beside others that do not, and the pairs' samples are not tied: `[]`.
+    """Whether only some values recur, and the pairs' samples are not tied: `[]`.
 
     For example a track that rests now and then, where `3kl` and `ksg2` compare cells with balls; or
     ranks, which are further from each other than independent samples.

@@ -107,7 +107,7 @@ def check_former_runs(cfg: DictConfig, host: Host) -> None:
     if not select(cfg, "auto_resume.enabled") or select(cfg, "resume_from_checkpoint") is not None:
         return
     keys = {*host.should_match, *SHOULD_MATCH}
-    oldest = time.time() - 3600 * cfg.auto_resume.max_hours
+    oldest = time.time() - 3600 * select(cfg, "auto_resume.max_hours", default=36)
     for path in (Path(cfg.checkpoint.dir) / cfg.method).rglob("*.ckpt"):
         args = path.parent / "args.json"
         if not args.is_file() or path.stat().st_ctime < oldest:
