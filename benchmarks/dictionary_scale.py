@@ -210,7 +210,7 @@ def open_large(folder: Path, results: multiprocessing.Queue) -> None:
     generator = torch.Generator().manual_seed(0)
     dictionary.sample(BATCH, generator)
     rates = []
-    for options in ({}, {"arm": "random"}):
+    for options in ({}, {"positives": "random"}):
         dictionary.sample(BATCH, generator, **options)
         start = time.perf_counter()
         for _ in range(DRAWS):
@@ -233,7 +233,7 @@ def scale(counts: list[int], windows: list[dict[int, np.ndarray]], place: str | 
     crops = [[_jpeg.encode(np.ascontiguousarray(crop)) for crop in row] for row in planes]
     print(
         "| patches | videos | files | files a 1,000 videos | bytes a patch | with the windows "
-        "| write a video, ms | end, s | open, s | MiB to open | pairs a second | arm random "
+        "| write a video, ms | end, s | open, s | MiB to open | pairs a second | random partners "
         "| MiB after draws |"
     )
     print("|" + "---:|" * 13)
@@ -275,7 +275,7 @@ def index_alone(count: int, windows: list[dict[int, np.ndarray]], place: str | N
         seconds, opened, plain, random, drawn = _in_process(folder, open_large)
         print(
             f"{count:,} patches: index of {size / 1e9:.2f} GB, put together in {written:.0f} s; "
-            f"opened in {seconds:.2f} s with {opened:,.0f} MiB; {plain:,.0f} pairs a second, arm "
+            f"opened in {seconds:.2f} s with {opened:,.0f} MiB; {plain:,.0f} pairs a second, "
             f"random {random:,.0f}; {drawn:,.0f} MiB after draws"
         )
 

@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from solo_infoaug import MethodSpec, add_method, register
+from solo_infoaug import MethodSpec, add_method, load_config, pretrain, register
 from solo_infoaug.host import load_host
 from solo_infoaug.resources import config_folder
-from solo_infoaug.training import TrainingResult, load_config, pretrain
+from solo_infoaug.training import TrainingResult
 
 SimCLR: Any = load_host().methods["simclr"]  # for its projector
 

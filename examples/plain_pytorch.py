@@ -48,13 +48,13 @@ def main(steps: int = 20) -> list[float]:
             nn.Flatten(),
         )
 
-        def branch(arm: str) -> TwinBranch:
-            settings = InfoAugConfig(twins=str(dictionary.path), batch_size=32, arm=arm)
+        def branch(positives: str) -> TwinBranch:
+            settings = InfoAugConfig(twins=str(dictionary.path), batch_size=32, positives=positives)
             views = [build_pipeline(VIEWS, mean=[0.5] * 3, std=[0.25] * 3)]
             heads = nn.Linear(32 * 7 * 7, 64)
             return TwinBranch.around(backbone, pull_together, settings, views, heads=heads)
 
-        own, twins = branch("self"), branch("mi")
+        own, twins = branch("self"), branch("twins")
         groups: list[Any] = [{"params": backbone.parameters()}]
         groups += own.parameter_groups + twins.parameter_groups
         optimizer = torch.optim.Adam(groups, lr=1e-3)

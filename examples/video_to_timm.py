@@ -15,12 +15,9 @@ import timm
 import torch
 from safetensors.torch import load_file
 
-from solo_infoaug import MineConfig, mine
-from solo_infoaug.dictionary.tools import export_patches
-from solo_infoaug.evaluation import export
+from solo_infoaug import MineConfig, export, export_patches, load_config, mine, pretrain
 from solo_infoaug.mining import sample_clips
 from solo_infoaug.resources import config_folder
-from solo_infoaug.training import load_config, pretrain
 
 
 def main(

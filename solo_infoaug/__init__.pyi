@@ -1,7 +1,10 @@
 """The public names and where they live: read by type checkers, and by `__init__.py`."""
 
 from .dictionary import TwinDictionary as TwinDictionary
+from .dictionary.tools import export_patches as export_patches
 from .errors import InfoAugError as InfoAugError
+from .evaluation import evaluate as evaluate
+from .evaluation import export as export
 from .information import EstimateWarning as EstimateWarning
 from .information import Significance as Significance
 from .information import entropy as entropy
@@ -14,6 +17,8 @@ from .mining import mine as mine
 from .objectives import FMICLConfig as FMICLConfig
 from .objectives import FMICLLoss as FMICLLoss
 from .objectives import fmicl_loss as fmicl_loss
+from .training import load_config as load_config
+from .training import pretrain as pretrain
 from .twin.component import TwinBranch as TwinBranch
 from .twin.config import InfoAugConfig as InfoAugConfig
 from .twin.registration import register as register

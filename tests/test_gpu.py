@@ -174,15 +174,15 @@ def test_two_cards(
 def _twins(cuda: torch.device, folder: Path, step: int) -> TwinRequest:
     entry = OmegaConf.create(_ALL)
     return TwinRequest(
-        pairs=step,
-        views=100 + step,
+        pairs_seed=step,
+        views_seed=100 + step,
         device=cuda,
         dictionary=TwinDictionary.load(folder),
         batch_size=16,
-        arm="random",
+        positives="random",
         top_k=1,
         temporal=True,
-        others=0.0,
+        without_twin_share=0.0,
         pipelines=[build_pipeline(entry, [0.0] * 3, [1.0] * 3)],
         both=False,
     )

@@ -44,7 +44,7 @@ from solo_infoaug.scenes.parts import ScenesConfig
 from solo_infoaug.training.config import check_values, load_config, parse_overrides
 from solo_infoaug.training.layouts import CLASSES, check_fraction, layout_of, name_for_host
 from solo_infoaug.training.start import read_init
-from solo_infoaug.twin.config import read_infoaug
+from solo_infoaug.twin.config import read_infoaug, to_former_keys
 
 _LISTS = ("methods", "arms", "data", "seeds")
 _KEYS = (*_LISTS, "out", "report", "jobs", "threads", "keep_checkpoints")
@@ -301,11 +301,14 @@ class Planner:
             views = cfg.max_epochs
             cfg.pop("infoaug")
         else:
-            cfg.infoaug.arm, cfg.infoaug.twins = partner, str(twins)
+            cfg.infoaug.positives, cfg.infoaug.twins = partner, str(twins)
             fingerprint = self._fingerprint(str(twins))
         evaluate: Any = OmegaConf.to_container(cfg.evaluate, resolve=True)
         cfg.pop("evaluate")
-        known = [OmegaConf.to_container(cfg, resolve=True), evaluate, fingerprint]
+        settings: Any = OmegaConf.to_container(cfg, resolve=True)
+        if "infoaug" in settings:  # a run that was finished under the former keys is still done
+            settings["infoaug"] = to_former_keys(settings["infoaug"])
+        known = [settings, evaluate, fingerprint]
         if "init" in cfg and not cfg.init.startswith(TIMM):
             known.append(self._digest(cfg.init))
         decides = json.dumps(known, sort_keys=True)

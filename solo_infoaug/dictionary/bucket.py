@@ -29,10 +29,10 @@ def is_url(place: object) -> bool:
 
 
 class Bucket:
-    """The files of a dictionary at a URL, and a folder of the local disk for those that are needed.
+    """The files of a dictionary at a URL, and the local folder that caches them.
 
-    All runs of a user share the folder, and the processes of a run fetch each file once. What was
-    used least recently goes when there is no room.
+    All runs of a user share the folder, and the processes of a run fetch each file once. When the
+    folder is full, the file that was used least recently is deleted.
 
     Args:
         url: of the dictionary, as fsspec takes it.
@@ -70,16 +70,16 @@ class Bucket:
             ) from error
 
     def index(self) -> Path:
-        """The index, which stays."""
+        """The index, which is never deleted."""
         path = self.folder / INDEX
         self._have(path, INDEX, None)
         return path
 
     def hold(self, packs: Sequence[str], sizes: Sequence[int]) -> int:
-        """Note the packs and the bytes of each that are needed; returns how many have room.
+        """Note the packs and their sizes; returns how many bytes of packs fit.
 
         Raises:
-            ConfigError: there is none for two of them.
+            ConfigError: there is no room for two packs.
         """
         self.packs, self.sizes = packs, sizes
         index = (self.folder / INDEX).stat().st_size
@@ -100,7 +100,8 @@ class Bucket:
         return path
 
     def fetch_ahead(self, packs: Sequence[int]) -> None:
-        """Begin to fetch packs that are needed next; what fails is tried again when it is."""
+        """Begin to fetch the packs that are needed next. A failed one is tried again when it is
+        needed."""
 
         def work() -> None:
             with suppress(DictionaryError):
@@ -147,7 +148,7 @@ class Bucket:
             fresh.unlink(missing_ok=True)
 
     def _attempts(self, name: str, work: Callable[[str], Any]) -> Any:
-        """`work` with a file's path; the network may fail for a while."""
+        """`work` with a file's path, repeated if the network fails for a while."""
         place = f"{self._root}/{name}"
         waits = iter(_PATIENCE)
         while True:

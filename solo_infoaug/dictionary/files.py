@@ -139,7 +139,7 @@ class _Opened:
 
 @contextmanager
 def _damaged(path: Path) -> Iterator[None]:
-    """Inside, what reading a pack raises is a DictionaryError."""
+    """Inside, errors of reading a pack become a DictionaryError."""
     try:
         yield
     except FileNotFoundError as error:
@@ -171,9 +171,9 @@ def keys_in(pack: Path) -> list[str]:
 
 
 class PackWriter:
-    """Writes members into a pack of the name `path`, which appears when it is whole.
+    """Writes members into the pack `path`, which appears when it is complete.
 
-    Equal members give equal bytes. Inside `with`, whatever is raised leaves nothing.
+    Equal members give equal bytes. If the `with` block raises, nothing remains.
     """
 
     def __init__(self, path: Path) -> None:
@@ -213,7 +213,7 @@ class PackWriter:
                 left -= len(data)
 
     def publish(self) -> None:
-        """Give it its name, once all of it is on the disk."""
+        """Rename the pack once all of it is on the disk."""
         self._zip.close()
         publish(self._file, self._fresh, self._path)
 
@@ -225,9 +225,9 @@ class PackWriter:
 
 
 def publish(file: BinaryIO, fresh: Path, path: Path) -> None:
-    """Close a file that was written under the name `fresh`, and call it `path`.
+    """Close a file that was written as `fresh`, and rename it to `path`.
 
-    Neither a kill nor a loss of power leaves half of it there.
+    A kill or a loss of power never leaves half a file.
     """
     file.flush()
     os.fsync(file.fileno())

@@ -13,7 +13,7 @@ Layout (format 4), everything safetensors, JSON or JPEG:
         KEY/twinless.json              of a video without a twin, alone: video.json, and why
     parts/KEY.zip                  a finished video that is not in a pack yet
 
-Formats 2 and 3 had a folder parts/KEY for each video, and no index of all.
+Formats 2 and 3 had a folder parts/KEY for each video, and no common index.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def check_path(folder: Path, name: str) -> None:
 
 
 def safe_name(name: str) -> str:
-    """`name` with nothing in it but what every file system takes."""
+    """`name` with only those characters that every file system accepts."""
     return re.sub(r"[^A-Za-z0-9_\-]+", "-", name).strip("-") or "video"
 
 
@@ -92,10 +92,10 @@ def is_name(name: object) -> bool:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file; anything else there is a DictionaryError."""
+    """The JSON object in a file; anything else raises a DictionaryError."""
     try:
         if path.stat().st_size > _JSON_LIMIT:
-            raise DictionaryError(f"{path}: damaged: larger than any such file")
+            raise DictionaryError(f"{path}: damaged: too large for a dictionary")
         data = path.read_bytes()
     except OSError as error:
         raise DictionaryError(f"{path}: cannot be read: {error.strerror}") from error
@@ -103,7 +103,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def parse_json(data: bytes, path: Path) -> dict[str, Any]:
-    """The JSON object that is the content of `path`; a DictionaryError if it is none of ours."""
+    """The JSON object in `path`; a DictionaryError if this package did not write it."""
     try:
         content = json.loads(data.decode("utf-8"))
     except (ValueError, RecursionError) as error:
@@ -161,7 +161,7 @@ class Lying:
 
 
 def look_at_tensors(stretch: Stretch) -> dict[str, Lying]:
-    """Where the tensors of a safetensors file lie, whose header alone is read.
+    """Where the tensors of a safetensors file lie; only the header is read.
 
     Raises:
         DictionaryError: it is damaged.
@@ -231,8 +231,8 @@ def expect(
         path: of the file, for the message.
         tensors: from `read_tensors`.
         name: which.
-        dtype: that it must have.
-        shape: likewise; −1 for any length.
+        dtype: that the tensor must have.
+        shape: that it must have; −1 for any length.
     """
     tensor = tensors.get(name)
     good = (

@@ -1,4 +1,4 @@
-"""One row a patch of all videos together: in memory for few of them, else mapped from a file."""
+"""The index: one row for each patch of all videos, in memory or mapped from a file."""
 
 from __future__ import annotations
 
@@ -65,10 +65,10 @@ class Index:
         )
 
     def lookup(self, name: str, of: np.ndarray) -> np.ndarray:
-        """What the column `name` of videos or windows says of each number in `of`, int [N].
+        """Values of the column `name` of videos or windows for each number in `of`, int [N].
 
         Raises:
-            DictionaryError: a number is of none.
+            DictionaryError: a number belongs to no video or window.
         """
         values = self[name].numpy()
         if len(of) and not 0 <= of.min() <= of.max() < len(values):
@@ -97,7 +97,7 @@ class Index:
 
     @classmethod
     def map(cls, path: Path, names: list[str], files: int, fingerprint: str) -> Index:
-        """The index in the file `path`, mapped; what takes no look at all patches is checked.
+        """The index in the file `path`, mapped. Checks that would read every patch are left out.
 
         Args:
             path: of the file.
@@ -114,7 +114,8 @@ class Index:
 
 
 def _check(index: Index, files: int) -> None:
-    """Types and shapes of all columns, and all values of those that are of blocks and windows."""
+    """Check types and shapes of all columns, and all values of the columns of blocks and
+    windows."""
     path, tensors = index.path, index.tensors
 
     def has(name: str, dtype: torch.dtype, *shape: int) -> torch.Tensor:
@@ -171,11 +172,11 @@ def _check(index: Index, files: int) -> None:
 
 
 class Rows:
-    """What each video adds to the columns, as they are told in order.
+    """The rows that each video adds to the columns, video by video.
 
     Args:
         path: of the dictionary, for messages.
-        files: numbers of the files that crops lie in; those that are new are added.
+        files: numbers of the files that hold crops; new files are added.
         keep: takes the rows that a video adds, by column.
     """
 
@@ -204,7 +205,8 @@ class Rows:
         """The next video.
 
         Raises:
-            DictionaryError: it differs from the ones before in what all must have alike.
+            DictionaryError: its number of moments, crop size or top_k differs from that of earlier
+                videos.
         """
         side = part.shards[0].shape[-1]
         self._shapes.add((part.moment_frames.shape[1], side, part.twins.shape[1]))
@@ -220,7 +222,7 @@ class Rows:
         self.windows += len(part.windows)
 
     def end(self) -> dict[str, np.ndarray]:
-        """What is known now, of all videos.
+        """The index of the videos so far.
 
         Raises:
             DictionaryError: there was none.
@@ -290,16 +292,16 @@ class Rows:
 
 
 def write_index(folder: Path, parts: Iterable[Part]) -> tuple[dict[str, Any], list[Path]]:
-    """Write the index of parts to the file INDEX in `folder`; never all of it is in memory.
+    """Write the index of parts to the file INDEX in `folder`, without holding all of it in memory.
 
-    The manifest of an earlier index goes when this one is ready, and not before: who opens the
-    dictionary meanwhile has the earlier one. Nobody else may write there.
+    The manifest of an earlier index is removed only when this one is ready, so a reader meanwhile
+    gets the earlier one. Nobody else may write to the folder.
 
     Returns:
-        What the manifest says of it, and the files that the crops lie in.
+        The manifest's entries about the index, and the files that hold the crops.
 
     Raises:
-        DictionaryError: the parts do not fit together, or there is none.
+        DictionaryError: the parts do not fit together, or there are no parts.
     """
     files: dict[Path, int] = {}
     columns = folder / f".{INDEX}.columns"

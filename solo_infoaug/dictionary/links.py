@@ -52,16 +52,17 @@ class Chains:
         return cls(order, place, first[chain], (first + length)[chain], times)
 
     def reach(self, index: np.ndarray, seconds: float) -> tuple[np.ndarray, np.ndarray]:
-        """Where in `order` what is at most `seconds` from each patch begins and ends; int64 [B]."""
+        """int64 [B] each: where in `order` the patches at most `seconds` from each patch begin and
+        end."""
         place, within = self.place[index], seconds + _ROUNDING
         first = np.searchsorted(self.times, self.times[place] - within, "left")
         stop = np.searchsorted(self.times, self.times[place] + within, "right")
         return np.maximum(first, self.first[place]), np.minimum(stop, self.stop[place])
 
     def draw(self, index: torch.Tensor, seconds: float, choice: torch.Tensor) -> torch.Tensor:
-        """int64 [B]: each patch, or one of those of its chain that are `seconds` away at most.
+        """int64 [B]: for each patch, itself or a patch of its chain at most `seconds` away.
 
-        All are as likely; `choice` in [0, 1) decides.
+        All are equally likely; `choice` in [0, 1) decides.
         """
         first, stop = self.reach(index.numpy(), seconds)
         steps = (choice.double().numpy() * (stop - first)).astype(np.int64)
@@ -69,9 +70,9 @@ class Chains:
 
 
 def relinked(following: np.ndarray, kept: np.ndarray) -> np.ndarray:
-    """int64 [M]: the links int64 [N] of the patches `kept` int64 [M], counted among these.
+    """int64 [M]: the links int64 [N] of the patches `kept` int64 [M], renumbered within `kept`.
 
-    What continues a patch and is not kept is −1.
+    A link to a patch that is not kept becomes −1.
     """
     place = np.full(len(following) + 1, -1)
     place[kept] = np.arange(len(kept))

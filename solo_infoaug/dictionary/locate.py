@@ -26,30 +26,30 @@ class Choice:
     path: Path | str
     """A URL as it was written."""
     rule: str
-    """`infoaug.twins`, `SOLO_INFOAUG_TWINS`, or that it is the one that was mined last."""
+    """`infoaug.twins`, `SOLO_INFOAUG_TWINS`, or a text that says it was mined last."""
     remembered: Remembered | None = None
-    """What was noted of it, where nothing else names it."""
+    """The note of the command `mine`, if nothing else names the dictionary."""
 
     @property
     def place(self) -> str:
-        """What a configuration says: the whole path, or the URL."""
+        """As a configuration names it: the absolute path, or the URL."""
         return self.path if isinstance(self.path, str) else str(self.path.resolve())
 
     def check(self, fingerprint: str) -> None:
-        """Say whether a dictionary that is only remembered is the one that was mined.
+        """Check that a dictionary that is only remembered is still the one that was mined.
 
         Args:
             fingerprint: of what is in the folder now.
 
         Raises:
-            DictionaryError: the folder holds another one by now.
+            DictionaryError: the folder holds another dictionary by now.
         """
         if self.remembered is None:
             return
         if fingerprint != self.remembered.fingerprint:
             raise DictionaryError(
                 f"infoaug: the dictionary in {self.path} is not the one that solo-infoaug mine "
-                f"made there at {self.remembered.at}; if you want it, name it: "
+                f"made there at {self.remembered.at}; to use it, name it: "
                 f"infoaug.twins={self.path}"
             )
         if self.remembered.version != __version__:
@@ -65,11 +65,11 @@ def choose_dictionary(configured: str | None = None) -> Choice:
     """The dictionary to train with.
 
     In this order: `configured` (the key `infoaug.twins`), the environment variable
-    `SOLO_INFOAUG_TWINS`, the dictionary that the command `solo-infoaug mine` made last. What a
-    program, the demo, a comparison or a benchmark mines is never it.
+    `SOLO_INFOAUG_TWINS`, the dictionary that the command `solo-infoaug mine` made last. A
+    dictionary that a program, the demo, a comparison or a benchmark mined is never chosen.
 
     Raises:
-        DictionaryError: what was named or remembered is not there, or nothing was.
+        DictionaryError: the dictionary that was named or remembered is missing, or none was named.
     """
     variable = "SOLO_INFOAUG_TWINS"
     for source, value in (("infoaug.twins", configured), (variable, os.environ.get(variable))):

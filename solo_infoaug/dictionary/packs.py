@@ -27,7 +27,7 @@ _PACK = re.compile(r"\d{5,}\.zip")
 class Finished:
     """The finished videos in a folder: in packs, or in `parts` until there are enough for a pack.
 
-    A video that is in both, or in two packs, is the one that was finished last.
+    If a video is in both, or in two packs, the one that was finished last counts.
     """
 
     def __init__(self, out: Path, packs: bool = True) -> None:
@@ -67,7 +67,7 @@ class Finished:
         return files is not None and RECORD in files.names()
 
     def twinless(self, key: str) -> dict[str, Any] | None:
-        """The record of a video in which nothing has a twin; None of others."""
+        """The record of a video in which no patch has a twin; None for other videos."""
         files = self.files(key)
         if files is None or TWINLESS not in files.names():
             return None
@@ -86,8 +86,8 @@ class Finished:
 class Packer:
     """Puts finished videos into packs, in the order in which they are added.
 
-    A pack appears when it is whole, and what it was made of in `parts` goes afterwards, so that a
-    kill at any moment loses nothing; what was packed already is not packed again.
+    A pack appears when it is complete. Only then are its videos removed from `parts`, so a kill at
+    any moment loses nothing. Videos in a pack are not packed again.
     """
 
     def __init__(self, finished: Finished) -> None:
@@ -148,7 +148,7 @@ def write_pack(path: Path, videos: Mapping[str, PartFiles]) -> None:
 
 
 def _same(one: PartFiles, other: PartFiles) -> bool:
-    """Whether two videos are one, by their records, which have the hashes of the rest."""
+    """Whether two videos are the same, by their records, which hold the hashes of their files."""
     if one.names() != other.names():
         return False
     records = [name for name in one.names() if name in (RECORD, TWINLESS)]
@@ -156,7 +156,7 @@ def _same(one: PartFiles, other: PartFiles) -> bool:
 
 
 def _remove(files: PartFiles) -> None:
-    """Remove a video from `parts`, also what an earlier version left of it there."""
+    """Remove a video from `parts`, including the folder of an earlier format."""
     folder = files.label
     if isinstance(files, PackFiles):
         files.pack.unlink(missing_ok=True)
@@ -165,7 +165,7 @@ def _remove(files: PartFiles) -> None:
 
 
 def pack_waiting(finished: Finished, keys: Iterable[str]) -> None:
-    """Pack all that waits of `keys`, in this order."""
+    """Pack those of `keys` that wait in `parts`, in this order."""
     packer = Packer(finished)
     for key in keys:
         packer.add(key)

@@ -50,10 +50,10 @@ class Shard:
 
     @classmethod
     def look(cls, place: Stretch) -> Shard:
-        """What is in a file, without reading a crop.
+        """The layout of a file, without reading a crop.
 
         Raises:
-            DictionaryError: it is damaged, or no file of crops.
+            DictionaryError: it is damaged, or not a file of crops.
         """
         tensors = look_at_tensors(place)
         if "pixels" in tensors:
@@ -102,7 +102,7 @@ def _side(prefix: bytes, place: Stretch) -> int:
         with Image.open(io.BytesIO(prefix)) as image:
             kind, (width, height) = image.format, image.size
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise DictionaryError(f"{place.label}: damaged: crops begin with no JPEG header") from error
+        raise DictionaryError(f"{place.label}: damaged: its crops have no JPEG header") from error
     if kind != "JPEG" or width != height:
         raise DictionaryError(
             f"{place.label}: damaged: crops are {kind} of {width}×{height} pixels"
@@ -111,7 +111,7 @@ def _side(prefix: bytes, place: Stretch) -> int:
 
 
 def mapped(path: Path) -> np.ndarray:
-    """uint8: a file, mapped. What is written into the array stays in memory.
+    """uint8: a file, mapped. Changes to the array stay in memory.
 
     Raises:
         DictionaryError: it is missing or empty.
@@ -152,7 +152,7 @@ def stored(shards: Sequence[Shard], rows: slice) -> np.ndarray | Encoded:
     """The crops of some patches as they are stored: uint8 [P, S, 3, H, W], or JPEGs.
 
     Raises:
-        DictionaryError: a file is damaged, or some are stored in one way and some in the other.
+        DictionaryError: a file is damaged, or some crops are raw and some JPEG.
     """
     first, raw, jpegs = 0, [], []
     for shard in shards:
@@ -172,7 +172,7 @@ def stored(shards: Sequence[Shard], rows: slice) -> np.ndarray | Encoded:
         first += shard.patches
     if raw and jpegs:
         where = shards[0].place.label
-        raise DictionaryError(f"{where}: damaged: one video's crops are raw and JPEG")
+        raise DictionaryError(f"{where}: damaged: some crops of the video are raw and some JPEG")
     return jpegs or np.stack(raw)
 
 
@@ -226,13 +226,13 @@ class PixelFiles:
             return self._maps[number]
 
     def keep(self, numbers: Container[int]) -> None:
-        """Let all other files go: what is deleted and still mapped takes its room on the disk."""
+        """Unmap all other files: a file that is deleted but mapped still occupies the disk."""
         with self._opening:
             for number in [number for number in self._maps if number not in numbers]:
                 del self._maps[number]
 
     def raw(self) -> torch.Tensor:
-        """uint8 [N, S, 3, H, W]: all of it, where nothing must be decoded."""
+        """uint8 [N, S, 3, H, W]: all crops, if none is JPEG."""
         table, size = self.table, math.prod(self.shape[1:])
         stops = [*table.first[1:].tolist(), len(table.starts)]
         blocks = []
@@ -338,7 +338,7 @@ class LazyPixels:
 
 
 def _first_axes(key: Any) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
-    """An index into five axes, cut behind the second: what it says of patch and moment, and rest.
+    """Split an index into five axes: the part for patch and moment, and the rest.
 
     Raises:
         IndexError: it uses `None`, or masks over more than one axis.

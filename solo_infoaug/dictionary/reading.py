@@ -114,9 +114,10 @@ class WindowRecord:
 
 
 def read_record(files: PartFiles) -> dict[str, Any]:
-    """What was noted of a video; a DictionaryError unless it can be told from it.
+    """The record of a video; a DictionaryError if it is not complete.
 
-    Its numbers are checked; what is said of the video's files is so when these are read.
+    The numbers are checked here. What the record says about other files is checked when they are
+    read.
     """
     path = files.label / RECORD
     record = parse_json(files.read(RECORD), path)
@@ -151,7 +152,7 @@ class Part:
 
     @property
     def fps(self) -> float:
-        """Frames a second; 25 where nothing is known of it."""
+        """Frames per second; 25 if unknown."""
         return float((self.record.get("source") or {}).get("fps", 25.0))
 
     @classmethod
@@ -235,7 +236,7 @@ def _shards(files: PartFiles, record: Mapping[str, Any], count: int, moments: in
     shards, folder = [], files.label
     for entry in record["pixels"]:
         if not is_name(entry["file"]):
-            raise DictionaryError(f"{folder}: damaged: {entry['file']!r} is no file name")
+            raise DictionaryError(f"{folder}: damaged: {entry['file']!r} is not a file name")
         shard = Shard.look(files.where(entry["file"]))
         shape = (shard.patches, *shard.shape)
         if len(shape) != 5 or shape[:3] != (int(entry["patches"]), moments, 3):
@@ -251,7 +252,8 @@ def _shards(files: PartFiles, record: Mapping[str, Any], count: int, moments: in
 
 
 def _check_counts(record: Mapping[str, Any]) -> None:
-    """What is only told of a video, and not needed to read it; ValueError if it is damaged."""
+    """Check the entries that are only displayed, not needed to read a video; ValueError if
+    damaged."""
     source = record.get("source")
     if not isinstance(source, (dict, type(None))):
         raise ValueError(f"`source` is {source!r}")
@@ -267,7 +269,7 @@ def _check_counts(record: Mapping[str, Any]) -> None:
 
 
 class Windows(Sequence[WindowRecord]):
-    """The records of all windows, which are read when they are asked for.
+    """The records of all windows, each read on first use.
 
     Args:
         names: of the videos.

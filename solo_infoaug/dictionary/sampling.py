@@ -1,11 +1,25 @@
-"""The choice of patches and partners: pure functions of what was drawn."""
+"""The choice of patches and partners: pure functions of random numbers."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
+
+
+class TwinPairs(NamedTuple):
+    """A batch of patches and their partners."""
+
+    patch: torch.Tensor
+    """uint8 [B, 3, H, W]."""
+
+    partner: torch.Tensor
+    """uint8 [B, 3, H, W]: the twin of each patch, or what `positives` puts in its place."""
+
+    patch_index: torch.Tensor
+    """int64 [B]: the number of each patch in the dictionary."""
 
 
 def draw(count: int, size: int, generator: torch.Generator) -> torch.Tensor:
@@ -85,14 +99,14 @@ def two_from_one(choice: torch.Tensor, share: torch.Tensor) -> tuple[torch.Tenso
 
 
 def twin(twins: torch.Tensor, choice: torch.Tensor) -> torch.Tensor:
-    """int64 [B]: one of the twins int64 [B, K] of each, −1 behind them, by `choice` in [0, 1)."""
+    """int64 [B]: one of each patch's twins int64 [B, K] (padded with −1), by `choice` in [0, 1)."""
     available = (twins >= 0).sum(dim=1)
     return twins.gather(1, (choice * available).long()[:, None])[:, 0]
 
 
 @dataclass(frozen=True)
 class WindowMates:
-    """Which patches share a window, for the random arms.
+    """Which patches share a window, for random partners.
 
     `window_of` int64 [N], `anchors` int64 [A], `without_twin` int64 [N − A]; of each window
     `tracked` int64 [W], how many patches it had, and int64 [W, 2] where it begins in `anchors`
@@ -122,10 +136,12 @@ class WindowMates:
         return cls(window_of, anchors, without_twin, tracked, anchors_of, without_of)
 
     def mate(self, index: torch.Tensor, choice: torch.Tensor, anchors: bool) -> torch.Tensor:
-        """Another patch of the same window, one with a twin if `anchors` and there is another.
+        """Another patch of the same window; with `anchors`, one that has a twin, if there is
+        another.
 
-        Otherwise each patch that was not lost is as likely: those without a twin stand for the many
-        that were not stored, or most mates would have one and lie on the same object.
+        Otherwise each patch that was not lost is equally likely. Stored patches without a twin
+        stand for the ones that were not stored; without this, most partners would have a twin and
+        lie on the same object.
         """
         window = self.window_of[index]
         first, count = self.anchors_of[window].unbind(1)

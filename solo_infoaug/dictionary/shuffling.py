@@ -1,4 +1,4 @@
-"""Which patches come when, where packs are fetched and not all of them are here at a time."""
+"""The order of patches if packs are fetched and only some of them fit on the disk."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 
 @dataclass(frozen=True)
 class Visit:
-    """Some packs that are here together, and the pairs that are drawn meanwhile.
+    """Packs that are on the disk at the same time, and the draws from them.
 
     Their patches are drawn in `rounds` orders, each of which has every one of them once. `first` is
     the number of the first draw, counted from the beginning of the pass.
@@ -37,14 +37,14 @@ def visits(
 
     Args:
         seed: of the run.
-        turn: number of the pass; another one, another order.
+        turn: number of the pass; each pass has its own order.
         sizes: bytes of each pack.
         patches: of each pack, how many are to be drawn.
-        room: bytes that may be here at a time.
+        room: bytes of packs that fit on the disk.
         rounds: how often each patch is drawn in a pass.
 
     Returns:
-        As many packs at a time as there is room for, and at least one, in an order that is drawn.
+        Visits in random order, each with the packs that fit, at least one.
     """
     generator = torch.Generator().manual_seed(_seed(seed, turn))
     found: list[Visit] = []
@@ -82,7 +82,7 @@ class PackOrder:
         rows: ascending int64 [A]: the patches to draw.
         block_first: int64 [B]: the first patch of each block, one behind the other.
         block_pack: int64 [B]: the pack of each.
-        room: bytes of packs that may be here at a time.
+        room: bytes of packs that fit on the disk.
         rounds: how often each patch is drawn in a pass.
     """
 
@@ -105,7 +105,7 @@ class PackOrder:
         self._round: tuple[tuple[Visit, int] | None, np.ndarray] = (None, rows[:0])
 
     def visit(self, seed: int, draw: int) -> tuple[Visit, int, Visit]:
-        """What is here at the draw of this number; where in it that is; and what follows."""
+        """The visit of a draw, the place of the draw in it, and the next visit."""
         turn, inside = divmod(draw, len(self._rows) * self._rounds)
         visits = self._visits(seed, turn)
         at = next(number for number, visit in enumerate(visits) if inside < visit.stop)

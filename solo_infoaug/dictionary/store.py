@@ -1,6 +1,6 @@
 """The twin dictionary: patches, their twins, and where they come from, in a folder.
 
-How it lies on disk is said in `format.py`; `reading.py` reads it, `writing.py` writes it.
+`format.py` describes the files; `reading.py` reads them, `writing.py` writes them.
 """
 
 from __future__ import annotations
@@ -33,13 +33,20 @@ from solo_infoaug.dictionary.index import Index
 from solo_infoaug.dictionary.links import Chains
 from solo_infoaug.dictionary.pixels import LazyPixels, PixelFiles
 from solo_infoaug.dictionary.reading import Part, Windows
-from solo_infoaug.dictionary.sampling import WindowMates, at_least, draw, draw_apart, twin
+from solo_infoaug.dictionary.sampling import (
+    TwinPairs,
+    WindowMates,
+    at_least,
+    draw,
+    draw_apart,
+    twin,
+)
 from solo_infoaug.dictionary.streaming import Stream
 from solo_infoaug.dictionary.writing import write_arrays
 from solo_infoaug.errors import ConfigError, DictionaryError
 
-PARTNERS = ("mi", "random", "random_anchor", "self")
-"""What `infoaug.arm` may be: which patch is shown as the twin."""
+POSITIVES = ("twins", "random", "random_with_twin", "self")
+"""The values of `infoaug.positives`: which patch is the partner of a patch."""
 
 TEMPORAL = "true, false or a number of seconds > 0"
 
@@ -50,7 +57,7 @@ def is_temporal(value: object) -> bool:
 
 
 CACHE_GB = 50.0
-"""What a dictionary in a bucket may take of the local disk, if nothing else is said."""
+"""Gigabytes of the local disk that a dictionary in a bucket may use by default."""
 
 # From this version on videos are in packs.
 _PACKED = 4
@@ -60,8 +67,8 @@ class TwinDictionary:
     """Patches from video and their twins; opened with `load`, written by `mine`.
 
     Attributes:
-        pixels: uint8 [N, S, 3, H, W]: S moments of each patch along its track, S >= 1. A tensor;
-            where crops are stored as JPEG, what is decoded when it is indexed like one.
+        pixels: uint8 [N, S, 3, H, W]: S moments of each patch along its track, S >= 1. A tensor; if
+            crops are stored as JPEG, an array that decodes them when it is indexed.
         twins: int64 [N, K]: indices of each patch's twins, best first, -1 where there is none.
         mi: float32 [N, K], nats; 0 where there is no twin.
         p_value: float32 [N, K], of the hypothesis that the two move independently; 1 where there
@@ -110,14 +117,14 @@ class TwinDictionary:
         """Open a dictionary. Pixels are mapped into memory, not read.
 
         Args:
-            path: its folder, or a URL that fsspec opens (`s3://bucket/twins`), of which the index
-                is fetched now and packs when they are needed, into the user's cache.
-            cache_gb: of a URL, how much of the local disk this may take.
-            repeats: of a URL with more than there is room for, how often each patch is drawn
-                while its pack is here.
+            path: its folder, or a URL that fsspec opens (`s3://bucket/twins`). From a URL, the
+                index is fetched now and packs when they are needed, into the user's cache.
+            cache_gb: for a URL, the gigabytes of local disk that the cache may use.
+            repeats: for a URL with more packs than fit in the cache, how often each patch is drawn
+                while its pack is cached.
 
         Raises:
-            DictionaryError: it is missing, unfinished, damaged, or of a newer format.
+            DictionaryError: the dictionary is missing, unfinished, damaged, or of a newer format.
             ConfigError: `cache_gb` is too small.
         """
         if is_url(path):
@@ -147,7 +154,7 @@ class TwinDictionary:
 
     @classmethod
     def _of_bucket(cls, url: str, cache_gb: float, repeats: int) -> TwinDictionary:
-        """In a bucket: what is not drawn from, windows and records, cannot be read there."""
+        """In a bucket. Windows and records, which training does not need, cannot be read there."""
         require(is_number(cache_gb, 0), "cache_gb", "a number of gigabytes", cache_gb)
         require(is_whole(repeats, 1), "repeats", "a whole number ≥ 1", repeats)
         bucket = Bucket(url, int(cache_gb * 1e9))
@@ -155,8 +162,8 @@ class TwinDictionary:
         _check_manifest(Path(f"{url}/{MANIFEST}"), info)
         if info["version"] < _PACKED:
             raise DictionaryError(
-                f"{url}: format {info['version']} has a folder a video, which is not read from a "
-                f"bucket; pack it where it lies: solo-infoaug merge OLD -o NEW, and copy NEW"
+                f"{url}: format {info['version']} has a folder a video, which cannot be read from "
+                f"a bucket; pack a local copy (solo-infoaug merge OLD -o NEW) and upload NEW"
             )
         names, packs = info["names"], info["packs"]
         index = Index.map(bucket.index(), names, len(packs), info["fingerprint"])
@@ -166,14 +173,14 @@ class TwinDictionary:
 
         def files(video: int) -> PartFiles:
             raise DictionaryError(
-                f"{url}: windows and records are read where a dictionary is a local folder; copy it"
+                f"{url}: windows and records are read only from a local folder; copy the dictionary"
             )
 
         return cls(bucket.folder, info, index, pixels, files, stream)
 
     @classmethod
     def _of_folders(cls, folder: Path, info: dict[str, Any]) -> TwinDictionary:
-        """Formats 2 and 3: a folder a video, all of which are read now."""
+        """Formats 2 and 3: one folder for each video; all are read now."""
         parts = [FolderFiles(folder / PARTS / key) for key in info["videos"]]
         index, paths = Index.of(folder, [Part.read(files) for files in parts])
         pixels = PixelFiles(index.table, paths.__getitem__, paths)
@@ -200,7 +207,7 @@ class TwinDictionary:
 
     @property
     def written(self) -> str:
-        """When its manifest was written, to the second; of a bucket, when it was fetched first."""
+        """When its manifest was written, to the second; for a bucket, when it was first fetched."""
         file = self.path / (MANIFEST if self.stream is None else INDEX)
         return datetime.fromtimestamp(file.stat().st_mtime).isoformat(" ", "seconds")
 
@@ -227,7 +234,7 @@ class TwinDictionary:
 
     @property
     def pixels(self) -> torch.Tensor | LazyPixels:
-        """uint8 [N, S, 3, H, W]. All of what is stored raw; `crops` reads what is asked for."""
+        """uint8 [N, S, 3, H, W]. Raw crops are read all at once; `crops` reads only some."""
         if self._files.encoded:
             return LazyPixels(self._files)
         return self._files.raw()
@@ -262,8 +269,8 @@ class TwinDictionary:
             inside = len(rows) == 0 or (int(rows[0]) >= 0 and int(rows[-1]) < len(self))
             if not inside or not bool((rows[1:] > rows[:-1]).all()):
                 raise DictionaryError(f"{self._index.path}: damaged: patches are out of order")
-        known = torch.from_numpy(window.astype(np.int64))
-        return WindowMates.of(known, self.anchors, self.without_twin, tracked)
+        window_of = torch.from_numpy(window.astype(np.int64))
+        return WindowMates.of(window_of, self.anchors, self.without_twin, tracked)
 
     def crops(self, index: torch.Tensor, moment: torch.Tensor | int = 0) -> torch.Tensor:
         """uint8 [B, 3, H, W]: patches `index` int64 [B] at `moment` (int, or int64 [B])."""
@@ -275,49 +282,62 @@ class TwinDictionary:
         batch_size: int,
         generator: torch.Generator,
         *,
-        arm: str = "mi",
+        positives: str = "twins",
         top_k: int | None = None,
         temporal: bool | float = False,
-        others: float = 0.0,
+        without_twin_share: float = 0.0,
         order: tuple[int, int] | None = None,
         random_share: float = 0.0,
         distinct_windows: bool = False,
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    ) -> TwinPairs:
         """Draw patches that have a twin, and a partner for each.
 
         Args:
             batch_size: B. No patch comes twice in a batch unless there are fewer than B.
             generator: a CPU generator; the same state gives the same batch.
-            arm: which partner: "mi" the twin, "random" any other patch of the same window (those
-                without a twin stand for the ones that are not stored), "random_anchor" another one
-                that has a twin, "self" the patch itself. The patches are the same ones for every
-                arm.
+            positives: which partner: "twins" the twin, "random" any other patch of the same window
+                (the stored patches without a twin stand for the ones that are not stored),
+                "random_with_twin" another patch that has a twin, "self" the patch itself. The
+                patches are the same for all four.
             top_k: draw the twin among the best `top_k` instead of taking the best.
-            temporal: take patch and partner each at a moment of its own along their tracks,
-                instead of both in the same frame. A number: also along what continues them in other
-                windows, this many seconds away at most.
-            others: this share of the batch, in [0, 1), are patches without a twin, each its own
-                partner. They come last.
-            order: seed of the run, and which of the batches of all its processes this one is.
-                Used where packs are fetched from a bucket and not all have room: then the patches
-                follow from it, and not from the generator, and each comes `repeats` times in a
-                pass through all. Without it batches are counted as they are drawn.
-            random_share: this share, in [0, 1], of the patches with a twin get what "random" would
-                give them. They come first.
-            distinct_windows: take no window twice in a batch while another is left.
+            temporal: show patch and partner at different moments of their tracks, instead of in the
+                same frame. A number: also in other windows that continue their tracks, at most this
+                many seconds away.
+            without_twin_share: share of the batch, in [0, 1), that are patches without a twin, each
+                its own partner. They come last.
+            order: seed of the run, and the number of this batch among those of all processes. It
+                matters only if packs are fetched from a bucket and do not all fit in the cache. The
+                patches then follow from it instead of the generator, and each is drawn `repeats`
+                times in a pass through all. Without it, batches are counted as they are drawn.
+            random_share: share, in [0, 1], of the patches with a twin that get the partner of
+                "random" instead. They come first.
+            distinct_windows: draw no second patch from a window while another window is left.
 
         Returns:
-            patch uint8 [B, 3, H, W], partner uint8 [B, 3, H, W], index of the patch int64 [B].
+            patch uint8 [B, 3, H, W], partner uint8 [B, 3, H, W], patch_index int64 [B]: a named
+            tuple.
 
         Raises:
             ConfigError: an argument cannot be used.
             DictionaryError: no patch has a twin.
+
+        Examples:
+            >>> dictionary = TwinDictionary.load("twins/")
+            >>> pairs = dictionary.sample(8, torch.Generator().manual_seed(0))
+            >>> pairs.patch.shape, pairs.partner.dtype
+            (torch.Size([8, 3, 20, 20]), torch.uint8)
+            >>> patch, twin, patch_index = pairs  # the same
         """
         for name, good, expected, value in (
-            ("arm", arm in PARTNERS, f"one of {', '.join(PARTNERS)}", arm),
+            ("positives", positives in POSITIVES, f"one of {', '.join(POSITIVES)}", positives),
             ("batch_size", batch_size >= 1, "at least 1", batch_size),
             ("top_k", top_k is None or top_k >= 1, "at least 1 or None", top_k),
-            ("others", 0 <= others < 1, "at least 0 and less than 1", others),
+            (
+                "without_twin_share",
+                0 <= without_twin_share < 1,
+                "at least 0 and less than 1",
+                without_twin_share,
+            ),
             ("temporal", is_temporal(temporal), TEMPORAL, temporal),
         ):
             require(good, name, expected, value)
@@ -325,19 +345,22 @@ class TwinDictionary:
         require(good, "random_share", "at least 0 and at most 1", random_share)
         if len(self.anchors) == 0:
             raise DictionaryError(f"{self.path}: no patch has a twin; mine more or other video")
-        lone = min(round(others * batch_size), batch_size - 1)
+        lone = min(round(without_twin_share * batch_size), batch_size - 1)
         if lone and len(self.without_twin) == 0:
-            raise DictionaryError(f"{self.path}: every patch has a twin; others must be 0")
+            raise DictionaryError(
+                f"{self.path}: every patch has a twin; use without_twin_share=0, "
+                f"got {without_twin_share}"
+            )
         streamed = self.stream is not None and self.stream.partial
         if self.stream is not None and streamed:
             index, more = self.stream.draw(order, batch_size - lone, lone, generator)
         else:
             index = self._drawn(self.anchors, batch_size - lone, generator, distinct_windows)
         self._inside(index)
-        # Every random number is drawn for every arm, so that all arms see the same patches.
+        # Every random number is drawn for all `positives`, so that they see the same patches.
         choice = torch.rand(len(index), dtype=torch.float32, generator=generator)
         moments = torch.randint(self.pixels_shape[1], (2, len(index)), generator=generator)
-        partner = self._partner(arm, index, top_k or 1, choice)
+        partner = self._partner(positives, index, top_k or 1, choice)
         if lone:
             if not streamed:
                 more = self._drawn(self.without_twin, lone, generator, distinct_windows, index)
@@ -353,7 +376,8 @@ class TwinDictionary:
         if not isinstance(temporal, bool):
             choice = torch.rand(shown.shape, dtype=torch.float32, generator=generator)
             shown = self.chains.draw(shown.flatten(), temporal, choice.flatten()).view_as(shown)
-        return self.crops(shown[0], moments[0]), self.crops(shown[1], moments[1]), index
+        patch, partner = map(self.crops, shown, moments)
+        return TwinPairs(patch, partner, index)
 
     def _drawn(
         self,
@@ -373,7 +397,7 @@ class TwinDictionary:
     def apart(self, distance: float) -> TwinDictionary:
         """The same dictionary with those twins that are this many patches away, or more.
 
-        A patch whose twins are all nearer is one without a twin, for every arm.
+        A patch whose twins are all nearer is one without a twin, for all `positives`.
 
         Raises:
             ConfigError: packs are fetched from a bucket and not all have room.
@@ -405,19 +429,20 @@ class TwinDictionary:
         return TwinDictionary._with(chosen, TwinDictionary, self.path, *parts)
 
     def _inside(self, index: torch.Tensor) -> torch.Tensor:
-        """The same; of a mapped index not all is looked at when it is opened."""
+        """The same, once its range is checked: a mapped index is not read in full when it is
+        opened."""
         if int(index.min()) < 0 or int(index.max()) >= len(self):
             raise DictionaryError(f"{self._index.path}: damaged: a twin's index is out of range")
         return index
 
     def _partner(
-        self, arm: str, index: torch.Tensor, top_k: int, choice: torch.Tensor
+        self, positives: str, index: torch.Tensor, top_k: int, choice: torch.Tensor
     ) -> torch.Tensor:
         """int64 [B], by `choice` in [0, 1)."""
-        if arm == "self":
+        if positives == "self":
             return index
-        if arm != "mi":
-            return self._mates.mate(index, choice, arm == "random_anchor")
+        if positives != "twins":
+            return self._mates.mate(index, choice, positives == "random_with_twin")
         return twin(self.twins[index, :top_k], choice)
 
     @classmethod
@@ -432,7 +457,7 @@ class TwinDictionary:
         name: str = "patches",
         jpeg: bool = False,
     ) -> TwinDictionary:
-        """Write a dictionary of patches and twins that were found by other means.
+        """Write a dictionary of your own patches and twins.
 
         Args:
             path: the folder to write; it must not hold a dictionary.
@@ -441,7 +466,7 @@ class TwinDictionary:
             mi: float32 [N, K].
             windows: the window of each patch, 0, 1, … in ascending order; None for all in one.
             name: what the source is called.
-            jpeg: store the crops as JPEG, which loses what is fine in them; else as they are.
+            jpeg: store the crops as JPEG, which loses fine detail, instead of raw.
 
         Raises:
             DictionaryError: the arrays do not fit together, or the folder is taken; nothing is
@@ -460,10 +485,10 @@ def packs_of(index: Index) -> list[int]:
 
 
 def _check_manifest(path: Path, info: dict[str, Any]) -> None:
-    """What a dictionary's manifest may hold; a DictionaryError says what it may not."""
+    """Raise a DictionaryError that says what is wrong with a manifest."""
     keys = info.get("videos")
     if not isinstance(keys, list) or not all(map(is_name, keys)):
-        raise DictionaryError(f"{path}: damaged: `videos` is no list of names")
+        raise DictionaryError(f"{path}: damaged: `videos` is not a list of names")
     if not keys:
         raise DictionaryError(f"{path.parent}: the dictionary holds no video")
     for key, expected in (

@@ -14,10 +14,11 @@ from solo_infoaug.errors import DictionaryError
 
 
 class Stream:
-    """The packs of a dictionary in a bucket: those that are drawn from, and those that come next.
+    """The packs of a dictionary in a bucket: the current ones and the next ones.
 
-    If all have room they are fetched once and drawn from as a local folder is. Else half of the
-    room is for the packs of a visit, half for those of the next, which are fetched meanwhile.
+    If all packs fit, they are fetched once and used like a local folder. Otherwise half of the room
+    is for the packs of the current visit and half for those of the next, which are fetched
+    meanwhile.
 
     Raises:
         ConfigError: there is no room for two packs.
@@ -32,10 +33,10 @@ class Stream:
         self.partial = sum(sizes) > room
         """Whether not all packs have room."""
         first, pack = (index[name].numpy() for name in ("block_first", "block_file"))
-        anchors, others = (index[name].numpy() for name in ("anchors", "without_twin"))
+        anchors, without = (index[name].numpy() for name in ("anchors", "without_twin"))
         half = room // 2
         self._order = PackOrder(sizes, anchors, first, pack, half, repeats)
-        self._others = PackOrder(sizes, others, first, pack, half, repeats)
+        self._without_twin = PackOrder(sizes, without, first, pack, half, repeats)
         self._bucket, self._pixels = bucket, pixels
         self._here: Visit | None = None
         self._count = 0
@@ -43,16 +44,16 @@ class Stream:
     def draw(
         self, order: tuple[int, int] | None, count: int, lone: int, generator: torch.Generator
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Patches with a twin, int64 [count], and such as have none, int64 [lone].
+        """Patches with a twin, int64 [count], and patches without one, int64 [lone].
 
         Args:
             order: see `TwinDictionary.sample`.
-            count: patches that have a twin.
-            lone: patches that have none, of the same packs.
-            generator: which of the latter.
+            count: number of patches with a twin.
+            lone: number of patches without a twin, from the same packs.
+            generator: for the choice of patches without a twin.
 
         Raises:
-            DictionaryError: the packs at hand hold none of the latter.
+            DictionaryError: the current packs hold no patch without a twin.
         """
         seed, turn = order if order is not None else (0, self._count)
         self._count = turn + 1
@@ -67,7 +68,9 @@ class Stream:
         index = torch.from_numpy(np.concatenate([rows for _, rows in pieces]))
         if not lone:
             return index, index[:0]
-        rows = self._others.rows_of(latest)
+        rows = self._without_twin.rows_of(latest)
         if not len(rows):
-            raise DictionaryError(f"{self.url}: some packs hold no patch without a twin; others=0")
+            raise DictionaryError(
+                f"{self.url}: in some packs every patch has a twin; use without_twin_share=0"
+            )
         return index, torch.from_numpy(rows)[draw(len(rows), lone, generator)]

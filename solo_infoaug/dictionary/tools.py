@@ -31,11 +31,11 @@ PathLike = str | os.PathLike[str]
 
 
 def merge(paths: Sequence[PathLike], out: PathLike) -> TwinDictionary:
-    """One dictionary of all the videos of several. The same video, mined alike, is taken once.
+    """Merge dictionaries. A video that was mined twice with the same settings is taken once.
 
     Raises:
-        DictionaryError: a dictionary is damaged, they do not fit together (crop size, moments,
-            top_k), or `out` holds one already.
+        DictionaryError: a dictionary is damaged, crop size, moments or top_k differ, or `out` holds
+            a dictionary already.
     """
     if not paths:
         raise ConfigError("merge needs at least one dictionary")
@@ -77,14 +77,14 @@ def split(
 ) -> tuple[TwinDictionary, TwinDictionary]:
     """Two dictionaries, `out`/first and `out`/second, that share no video or no shot.
 
-    Which goes where depends on the seed and on the content alone.
+    The split depends only on the seed and the content.
 
     Args:
         path: what to split.
         out: the folder for both.
         fraction: the share of videos (shots) in the first; both get at least one.
         by: "video" or "shot".
-        seed: another seed, another split.
+        seed: of the split.
 
     Raises:
         ConfigError: an argument cannot be used.
@@ -132,10 +132,10 @@ def filter_twins(
     max_p: float = 1.0,
     top_k: int | None = None,
 ) -> TwinDictionary:
-    """A dictionary with fewer twins: patches stay, pairs that do not pass go.
+    """Drop the twins that do not pass; all patches stay.
 
-    A patch without a twin stands for many that are not stored where the arm `random` draws (see
-    `TwinDictionary.sample`), and so does one that has lost its twin here.
+    For `positives: random`, a patch without a twin stands for those that are not stored (see
+    `TwinDictionary.sample`). A patch that loses its twin here does so too.
 
     Args:
         path: what to filter.
@@ -253,7 +253,7 @@ def _verify(dictionary: TwinDictionary) -> None:
 
 
 def video_table(dictionary: TwinDictionary) -> list[tuple[str, ...]]:
-    """What came of each video, for people: a heading and a row a video, most twins first."""
+    """A table of the videos: a heading, and a row for each, most twins first."""
     told = zip(_records(dictionary), _with_twin(dictionary), strict=True)
     summaries = [_summary(record, twins, dictionary.info) for record, twins in told]
     rows: list[tuple[str, ...]] = [
@@ -278,14 +278,20 @@ def video_table(dictionary: TwinDictionary) -> list[tuple[str, ...]]:
 
 
 def export_patches(dictionary: TwinDictionary, folder: str | os.PathLike[str]) -> int:
-    """Write every patch at each of its moments as PNG, one sub-folder a video.
+    """Write every patch, at each of its moments, as PNG; one sub-folder for each video.
 
-    This is the layout of torchvision's `ImageFolder`, so that solo-learn's `data.dataset: custom`
-    trains on it. Returns the number of images.
+    The layout is that of torchvision's `ImageFolder`, so solo-learn can train on it with
+    `data.dataset: custom`. Returns the number of images.
 
     Raises:
         DictionaryError: `folder` has something in it already, or the dictionary is damaged.
         OutputError: `folder` cannot be written.
+
+    Examples:
+        From a dictionary of 24 patches:
+
+        >>> export_patches(TwinDictionary.load("twins/"), "patches/")
+        24
     """
     out = check_output_folder(folder, "out")
     if out.exists() and any(out.iterdir()):
@@ -308,7 +314,7 @@ def export_patches(dictionary: TwinDictionary, folder: str | os.PathLike[str]) -
 
 
 def _unique(names: list[str]) -> list[str]:
-    """Names that differ: a number is put behind those that come again."""
+    """Unique names: repeated ones get a number."""
     taken: set[str] = set()
     for index, name in enumerate(names):
         candidate, number = name, 2
@@ -320,7 +326,7 @@ def _unique(names: list[str]) -> list[str]:
 
 
 def _summary(record: dict[str, Any], twins: int, info: Mapping[str, Any]) -> dict[str, Any]:
-    """What came of one video: minutes, windows, patches, twins, and why the others have none."""
+    """The numbers of one video: minutes, windows, patches, twins, and why patches have no twin."""
     source, config = dict(record.get("source") or {}), dict(info.get("config") or {})
     reasons = record.get("reasons")
     if not isinstance(reasons, dict):
@@ -347,7 +353,7 @@ def _summary(record: dict[str, Any], twins: int, info: Mapping[str, Any]) -> dic
 
 
 def _links(dictionary: TwinDictionary) -> dict[str, Any]:
-    """How many patches another window's continue, or are continued by one; and for how long."""
+    """How many patches are linked to another window, and for how long."""
     chains, seconds = dictionary.chains, dictionary.seconds
     linked = chains.stop - chains.first > 1
     spans = seconds[chains.order[chains.stop - 1]] - seconds[chains.order[chains.first]]
@@ -361,7 +367,7 @@ def _links(dictionary: TwinDictionary) -> dict[str, Any]:
 
 
 def _distances(dictionary: TwinDictionary) -> dict[str, float] | None:
-    """How far twins lie apart, in sides of a patch; and the share that are next to each other."""
+    """How far apart twins are, in sides of a patch, and the share that are adjacent."""
     rows = dictionary.patches[dictionary.anchors.numpy()]
     partners = dictionary.patches[dictionary.twins[dictionary.anchors, 0].numpy()]
     if not len(rows):
@@ -377,7 +383,7 @@ def _distances(dictionary: TwinDictionary) -> dict[str, float] | None:
 
 @contextmanager
 def _target(out: PathLike) -> Iterator[Path]:
-    """The folder to write, where nobody else writes meanwhile."""
+    """The folder to write, locked against other writers."""
     folder = Path(out)
     check_target(folder, "out")
     with only_writer(folder):
@@ -392,7 +398,7 @@ def _target(out: PathLike) -> Iterator[Path]:
 
 
 def _counts(record: Mapping[str, Any]) -> dict[str, Any]:
-    """How much was read, left out and mined, and what became of it, where that was noted."""
+    """How much was read, left out and mined, if the manifest notes it."""
     counts: dict[str, Any] = {name: int(record[name]) for name in COUNTS if name in record}
     if isinstance(record.get("reasons"), dict):
         counts["reasons"] = dict(record["reasons"])
@@ -445,7 +451,7 @@ def _rewrite(
 def _only(
     good: np.ndarray, twins: np.ndarray, mi: np.ndarray, p: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The good pairs alone, moved to the front."""
+    """Only the good pairs, moved to the front."""
     order = np.argsort(~good, axis=1, kind="stable")
     good = np.take_along_axis(good, order, axis=1)
     arrays = [np.take_along_axis(array, order, axis=1) for array in (twins, mi, p)]

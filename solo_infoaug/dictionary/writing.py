@@ -1,4 +1,4 @@
-"""Writing a dictionary: one video after the other, and the manifest when all are there."""
+"""Writing a dictionary: video by video, then the manifest."""
 
 from __future__ import annotations
 
@@ -44,10 +44,10 @@ _SHARD_PATCHES, _SHARD_BYTES = 4096, 2**28
 
 
 def check_target(folder: Path, name: str) -> None:
-    """Know before the work that a dictionary can be written to `folder`, and read again.
+    """Check before mining that a dictionary can be written to `folder` and read again.
 
     Raises:
-        OutputError: it cannot be written to.
+        OutputError: the folder cannot be written.
         DictionaryError: its path cannot be read again.
     """
     check_output_folder(folder, name)
@@ -56,10 +56,10 @@ def check_target(folder: Path, name: str) -> None:
 
 @contextmanager
 def only_writer(out: Path) -> Iterator[None]:
-    """Make the folder `out` and let nobody else write a dictionary there meanwhile.
+    """Make the folder `out`, and lock it against other writers.
 
-    The operating system ends the lock with the process that holds it, so that whatever else lies in
-    the folder is what others left, and not what they are working on.
+    The operating system releases the lock when its process ends. Inside the lock, files of other
+    runs are therefore leftovers, not work in progress.
 
     Raises:
         DictionaryError: another run is writing there, or the folder cannot be written.
@@ -141,13 +141,13 @@ class VideoWriter:
         counts: Mapping[str, Any] | None = None,
         following: np.ndarray | None = None,
     ) -> None:
-        """Write what is left, and give the file its final name.
+        """Write the rest, and give the file its final name.
 
         Args:
             source: more about the source, known only now.
-            counts: those of `COUNTS` that are known, and `reasons`.
-            following: int64 [N]: which patch continues each in a later window, −1 for none; None
-                for none at all.
+            counts: the known ones of `COUNTS`, and `reasons`.
+            following: int64 [N]: the patch that continues each in a later window, −1 for none. None
+                if no patch is continued.
         """
         self._note(source, counts)
         if not self._record["windows"]:
@@ -166,7 +166,7 @@ class VideoWriter:
         source: Mapping[str, Any] | None = None,
         counts: Mapping[str, Any] | None = None,
     ) -> None:
-        """Note `why` no patch of the video has a twin, so that it need not be mined again.
+        """Note why no patch of the video has a twin, so that it is not mined again.
 
         The rest as in `finish`. The file is not part of a dictionary.
         """
@@ -183,7 +183,7 @@ class VideoWriter:
         self._pack.discard()
 
     def _buffered(self) -> float:
-        """How full a file of what waits would be."""
+        """How full a file of the waiting patches would be, 1 for full."""
         patches, size = 0, 0
         for pixels in self._pixels:
             patches += len(pixels)
@@ -230,10 +230,10 @@ def _header(name: str, shape: list[int]) -> bytes:
 
 
 def write_manifest(out: Path, keys: Sequence[str], info: Mapping[str, Any]) -> None:
-    """Make the videos `keys`, in this order, a dictionary; what waits in `parts` is packed.
+    """Make a dictionary of the videos `keys`, in this order. Those in `parts` are packed.
 
     Raises:
-        DictionaryError: one of them is not there or damaged, or they do not fit together.
+        DictionaryError: a video is missing or damaged, or they do not fit together.
     """
     finished = Finished(out)
     pack_waiting(finished, keys)
@@ -270,7 +270,7 @@ def write_arrays(
     name: str,
     jpeg: bool = False,
 ) -> None:
-    """`TwinDictionary.create`, which says what is what."""
+    """Write what `TwinDictionary.create` is given; its arguments."""
     window_of = np.zeros(len(pixels), np.int64) if windows is None else np.asarray(windows)
     _check_arrays(pixels, twins, mi, window_of)
     check_target(folder, "path")
@@ -311,7 +311,7 @@ def write_arrays(
 def _check_arrays(
     pixels: torch.Tensor, twins: torch.Tensor, mi: torch.Tensor, windows: np.ndarray
 ) -> None:
-    """What `TwinDictionary.create` is given, before anything is written."""
+    """Check the arguments of `TwinDictionary.create`."""
 
     def require(good: bool, name: str, expected: str, value: torch.Tensor | np.ndarray) -> None:
         if not good:

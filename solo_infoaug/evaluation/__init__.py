@@ -73,6 +73,13 @@ def evaluate(
     Raises:
         ConfigError: the checkpoint or the data cannot be used.
         DataError: an image cannot be read.
+
+    Examples:
+        >>> accuracy = evaluate("trained/last.ckpt", "digits", limit=200)
+        >>> sorted(accuracy)
+        ['knn', 'linear']
+        >>> accuracy["linear"] > 50  # per cent; chance is 10
+        True
     """
     check_probes(k, size, limit, temperature)
     backbone = load_backbone(checkpoint)

@@ -160,6 +160,13 @@ def export(checkpoint: str | Path, out: str | Path) -> Backbone:
     Raises:
         ConfigError: another ending, or the checkpoint cannot be used.
         OutputError: `out` cannot be written.
+
+    Examples:
+        >>> export("trained/last.ckpt", "backbone.safetensors").name
+        'resnet18'
+        >>> from safetensors.torch import load_file
+        >>> "layer1.0.conv1.weight" in load_file("backbone.safetensors")
+        True
     """
     path = Path(out)
     if path.suffix not in (".safetensors", ".pth", ".pt"):

@@ -1,8 +1,8 @@
-"""Which solo-learn is here, and one set of names for both of them.
+"""Find the installed solo-learn, and give both versions one set of names.
 
-Users run the current solo-learn from a clone; the PyPI release (1.0.2, 2021) is what a fresh
-environment gets. Everything outside this package is written for the current one: `load_host()`
-returns its names on either.
+Users run the current solo-learn from a clone; a fresh environment gets the PyPI release (1.0.2,
+2021). All code outside this package is written for the current version, whose names `load_host()`
+returns on either.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ if TYPE_CHECKING:
 Kind = Literal["current", "release"]
 
 BACKBONE_NAMES: dict[Kind, str] = {"current": "backbone", "release": "encoder"}
-"""What each calls the backbone: as an attribute, as a parameter group, and in checkpoints."""
+"""Each version's name of the backbone: as an attribute, as a parameter group, and in
+checkpoints."""
 
 _HOW_TO_GET_ONE = (
     "clone the current one (git clone https://github.com/vturrisi/solo-learn) and set "
@@ -40,7 +41,7 @@ _HOW_TO_GET_ONE = (
 
 @dataclass(frozen=True)
 class HostInfo:
-    """A solo-learn that was found, without importing it."""
+    """A solo-learn that was found but not imported."""
 
     kind: Kind
     path: Path
@@ -60,9 +61,9 @@ class Host:
     backbones: dict[str, Callable[..., Any]]
     """Name → constructor `(method, **kwargs) -> nn.Module`."""
     optimizers: tuple[str, ...]
-    """What `optimizer.name` may be."""
+    """Values of `optimizer.name`."""
     schedulers: tuple[str, ...]
-    """What `scheduler.name` may be."""
+    """Values of `scheduler.name`."""
     should_match: list[str]
     """The configuration keys that auto-resume compares; extended in place."""
     parse_cfg: Callable[[Any], Any]
@@ -74,21 +75,22 @@ class Host:
     prepare_data: Callable[..., tuple[Any, Any]]
     """Labelled train and validation loaders: `(dataset, train_path, val_path, format, ...)`."""
     validation_transform: Callable[[str], Callable[[Any], Any]]
-    """Data set → how its validation images are shown."""
+    """Data set → the transform of its validation images."""
     checkpointer: Callable[..., Any]
     find_checkpoint: Callable[[Any], tuple[Path | None, str | None]]
     project: Callable[[Any, dict[str, Any]], dict[str, Any]]
-    """`(method, outputs)`: what the base class's training step returns, with projected features."""
+    """`(method, outputs)`: adds projected features to the outputs of the base class's training
+    step."""
     adapted: bool
-    """Whether the methods are adapters of ours, which only solo-infoaug can unpickle."""
+    """Whether the methods are adapters of this package, which only solo-infoaug can unpickle."""
     knn: Callable[[], Any] | None = None
-    """Makes what `knn_eval.enabled` asks for, where this solo-learn has that."""
+    """Makes the classifier for `knn_eval.enabled`, if this solo-learn has one."""
     plugins: dict[str, Any] | None = None
-    """`solo.utils.plugins.PLUGINS`, where this solo-learn has our hook for plugins."""
+    """`solo.utils.plugins.PLUGINS`, if this solo-learn has our hook for plugins."""
 
     @property
     def shared_modules(self) -> tuple[str, str]:
-        """What a method calls its backbone and its momentum backbone."""
+        """A method's names for its backbone and momentum backbone."""
         name = BACKBONE_NAMES[self.info.kind]
         return name, f"momentum_{name}"
 
@@ -152,9 +154,9 @@ def _version(folder: Path, kind: Kind) -> str:
 
 
 def wanted_by_host(info: HostInfo) -> dict[str, str]:
-    """What the current solo-learn's own requirements.txt says of versions, by package: `<0.12`.
+    """Version limits in the current solo-learn's requirements.txt, by package: `<0.12`.
 
-    The release's are of 2021 and hold for nothing that can be installed today.
+    Empty for the release, whose limits are from 2021 and cannot be installed today.
     """
     file = info.path / "requirements.txt"
     if info.kind == "release" or not file.is_file():
@@ -171,7 +173,7 @@ def wanted_by_host(info: HostInfo) -> dict[str, str]:
 
 
 def _folders() -> list[tuple[str, Path]]:
-    """Where a solo-learn may be, the most explicit first."""
+    """Places to look for solo-learn, the most explicit first."""
     if imported := getattr(sys.modules.get("solo"), "__path__", None):
         return [("imported", Path(next(iter(imported))).resolve().parent)]
     if named := os.environ.get("SOLO_LEARN_HOME"):
@@ -193,7 +195,7 @@ def find_host() -> HostInfo:
     Looks at: an imported `solo`, `SOLO_LEARN_HOME`, the working directory, `sys.path`.
 
     Raises:
-        HostError: there is none, or `SOLO_LEARN_HOME` names a folder without one.
+        HostError: there is no solo-learn, or none in the folder that `SOLO_LEARN_HOME` names.
     """
     for source, folder in _folders():
         kind = _kind_of(folder)
@@ -212,8 +214,7 @@ def load_host() -> Host:
     """Import solo-learn (see `find_host`) and return its names.
 
     Raises:
-        HostError: there is no solo-learn, it or something that it needs cannot be imported, or it
-            lacks what every solo-learn has.
+        HostError: there is no solo-learn, or it cannot be imported.
     """
     info = find_host()
     if str(info.path) not in sys.path:
@@ -235,7 +236,7 @@ def load_host() -> Host:
 
 
 def _prepare_umap() -> None:
-    """solo-learn imports umap where that is installed."""
+    """Prepare the import of umap, which solo-learn imports if it is installed."""
     if importlib.util.find_spec("umap") is None:
         return
     try:

@@ -55,7 +55,7 @@ def load(info: HostInfo) -> Host:
 
 
 def _plugins() -> dict[str, Any] | None:
-    """Its plugins, if it is one that adds their losses (see `upstream/`)."""
+    """Its plugins, if it is a version that adds their losses (see `upstream/`)."""
     try:
         from solo.utils import plugins
     except ImportError:

@@ -1,3 +1,3 @@
-"""The class that what is mixed into a method extends; `method.pyi` says what a method has."""
+"""The base of classes that are mixed into a method; `method.pyi` declares what a method has."""
 
 Method = object

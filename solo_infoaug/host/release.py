@@ -1,8 +1,8 @@
-"""The PyPI release of solo-learn (1.0.2, 2021), made to look like the current one.
+"""The PyPI release of solo-learn (1.0.2, 2021), adapted to look like the current version.
 
 The release takes argparse keyword arguments, calls the backbone `encoder`, needs lightning-bolts
-and runs on pytorch-lightning 1.4. Here its methods get the current `cfg` constructor and names,
-and run on the Lightning that is installed. Its modules are used as they are.
+and runs on pytorch-lightning 1.4. Here its methods get the current `cfg` constructor and names, and
+run on the installed Lightning. Its modules are not changed.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ class LinearWarmupCosineAnnealingLR(LRScheduler):
 
 
 def _distutils() -> dict[str, types.ModuleType]:
-    """What DINO takes from `distutils`, which Python 3.12 has only by grace of setuptools."""
+    """What DINO imports from `distutils`, which Python 3.12 only has through setuptools."""
     try:
         importlib.import_module("distutils.util")
     except ImportError:
@@ -104,9 +104,10 @@ def _distutils() -> dict[str, types.ModuleType]:
 
 @contextmanager
 def _stand_ins() -> Iterator[None]:
-    """While the release is imported, its `pytorch_lightning` is the installed `lightning.pytorch`.
+    """Inside, `pytorch_lightning` is the installed `lightning.pytorch`, for the import of the
+    release.
 
-    Its modules bind the names as they are imported, so nobody else sees the stand-ins.
+    The release's modules bind the names during the import, so no other code sees the stand-ins.
     """
     scheduler = types.ModuleType("pl_bolts.optimizers.lr_scheduler")
     scheduler.LinearWarmupCosineAnnealingLR = (  # type: ignore[attr-defined]
@@ -133,7 +134,7 @@ def _stand_ins() -> Iterator[None]:
 
 
 class _TorchOfThen(types.ModuleType):
-    """torch, with a function of W-MSE's whitening that it has under another name today."""
+    """torch, with a function for W-MSE's whitening that was renamed since."""
 
     cholesky = staticmethod(torch.linalg.cholesky)
 
@@ -145,7 +146,7 @@ class _TorchOfThen(types.ModuleType):
 
 
 def _default_arguments(method: type) -> dict[str, Any]:
-    """The method's own defaults, from the options that it declares."""
+    """The defaults of the options that a method declares."""
     parser = ArgumentParser()
     method.add_model_specific_args(parser)  # type: ignore[attr-defined]
     return {action.dest: action.default for action in parser._actions if action.dest != "help"}
@@ -167,7 +168,7 @@ def _mapping(cfg: DictConfig, key: str) -> dict[str, Any]:
 
 
 def _lacks(key: str, what: str, instead: str = "") -> ConfigError:
-    """About what the release does not have; `instead` is what else helps."""
+    """The error about a missing feature of the release; `instead` is another remedy."""
     way = f"{instead}set SOLO_LEARN_HOME to a clone of the current solo-learn"
     return ConfigError(f"{key}: {what}; {way}")
 
@@ -246,7 +247,7 @@ _STANDS_FOR_SMALL = "vit_tiny"
 
 @contextmanager
 def _small_backbone(cfg: DictConfig | None) -> Iterator[None]:
-    """While a method is built with `small_resnet`, it is what the release's `vit_tiny` makes."""
+    """Inside, the release builds `small_resnet` under the name `vit_tiny`."""
     if cfg is None or cfg.backbone.name != SMALL:
         yield
         return
@@ -261,10 +262,10 @@ def _small_backbone(cfg: DictConfig | None) -> Iterator[None]:
 
 
 class _Adapter(Method):
-    """In front of a release method: it takes `cfg`, or the release's own keyword arguments."""
+    """Mixed into a release method: takes `cfg`, or the release's own keyword arguments."""
 
     release_method: Any
-    """The class as the release has it."""
+    """The release's own class."""
     encoder: nn.Module
     momentum_encoder: nn.Module
     scheduler: str
@@ -319,7 +320,7 @@ class _Adapter(Method):
 
 
 def _clip_gradients(self: Any, *args: Any, **kwargs: Any) -> None:
-    """DINO's, under a name that Lightning 2 calls as well."""
+    """DINO's hook, under a name that Lightning 2 also calls."""
     owner = LightningModule if len(args) + len(kwargs) > 1 else self.release_method
     owner.clip_gradients(self, *args, **kwargs)
 
@@ -343,9 +344,9 @@ def adapt(method: type) -> type:
 
 
 def project(method: Any, outputs: dict[str, Any]) -> dict[str, Any]:
-    """The base class's outputs with what the current solo-learn's methods add: projected features.
+    """The base class's outputs plus projected features, as the current solo-learn returns them.
 
-    Keys are normalised, as MoCo's are there.
+    Keys are normalised, as the current MoCo's are.
     """
     projected = {"z": [method.projector(features) for features in outputs["feats"]]}
     if "momentum_feats" in outputs:

@@ -1,7 +1,7 @@
 """`small_resnet`: a backbone for benchmarks on small images, which solo-learn does not have.
 
-Both solo-learns' smallest ResNet has 11 million parameters: on a CPU a benchmark of its size takes
-too few steps for any method to do its job.
+The smallest ResNet of either solo-learn has 11 million parameters. On a CPU, a benchmark with it
+could only take so few steps that no method would learn.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ class SmallResNet(nn.Sequential):
         """Random weights.
 
         Args:
-            method: what solo-learn tells every backbone; it changes nothing here.
+            method: ignored; solo-learn passes it to every backbone.
             standardize: first give each image, all its channels together, mean 0 and variance 1
-                (`backbone.kwargs.standardize`). Light and contrast are the easiest that two views
-                have in common: BYOL and SimSiam learn little else in 140 to 560 steps
-                (docs/results.md). Colours stay. It is part of the state dict: weights bring the
-                setting that they were trained with.
+                (`backbone.kwargs.standardize`). Brightness and contrast are the easiest things that
+                two views share: without this, BYOL and SimSiam learn little else in 140 to 560
+                steps (docs/results.md). Colours stay. The setting is part of the state dict, so
+                weights bring the one that they were trained with.
         """
         first = _WIDTHS[0]
         layers: list[nn.Module] = [

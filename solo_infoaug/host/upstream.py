@@ -1,7 +1,7 @@
-"""`solo-infoaug upstream`: the patches in `upstream/` onto a branch of a solo-learn clone.
+"""`solo-infoaug upstream`: apply the patches in `upstream/` to a new branch of a solo-learn clone.
 
-They are applied and tested in a worktree of their own. The clone itself changes at the end, when it
-is put on the new branch; until then an error leaves it as it was.
+The patches are applied and tested in a separate worktree. The clone changes only at the end, when
+it switches to the new branch, so an error leaves it unchanged.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ DEFAULT_BRANCH = "solo-infoaug"
 
 @dataclass(frozen=True)
 class Applied:
-    """What came out."""
+    """The result of applying the series."""
 
     branch: str
     before: str
-    """The branch, or the commit, that the clone was on."""
+    """The branch, or commit, that the clone was on before."""
     commit: str
-    """Abbreviated: the one that the series was applied to."""
+    """The commit that the series was applied to, abbreviated."""
     base: str
-    """Abbreviated: the one that the series was made for."""
+    """The commit that the series was made for, abbreviated."""
     patches: list[tuple[str, str]]
     """Name of each, and lines added and removed: `+41 -8`."""
     tests: list[str]
@@ -87,7 +87,7 @@ def _git(folder: Path, *arguments: str) -> str:
 
 
 def _check_clone(clone: Path, branch: str) -> None:
-    """Refuse what the series cannot, or should not, be applied to."""
+    """Refuse a clone or branch name that cannot, or should not, be used."""
     if not clone.is_dir():
         raise UpstreamError(
             f"CLONE: expected the folder of a solo-learn clone, got {clone}, which is "
@@ -135,7 +135,7 @@ def _worktree(clone: Path) -> Iterator[Path]:
 
 
 def _committer(clone: Path) -> list[str]:
-    """For a user whose git has no name yet: the commits need one, and their author is ours."""
+    """A committer for users whose git has no name yet; the author is in the patches."""
     if _run(clone, "var", "GIT_COMMITTER_IDENT").returncode == 0:
         return []
     return ["-c", "user.name=solo-infoaug", "-c", "user.email=solo-infoaug@localhost"]
@@ -183,8 +183,8 @@ def apply_series(clone: Path, branch: str = DEFAULT_BRANCH) -> Applied:
         branch: the new branch's name.
 
     Raises:
-        UpstreamError: no clone, a dirty one, a branch that exists, a patch that does not apply
-            (the message names it and the file), or no pytest. Nothing is changed then.
+        UpstreamError: there is no clone, it has changes, the branch exists, a patch does not apply
+            (the message names patch and file), or pytest is missing. Nothing is changed then.
     """
     _check_clone(clone, branch)
     if importlib.util.find_spec("pytest") is None:

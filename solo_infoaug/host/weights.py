@@ -1,4 +1,5 @@
-"""Weights out of files: read with no code of theirs, and put into a backbone as far as they fit."""
+"""Weights from files: read without running their code, and loaded into a backbone as far as they
+fit."""
 
 from __future__ import annotations
 
@@ -17,7 +18,7 @@ from solo_infoaug.errors import ConfigError
 from solo_infoaug.host import backbone_entries
 
 TIMM = "timm:"
-"""What `init` begins with where it names a model of timm, and no file."""
+"""Prefix of `init` for a model of timm instead of a file."""
 
 # What other programs put before the names of a model, and around them.
 _PREFIXES = ("module.", "model.", "_orig_mod.")
@@ -27,7 +28,7 @@ _NAMED = 4
 
 
 class _Inert:
-    """Stands for what a checkpoint holds besides tensors and is not wanted."""
+    """Stands for objects in a checkpoint that are not needed."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None: ...
 
@@ -40,10 +41,11 @@ class _Inert:
 
 
 class _TensorsOnly:
-    """A pickle module for `torch.load` that makes tensors and containers, and calls nothing else.
+    """A pickle module for `torch.load` that only makes tensors and containers, and runs no other
+    code.
 
-    `weights_only` refuses the whole of a checkpoint whose scheduler holds a function, as SimSiam's
-    does in solo-learn.
+    `weights_only` would refuse checkpoints whose scheduler holds a function, such as SimSiam's in
+    solo-learn.
     """
 
     class Unpickler(pickle.Unpickler):
@@ -57,13 +59,13 @@ class _TensorsOnly:
 
 
 def read_checkpoint(path: str | Path) -> Any:
-    """What torch.save wrote, its tensors on the CPU; any error of torch's."""
+    """The content of a file from torch.save, on the CPU. Errors of torch pass through."""
     return torch.load(path, map_location="cpu", weights_only=False, pickle_module=_TensorsOnly)
 
 
 @dataclass(frozen=True)
 class Fit:
-    """Which of some weights a backbone takes, and by name what does not fit."""
+    """The weights that fit a backbone, and the names of those that do not."""
 
     taken: Mapping[str, Tensor]
     missing: tuple[str, ...]
@@ -101,15 +103,15 @@ def fit(backbone: nn.Module, weights: Mapping[str, Tensor]) -> Fit:
 
 
 def initial_weights(init: str, backbone: nn.Module) -> Fit:
-    """What `init` has for a backbone.
+    """Compare the weights that `init` names with a backbone.
 
     Args:
         init: a file (a checkpoint of solo-learn or of Lightning, a state dict, safetensors), or
             `timm:NAME` for a pretrained model of timm.
-        backbone: that is to begin with it.
+        backbone: the module to initialise.
 
     Raises:
-        ConfigError: it cannot be read or downloaded, or nothing in it fits.
+        ConfigError: the weights cannot be read or downloaded, or none of them fits.
     """
     if init.startswith(TIMM):
         candidates = iter([_from_timm(init.removeprefix(TIMM))])
@@ -159,7 +161,7 @@ def _read(path: str) -> Mapping[str, Any]:
 
 
 def _candidates(read: Mapping[str, Any]) -> Iterator[dict[str, Tensor]]:
-    """What may be the backbone's weights, under its own names."""
+    """Candidates for the backbone's weights, under its own names."""
     for inside in (read, *(read[key] for key in _INSIDE if isinstance(read.get(key), Mapping))):
         state = {key: value for key, value in inside.items() if isinstance(value, Tensor)}
         for prefix in ("", *_PREFIXES):

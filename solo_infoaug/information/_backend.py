@@ -18,7 +18,7 @@ LONG = 8192  # samples from which a tree of its own pays for each pair
 
 
 def neighbour_sums(x: Series, y: Series, k: int, kind: str, layout: str, max_memory: int) -> Tensor:
-    """As `_plain.neighbour_sums`, by the fastest backend that can."""
+    """`_plain.neighbour_sums`, computed by the fastest available backend."""
     device = x.x.device
     if kind == "3kl" and x.x.shape[1] >= LONG and device.type == "cpu":
         return _long_series(x, y, k, layout)
@@ -72,7 +72,7 @@ def _tree_sums(series: Tensor, k: int) -> Tensor:
 
 @functools.cache
 def _module(name: str) -> ModuleType | None:
-    """A backend whose package may be missing; imported on first use, since that takes a second."""
+    """A backend whose package may be missing. It is imported on first use, which takes a second."""
     try:
         return importlib.import_module(f"solo_infoaug.information.{name}")
     except ImportError:

@@ -1,4 +1,4 @@
-"""Data outside general position: columns that say nothing new, unlike spreads, whole numbers.
+"""Data outside general position: redundant columns, unequal spreads, recurring values.
 
 The estimators are derived for samples with a density in all d dimensions, whose distances are all
 different and whose columns have much the same spread. Elsewhere they can be off by nats:
@@ -12,7 +12,7 @@ different and whose columns have much the same spread. Elsewhere they can be off
   equal: each column less its regression on the columns before it, in units of its spread.
 - Values that recur, or are equally far apart: see `_recurring`.
 
-General position is told by one cheap look at all tracks, and such data pass as they came.
+One cheap check finds data in general position, which are not changed.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ UNEVEN = 8.0  # ratio of spreads above which balls see no more of the narrow; ch
 
 
 class EstimateWarning(UserWarning):
-    """An estimate of entropy or MI that may be far off, for what the data are; says what to do."""
+    """The data may make an estimate of entropy or MI far off. The message says what to do."""
 
 
 def prepare(*sides: Series) -> tuple[Series, ...]:
-    """The tracks ready for the estimators; those of data in general position are what they were.
+    """The tracks, ready for the estimators. Data in general position are not changed.
 
-    All `sides` are looked at together: a track that is narrow beside another makes frames for all.
+    All `sides` are checked together: if one track is narrow compared with another, all get frames.
     """
     arrays = [side.x.cpu().numpy() for side in sides]
     masks = [None if side.valid is None else side.valid.cpu().numpy() for side in sides]
@@ -50,7 +50,7 @@ def prepare(*sides: Series) -> tuple[Series, ...]:
 def prepare_scenes(x: Tensor, max_memory: int) -> list[Series]:
     """`prepare` of each of the scenes `[S, P, T, d]`, without masks.
 
-    On a card those in general position stay there, and the host waits once for all that are.
+    On a GPU, scenes in general position stay there, and the host waits only once for all of them.
     """
     if x.device.type == "cpu" or x.numel() == 0:
         return [prepare(Series(scene, None))[0] for scene in x]
@@ -63,9 +63,9 @@ def prepare_scenes(x: Tensor, max_memory: int) -> list[Series]:
 
 
 def _in_general_position(x: Tensor) -> Tensor:
-    """Of scenes `[S, P, T, d]`, bool `[S, 2]`: surely what `prepare` lets pass; and `distinct`.
+    """For scenes `[S, P, T, d]`, bool `[S, 2]`: `prepare` would surely not change it; `distinct`.
 
-    What is close to the bounds of `prepare` is not sure.
+    Scenes close to the limits of `prepare` do not count as sure.
     """
     ordered = x.mT.sort(-1).values
     steps = ordered[..., 1:] - ordered[..., :-1]
@@ -92,7 +92,7 @@ def _in_general_position(x: Tensor) -> Tensor:
 
 
 def uneven(x: Series, y: Series, layout: str) -> Tensor | None:
-    """Which pairs need `even()` tracks: `[P, Q]`, or `[P]` where paired; None if none has frames.
+    """Which pairs need `even()` tracks: `[P, Q]`, or `[P]` if paired; None if no track has frames.
 
     By both measures of spread: standard deviations of heavy tails say little.
     """
@@ -129,8 +129,8 @@ def _narrow_in_common(x: Series, y: Series) -> Tensor:
 def _common_spread(x: Series, y: Series) -> tuple[Tensor, Tensor]:
     """Narrowest and widest variance of x over the samples that y has too, `[P, Q]`.
 
-    In single precision: it is enough for a ratio of `UNEVEN`, and this looks at every pair. Columns
-    that rest all the time do not count.
+    Single precision is enough for a ratio of `UNEVEN` and fast enough for every pair. Constant
+    columns do not count.
     """
     assert x.valid is not None
     assert y.valid is not None
@@ -162,7 +162,8 @@ def _common_spread(x: Series, y: Series) -> tuple[Tensor, Tensor]:
 
 
 def over_common(side: Series) -> Series:
-    """Series cut to the samples of a pair, with frames and what recurs over these alone."""
+    """Series cut to the common samples of a pair, with frames and recurring values of these
+    alone."""
     side = side._replace(rank=None, recurs=None, cell=None, distinct=None)
     mask = None if side.valid is None else side.valid.cpu().numpy()
     return with_frame(exact(side, side.x.cpu().numpy(), mask))
@@ -256,7 +257,7 @@ def _frames(
 def _two_spreads(column: np.ndarray, present: np.ndarray, count: np.ndarray) -> np.ndarray:
     """Standard deviation and distance of the quartiles in its units, `[P, 2]`.
 
-    The quartiles are left out, for the standard deviation, where most samples are at one place.
+    If most samples are at one place, the standard deviation replaces the quartiles.
     """
     deviation = np.sqrt(np.einsum("pt,pt->p", column, column) / count)
     ordered = np.sort(np.where(present, column, np.inf), 1)

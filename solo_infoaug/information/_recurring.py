@@ -1,11 +1,10 @@
 """Values that recur, or are equally far apart: lattices made exact, and noise in their cells.
 
-If values lie on a lattice its points are made exact, since 0.3 - 0.2 and 0.2 - 0.1 must be the same
-distance. Columns that have no other values are discrete: distances recur too, which no estimator
-takes. A pair whose samples do not coincide with k others is then estimated with uniform noise as
-wide as the lattice's cells: the samples can be read off it, so that MI stays what it is, and what
-was independent stays independent. What the estimators cannot do with other recurring values is a
-warning.
+If values lie on a lattice, its points are made exact, because 0.3 - 0.2 and 0.2 - 0.1 must be the
+same distance. Columns with only such values are discrete: distances recur too, which no estimator
+can handle. If the samples of a pair do not coincide with k others, uniform noise as wide as the
+lattice's cells is added. The samples can still be read off, so MI does not change, and independent
+tracks stay independent. Other recurring values that the estimators cannot handle give a warning.
 """
 
 from __future__ import annotations
@@ -16,11 +15,11 @@ import torch
 from solo_infoaug.information._series import Series
 
 RECURRING = 0.05  # fraction of recurring values up to which they are chance, or do little harm
-ROUNDING = 4.0  # in units of eps times the largest value: what is no more than this is rounding
+ROUNDING = 4.0  # in units of eps times the largest value: smaller differences are rounding
 
 
 def exact(side: Series, x: np.ndarray, mask: np.ndarray | None) -> Series:
-    """The tracks with lattices made exact; those of which no distance recurs as they are."""
+    """The tracks with lattices made exact. Tracks without recurring distances are not changed."""
     columns = np.ascontiguousarray(x.transpose(0, 2, 1))
     ordered = np.sort(columns if mask is None else np.where(mask[:, None], columns, np.nan))
     steps = ordered[..., 1:] - ordered[..., :-1]  # absent samples are last, and their steps NaN
@@ -76,9 +75,9 @@ def exact(side: Series, x: np.ndarray, mask: np.ndarray | None) -> Series:
 def _cells(points: np.ndarray, is_lattice: bool) -> tuple[np.ndarray, float]:
     """The sorted values of a discrete column on a lattice, and how wide its cells are.
 
-    Values that are on none, or on one that is empty for the most part, are put on one in their
-    order, which leaves MI what it is. Width 0 where more than a few values come once: the column
-    has a density too.
+    Values on no lattice, or on a mostly empty one, are replaced by a lattice in the same order,
+    which does not change MI. The width is 0 if more than a few values occur once: the column then
+    has a density as well.
     """
     values, which, counts = np.unique(points, return_inverse=True, return_counts=True)
     once = np.count_nonzero(counts == 1) > RECURRING * len(points)
@@ -94,8 +93,8 @@ def _cells(points: np.ndarray, is_lattice: bool) -> tuple[np.ndarray, float]:
 def with_noise(*sides: Series) -> tuple[Series, ...]:
     """The series of each row, of one or of two sides, with uniform noise in their cells; float64.
 
-    The noise depends on the joint samples of the row alone: neither on their order, nor on which
-    side is the first, nor on units, nor on other rows. Two sides never get the same noise.
+    The noise depends only on the joint samples of the row, not on their order, on which side is
+    first, on units, or on other rows. Two sides never get the same noise.
     """
     ranks = [_ranks(side) for side in sides]
     sorted_, order = _in_order(ranks)
@@ -129,8 +128,8 @@ def with_noise(*sides: Series) -> tuple[Series, ...]:
 def _uniform(content: np.ndarray) -> np.ndarray:
     """Numbers in -1/2 to 1/2, float64 `[P, T, d]`, that depend on what is in the row as a whole.
 
-    Drawn anew for each content: one draw for all rows would be wrong for all in the same direction.
-    By SplitMix64, as a function of seed and place.
+    Each content has its own noise: one draw for all rows would bias all of them in the same
+    direction. SplitMix64 makes it from seed and place.
     """
     golden = np.uint64(0x9E3779B97F4A7C15)
     rows, columns = content.shape[1:]

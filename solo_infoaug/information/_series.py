@@ -1,4 +1,4 @@
-"""The tracks that the estimators work on, and what is known of them."""
+"""The tracks that the estimators work on, and their properties."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Field = TypeVar("Field", int | Tensor, Tensor)
 
 
 class Frame(NamedTuple):
-    """A track in coordinates of equal spread, and the spreads in which it came."""
+    """A track in coordinates of equal spread, and its original spreads."""
 
     z: Tensor  # [P, T, d], each column of spread 1, or 0 where the column is determined by others
     narrow: Tensor  # [P, 2]: the narrowest direction, as standard deviation and quartile range
@@ -54,7 +54,8 @@ class Series(NamedTuple):
         return Series(*map(cut, self._replace(frame=None)))._replace(frame=frame)
 
     def rolled(self, shifts: list[int]) -> Series:
-        """`[S·P, ...]`: all tracks later by the first shift, circularly, then by the second, ..."""
+        """`[S·P, ...]`: all tracks, circularly delayed by the first shift, then by the second,
+        ..."""
 
         def roll(field: Tensor | None) -> Any:
             return None if field is None else torch.cat([field.roll(s, 1) for s in shifts])
@@ -72,7 +73,7 @@ class Series(NamedTuple):
 
 
 def facing(x: Field, y: Field, layout: str) -> tuple[Field, Field]:
-    """What is known of the tracks x and the tracks y, `[P]` and `[Q]`, to broadcast over pairs."""
+    """A property of the tracks x and the tracks y, `[P]` and `[Q]`, to broadcast over pairs."""
     if layout == "paired":
         return x, y
     return x if isinstance(x, int) else x[:, None], y if isinstance(y, int) else y[None, :]

@@ -1,6 +1,6 @@
-"""Entropy and mutual information of series that were checked: see `estimators`.
+"""Entropy and mutual information of checked series; see `estimators`.
 
-`_backend` chooses who sums over the nearest neighbours; here the sums become estimates, in nats.
+`_backend` chooses what sums over the nearest neighbours. Here the sums become estimates, in nats.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ CONSTANT_WIDTH = 2.0**-126
 
 
 class Estimator(NamedTuple):
-    """How MI is estimated, checked; and what is met on the way."""
+    """Checked options of an estimate of MI, and notes of the problems that it meets."""
 
     kind: str
     """One of `ESTIMATORS`."""
@@ -35,9 +35,9 @@ class Estimator(NamedTuple):
     scale: float
     """Of the unit, from nats."""
     notes: dict[str, Tensor] | None
-    """What an estimator cannot do with the data: name → bool, `[]`; None if nobody asks.
+    """Problems of the data for an estimator: name → bool, `[]`; None: not noted.
 
-    It is read in the end, so that nobody waits for a card before.
+    They are read at the end, so that nothing waits for the GPU earlier.
     """
 
     def note(self, name: str, met: Tensor) -> None:
@@ -95,7 +95,7 @@ def _none(tracks: Series) -> Tensor:
 def information(x: Series, y: Series, how: Estimator, layout: str) -> Tensor:
     """MI in nats, float64: `[P, Q]`, or `[P]` where the layout is `paired`.
 
-    What the estimator cannot do with these data is added to its notes.
+    Problems of the data are added to the estimator's notes.
     """
     noisy = None
     if x.cell is not None or y.cell is not None:
@@ -177,7 +177,7 @@ def _as_they_are(
 ) -> Tensor:
     """MI as `information`, in the coordinates that the tracks have.
 
-    Nothing is noted of pairs whose value comes from other coordinates, or is to be taken `anew`.
+    Pairs whose value comes from other coordinates, or is estimated `anew`, are not noted.
     """
     joint = neighbour_sums(x, y, how.k, how.kind, layout, how.max_memory)
     recurs = x.recurs is not None or y.recurs is not None
@@ -233,9 +233,9 @@ def _three_entropies(
 def _has_ties(
     joint: Tensor, x: Series, y: Series, how: Estimator, layout: str, anew: Tensor | None
 ) -> Tensor:
-    """Whether values recur beside others that do not, and the pairs' samples are not tied: `[]`.
+    """Whether only some values recur, and the pairs' samples are not tied: `[]`.
 
-    Such as a track that rests now and then: `3kl` and `ksg2` compare cells with balls there. Or
+    For example a track that rests now and then, where `3kl` and `ksg2` compare cells with balls; or
     ranks, which are further from each other than independent samples.
     """
     ours, theirs = (_none(side) if side.recurs is None else side.recurs for side in (x, y))
@@ -298,7 +298,7 @@ def _moving(side: Series) -> Tensor:
 
 @contextmanager
 def one_thread(device: torch.device) -> Iterator[None]:
-    """Keep torch from waking its threads for sums of no size: they spin on, on the cores we use.
+    """Keep torch from waking its threads for tiny sums: they would spin on the cores that we use.
 
     To change their number takes a millisecond where cores are many, which a card does not need.
     """

@@ -23,9 +23,9 @@ def top_k_partners(
 ) -> tuple[Tensor, Tensor]:
     """The tracks that share most information with each track, best first.
 
-    The same numbers as in `pairwise_mutual_information`, of which only a band of rows is in memory
-    at a time: for tens of thousands of tracks. The arguments that are not described here are those
-    of that function; the mask is `[P, T]`.
+    The numbers are those of `pairwise_mutual_information`, but only a band of rows is in memory at
+    a time, which allows tens of thousands of tracks. All other arguments are those of that
+    function; the mask is `[P, T]`.
 
     Args:
         trajectories: `[P, T, d]`, float32 or float64.
@@ -40,6 +40,15 @@ def top_k_partners(
 
     Warns:
         EstimateWarning: as `pairwise_mutual_information`, of the tracks as they are.
+
+    Examples:
+        Tracks 0 and 1 move alike, as do 2 and 3.
+
+        >>> steps = torch.randn(4, 200, 2, generator=torch.Generator().manual_seed(0))
+        >>> steps[1::2] = steps[::2] + 0.1 * steps[1::2]
+        >>> mi, partners = top_k_partners(steps)
+        >>> partners[:, 0].tolist()
+        [1, 0, 3, 2]
     """
     scenes, how = check_scenes(trajectories, mask, estimator, k, min_samples, units, max_memory)
     if trajectories.ndim != 3:

@@ -1,8 +1,8 @@
 """Is the mutual information of a pair more than its autocorrelation explains?
 
-Two independent but smooth series share MI by chance, and far more than independent samples do: a
-permutation of the samples destroys the autocorrelation too, and finds nearly every pair
-significant. A circular time shift keeps each series as it is and breaks the coupling alone.
+Two independent but smooth series share far more MI by chance than independent samples do. Permuting
+the samples would destroy the autocorrelation as well, and nearly every pair would seem significant.
+A circular time shift breaks only the coupling.
 """
 
 from __future__ import annotations
@@ -53,9 +53,9 @@ def pairwise_significance(
     A surrogate shifts the second track of each pair by the same number of frames, drawn without
     replacement from `min_shift` ... T - `min_shift`; p = (1 + #{MI of surrogate >= MI}) / (1 +
     number of surrogates). The test is exact for series whose distribution is invariant under
-    circular shifts, and close to it where T is many correlation times. With `min_shift` > 1 the
-    neighbourhood of the true alignment, where coupled smooth series still share information, is
-    left out: more power, but no longer exact.
+    circular shifts, and nearly exact if T is many correlation times. With `min_shift` > 1, shifts
+    near the true alignment, where coupled smooth series still share information, are left out. This
+    gives more power, but the test is no longer exact.
 
     Lancaster et al. (2018), DOI 10.1016/j.physrep.2018.06.001 (time-shifted surrogates); Benjamini
     and Hochberg (1995), DOI 10.1111/j.2517-6161.1995.tb02031.x (false-discovery rate).
@@ -67,19 +67,29 @@ def pairwise_significance(
         surrogates: how many shifts; no p-value is below 1 / (1 + surrogates). There are at most
             T + 1 - 2·min_shift shifts, and no more than that are used.
         min_shift: smallest shift, in frames, in either direction.
-        generator: for the choice of shifts; PyTorch's own if not given.
+        generator: for the choice of shifts; by default PyTorch's own.
         mask: `[..., P, T]`, bool, true where a track has a sample. It is shifted with its track;
             a surrogate with fewer than `min_samples` common samples is left out of the p-value.
 
     Returns:
-        `Significance(mi, p_values, q_values)`; mi in nats. Pairs whose MI is 0 for want of samples
-        or of motion have p = q = 1.
+        `Significance(mi, p_values, q_values)`; mi in nats. Pairs with too few samples or without
+        motion have MI 0 and p = q = 1.
 
     Raises:
         ValueError: as `pairwise_mutual_information`; no shift to draw.
 
     Warns:
         EstimateWarning: as `pairwise_mutual_information`, of the tracks as they are.
+
+    Examples:
+        Three series; the second follows the first.
+
+        >>> series = torch.randn(3, 100, 1, generator=torch.Generator().manual_seed(0))
+        >>> series[1] = series[0] + 0.1 * series[1]
+        >>> draws = torch.Generator().manual_seed(0)
+        >>> found = pairwise_significance(series, "ksg1", surrogates=99, generator=draws)
+        >>> (found.q_values < 0.05).tolist()
+        [[False, True, False], [True, False, False], [False, False, False]]
     """
     scenes, how = check_scenes(trajectories, mask, estimator, k, min_samples, "nats", max_memory)
     samples = trajectories.shape[-2]

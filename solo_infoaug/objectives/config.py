@@ -28,7 +28,7 @@ class FMICLConfig:
     """Weight of the negative term; by default the paper's for images."""
 
     sigma: float = VISION.sigma
-    """Width of the kernel; likewise, 1/(2σ²) = 1."""
+    """Width σ of the kernel; by default the paper's for images, 1/(2σ²) = 1."""
 
     order: float | None = None
     """The a of `tsallis`; no other divergence has one."""
@@ -44,12 +44,12 @@ class FMICLConfig:
 
     @classmethod
     def parse(cls, value: object, key: str = "fmicl") -> FMICLConfig | None:
-        """The config that a user wrote under `key`; None where f-MICL is off.
+        """The config that a user wrote under `key`; None if f-MICL is off.
 
         Args:
             value: a divergence's name; a mapping (also OmegaConf's) with any of the fields; True
                 for the defaults; None or False for off.
-            key: how messages call it.
+            key: its name in messages.
 
         Raises:
             ConfigError: for any other type, an unknown key, or a value that cannot be used.

@@ -1,9 +1,9 @@
 """f-divergences for f-MICL: f, f′, the conjugate f*, and f*∘f′, as pure functions.
 
 The variational bound of the f-mutual information is maximised by s = f′(density ratio), so an
-objective needs four functions of a divergence. Each is given twice where it matters: of u, as the
-papers print it, and of ℓ = log u, which is what a similarity of features gives. The forms in ℓ are
-the ones that train: exp(ℓ) is never formed and divided, subtracted from 1 or fed to a logarithm.
+objective needs four functions of a divergence. Some are given twice: as a function of u, as in the
+papers, and of ℓ = log u, which a similarity of features gives. Training uses the forms in ℓ, which
+never divide exp(ℓ), subtract it from 1 or take its logarithm.
 
 The functions take and return tensors of any shape and floating dtype, element by element. f* is
 the conjugate of f on [0, ∞), extended: a constant below the range of f′, +∞ above its domain.
@@ -28,7 +28,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 DEFAULT_ORDER = 3.0
-"""Order a of the Tsallis divergence where none is given."""
+"""Default order a of the Tsallis divergence."""
 
 Pointwise = Callable[[Tensor], Tensor]
 
@@ -38,14 +38,14 @@ class Divergence:
     """One f-divergence.
 
     Attributes:
-        name: how a config calls it.
-        title: how a table prints it.
+        name: its name in a config.
+        title: its name in tables.
         f: the generator, of u ≥ 0 (convex; Tsallis up to a constant).
         f_prime: its derivative, of u > 0.
         conjugate: f*(t) = sup_{u ≥ 0} (u·t − f(u)), of t.
         f_prime_of_log: f′(exp(ℓ)), of ℓ = log u.
         composed_of_log: f*∘f′(exp(ℓ)), of ℓ = log u.
-        refused: why no objective is built from it, or None.
+        refused: why it cannot be an objective, or None.
     """
 
     name: str

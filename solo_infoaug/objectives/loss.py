@@ -3,7 +3,7 @@
     L = −(1/N) Σ_i s(x_i, y_i) + α · mean over negative pairs of f*(s)
 
 Reference: Lu, Zhang, Sun, Guo, Yu: f-MICL. TMLR 10/2023, arXiv:2402.10150. Features are normalised
-here, and everything is computed in float32 (float64 stays float64) whatever autocast says.
+here. Everything is computed in float32 (float64 stays float64), even under autocast.
 """
 
 from __future__ import annotations
@@ -124,20 +124,27 @@ def fmicl_loss(
         similarity: "gaussian" (s = f′∘G_σ) or "cosine".
         alpha: weight α > 0 of the negative term; the paper's 40 for images, `TEXT` for sentences.
         sigma: width σ > 0 of the kernel; 1/(2σ²) is the paper's 1 for images, 20 for sentences.
-        order: a of `tsallis` (`DEFAULT_ORDER` where it is None); no other divergence has one.
+        order: a of `tsallis` (default `DEFAULT_ORDER`); other divergences have none.
         queue: past keys [M, D] as the negatives.
         negatives: "views" or "keys".
         gather: take the negatives from all ranks, with gradients. Averaged over the ranks (as DDP
-            does), loss and gradients are those of one process with the whole batch. Every rank
-            must hold the same N. Without an initialised process group it changes nothing.
+            does), loss and gradients are those of one process with the whole batch. Every rank must
+            hold the same N. Without an initialised process group it has no effect.
 
     Returns:
         The loss, float32 (float64 for float64 features).
 
     Raises:
-        ValueError: for shapes, dtypes or devices that do not fit, an unknown name, a divergence
-            that is refused, an α, σ or order out of range, a batch without negatives, or a queue
-            together with `negatives="keys"` or `gather`.
+        ValueError: shapes, dtypes or devices do not match; a name is unknown; the divergence is
+            refused; α, σ or the order is out of range; the batch has no negatives; or there is a
+            queue together with `negatives="keys"` or `gather`.
+
+    Examples:
+        Two samples, each equal to its positive and at right angles to the other: -1 + 40·e⁻².
+
+        >>> features = torch.eye(2)
+        >>> round(fmicl_loss(features, features).item(), 3)
+        4.413
     """
     numbers: dict[str, Any] = {"alpha": alpha, "sigma": sigma, "order": order}
     loss = FMICLLoss(divergence, similarity, **numbers, negatives=negatives, gather=gather)
@@ -145,7 +152,7 @@ def fmicl_loss(
 
 
 class FMICLLoss(nn.Module):
-    """`fmicl_loss` with its options fixed; stateless otherwise. Arguments and errors as there."""
+    """`fmicl_loss` with fixed options, otherwise stateless. Arguments and errors are the same."""
 
     def __init__(
         self,
@@ -320,5 +327,5 @@ def _check_features(
     if negatives != "views" or gather:
         raise ValueError(
             f"queue: expected no queue with negatives={negatives!r}, gather={gather}: "
-            "the queue's entries are the negatives, and it is the same on all ranks"
+            "with a queue, its entries are the negatives, and all ranks have the same queue"
         )

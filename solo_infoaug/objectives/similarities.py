@@ -1,13 +1,14 @@
-"""Similarities of features on the unit sphere, and what f* makes of them.
+"""Similarities of features on the unit sphere, and f* of them.
 
 Both start from the logarithm of the Gaussian kernel, ℓ = −‖x−y‖²/(2σ²) = (⟨x, y⟩ − 1)/σ² ≤ 0:
 
     gaussian  s = f′(exp(ℓ))     the f-Gaussian similarity of f-MICL
     cosine    s = f′(1) + ℓ      the cosine at temperature σ², shifted
 
-The cosine is shifted so that features that coincide get f′(1), which is what the f-Gaussian gives
-them. Bare, it leaves the domain of f* (t < log 2 for Jensen–Shannon, t < 1 for squared Hellinger);
-for KL the two similarities are one function, and the bare cosine is the same up to the factor α.
+The cosine is shifted so that equal features get f′(1), as with the f-Gaussian. Without the shift,
+it would leave the domain of f* (t < log 2 for Jensen–Shannon, t < 1 for squared Hellinger). For KL,
+both similarities are the same function, and the cosine without the shift differs only by the factor
+α.
 """
 
 from __future__ import annotations

@@ -2,10 +2,10 @@
 
 An object belongs to a class and has parts. Each (class, part) has a texture of its own: three
 waves, the same but for rotation, scale, place, colours and light on every object. The textures of
-one class have nothing in common; neither colour, background, place nor size says anything about
-class or part. No patch shows two parts. What links the parts of a class is that they move together,
-and nothing else: so the probe *across parts*, which learns the classes from some parts and is
-tested on the others, is at chance for whatever does not know about motion.
+one class have nothing in common, and colour, background, place and size are independent of class
+and part. No patch shows two parts. Only common motion links the parts of a class. The probe *across
+parts*, which learns the classes from some parts and is tested on the others, is therefore at chance
+for every method that does not use motion.
 
 The backbone is pretrained on stills of parts, its twin branch on a dictionary that `mine` makes of
 the videos, and probed on further stills.
@@ -42,7 +42,7 @@ class Benchmark:
     oracle: Path
     """The same patches with the true twins: other parts of the same object."""
     truth: dict[str, float]
-    """How good the mined twins are; see `compare_with_truth`."""
+    """Quality of the mined twins; see `compare_with_truth`."""
 
 
 def mine_config(config: ScenesConfig) -> MineConfig:
@@ -73,7 +73,7 @@ def mine_config(config: ScenesConfig) -> MineConfig:
 
 
 def prepare_scenes(folder: Path, config: ScenesConfig, workers: int = 1) -> Benchmark:
-    """Make the benchmark in `folder`, or take it from there; `workers` processes mine.
+    """Make the benchmark in `folder`, or reuse the one there; `workers` processes mine.
 
     Raises:
         ConfigError: the folder holds a benchmark of other settings.
@@ -105,7 +105,7 @@ def prepare_scenes(folder: Path, config: ScenesConfig, workers: int = 1) -> Benc
 
 
 def _write_stills(folder: Path, config: ScenesConfig) -> None:
-    """As an image folder a split: `train/class-0/part-1-0042.png`."""
+    """Write the stills as one image folder per split: `train/class-0/part-1-0042.png`."""
     shutil.rmtree(folder, ignore_errors=True)
     for split in ("train", "test"):
         images, classes, parts = stills(config, split)
@@ -133,7 +133,7 @@ def _truth(mined: TwinDictionary, scenes: list[SceneVideo]) -> tuple[np.ndarray,
 
 
 def compare_with_truth(mined: TwinDictionary, scenes: list[SceneVideo]) -> dict[str, float]:
-    """How good mined twins are.
+    """Quality of mined twins.
 
     How many `anchors` have a twin; of these the share `on_parts`, three quarters of the patch at
     least; of these the share whose twin shows the `same_object`; and of those the share whose twin

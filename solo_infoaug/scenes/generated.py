@@ -3,8 +3,8 @@
 Textured objects, rigid and articulated, move independently over a still background. For tests and
 benchmarks of the miner.
 
-Everything is a plane: a sprite whose inverse depth is linear in the pixels of the first frame. What
-a camera that travels sees of a plane is a homography of what it saw first (Hartley and Zisserman,
+Everything is a plane: a sprite whose inverse depth is linear in the pixels of the first frame. For
+a moving camera, each view of a plane is a homography of the first view (Hartley and Zisserman,
 Multiple View Geometry, section 13.1), so the parallax is exact.
 """
 
@@ -29,7 +29,7 @@ _WALL = 0.55
 
 @dataclass(frozen=True)
 class SceneConfig:
-    """What a generated scene looks like.
+    """The settings of a generated scene.
 
     Raises:
         ConfigError: a value cannot be used.
@@ -220,7 +220,7 @@ def _pixel(points: np.ndarray, config: SceneConfig) -> tuple[np.ndarray, np.ndar
 
 
 def _regions(config: SceneConfig) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Centre (x, y) and half the sides of a rectangle for each object, none overlapping.
+    """Centre (x, y) and half the sides of a rectangle for each object; they do not overlap.
 
     They fill the frame; those of objects that touch leave background around them.
     """
@@ -342,7 +342,7 @@ def _ground(config: SceneConfig) -> _Sprite:
 
 
 def _boxes(config: SceneConfig) -> list[_Sprite]:
-    """Boxes that stand on the ground, the smaller the further; some come into view later."""
+    """Boxes that stand on the ground, smaller with distance; some come into view later."""
     rng = np.random.default_rng([config.seed, 6])
     boxes = []
     for index, column in enumerate(rng.permutation(config.boxes)):
@@ -384,7 +384,7 @@ def _pole(index: int, config: SceneConfig, rng: np.random.Generator) -> _Sprite:
 def _ellipse(
     owner: int, radii: np.ndarray, config: SceneConfig, rng: np.random.Generator, power: int = 2
 ) -> _Sprite:
-    """An ellipse that does not move; of a higher power it is a box with round corners."""
+    """An ellipse that does not move; with a higher power, a box with round corners."""
     width, height = (int(2 * r) + 5 for r in radii)
     y, x = np.mgrid[:height, :width]
     across, down = (x - width / 2 + 0.5) / radii[0], (y - height / 2 + 0.5) / radii[1]

@@ -21,7 +21,7 @@ from solo_infoaug.mining.encoding import write_video
 from solo_infoaug.scenes.generated import pose_of
 
 VERSION = 3
-"""Part of the digest: changes with what the generator makes of the same settings."""
+"""Part of the digest; it changes if the generator makes something else of the same settings."""
 
 PATCH = 32
 """Side of stills and patches, pixels."""
@@ -39,7 +39,7 @@ _WAVES = 3
 
 @dataclass(frozen=True)
 class ScenesConfig:
-    """What the benchmark holds. The same settings make the same data.
+    """The settings of the benchmark. The same settings make the same data.
 
     Raises:
         ConfigError: a value cannot be used.
@@ -285,7 +285,7 @@ class SceneVideo:
     def part_at(self, points: np.ndarray, frame: int = 0) -> np.ndarray:
         """int64 [N]: the part that a patch at `points` [N, 2] of a frame lies on, or −1.
 
-        A patch lies on a part if it reaches beyond it by a quarter at most.
+        A patch lies on a part if at most a quarter of it is outside.
         """
         distance = np.abs(points[:, None] - self.centres[frame][None]).max(axis=2)
         nearest = distance.argmin(axis=1)

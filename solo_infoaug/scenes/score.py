@@ -1,4 +1,4 @@
-"""How well twins that were mined from a generated scene fit its truth."""
+"""Compare twins that were mined from a generated scene with its truth."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ class Score:
     """How well twins fit the truth of a scene; counts of patches, by what they lie on.
 
     A patch lies on an object if three quarters of it do, on the background if no pixel of it
-    belongs to an object or a pole. A twin is right if the most of it belongs to the same object.
-    A patch counts in each window anew, with the truth of the frame that it was taken from.
+    belongs to an object or a pole. A twin is right if most of it belongs to the same object. A
+    patch counts once in each window, with the truth of the frame that it was taken from.
     """
 
     objects: int  # on an object, and visible for the shortest track that is mined
@@ -35,7 +35,7 @@ class Score:
 
     @property
     def purity(self) -> float:
-        """The share of the objects' twins that lie on the same object."""
+        """Share of the objects' twins that lie on the same object."""
         return self.right / self.with_twin if self.with_twin else float("nan")
 
     @property
@@ -50,7 +50,7 @@ class Score:
 
     @property
     def chance(self) -> float:
-        """The purity of twins that are drawn so."""
+        """The purity of twins that are drawn at random."""
         return self.right_by_chance / max(self.with_twin, 1)
 
     def __add__(self, other: Score) -> Score:
@@ -60,7 +60,7 @@ class Score:
 def score(
     scene: Scene, dictionary: TwinDictionary | None, config: MineConfig | None = None
 ) -> Score:
-    """Compare the twins of a dictionary mined from `scene` alone with the truth.
+    """Compare the twins of a dictionary, mined from `scene` alone, with the truth.
 
     All patches of all windows count. A dictionary holds the whole grid of each window that has a
     twin; in the other windows no patch has one, nor in any where it is None.
@@ -87,7 +87,7 @@ def score(
 
 
 def _windows(frames: int, config: MineConfig) -> list[range]:
-    """The windows that a shot of so many frames is mined in."""
+    """The windows that a shot of this many frames is mined in."""
     windows = []
     for start in range(0, frames, config.stride):
         window = range(start, min(start + config.window, frames))
@@ -109,7 +109,7 @@ def _twins_in_grid(
     twin[_places(dictionary, here, centres)] = _places(dictionary, there, centres)
     arrays = window.arrays
     if not np.array_equal(arrays["centres"].round(), centres.round()):
-        raise ValueError(f"frame {window.record['frame']}: the grid is another one")
+        raise ValueError(f"frame {window.record['frame']}: its grid is not that of these settings")
     if not np.array_equal(arrays["reason"] == 0, twin >= 0):
         raise ValueError(f"frame {window.record['frame']}: twins and `reason` do not fit together")
     return twin

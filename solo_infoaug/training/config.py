@@ -38,6 +38,11 @@ def load_config(
 
     Raises:
         ConfigError: no such folder or file, or an override that Hydra refuses.
+
+    Examples:
+        >>> cfg = load_config("configs/demo", "simclr", ["max_epochs=10", "++infoaug.twins=twins/"])
+        >>> cfg.max_epochs, cfg.infoaug
+        (10, {'twins': 'twins/'})
     """
     folder = expanded(config_path).resolve()
     if not folder.is_dir():

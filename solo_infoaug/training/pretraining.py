@@ -251,6 +251,18 @@ def pretrain(cfg: DictConfig, callbacks: Sequence[Callback] = ()) -> TrainingRes
         ConfigError: a key or value cannot be used; raised before any training.
         OutputError: `checkpoint.dir` cannot be written.
         DataError: an image cannot be read.
+
+    Examples:
+        >>> from solo_infoaug import load_config
+        >>> overrides = ["data.train_path=images/", "optimizer.batch_size=8", "max_epochs=1"]
+        >>> overrides += ["++infoaug.twins=twins/", "accelerator=cpu"]
+        >>> overrides += ["++enable_progress_bar=false", "++enable_model_summary=false"]
+        >>> result = pretrain(load_config("configs/demo", "simclr", overrides))
+        InfoAug: positives=twins, weight=1, 8 pairs a step of 24 patches with a twin in ...
+        >>> sorted({path.suffix for path in result.folder.iterdir()})
+        ['.ckpt', '.csv', '.json', '.yaml']
+        >>> "twin_loss" in result.metrics
+        True
     """
     host = register()
     with _refused_by(host):

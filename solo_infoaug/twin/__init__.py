@@ -1,1 +1,1 @@
-"""The twin branch, and how solo-learn comes to know it."""
+"""The twin branch, and its two doors into solo-learn."""

@@ -1,9 +1,9 @@
 """The door that registration opens: a subclass of each method of solo-learn, which holds a branch.
 
 `extend(name, method, host)` gives a subclass that looks at `infoaug` and `fmicl` in its
-configuration. Where they are not it is the plain method, bit for bit. Where they are it adds the
-loss, parameters, momentum pairs and hooks of a `TwinBranch` to the method's, or lets an `FMICLStep`
-take the place of its training step. It knows nothing of twins itself.
+configuration. Without them, it is the plain method, bit for bit. With `infoaug`, it adds the loss,
+parameters, momentum pairs and hooks of a `TwinBranch` to those of the method. With `fmicl`, an
+`FMICLStep` replaces its training step. It knows nothing of twins itself.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ class _BranchClass:
 
 
 def give_branch(method: Any, branch: TwinBranch) -> None:
-    """Let a method have a branch: what the branch learns is trained, moved and saved as `twin`."""
+    """Give a method a branch, whose learner is trained, moved and saved as `method.twin`."""
     method.twin = branch.learner
-    # no module of the method's: all of it would be saved twice
+    # not as a module of the method: its weights would be saved twice
     object.__setattr__(method, "twin_branch", branch)
 
 
@@ -55,7 +55,7 @@ class InfoAugMethod(Method):
     twin: Any
     twin_branch: TwinBranch | None = None
     resumption: checkpoints.Resumption | None = None
-    """What is to be put back, from a checkpoint's loading until the first epoch has begun."""
+    """What to restore, from the time a checkpoint is loaded until the first epoch has begun."""
 
     def __init__(self, cfg: DictConfig | None = None, *args: Any, **kwargs: Any) -> None:
         if cfg is None:  # the PyPI release's own keyword arguments
@@ -73,12 +73,14 @@ class InfoAugMethod(Method):
             if hasattr(self, "momentum_updater"):
                 update_by_foreach(self.momentum_updater)
         write_infoaug(cfg, settings)
+        if settings is not None:
+            checkpoints.check_former_runs(cfg, self.infoaug_host)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        """Without `infoaug` and `fmicl` a model is plain solo-learn's, and is pickled as that.
+        """Without `infoaug` and `fmicl`, a model is pickled as plain solo-learn's.
 
-        So it can be loaded where this package is not. The release's plain methods are adapters of
-        ours, and have no other name.
+        It can then be loaded without this package. The release's methods are adapters of this
+        package, and are pickled as such.
         """
         off = self.infoaug is None and self.fmicl is None
         # a user's subclass is left as it is
@@ -90,7 +92,7 @@ class InfoAugMethod(Method):
     # --- training ----------------------------------------------------------------------------
 
     def training_step(self, batch: Any, batch_idx: int) -> Any:
-        """The method's own loss; with InfoAug plus λ times that of the twin branch."""
+        """The method's own loss; with InfoAug, plus λ times the loss of the twin branch."""
         branch = self.twin_branch
         if branch is None:
             return self._own_step(batch, batch_idx)
@@ -140,15 +142,16 @@ class InfoAugMethod(Method):
     # --- checkpoints -------------------------------------------------------------------------
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Note what the run is trained with."""
+        """Save the settings of the run."""
         super().on_save_checkpoint(checkpoint)
         checkpoints.save(checkpoint, self, self.infoaug, self.fmicl)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse to go on training with another kind of run's checkpoint.
+        """Refuse to resume from another kind of run.
 
         Raises:
-            ConfigError: another objective's, a baseline's for a run with InfoAug, or the other way.
+            ConfigError: the checkpoint has another objective, or only one of checkpoint and run has
+                InfoAug.
         """
         super().on_load_checkpoint(checkpoint)
         trainer = getattr(self, "_trainer", None)

@@ -28,7 +28,7 @@ def own_norms(backbone: nn.Module) -> nn.ModuleList:
 
 @contextmanager
 def exchanged(backbone: nn.Module, own: nn.ModuleList) -> Iterator[None]:
-    """Inside, the backbone's batch norms work with the weights and statistics of `own`."""
+    """Inside, the backbone's batch norms use the weights and statistics of `own`."""
     pairs = list(zip(norms_of(backbone), own, strict=True))
     _exchange(pairs)
     try:
@@ -45,7 +45,7 @@ def _exchange(pairs: list[tuple[_BatchNorm, nn.Module]]) -> None:
 
 @contextmanager
 def frozen(backbone: nn.Module) -> Iterator[None]:
-    """Inside, the backbone's batch norms use their running statistics and leave them alone."""
+    """Inside, the backbone's batch norms use their running statistics and do not update them."""
     norms = norms_of(backbone)
     training = [norm.training for norm in norms]
     for norm in norms:
@@ -58,9 +58,10 @@ def frozen(backbone: nn.Module) -> Iterator[None]:
 
 
 def seen(
-    backbone: nn.Module, own: nn.ModuleList | None, *, still: bool
+    backbone: nn.Module, own: nn.ModuleList | None, *, is_frozen: bool
 ) -> AbstractContextManager[None]:
-    """Inside, the backbone's batch norms are `frozen`, or else `own` if there are any."""
-    if still:
+    """Inside, the backbone's batch norms are frozen if `is_frozen`, else exchanged for `own` if
+    given."""
+    if is_frozen:
         return frozen(backbone)
     return nullcontext() if own is None else exchanged(backbone, own)

@@ -1,25 +1,31 @@
-"""What a checkpoint of a run with InfoAug or f-MICL says of it, and what is refused or put back.
+"""Checkpoints of runs with InfoAug or f-MICL: what is saved, refused and restored.
 
-solo-learn saves weights, optimizer and schedule. For a run with InfoAug the checkpoint also holds
-the random state and the momentum coefficient, and the buffers that SwAV and DeepCluster V2 make
-when training starts (queue, memory) find their way back: a resumed run is the run that was stopped.
+solo-learn saves weights, optimizer and schedule. With InfoAug, the checkpoint also holds the random
+state and the momentum coefficient. The buffers that SwAV and DeepCluster V2 make when training
+starts (queue, memory) are restored. A resumed run is therefore, bit for bit, the run that was not
+stopped.
 """
 
 from __future__ import annotations
 
+import json
 import random
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
 from solo_infoaug.errors import ConfigError
+from solo_infoaug.host import Host
 from solo_infoaug.objectives.config import FMICLConfig
-from solo_infoaug.twin.config import InfoAugConfig
+from solo_infoaug.twin.config import SHOULD_MATCH, InfoAugConfig, from_former_keys
 from solo_infoaug.twin.randomness import fork_rng
 
 _TWINS, _OBJECTIVE = "solo_infoaug", "solo_infoaug_fmicl"  # the keys in a checkpoint
@@ -34,7 +40,7 @@ def save(
     settings: InfoAugConfig | None,
     objective: FMICLConfig | None,
 ) -> None:
-    """Note which twins and which objective a run was trained with, and where it stands."""
+    """Save a run's twins, objective, random state and momentum coefficient."""
     if objective is not None:
         checkpoint[_OBJECTIVE] = objective.asdict()
     if settings is None:
@@ -42,7 +48,7 @@ def save(
     updater = getattr(method, "momentum_updater", None)
     checkpoint[_TWINS] = {
         "fingerprint": settings.fingerprint,
-        "arm": settings.arm,
+        "positives": settings.positives,
         "weight": settings.weight,
         "random": random_state(method.device),
         "tau": None if updater is None else updater.cur_tau,
@@ -79,13 +85,49 @@ def check_kind(theirs: bool, ours: bool) -> None:
     if theirs != ours:
         kinds = {False: "a baseline run", True: "a run with InfoAug"}
         raise ConfigError(
-            f"resume_from_checkpoint: the checkpoint is that of {kinds[theirs]}, and this is "
+            f"resume_from_checkpoint: the checkpoint is that of {kinds[theirs]}, but this is "
             f"{kinds[ours]}; resume with the configuration that it was trained with"
         )
 
 
+def check_former_runs(cfg: DictConfig, host: Host) -> None:
+    """Refuse to start again if the same run exists under the former keys.
+
+    Auto-resume compares the keys in args.json. A run saved under the former keys never matches, so
+    it would silently be trained again from the beginning.
+
+    Args:
+        cfg: of a run with InfoAug, as `write_infoaug` completes it.
+        host: whose auto-resume compares the keys.
+
+    Raises:
+        ConfigError: there is such a run.
+    """
+    select = OmegaConf.select
+    if not select(cfg, "auto_resume.enabled") or select(cfg, "resume_from_checkpoint") is not None:
+        return
+    keys = {*host.should_match, *SHOULD_MATCH}
+    oldest = time.time() - 3600 * select(cfg, "auto_resume.max_hours", default=36)
+    for path in (Path(cfg.checkpoint.dir) / cfg.method).rglob("*.ckpt"):
+        args = path.parent / "args.json"
+        if not args.is_file() or path.stat().st_ctime < oldest:
+            continue
+        run = json.loads(args.read_text(encoding="utf-8"))
+        former = run.get("infoaug")
+        if not isinstance(former, dict) or "arm" not in former:
+            continue
+        today = OmegaConf.create({**run, "infoaug": from_former_keys(former)})
+        if all(select(today, key) == select(cfg, key) for key in keys):
+            raise ConfigError(
+                f"auto_resume: {path} is from this run, but its args.json has the former keys "
+                "infoaug.arm and infoaug.others; to resume, replace them there by positives: "
+                f"{cfg.infoaug.positives} and without_twin_share: "
+                f"{cfg.infoaug.without_twin_share}; to start again, choose another checkpoint.dir"
+            )
+
+
 def has_twins(checkpoint: Mapping[str, Any]) -> bool:
-    """Whether a checkpoint is that of a run with InfoAug."""
+    """Whether a checkpoint is from a run with InfoAug."""
     return _TWINS in checkpoint
 
 
@@ -94,7 +136,7 @@ def has_twins(checkpoint: Mapping[str, Any]) -> bool:
 
 @dataclass(frozen=True)
 class Resumption:
-    """A run that goes on from a checkpoint: what to put back, and when.
+    """What to restore when a run resumes, and when.
 
     In this order: `restore_random_state`, once the checkpoint is loaded; `on_train_start` around
     the method's hook of that name, and `on_train_epoch_start` around that one, once.
@@ -103,26 +145,27 @@ class Resumption:
     method: Any
     branch: Any
     saved: Mapping[str, Any]
-    """What `save` noted when the checkpoint was written."""
+    """What `save` put into the checkpoint."""
     late_buffers: dict[str, Tensor]
-    """From `take_late_buffers`, of its weights."""
+    """From `take_late_buffers`."""
 
     @staticmethod
     def of(method: Any, branch: Any, checkpoint: dict[str, Any]) -> Resumption | None:
-        """None if the checkpoint does not say where the run stood."""
+        """None if the checkpoint has no random state."""
         late = take_late_buffers(method, branch, checkpoint["state_dict"])
         saved = checkpoint.get(_TWINS, {})
         return Resumption(method, branch, saved, late) if "random" in saved else None
 
     def restore_random_state(self) -> None:
-        """Draw on as the run that was stopped; a checkpoint is the first process's."""
+        """Restore the random state. The checkpoint only has that of the first process."""
         trainer = self.method.trainer
         if trainer.world_size == 1:
             _set_random_state(self.saved["random"], trainer.strategy.root_device)
 
     @contextmanager
     def on_train_start(self) -> Iterator[None]:
-        """What a run draws inside it drew when it first started; then buffers and momentum."""
+        """Inside, the run draws what it drew at its first start. Then restore buffers and
+        momentum."""
         with fork_rng(0, self.method.device):
             yield
         for name, value in self.late_buffers.items():
@@ -134,9 +177,10 @@ class Resumption:
 
     @contextmanager
     def on_train_epoch_start(self) -> Iterator[None]:
-        """Draw in the order of a run that was not stopped.
+        """Draw in the same order as a run that was not stopped.
 
-        It comes here before it asks its data loader for the epoch, and a resumed one afterwards.
+        Such a run calls this hook before it asks its data loader for the epoch; a resumed run,
+        after.
         """
         self.restore_random_state()
         yield
@@ -144,7 +188,7 @@ class Resumption:
 
 
 def _set_random_state(state: dict[str, Any], device: torch.device) -> None:
-    """Go on where `random_state` was called."""
+    """Restore the state that `random_state` returned."""
     version, keys, gauss = state["python"]
     random.setstate((version, tuple(keys), gauss))
     algorithm, keys, *rest = state["numpy"]
@@ -157,11 +201,11 @@ def _set_random_state(state: dict[str, Any], device: torch.device) -> None:
 def take_late_buffers(
     method: nn.Module, branch: Any, weights: dict[str, Tensor]
 ) -> dict[str, Tensor]:
-    """Take the buffers out of `weights` that the method will only make when training starts.
+    """Remove from `weights` the buffers that the method only makes when training starts.
 
     Args:
         method: as its constructor leaves it, with the branch.
-        branch: the twin branch, which knows the names of such buffers.
+        branch: the twin branch, whose spec names these buffers.
         weights: a checkpoint's state dict; changed in place.
     """
     known = method.state_dict().keys()
@@ -172,10 +216,10 @@ def take_late_buffers(
 
 @torch.no_grad()
 def _set_momentum(updater: Any, pairs: list[tuple[Any, Any]], tau: float) -> None:
-    """Go on with the momentum coefficient `tau`.
+    """Restore the momentum coefficient `tau`.
 
-    An update leaves its results in a memory layout of its own choice, and a convolution's rounding
-    depends on the layout: an update that changes no value brings it about.
+    A momentum update chooses the memory layout of its results, and the rounding of a convolution
+    depends on the layout. An update that changes no value therefore restores the layout.
     """
     updater.cur_tau = 1.0
     for pair in pairs:
@@ -184,7 +228,7 @@ def _set_momentum(updater: Any, pairs: list[tuple[Any, Any]], tau: float) -> Non
 
 
 def once_inside(owner: Any, name: str, context: Callable[[], AbstractContextManager[None]]) -> None:
-    """The next call of a hook of `owner` runs inside `context`, and calls after it as before."""
+    """Run the next call of a hook of `owner` inside `context`; later calls run as usual."""
 
     def hook() -> None:
         delattr(owner, name)

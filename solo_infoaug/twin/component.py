@@ -1,7 +1,7 @@
-"""The twin branch: all that is about training on twins, whoever trains.
+"""The twin branch: everything about training on twins, whoever trains.
 
-A `TwinBranch` learns by a `learner` (a second instance of a solo-learn method, or heads and a loss)
-from a `sampler`, over a backbone that its caller trains by something else:
+A `TwinBranch` has a `learner` (a second instance of a solo-learn method, or heads and a loss) and a
+`sampler` of twins. It shares the backbone of its caller, who adds the two losses:
 
     loss = own_loss + branch.loss(step)
 
@@ -34,14 +34,14 @@ class TwinBranch(nn.Module):
     """Heads of its own over a shared backbone, which pull a patch and its twin together."""
 
     prefetch: bool | None = None
-    """Prepare the next twin batch while a step runs; None: where the model is on a card."""
+    """Prepare the next twin batch while a step runs. None: if the model is on a GPU."""
 
     one_pass: bool | None = None
-    """Let the views of a step pass the backbone together; None: where the model is on the CPU."""
+    """Pass all views of a step through the backbone together. None: if the model is on the CPU."""
 
     few_operations: bool | None = None
-    """How one pass works: by few operations (where Python takes the time) or by little memory
-    traffic; None: the former where the model is on a card."""
+    """How one pass works: with few operations (if Python is the bottleneck) or with little memory
+    traffic. None: with few operations if the model is on a GPU."""
 
     def __init__(self, learner: Any, sampler: TwinSampler) -> None:
         super().__init__()
@@ -50,7 +50,7 @@ class TwinBranch(nn.Module):
 
     @property
     def settings(self) -> InfoAugConfig:
-        """What `infoaug` says."""
+        """The settings under `infoaug`."""
         return self.sampler.settings
 
     # --- a step ------------------------------------------------------------------------------
@@ -62,7 +62,7 @@ class TwinBranch(nn.Module):
         return TwinBatch(twins.index, self.learner.given(twins.views), twins.random)
 
     def loss(self, step: int) -> Tensor:
-        """λ times the loss of the twins of a step; what is drawn depends on the step alone."""
+        """λ times the loss of the twins of a step. All random draws depend on the step alone."""
         with self.together(step, []) if self._twins is None else nullcontext():
             twins = self._twins
             assert twins is not None
@@ -71,16 +71,16 @@ class TwinBranch(nn.Module):
                 # a patch is a class of its own: its label is its number in the dictionary
                 loss = self.learner.training_step([twins.index, twins.views, twins.index], step)
         self.learner.log("train_loss", loss, on_epoch=True, sync_dist=True)
-        # gradients are computed without Python, which this does not take from them
+        # the backward pass needs no Python, so this does not slow it down
         self._prepare(step + 1)
         return self.settings.weight * loss
 
     @contextmanager
     def together(self, step: int, views: Sequence[Tensor]) -> Iterator[Sequence[Tensor]]:
-        """Inside, the caller's views of a step and its twins pass the backbone in one go.
+        """Inside, the caller's views of a step and the twins pass through the backbone together.
 
-        The result is that of a pass each, up to rounding. `loss(step)` is to be called inside, with
-        the caller's own step before it, which is given the views that this gives.
+        Up to rounding, the result is that of separate passes. Inside, run your own step on the
+        views that this yields, then call `loss(step)`.
         """
         self._twins = twins = self.batch(step)
         on_cpu = twins.index.device.type == "cpu"
@@ -89,8 +89,8 @@ class TwinBranch(nn.Module):
             with ExitStack() as stack:
                 if one_pass:
                     views = self.learner.given(views)
-                    for backbone, norms, still in self._backbones():
-                        both = Views(views), Views(twins.views, norms, still)
+                    for backbone, norms, is_frozen in self._backbones():
+                        both = Views(views), Views(twins.views, norms, is_frozen)
                         stack.enter_context(joined(backbone, *both, few=self.few_operations))
                 yield views
         finally:
@@ -98,26 +98,28 @@ class TwinBranch(nn.Module):
 
     @contextmanager
     def _norms(self) -> Iterator[None]:
-        """Inside, the shared backbone's batch norms work as `infoaug.batch_norm` says."""
+        """Inside, the backbone's batch norms work as `infoaug.batch_norm` says."""
         with ExitStack() as stack:
-            for backbone, norms, still in self._backbones():
-                stack.enter_context(seen(backbone, norms, still=still))
+            for backbone, norms, is_frozen in self._backbones():
+                stack.enter_context(seen(backbone, norms, is_frozen=is_frozen))
             yield
 
     def _backbones(self) -> Iterator[tuple[nn.Module, nn.ModuleList | None, bool]]:
-        """Each that is shared, the branch's own batch norms of it, and whether they are frozen."""
-        still = self.settings.batch_norm == "frozen"
+        """Each shared backbone, the branch's own batch norms for it, and whether they are
+        frozen."""
+        is_frozen = self.settings.batch_norm == "frozen"
         for backbone, norms in self.learner.backbones():
-            yield backbone, norms, still
+            yield backbone, norms, is_frozen
 
     @torch.compiler.disable
     def _prepare(self, step: int) -> None:
         """Begin to prepare the twins of the next step of this epoch.
 
-        Between epochs loaders start their workers, and a process is best forked by its only thread.
+        It does nothing at the end of an epoch: loaders then fork their workers, which is unsafe
+        with more than one thread.
         """
         position = self.learner.position
-        # on the CPU it would take from the step what it gives
+        # on the CPU it would slow down the step by as much as it saves
         wanted = position.device.type == "cuda" if self.prefetch is None else self.prefetch
         if wanted and not self.learner.ends_epoch:
             self.sampler.prepare(step, position)
@@ -126,17 +128,19 @@ class TwinBranch(nn.Module):
 
     @property
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """For the optimizer, next to the caller's: what the branch trains but for the backbone."""
+        """For the optimizer, in addition to the caller's: what the branch trains, without the
+        backbone."""
         groups: list[dict[str, Any]] = self.learner.learnable_params
         return groups
 
     @property
     def momentum_pairs(self) -> list[tuple[Any, Any]]:
-        """Pairs of modules of the branch's own, the second of which follows the first."""
+        """The branch's own pairs of modules; the second is the moving average of the first."""
         return getattr(self.learner, "momentum_pairs", [])
 
     def hook(self, name: str) -> None:
-        """Do what the learner does in one of Lightning's hooks, `spec.HOOKS`, or end training."""
+        """Run one of Lightning's hooks (`spec.HOOKS`) of the learner; `on_train_end` closes the
+        branch."""
         if name == "on_train_end":
             self.close()
             return
@@ -144,7 +148,7 @@ class TwinBranch(nn.Module):
             getattr(self.learner, name)()
 
     def close(self) -> None:
-        """Forget the twins of a step that does not come."""
+        """Discard twins that were prepared for a step that will not run."""
         self.sampler.prefetch.clear()
 
     # --- how it is made ----------------------------------------------------------------------
@@ -163,13 +167,15 @@ class TwinBranch(nn.Module):
         """A branch for a loop of your own.
 
         Args:
-            backbone: any module, images to features, which the loop trains as well.
-            loss: of the heads' outputs [B, D], one tensor a view: of patches and twins by turns.
-            settings: with a `batch_size`, and without `heads`, `augmentations` and `objective`,
-                whose place the other arguments take.
-            views: `views.build_pipeline` makes one of them.
-            heads: features to what the loss compares; default as they are.
-            seed: of all that the branch draws.
+            backbone: any module from images to features. Your loop trains it too.
+            loss: takes the outputs of the heads, a tensor [B, D] for each view, alternately of
+                patches and of twins.
+            settings: with `batch_size`, but without `heads`, `augmentations` and `objective`, which
+                are arguments here.
+            views: pipelines, from `views.build_pipeline`.
+            heads: module from features to what the loss compares; by default, the features
+                themselves.
+            seed: of all random draws of the branch.
 
         Raises:
             ConfigError: settings that do not fit each other, the dictionary or the backbone.
@@ -179,7 +185,7 @@ class TwinBranch(nn.Module):
             if getattr(settings, key) is not None:
                 raise ConfigError(
                     f"infoaug.{key}: expected none in a loop of your own, got "
-                    f"{getattr(settings, key)!r}; it is the argument {instead} of "
+                    f"{getattr(settings, key)!r}; use the argument {instead} of "
                     "`TwinBranch.around`"
                 )
         check_norms(settings, backbone, type(backbone).__name__)
@@ -202,7 +208,7 @@ class TwinBranch(nn.Module):
 
         Raises:
             ConfigError: settings that do not fit each other, the dictionary or the method.
-            DictionaryError: a run that never had a dictionary has none now, or no patch a twin.
+            DictionaryError: there is no dictionary, or no patch in it has a twin.
         """
         spec = find_method(kind.infoaug_name)
         spec.check(method, settings.batch_size or 0, 1)
@@ -214,7 +220,7 @@ class TwinBranch(nn.Module):
 
 
 def check_norms(settings: InfoAugConfig, backbone: nn.Module, name: str) -> None:
-    """Raise a ConfigError if `infoaug.batch_norm` is about what the backbone does not have."""
+    """Raise a ConfigError if `infoaug.batch_norm` is set and the backbone has no batch norm."""
     if settings.batch_norm != "shared" and not norms_of(backbone):
         raise ConfigError(
             f"infoaug.batch_norm: {settings.batch_norm!r} needs a backbone with batch norm, and "
@@ -226,7 +232,7 @@ def twin_pipelines(host: Host, cfg: DictConfig, settings: InfoAugConfig) -> list
     """The branch's view pipelines: `infoaug.augmentations`, or the run's own.
 
     Raises:
-        ConfigError: other numbers or sizes of crops than the run's own views have.
+        ConfigError: the numbers or sizes of crops differ from those of the run's own views.
     """
     entries = cfg.augmentations
     if settings.augmentations is not None:

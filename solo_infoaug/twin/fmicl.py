@@ -1,10 +1,9 @@
 """`fmicl:` in a solo-learn configuration: f-MICL instead of InfoNCE in three methods.
 
-Where the configuration has `fmicl`, a method's training step is an `FMICLStep`: that of its base
-class (forward passes, online classifier, momentum), followed by the f-MICL loss of the same
-features that the method's own step would have fed to InfoNCE, which is not computed.
-`method_kwargs.temperature` has no effect then: σ has its place. What the loss of each method is
-made of stands in its module of `method_patches/`.
+With `fmicl`, a method's training step is an `FMICLStep`: the step of its base class (forward
+passes, online classifier, momentum), then the f-MICL loss of the features that would have gone into
+InfoNCE. InfoNCE is not computed, and `method_kwargs.temperature` has no effect; σ replaces it. Each
+method's module in `method_patches/` says what its loss is made of.
 """
 
 from __future__ import annotations
@@ -60,25 +59,25 @@ def check_method(method: str, key: str) -> None:
 
 
 class FMICLStep:
-    """The training step of one method, with f-MICL in the place of InfoNCE."""
+    """The training step of one method, with f-MICL instead of InfoNCE."""
 
     def __init__(self, name: str, plain: type, config: FMICLConfig) -> None:
-        """A step for instances of `plain`, which `METHODS` calls `name`, and of its subclasses."""
+        """A step for instances of `plain` and its subclasses; `name` is their name in `METHODS`."""
         spec = find_method(name)
         assert spec.fmicl_terms is not None
         self.config, self.terms_of = config, spec.fmicl_terms
         self.loss = config.loss(**spec.fmicl_options)
-        # whose step is InfoNCE's; its base class's is what remains
+        # this class's step is InfoNCE; the step of its base class is the rest
         self.owner = next(cls for cls in plain.__mro__ if "training_step" in vars(cls))
 
     @classmethod
     def of(cls, method: Any, kind: Any, config: FMICLConfig | None) -> FMICLStep | None:
-        """The step of a method that has been built; None where f-MICL is off.
+        """The step of a method that has been built; None if f-MICL is off.
 
-        `kind` says what `METHODS` calls it and of which class it is.
+        `kind` has the method's name in `METHODS` and its class.
 
         Raises:
-            ConfigError: the method is set to pair by label.
+            ConfigError: the method is configured to pair by label.
         """
         if config is not None and getattr(method, "supervised", False):
             raise ConfigError("method_kwargs.supervised: expected False with fmicl, got True")

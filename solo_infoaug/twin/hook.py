@@ -1,11 +1,12 @@
 """The door that solo-learn's own hook for plugins opens, where it has one.
 
 A solo-learn with the patches in `upstream/` loads plugins from the entry-point group `solo.plugins`
-and adds their losses to those of a method. Then nothing of solo-learn is replaced: `METHODS` and
-what auto-resume compares stay as they are. The loss is that of a `TwinBranch`.
+and adds their losses to those of a method. Nothing in solo-learn is then replaced, neither
+`METHODS` nor the keys of auto-resume. The loss is that of a `TwinBranch`.
 
-solo-learn imports this module in every program that imports its methods: what is heavy is imported
-when it is needed. Nobody can import it elsewhere, so it lies by itself.
+solo-learn imports this module in every program that imports its methods, so heavy modules are
+imported only when needed. Without such a solo-learn, this module cannot be imported; that is why it
+is separate.
 """
 
 from __future__ import annotations
@@ -23,11 +24,11 @@ NAME = "infoaug"
 
 
 class InfoAugPlugin(Plugin):
-    """What solo-learn calls."""
+    """The plugin, as solo-learn calls it."""
 
     @property
     def resume_keys(self) -> Sequence[str]:
-        """The keys that auto-resume compares as well."""
+        """Further keys that auto-resume compares."""
         from solo_infoaug.twin.config import SHOULD_MATCH
 
         return SHOULD_MATCH
@@ -41,27 +42,32 @@ class InfoAugPlugin(Plugin):
         """
         if "infoaug" not in cfg and "fmicl" not in cfg:
             return cfg
+        from solo_infoaug.host import load_host
+        from solo_infoaug.twin.checkpoint import check_former_runs
         from solo_infoaug.twin.config import complete_infoaug, write_infoaug
         from solo_infoaug.twin.fmicl import read_fmicl, write_fmicl
-        from solo_infoaug.twin.twins import open_if_there
+        from solo_infoaug.twin.run_dictionary import open_if_there
 
         write_fmicl(cfg, read_fmicl(cfg, cfg.method))
         settings = complete_infoaug(cfg, cfg.method)
         if settings is not None:
             open_if_there(settings)
         write_infoaug(cfg, settings)
+        if settings is not None:
+            check_former_runs(cfg, load_host())
         return cfg
 
     def extra_loss(self, method: Any) -> ExtraLoss:
-        """The twin branch's loss; without InfoAug none, but a wrong checkpoint is refused."""
+        """The twin branch's loss. Without InfoAug the loss is 0, but wrong checkpoints are
+        refused."""
         return TwinLoss(method)
 
 
 class TwinLoss(ExtraLoss):
     """The loss, parameters, momentum pairs and hooks of a twin branch.
 
-    The branch is `method.twin_branch`, and saved as without the hook. It is stepped by itself,
-    before the method has summed its own losses.
+    The branch is `method.twin_branch`, and checkpoints are the same as without the hook. The branch
+    steps on its own, before the method has summed its own losses.
     """
 
     def __init__(self, method: Any) -> None:
@@ -86,7 +92,7 @@ class TwinLoss(ExtraLoss):
             method.twin.trainer = method.trainer
         write_infoaug(cfg, self.settings)
         if step is not None:
-            # InfoNCE is not added to but replaced, which the hook cannot do: in this one model
+            # the hook cannot replace InfoNCE, so the step of this one model is replaced
             method.training_step = partial(step.__call__, method)  # Lightning looks at its code
         method.register_load_state_dict_pre_hook(self._before_loading)
 
@@ -123,15 +129,16 @@ class TwinLoss(ExtraLoss):
     # --- checkpoints -------------------------------------------------------------------------
 
     def on_save_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
-        """Note what the run is trained with."""
+        """Save the settings of the run."""
         from solo_infoaug.twin.checkpoint import save
 
         save(checkpoint, self.method, self.settings, self.objective)
 
     def _before_loading(self, method: Any, weights: dict[str, Any], *_: Any) -> None:
-        """Refuse another kind of run's checkpoint, and take out what is only made later.
+        """Refuse the checkpoint of another kind of run, and remove buffers that are only made
+        later.
 
-        Lightning shows a callback the checkpoint when it is too late for that.
+        Lightning shows the checkpoint to callbacks too late for this.
         """
         from solo_infoaug.twin.checkpoint import check_kind, take_late_buffers
 
@@ -142,7 +149,7 @@ class TwinLoss(ExtraLoss):
             check_kind(theirs, self.branch is not None)
 
     def on_load_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
-        """Go on where the run was stopped.
+        """Resume where the run was stopped.
 
         Raises:
             ConfigError: the checkpoint was trained with another objective.

@@ -1,7 +1,8 @@
-"""A step's views in one pass of a ResNet, with the numbers of a pass for each.
+"""All views of a step in one pass of a ResNet, with the results of separate passes.
 
-A pass reads, converts and adds to every weight, however few images it has: four passes of 24 images
-take longer than one of 96. Batch norm alone looks across images, so it sees each view by itself.
+A pass reads, converts and adds to every weight, however few images it has, so four passes of 24
+images take longer than one of 96. Only batch norm looks across images, so it treats each view
+separately.
 """
 
 from __future__ import annotations
@@ -26,14 +27,14 @@ Forward = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True, eq=False)
 class Views:
-    """The views of a branch, and the batch norms of a backbone as they see them."""
+    """The views of a branch, and the batch norms that the branch uses."""
 
     images: Sequence[Tensor]
     norms: nn.ModuleList | None = None
-    """In the place of the backbone's own, in the order of `norms_of`."""
+    """Replacements for the backbone's own, in the order of `norms_of`."""
 
-    still: bool = False
-    """They are normalised by the running statistics, which they leave alone."""
+    is_frozen: bool = False
+    """The views are normalised by the running statistics and do not update them."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,18 +45,18 @@ class _View:
 
 @contextmanager
 def joined(backbone: nn.Module, *branches: Views, few: bool | None = None) -> Iterator[None]:
-    """Inside, a view that the backbone is given takes along those of its size that come after it.
+    """Inside, the first view given to the backbone also carries the later views of its size.
 
-    Branches are in the order in which they use the backbone, the first with its batch norms as they
-    are; each gives it each of its views once, as solo-learn's base class does, and finds the
-    features of what was taken along. Where there are crops of several sizes each branch's pass by
-    themselves, since running statistics are to see a branch's small ones before the next branch.
-    What is no view gets a pass of its own; so does all where PyTorch compiles, which would do that
-    anew every step, where somebody's hooks watch a layer, and with other backbones than
-    torchvision's ResNets, which might draw random numbers.
+    Branches come in the order in which they use the backbone; the first uses its batch norms
+    unchanged. Each branch gives the backbone each of its views once, as solo-learn's base class
+    does, and gets the features that are already computed. With crops of several sizes, each
+    branch's views pass separately, because running statistics must see a branch's small crops
+    before the next branch. Inputs that are not views get a pass of their own. So do all views if
+    PyTorch compiles (it would compile again at every step), if other hooks watch a layer, or if the
+    backbone is not one of torchvision's ResNets (it might draw random numbers).
 
-    Where `few` (by default on a card) all layers are passed together, with as few
-    operations as there can be; elsewhere the time that memory takes decides.
+    With `few` (the default on a GPU), views pass all layers together, with as few operations as
+    possible. Otherwise only the layers where this saves memory traffic.
     """
     compiles = torch.compiler.is_compiling() or _has_compiled()
     if compiles or _has_hooks(backbone) or not _is_resnet(backbone):
@@ -99,7 +100,7 @@ def _has_compiled() -> bool:
 
 
 def _is_resnet(backbone: nn.Module) -> bool:
-    """Whether it works as torchvision's does, whatever its layers are."""
+    """Whether the backbone's `forward` is torchvision's, whatever its layers are."""
     return (
         isinstance(backbone, ResNet)
         and type(backbone).forward is ResNet.forward
@@ -121,19 +122,19 @@ def _together(
 ) -> Sequence[Tensor]:
     """The features of each view, by one pass of all but the backbone's early layers."""
     norms = norms_of(backbone)
-    # those of the first view's branch are in their place
+    # the first branch's are in place already
     own = [None if view.branch is views[0].branch else view.branch.norms for view in views]
     layers = list(zip(*(norms if o is None else o for o in own), strict=True))
-    still = [view.branch.still for view in views]
+    is_frozen = [view.branch.is_frozen for view in views]
     sizes = [len(view.image) for view in views]
-    if few and norms and not any(still) and fits(layers, sizes):
+    if few and norms and not any(is_frozen) and fits(layers, sizes):
         with stacked(backbone, norms, layers):
             return apart(alone(by_turns([view.image for view in views])), len(views))
     images, early = ([view.image for view in views], []) if few else _early(backbone, views)
     together = torch.cat(images)
     with ExitStack() as stack:
         for norm, theirs in zip(norms, layers, strict=True):
-            stack.enter_context(replaced(norm, _by_view(theirs, still, sizes)))
+            stack.enter_context(replaced(norm, _by_view(theirs, is_frozen, sizes)))
         for module in early:
             stack.enter_context(replaced(module, lambda given: given))
         if early:
@@ -142,9 +143,9 @@ def _together(
 
 
 def _early(backbone: nn.Module, views: Sequence[_View]) -> tuple[list[Tensor], list[nn.Module]]:
-    """What comes of the views by the layers that they pass one by one, and those layers.
+    """The outputs of the layers that views pass one by one, and these layers.
 
-    Where activations are larger than weights, to pass together costs more than it saves.
+    If activations are larger than weights, a joint pass costs more than it saves.
     """
     images, early = [view.image for view in views], []
     for stage in _stages(backbone):
@@ -152,8 +153,8 @@ def _early(backbone: nn.Module, views: Sequence[_View]) -> tuple[list[Tensor], l
         if largest_activation(stage, images) <= weights:
             break
         for i, view in enumerate(views):
-            norms = seen(backbone, view.branch.norms, still=view.branch.still)
-            # those of the first one are there already
+            norms = seen(backbone, view.branch.norms, is_frozen=view.branch.is_frozen)
+            # the first branch's are in place already
             with nullcontext() if view.branch is views[0].branch else norms:
                 for module in stage:
                     images[i] = module(images[i])
@@ -162,13 +163,13 @@ def _early(backbone: nn.Module, views: Sequence[_View]) -> tuple[list[Tensor], l
 
 
 def _stages(resnet: Any) -> list[list[nn.Module]]:
-    """What images pass one after another, and nothing beside it."""
+    """The layers that images pass in sequence, if there are no others."""
     stem = [resnet.conv1, resnet.bn1, resnet.relu, resnet.maxpool]
     return [stem, *([resnet.get_submodule(f"layer{i}")] for i in (1, 2, 3, 4))]
 
 
 def largest_activation(stage: Sequence[nn.Module], images: Sequence[Tensor]) -> float:
-    """Bytes of the largest activation of all images together."""
+    """Bytes of the largest activation of all images."""
     channels = images[0].shape[1]
     convolutions = [m for part in stage for m in part.modules() if isinstance(m, nn.Conv2d)]
     widest = max((convolution.out_channels for convolution in convolutions), default=channels)
@@ -176,16 +177,18 @@ def largest_activation(stage: Sequence[nn.Module], images: Sequence[Tensor]) -> 
     return sum(image.nbytes for image in images) / channels * widest / stride**2
 
 
-def _by_view(norms: Sequence[_BatchNorm], still: Sequence[bool], sizes: Sequence[int]) -> Forward:
+def _by_view(
+    norms: Sequence[_BatchNorm], is_frozen: Sequence[bool], sizes: Sequence[int]
+) -> Forward:
     """A forward pass of each view by its own batch norm, some of them frozen."""
     alone = [norm.forward for norm in norms]  # that of one of them will be replaced
 
     def one(place: int, images: Tensor) -> Tensor:
-        with frozen(norms[place]) if still[place] else nullcontext():
+        with frozen(norms[place]) if is_frozen[place] else nullcontext():
             return alone[place](images)
 
     def forward(images: Tensor) -> Tensor:
-        if any(still) or not all(_is_usual(norm, images) for norm in norms):
+        if any(is_frozen) or not all(_is_usual(norm, images) for norm in norms):
             return torch.cat([one(i, view) for i, view in enumerate(images.split(sizes))])
         affine = [value for norm in dict.fromkeys(norms) for value in (norm.weight, norm.bias)]
         normalised: Tensor = _NormByView.apply(images, norms, sizes, *affine)
@@ -195,7 +198,7 @@ def _by_view(norms: Sequence[_BatchNorm], still: Sequence[bool], sizes: Sequence
 
 
 def _is_usual(norm: _BatchNorm, images: Tensor) -> bool:
-    """Whether `_NormByView` can do it."""
+    """Whether `_NormByView` can replace this batch norm."""
     return (
         type(norm) is nn.BatchNorm2d
         and norm.training
@@ -208,9 +211,9 @@ def _is_usual(norm: _BatchNorm, images: Tensor) -> bool:
 
 
 class _NormByView(torch.autograd.Function):
-    """Batch norm of each view by its own module, written to where all lie.
+    """Batch norm of each view by its own module, written into one tensor.
 
-    To put the views together afterwards costs a hundredth of a step.
+    Concatenating the views afterwards would take a hundredth of a step.
     """
 
     @staticmethod

@@ -1,7 +1,7 @@
-"""What a twin branch learns by: a second instance of a solo-learn method, or heads and a loss.
+"""What a twin branch trains: a second instance of a solo-learn method, or heads and a loss.
 
-Either reaches a backbone that somebody else owns, has its heads and its state itself, and gives the
-loss of a batch. `learner_of` makes the first of a method; `PairLearner` is the second.
+Both use a backbone that somebody else owns, own their heads and state, and return the loss of a
+batch. `learner_of` makes the first; `PairLearner` is the second.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from solo_infoaug.twin.batch_norm import own_norms
 from solo_infoaug.twin.config import InfoAugConfig
 from solo_infoaug.twin.fmicl import FMICLStep, read_fmicl
 from solo_infoaug.twin.randomness import fork_rng
+from solo_infoaug.twin.run_dictionary import risks
 from solo_infoaug.twin.sampler import Position, TwinSampler
 from solo_infoaug.twin.spec import MethodSpec, find_method
-from solo_infoaug.twin.twins import risks
 
 REGISTERED = "solo_infoaug.registered"
 """The module through which pickle finds the classes made for solo-learn's methods."""
 
-# Parameter groups that the view branch already has, or that a branch without labels has no use for.
+# Parameter groups that the view branch has already, or that a branch without labels does not need.
 _NOT_THE_BRANCHS = {*BACKBONE_NAMES.values(), "classifier", "momentum_classifier"}
 
 # What a method logs about labels means nothing for images without them.
@@ -45,14 +45,14 @@ _NOT_LOGGED = {
 }
 
 Backbones = Iterator[tuple[nn.Module, nn.ModuleList | None]]
-"""Each that a branch shares, and the branch's own batch norms of it."""
+"""Each backbone that a branch shares, and the branch's own batch norms for it."""
 
 
 # --- a second instance of a method -----------------------------------------------------------
 
 
 class _NoClassifier(nn.Module):
-    """Stands where the online classifier was: one class, so that its loss is exactly zero."""
+    """Replaces the online classifier: it has one class, so its loss is exactly zero."""
 
     def forward(self, features: Tensor) -> Tensor:
         return features.new_zeros(len(features), 1)
@@ -76,7 +76,8 @@ def _renamed_module(name: str, to: str) -> property:
 
 
 class TwinMethod(Method):
-    """Mixed into a method: reaches the backbone through the view branch, and logs through it."""
+    """Mixed into a method: it uses the backbone of the view branch, and logs through the view
+    branch."""
 
     infoaug_name: str
     infoaug_plain: type
@@ -94,7 +95,7 @@ class TwinMethod(Method):
 
     @property
     def position(self) -> Position:
-        """Where the run is."""
+        """Where training is."""
         view, trainer = self.view_branch, self.view_branch._trainer
         batches = getattr(trainer, "num_training_batches", None)
         return Position(
@@ -107,7 +108,7 @@ class TwinMethod(Method):
 
     @property
     def ends_epoch(self) -> bool:
-        """Whether the epoch has no step after this one."""
+        """Whether this is the last step of the epoch."""
         return bool(getattr(self.view_branch._trainer, "is_last_batch", False))
 
     def backbones(self) -> Backbones:
@@ -117,9 +118,9 @@ class TwinMethod(Method):
             yield self.view_branch.momentum_backbone, self.momentum_norms
 
     def given(self, views: Sequence[Tensor]) -> list[Tensor]:
-        """Views as the method gives them to its backbone, so that it makes no copies.
+        """Views in the form that the backbone takes, so that the method makes no copies.
 
-        In its layout, and in the precision that the loader's have.
+        They get the backbone's memory layout and the precision of the loader's batches.
         """
         if not getattr(self.view_branch, "no_channel_last", True):
             views = [view.to(memory_format=torch.channels_last) for view in views]
@@ -158,7 +159,7 @@ class TwinMethod(Method):
     def _base_shared_step(self, X: Tensor, targets: Tensor) -> Any:  # noqa: N803
         """The method's outputs, with the class loss of one class, which is zero.
 
-        To compute it takes some thirty operations a step.
+        Computing it would take about thirty operations per step.
         """
         # as the release's and the current solo-learn's base classes do it
         method: Any = self
@@ -166,13 +167,13 @@ class TwinMethod(Method):
         return {**outputs, "loss": 0.0, "acc1": 0.0, "acc5": 0.0}
 
     def training_step(self, batch: Any, batch_idx: int) -> Any:
-        """The method's own, or f-MICL's."""
+        """The method's own training step, or f-MICL's."""
         if self.fmicl_step is None:
             return super().training_step(batch, batch_idx)
         return self.fmicl_step(self, batch, batch_idx)
 
     def on_train_start(self) -> None:
-        """Say what the branch trains on and what is risky about it, and do as the method does.
+        """Print what the branch trains on, warn of risks, and run the method's own hook.
 
         Raises:
             DictionaryError: the dictionary cannot be opened.
@@ -191,7 +192,7 @@ class TwinMethod(Method):
 
 def _announcement(dictionary: TwinDictionary, settings: InfoAugConfig, device: torch.device) -> str:
     return (
-        f"InfoAug: {settings.arm} twins, weight {settings.weight:g}, "
+        f"InfoAug: positives={settings.positives}, weight={settings.weight:g}, "
         f"{settings.batch_size} pairs a step of {len(dictionary.anchors)} "
         f"patches with a twin in {settings.twins} ({settings.chosen_by}; written "
         f"{settings.written}, of {', '.join(settings.videos or [])}); views on {device}"
@@ -200,12 +201,12 @@ def _announcement(dictionary: TwinDictionary, settings: InfoAugConfig, device: t
 
 @cache
 def learner_class(name: str, plain: type, shared: tuple[str, ...]) -> type:
-    """The class of a method's second instances: one for all, so that pickle can name it.
+    """The class of a method's second instances. It is made once, so that pickle can name it.
 
     Args:
-        name: of the method, as in `METHODS`.
+        name: the method's name in `METHODS`.
         plain: its class.
-        shared: what it calls its backbone and its momentum backbone.
+        shared: its names for the backbone and the momentum backbone.
     """
     spec = find_method(name)
     members: dict[str, Any] = {module: _shared_module(module) for module in shared}
@@ -241,7 +242,7 @@ def learner_of(view_branch: Any, kind: Any, cfg: DictConfig, sampler: TwinSample
         learner = kind(own)
     if settings.heads == "none":
         _leave_out_heads(learner, view_branch.features_dim)
-    # a plain attribute: the view branch owns it, it only refers back
+    # not as a submodule: the view branch owns this learner, which only refers back
     object.__setattr__(learner, "view_branch", view_branch)
     for shared in kind.infoaug_shared:
         learner._modules.pop(shared, None)
@@ -259,7 +260,7 @@ def learner_of(view_branch: Any, kind: Any, cfg: DictConfig, sampler: TwinSample
 
 
 def _configuration(spec: MethodSpec, cfg: DictConfig, settings: InfoAugConfig) -> DictConfig:
-    """What a second instance is built from."""
+    """The configuration that a second instance is built from."""
     own = copy.deepcopy(cfg)
     with open_dict(own):
         own.pop("infoaug", None)
@@ -283,11 +284,11 @@ def _check_headless(spec: MethodSpec) -> None:
 
 
 def _leave_out_heads(learner: Any, features: int) -> None:
-    """Compare features of the backbone, each dimension normalised over the batch.
+    """Replace the heads by batch norm: compare normalised features of the backbone.
 
-    Heads can carry the link between patch and twin by themselves: then the loss falls and the
-    backbone does not learn it. Without variance left to lose, normalised features cannot collapse
-    to one point; that they keep what tells patches apart is the view branch's work.
+    Heads can learn the link between patch and twin alone: the loss falls, and the backbone learns
+    nothing. Normalised features cannot collapse to one point, because their variance is fixed. The
+    view branch makes sure that they tell patches apart.
     """
     for name in ("projector", "momentum_projector"):
         if hasattr(learner, name):
@@ -300,7 +301,7 @@ def _leave_out_heads(learner: Any, features: int) -> None:
 
 
 class PairLearner(nn.Module):
-    """Heads over somebody's backbone, and a loss of the views of patches and twins."""
+    """Heads over a shared backbone, and a loss of the views of patches and twins."""
 
     ends_epoch = False
     backbone: nn.Module
@@ -313,7 +314,8 @@ class PairLearner(nn.Module):
         heads: nn.Module,
         batch_norm: str = "shared",
     ) -> None:
-        """`loss` is given the heads' outputs, a tensor a view; `batch_norm` is `infoaug`'s."""
+        """`loss` takes the outputs of the heads, a tensor for each view; `batch_norm` is a setting
+        of `infoaug`."""
         super().__init__()
         # its owner trains and saves it
         object.__setattr__(self, "backbone", backbone)
@@ -321,7 +323,7 @@ class PairLearner(nn.Module):
         self.norms = own_norms(backbone) if batch_norm == "separate" else None
         self.logged: dict[str, Tensor] = {}
         self.epoch = 0
-        """From whose beginning steps are counted; a loop that counts all its steps leaves it."""
+        """The epoch in which steps are counted. A loop that counts all its steps leaves it at 0."""
 
     @property
     def position(self) -> Position:
@@ -334,11 +336,11 @@ class PairLearner(nn.Module):
         return Position(rank, self.epoch, device, processes)
 
     def backbones(self) -> Backbones:
-        """The one there is."""
+        """The shared backbone."""
         yield self.backbone, self.norms
 
     def given(self, views: Sequence[Tensor]) -> list[Tensor]:
-        """As they are."""
+        """The views, unchanged."""
         return list(views)
 
     def log(self, name: str, value: Tensor, **kwargs: Any) -> None:

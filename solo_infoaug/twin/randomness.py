@@ -1,4 +1,4 @@
-"""Random numbers of the twin branch, which leave those of the view branch as they are."""
+"""Random numbers of the twin branch, which do not affect those of the view branch."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import torch
 
 @contextmanager
 def fork_rng(seed: int, device: torch.device) -> Iterator[None]:
-    """Inside, torch draws from `seed`, on the CPU and on `device`; outside nothing has happened.
+    """Inside, torch draws from `seed`, on the CPU and on `device`. Afterwards its state is as
+    before.
 
     `torch.random.fork_rng` with a seed. Kornia and solo-learn's methods draw from torch's
     global generators.

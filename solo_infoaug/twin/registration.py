@@ -1,4 +1,4 @@
-"""Registration: each method of solo-learn is replaced, in `METHODS` itself, by its extension.
+"""Registration: in `METHODS`, each method of solo-learn is replaced by its extension.
 
 A solo-learn with the hook for plugins (`upstream/`) needs no replacing: see `hook.py`.
 """
@@ -11,13 +11,19 @@ from solo_infoaug.twin.config import SHOULD_MATCH
 
 
 def register() -> Host:
-    """Teach the solo-learn that is here the keys `infoaug` and `fmicl`; once is enough.
+    """Teach the installed solo-learn the keys `infoaug` and `fmicl`. Calling it again changes
+    nothing.
 
     Returns:
-        The host, for those who want its names.
+        The host: solo-learn under the names that this package uses.
 
     Raises:
         HostError: there is no usable solo-learn.
+
+    Examples:
+        >>> host = register()
+        >>> host.methods["simclr"].__name__
+        'SimCLR'
     """
     host = load_host()
     if host.plugins is not None:

@@ -1,9 +1,9 @@
-"""What a twin branch sees at a step: seeds → request → pairs → views.
+"""The twins of a step: seeds → request → pairs → views.
 
-What is drawn depends on seed, rank, epoch and step alone, so a batch is the same whether it is
-prepared ahead or when its step begins. It is prepared ahead by a thread that does this and ends:
-there is nothing to stop after training, an exception or Ctrl-C. Whatever the batch depends on is in
-its `TwinRequest`; a step that asks for another one than was guessed gets its own.
+All draws depend only on seed, rank, epoch and step, so a batch is the same whether it is prepared
+ahead or when its step begins. A thread prepares one batch and ends, so there is nothing to stop
+after training, an exception or Ctrl-C. A `TwinRequest` holds everything that a batch depends on. If
+a step's request is not the one that was guessed, its batch is prepared anew.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from solo_infoaug.dictionary import TwinDictionary
 from solo_infoaug.errors import ConfigError
 from solo_infoaug.twin.config import InfoAugConfig
 from solo_infoaug.twin.randomness import fork_rng
-from solo_infoaug.twin.twins import check_dictionary, open_dictionary, open_if_there
+from solo_infoaug.twin.run_dictionary import check_dictionary, open_dictionary, open_if_there
 from solo_infoaug.views.operations import Drawn
 from solo_infoaug.views.pipeline import Pipeline, apply_views, draw_views, sent
 
 THREAD = "infoaug-prefetch"
 
 BEFORE_STEPS = 2**31
-"""In the place of a step's number, for what is drawn before an epoch's first one."""
+"""Stands for a step's number in draws before the first step of an epoch."""
 
 
 # --- seeds -----------------------------------------------------------------------------------
@@ -37,27 +37,28 @@ BEFORE_STEPS = 2**31
 
 @dataclass(frozen=True)
 class Position:
-    """Where training is, but for the step."""
+    """Where training is, without the step."""
 
     rank: int
     epoch: int
     device: torch.device
     processes: int = 1
     steps: int | None = None
-    """In an epoch, where its end is known."""
+    """Steps of an epoch, if known."""
 
 
 def seeds(seed: int, position: Position, step: int) -> tuple[int, int]:
-    """Seeds of the choice of pairs, and of all else that is drawn at a step."""
+    """Seeds of the choice of pairs, and of all other draws of a step."""
     sequence = np.random.SeedSequence([seed, position.rank, position.epoch, step])
     pairs, rest = (n >> 1 for n in sequence.generate_state(2, np.uint64).tolist())
     return pairs, rest
 
 
 def order(seed: int, position: Position, step: int) -> tuple[int, int]:
-    """Seed of an order of batches, and which of all processes' in it that of a step is.
+    """Seed of an order of batches, and the number in it of this process's batch of a step.
 
-    The order goes on over epochs; those without a known end have one each.
+    The order continues over epochs. If the length of epochs is unknown, each has an order of its
+    own.
     """
     if position.steps is None:
         seed += 1_000_003 * (position.epoch + 1)
@@ -71,30 +72,30 @@ def order(seed: int, position: Position, step: int) -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class TwinRequest:
-    """All that a twin batch depends on. Two that are equal give the same batch, bit for bit."""
+    """Everything that a twin batch depends on. Equal requests give the same batch, bit for bit."""
 
-    pairs: int
+    pairs_seed: int
     """Seed of the choice of pairs."""
 
-    views: int
+    views_seed: int
     """Seed of the views."""
 
     device: torch.device
     dictionary: TwinDictionary
     batch_size: int
-    arm: str
+    positives: str
     top_k: int
     temporal: bool
-    others: float
+    without_twin_share: float
     pipelines: Sequence[Pipeline]
     both: bool
-    """Every crop is made of the patch and of the twin."""
+    """Make each crop of both patch and twin."""
 
     seconds: float | None = None
-    """How far away in time both may be shown in other windows, if at all."""
+    """How many seconds away both may be shown in other windows; None: not at all."""
 
     order: tuple[int, int] | None = None
-    """Of a dictionary at a URL: see `TwinDictionary.sample`."""
+    """For a dictionary at a URL; see `TwinDictionary.sample`."""
 
     random_share: float = 0.0
     distinct_windows: bool = False
@@ -108,15 +109,15 @@ class TwinBatch:
     """int64 [B]: the patches, by their numbers in the dictionary."""
 
     views: list[Tensor]
-    """float32 [B, 3, crop, crop] each: of the patches and of their twins by turns."""
+    """float32 [B, 3, crop, crop] each: alternately of the patches and of their twins."""
 
     random: Tensor
-    """State of torch's CPU generator after the draws of the views, where the loss's begin."""
+    """State of torch's CPU generator after the draws of the views; those of the loss follow."""
 
 
 @dataclass(frozen=True)
 class PreparedTwins:
-    """A twin batch but for its views, which the device makes when the step begins."""
+    """A twin batch without its views, which the device makes when the step begins."""
 
     patch: Tensor
     """uint8 [B, 3, H, W], on the device; as are the following."""
@@ -128,10 +129,10 @@ class PreparedTwins:
     """As in `TwinBatch`, on the CPU."""
 
     there: torch.cuda.Event | None
-    """When the copy to the device is complete, if another stream than the current one makes it."""
+    """The end of the copy to the device, if another stream makes it."""
 
     def taken(self) -> PreparedTwins:
-        """The same, for the current stream."""
+        """The same batch, ready for the current stream."""
         if self.there is not None:
             stream = torch.cuda.current_stream(self.patch.device)
             stream.wait_event(self.there)
@@ -148,21 +149,21 @@ class PreparedTwins:
 def prepare(request: TwinRequest, stream: torch.cuda.Stream | None = None) -> PreparedTwins:
     """Draw and read a twin batch, and send it to its device, by `stream` or the current one.
 
-    Touches no state that threads share: neither torch's generators nor its default dtype.
+    It uses no state that threads share, neither torch's generators nor its default dtype.
     """
     patch, twin, index = request.dictionary.sample(
         request.batch_size,
-        torch.Generator().manual_seed(request.pairs),
-        arm=request.arm,
+        torch.Generator().manual_seed(request.pairs_seed),
+        positives=request.positives,
         top_k=request.top_k,
         temporal=request.temporal if request.seconds is None else request.seconds,
-        others=request.others,
+        without_twin_share=request.without_twin_share,
         order=request.order,
         random_share=request.random_share,
         distinct_windows=request.distinct_windows,
     )
     count, _, height, width = patch.shape
-    random = torch.Generator().manual_seed(request.views)
+    random = torch.Generator().manual_seed(request.views_seed)
     drawn = draw_views(request.pipelines, count, height, width, random, both=request.both)
     with torch.cuda.stream(stream) if stream is not None else nullcontext():
         parts = (tensor for one in drawn for tensor in one)
@@ -188,15 +189,15 @@ class _Preparation(threading.Thread):
     def run(self) -> None:
         try:
             if self.stream is not None:
-                # a new thread's is the first card: to come back to it would take memory there
+                # a new thread starts on the first GPU, where a return to it would take memory
                 torch.cuda.set_device(self.stream.device)
             self.twins = prepare(self.request, self.stream)
-        except BaseException as error:  # it belongs to the step that asks for this batch
+        except BaseException as error:  # raised in the step that takes this batch
             self.error = error
 
 
 class Prefetch:
-    """Prepares one batch ahead. A copy, and what pickle makes of it, starts with none."""
+    """Prepares one batch ahead. Copies, also by pickle, start without one."""
 
     def __init__(self) -> None:
         self._ahead: _Preparation | None = None
@@ -207,11 +208,11 @@ class Prefetch:
 
     @property
     def pending(self) -> bool:
-        """Whether a batch is prepared, or in the making."""
+        """Whether a batch is prepared or being prepared."""
         return self._ahead is not None
 
     def start(self, request: TwinRequest) -> None:
-        """Begin to prepare a batch, in the place of what was prepared before."""
+        """Begin to prepare a batch; an earlier one is discarded."""
         self.clear()
         if request.device.type == "cuda" and (
             self._stream is None or self._stream.device != request.device
@@ -222,7 +223,7 @@ class Prefetch:
         self._ahead = ahead
 
     def take(self, request: TwinRequest) -> PreparedTwins:
-        """The batch: the one that was prepared ahead if it is that, else prepared now.
+        """The batch, from what was prepared ahead if that fits the request, else prepared now.
 
         Raises:
             DictionaryError: the dictionary cannot be read.
@@ -236,7 +237,7 @@ class Prefetch:
         return ahead.twins.taken()
 
     def clear(self) -> None:
-        """Forget what was prepared; afterwards no thread is left."""
+        """Discard what was prepared, and wait for the thread to end."""
         self._ended()
 
     def _ended(self) -> _Preparation | None:
@@ -254,19 +255,19 @@ class TwinSampler:
     """The twin batches of a run, by its settings, seed and position."""
 
     dictionary: TwinDictionary | None
-    """None where a finished run is read whose dictionary is gone."""
+    """None for a finished run whose dictionary is gone."""
 
     def __init__(
         self, settings: InfoAugConfig, pipelines: Sequence[Pipeline], *, seed: int, both_views: bool
     ) -> None:
-        """Opens the dictionary, and notes in `settings` what it is.
+        """Open the dictionary, and note in `settings` which one it is.
 
         Raises:
-            DictionaryError: a run that never had a dictionary has none now, or no patch a twin.
-            ConfigError: more is asked for than the dictionary keeps, or no batch size is given.
+            DictionaryError: there is no dictionary, or no patch in it has a twin.
+            ConfigError: a setting needs more than the dictionary keeps, or there is no batch size.
         """
         if settings.batch_size is None:
-            raise ConfigError("infoaug.batch_size: expected the pairs a step, got None")
+            raise ConfigError("infoaug.batch_size: expected the number of pairs per step, got None")
         self.settings, self.pipelines = settings, pipelines
         self.seed, self.both_views = seed, both_views
         self.dictionary = open_if_there(settings)
@@ -275,7 +276,7 @@ class TwinSampler:
         self.prefetch = Prefetch()
 
     def __getstate__(self) -> dict[str, Any]:
-        """All but the dictionary, which is opened again where it lies."""
+        """Everything except the dictionary, which is opened again from its place."""
         return {name: value for name, value in vars(self).items() if name != "dictionary"}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -294,7 +295,7 @@ class TwinSampler:
         return self.dictionary
 
     def request(self, step: int, position: Position) -> TwinRequest:
-        """What the batch of a step is made of."""
+        """The request for the batch of a step."""
         settings, temporal = self.settings, self.settings.temporal
         assert settings.batch_size is not None
         dictionary = self.opened()
@@ -303,11 +304,11 @@ class TwinSampler:
             device=position.device,
             dictionary=dictionary,
             batch_size=settings.batch_size,
-            arm=settings.arm,
+            positives=settings.positives,
             top_k=settings.top_k,
             temporal=bool(temporal),
             seconds=None if isinstance(temporal, bool) else float(temporal),
-            others=settings.others,
+            without_twin_share=settings.without_twin_share,
             pipelines=self.pipelines,
             both=self.both_views,
             order=order(self.seed, position, step) if dictionary.stream else None,
@@ -316,7 +317,7 @@ class TwinSampler:
         )
 
     def batch(self, step: int, position: Position) -> TwinBatch:
-        """The pairs of a step; those that were prepared ahead if it is them."""
+        """The pairs of a step, prepared ahead or now."""
         request = self.request(step, position)
         return self.prefetch.take(request).shown(request)
 
@@ -328,15 +329,15 @@ class TwinSampler:
     def randomness(
         self, step: int, position: Position, after: Tensor | None = None
     ) -> Iterator[None]:
-        """Inside, torch draws by seed, rank, epoch and step alone.
+        """Inside, torch's draws depend only on seed, rank, epoch and step.
 
-        So a resumed run draws what an uninterrupted one would, and the view branch draws what a
-        run without InfoAug does.
+        A resumed run therefore draws the same as an uninterrupted one, and the view branch the same
+        as a run without InfoAug.
 
         Args:
             step: or `BEFORE_STEPS`.
             position: of the run.
-            after: the CPU generator's state to begin with, if something has been drawn already.
+            after: the state of the CPU generator to start from, if there have been draws already.
         """
         with fork_rng(seeds(self.seed, position, step)[1], position.device):
             if after is not None:

@@ -1,4 +1,4 @@
-"""What is special about a solo-learn method, for its twin branch.
+"""The spec of a solo-learn method: how its twin branch differs from the generic one.
 
 The branch is generic: a second instance of the method over the same backbone (`learner.py`).
 `method_patches/` holds one small module for each method, named as in solo-learn's `METHODS`, with
@@ -37,7 +37,7 @@ def _nothing(*args: Any) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class MethodFacts:
-    """What is told of a method and of its twin branch; nothing at run time reads it."""
+    """Facts about a method and its twin branch, for tables and docs; training does not use them."""
 
     title: str
     """The method's name in its paper."""
@@ -46,16 +46,16 @@ class MethodFacts:
     """Address of the paper."""
 
     positive: str
-    """What a patch and its twin are to each other in this method's loss."""
+    """What this method's loss makes of a patch and its twin."""
 
     hosts: tuple[str, ...] = ("current", "release")
     """Which solo-learn has the method: the current one, the PyPI release, or both."""
 
     momentum_heads: tuple[str, ...] = ()
-    """Modules that follow `heads` by the method's moving average."""
+    """Modules that are the moving average of `heads`."""
 
     hooks: tuple[str, ...] = ()
-    """Those of `HOOKS` that the method itself defines, and lives by."""
+    """Those of `HOOKS` that the method itself defines and needs."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,50 +63,62 @@ class MethodSpec(MethodFacts):
     """How one method's twin branch, and f-MICL in it, differ from the generic ones."""
 
     heads: tuple[str, ...]
-    """Trained modules that the branch has of its own. `infoaug.heads: none` needs that there is no
-    other than projector and predictor."""
+    """The branch's own trained modules. `infoaug.heads: none` is possible if these are only
+    projector and predictor."""
 
     state: tuple[str, ...] = ()
-    """Buffers that the branch has of its own: queues, prototypes' memory, centres. A resumed run
-    waits for those that are only made when training starts."""
+    """The branch's own buffers: queues, memory of prototypes, centres. If they are only made when
+    training starts, a resumed run restores them then."""
 
     branch: type = object
-    """Mixed into the branch, in front of the method."""
+    """A class that the branch inherits from, before the method."""
 
     heads_by_default: str = "full"
-    """What `infoaug.heads` is by default; a module that changes it has the measurement."""
+    """Default of `infoaug.heads`. Modules that set `none` cite the measurement."""
 
     both_views: bool = False
-    """Make each crop of the patch and of the twin, instead of one or the other by turns."""
+    """Make each crop of both patch and twin, instead of alternating."""
 
     renamed: Mapping[str, str] = field(default_factory=dict)
-    """Modules whose names solo-learn's linear evaluation would take for the backbone's."""
+    """New names for modules that solo-learn's linear evaluation would take for the backbone."""
 
     configure: Callable[[DictConfig], None] = _nothing
     """Changes the configuration that the branch is built from."""
 
     check: Callable[[Any, int, int], None] = _nothing
-    """`check(method, batch_size, processes)` raises a ConfigError where the method's state cannot
-    take twin batches of that size."""
+    """`check(method, batch_size, processes)` raises a ConfigError if the method's state cannot take
+    twin batches of that size."""
 
     fmicl_terms: FMICLTermsOf | None = None
-    """`fmicl_terms(method, outputs, loss)` makes of the base class's training step the two terms of
-    f-MICL, and the features of two views; None where there is no InfoNCE that f-MICL replaces."""
+    """`fmicl_terms(method, outputs, loss)` computes the two terms of f-MICL from the outputs of the
+    base class's training step, and returns the features of two views too. None: the method has no
+    InfoNCE."""
 
     fmicl_options: Mapping[str, Any] = field(default_factory=dict)
-    """Of f-MICL's loss for this method: `FMICLConfig.loss`."""
+    """Arguments of `FMICLConfig.loss` for this method."""
 
 
 _added: dict[str, MethodSpec] = {}
 
 
 def add_method(name: str, spec: MethodSpec) -> None:
-    """Give a method of your own a twin branch, or one of solo-learn's another one.
+    """Give a method of your own a twin branch, or replace that of a solo-learn method.
 
     Args:
-        name: what solo-learn's `METHODS` calls the method. Put it there before `register()`, or
-            register again.
-        spec: what its twin branch doubles, and what is not generic about it.
+        name: the method's name in solo-learn's `METHODS`. Add the method there before `register()`,
+            or call `register()` again.
+        spec: the modules that its twin branch has of its own, and its special cases.
+
+    Examples:
+        >>> spec = MethodSpec(
+        ...     title="Align and uniform",
+        ...     paper="https://arxiv.org/abs/2005.10242",
+        ...     positive="patch and twin are close, patches fill the sphere",
+        ...     heads=("projector",),
+        ... )
+        >>> add_method("align_uniform", spec)
+        >>> find_method("align_uniform").title
+        'Align and uniform'
     """
     _added[name] = spec
 
@@ -124,7 +136,7 @@ def find_method(name: str) -> MethodSpec:
     """The spec of the method that `METHODS` calls `name`.
 
     Raises:
-        ConfigError: there is none.
+        ConfigError: there is no such method.
     """
     if name in _added:
         return _added[name]

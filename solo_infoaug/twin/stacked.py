@@ -1,9 +1,9 @@
-"""Batch norm of each of several views by itself in one call, for cards that wait for Python.
+"""Batch norm of several views in one call, each view by itself; for GPUs that wait for Python.
 
-The views lie in the batch by turns: the first image of each, the second of each. Then `[B·V, C]` is
-`[B, V·C]` without a copy, where one native batch norm sees each view's channels by themselves.
-Weights of all layers are gathered by one selection, and all running statistics are updated in the
-end, so that a layer asks for one operation.
+Views are interleaved in the batch: the first image of each view, then the second of each. `[B·V,
+C]` is then `[B, V·C]` without a copy, and one native batch norm treats each view's channels
+separately. One selection gathers the weights of all layers, and all running statistics are updated
+at the end, so each layer needs one operation.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Norms = Sequence[_BatchNorm]  # of one layer: a batch norm for each view
 
 @contextmanager
 def replaced(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
-    """Inside, the module's `forward` is this one."""
+    """Inside, the module's `forward` is replaced."""
     before = vars(module).get("forward")
     vars(module)["forward"] = forward
     try:
@@ -36,7 +36,7 @@ def replaced(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
 
 
 def fits(layers: Sequence[Norms], sizes: Sequence[int]) -> bool:
-    """Whether one batch norm can do the work of each layer's: views of one size, usual settings."""
+    """Whether one batch norm per layer is enough: views of one size, usual settings."""
     every = [norm for norms in layers for norm in norms]
     return (
         len(set(sizes)) == 1
@@ -68,10 +68,10 @@ def apart(features: Tensor, views: int) -> tuple[Tensor, ...]:
 
 @contextmanager
 def stacked(backbone: nn.Module, backbone_norms: Norms, layers: Sequence[Norms]) -> Iterator[None]:
-    """Inside, the backbone's batch norms normalise views that lie `by_turns`, each by its own.
+    """Inside, the backbone's batch norms normalise each view of a `by_turns` batch by its own.
 
-    `layers` has for each of `backbone_norms` the batch norms in whose place it works. Running
-    statistics are those of passes one after another, and are updated at the end.
+    `layers` has, for each of `backbone_norms`, the batch norms that it replaces. Running statistics
+    are updated at the end, with the result of successive passes.
     """
     views = len(layers[0])
     different = list(dict.fromkeys(norm for norms in layers for norm in norms))
@@ -94,7 +94,7 @@ def stacked(backbone: nn.Module, backbone_norms: Norms, layers: Sequence[Norms])
                 side_by_side, weights[layer], biases[layer], None, None, True, 0.0, eps
             )
             seen[layer] = mean.detach(), scale.detach(), side_by_side.numel() // widths[layer]
-            # to autograd not a view: a ReLU in place on a view is copied five times going backward
+            # not a view to autograd: an in-place ReLU on a view takes five copies backward
             return torch.ops.aten._unsafe_view(out, images.shape)
 
         return forward
@@ -112,21 +112,22 @@ def stacked(backbone: nn.Module, backbone_norms: Norms, layers: Sequence[Norms])
 
 
 def _convolve(convolution: nn.Conv2d, images: Tensor) -> Tensor:
-    """In NCHW, in which views by turns lie side by side; of channels_last the weight is copied."""
+    """Run a layer in NCHW, which keeps interleaved views adjacent; weights in channels_last are
+    copied."""
     weight = _Contiguous.apply(convolution.weight, _autocast_type(convolution.weight))
     return convolution._conv_forward(images, weight, convolution.bias)
 
 
 def _autocast_type(weight: Tensor) -> torch.dtype:
-    """In which autocast would let a layer work."""
+    """The dtype that autocast would use in a layer."""
     kind = weight.device.type
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
 
 
 class _Contiguous(torch.autograd.Function):
-    """A weight in NCHW, and its gradient in the weight's own layout, by one operation each.
+    """A weight in NCHW, and its gradient in the weight's own layout, in one operation each.
 
-    They are autocast's conversions at once, where it is on.
+    With autocast, the same operation converts the dtype.
     """
 
     @staticmethod
@@ -179,10 +180,11 @@ def _buffers(norms: Norms, name: str) -> list[Tensor]:
 
 @dataclass(frozen=True)
 class _Places:
-    """Indices of channels, on the device. Kept, since to make them means a copy to the card."""
+    """Indices of channels, on the device. They are cached, because making them copies to the
+    GPU."""
 
     every: Tensor
-    """Among the channels of all batch norms those that the layers use, view by view."""
+    """The channels that the layers use, view by view, among those of all batch norms."""
 
     seen: Tensor
     """Among those the ones of the first view, of the second, …"""
@@ -191,7 +193,7 @@ class _Places:
     """How many each view has."""
 
     kept: list[Tensor | None]
-    """For each view where among the channels of all batch norms these lie; None: they are all."""
+    """For each view, where its channels are among those of all batch norms; None: it uses all."""
 
 
 @functools.lru_cache(maxsize=16)
@@ -221,7 +223,7 @@ def _indices(
 def _unbiased(
     widths: tuple[int, ...], counts: tuple[int, ...], device: torch.device, dtype: torch.dtype
 ) -> Tensor:
-    """n / (n - 1) of each channel, by which a variance is kept."""
+    """n / (n - 1) of each channel, the factor of an unbiased variance."""
     factors = [
         n / max(n - 1, 1) for width, n in zip(widths, counts, strict=True) for _ in range(width)
     ]

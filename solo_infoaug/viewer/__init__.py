@@ -1,3 +1,3 @@
-"""A dictionary to look at: pictures, a movie, an HTML page."""
+"""Pictures, a movie and an HTML page of a dictionary."""
 
 from solo_infoaug.viewer.page import show as show

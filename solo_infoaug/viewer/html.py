@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 
 def render(package: str, template: str, **values: Any) -> str:
-    """The page that a template of a package makes of `values`; they are escaped."""
+    """Render a template of a package with `values`, which are escaped."""
     environment = Environment(loader=PackageLoader(package, "."), autoescape=True)
     return environment.get_template(template).render(**values)
 
@@ -23,16 +23,16 @@ def png(figure: Figure, dpi: int) -> bytes:
 
 
 def embedded(figure: Figure, dpi: int = 110) -> str:
-    """A figure as an address, for `src`."""
+    """A figure as a data URL, for `src`."""
     return data_uri(png(figure, dpi))
 
 
 def embedded_photo(figure: Figure, dpi: int) -> str:
-    """A figure that is mostly a photograph, as an address: a fifth of the size of a PNG."""
+    """A figure that is mostly a photograph, as a data URL of a fifth of a PNG's size."""
     figure.savefig(buffer := io.BytesIO(), format="jpeg", dpi=dpi, pil_kwargs={"quality": 80})
     return data_uri(buffer.getvalue(), "jpeg")
 
 
 def data_uri(image: bytes, kind: str = "png") -> str:
-    """The content of a picture's file as an address, for `src`."""
+    """The content of an image file as a data URL, for `src`."""
     return f"data:image/{kind};base64," + base64.b64encode(image).decode("ascii")

@@ -20,7 +20,7 @@ from solo_infoaug.mining.video import find_videos, open_video, video_digest
 from solo_infoaug.viewer.pictures import strongest_pairs
 
 _WIDEST, _NARROWEST = 1280, 320
-# So many frames of a track are drawn behind each patch.
+# This many frames of a track are drawn behind each patch.
 _TRAIL = 24
 _FAINT = (170, 170, 170)
 
@@ -30,9 +30,9 @@ def write_movie(
 ) -> None:
     """Write an mp4 of some windows: the strongest pairs of twins, joined, with their tracks.
 
-    Each pair has a colour of its own; patches without a twin are grey dots. A patch is drawn as
-    long as it was tracked. The source `videos`, or folders of them, are known by their content; a
-    window whose video is not among them is drawn on a still.
+    Each pair has a colour of its own; patches without a twin are grey dots. A patch is drawn while
+    it is tracked. Source `videos`, or folders of them, are recognised by their content. A window
+    whose video is not among them is drawn on its still frame.
 
     Raises:
         VideoError: `videos` names what does not exist, or the movie cannot be encoded.
@@ -103,7 +103,7 @@ def _annotated(
 def _source(
     dictionary: TwinDictionary, window: WindowRecord, paths: dict[str, Path]
 ) -> Iterator[np.ndarray]:
-    """The frames of a window: of its video where that is known, else a still again and again."""
+    """The frames of a window: from its video if that is given, else its still frame, repeated."""
     count = int(window.record["frames"])
     number = int(dictionary.patches["video"][window.patches.start])
     source = read_record(dictionary.part_files(number)).get("source")

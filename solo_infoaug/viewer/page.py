@@ -1,4 +1,4 @@
-"""A dictionary to look at: one page, one picture, or a movie."""
+"""Draw a dictionary as one page, one picture, or a movie."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from solo_infoaug.viewer import pictures
 from solo_infoaug.viewer.html import embedded, embedded_photo, png, render
 from solo_infoaug.viewer.movie import write_movie
 
-# Windows with the most twins are shown; a page of hundreds helps nobody, and opens slowly.
+# Only the windows with the most twins are shown: a page with hundreds would open slowly.
 _WINDOWS = 6
 _FILM_WINDOWS = 12
 # Rows of the page's table of videos.
@@ -41,24 +41,24 @@ def show(
         dictionary: what to draw.
         file: `.html` for one self-contained page, `.png` for a picture, `.mp4` for the twins
             moving along their tracks.
-        videos: for `.mp4`, the source videos or folders of them, to draw on their frames; without
-            them it is drawn on the frame of each window.
-        windows: how many, those with the most twins; 6 on a page, 4 in a picture, 12 in a film if
-            None.
+        videos: for `.mp4`, the source videos or folders of them, whose frames are drawn on. Without
+            them, the still frame of each window is used.
+        windows: number of windows, those with the most twins. Default: 6 on a page, 4 in a picture,
+            12 in a movie.
 
     Raises:
-        ConfigError: the file name ends otherwise, `videos` are given and it is no mp4, or `windows`
-            is less than 1.
+        ConfigError: the file name has another ending, `videos` are given but the file is not an
+            mp4, or `windows` is less than 1.
         OutputError: the file cannot be written.
         DictionaryError: the dictionary's files are damaged.
-        VideoError: `videos` cannot be read, or the mp4 not be written.
+        VideoError: `videos` cannot be read, or the mp4 cannot be written.
     """
     path = Path(file)
     ending = path.suffix.lower()
     if ending not in (".html", ".png", ".mp4"):
         raise ConfigError(f"the file to write must end in .html, .png or .mp4, not {path.name!r}")
     if videos and ending != ".mp4":
-        raise ConfigError(f"--video: source videos are drawn in an .mp4, and {path.name} is none")
+        raise ConfigError(f"--video: source videos are only drawn in an .mp4; got {path.name}")
     require(windows is None or windows >= 1, "windows", "at least 1", windows)
     with new_file(path, "out") as fresh:
         if ending == ".html":

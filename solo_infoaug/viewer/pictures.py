@@ -1,7 +1,7 @@
 """Pictures of what was mined, as matplotlib figures.
 
-Those of a window raise ConfigError if there is no such window, and all DictionaryError if the files
-that they show are damaged.
+Functions that draw a window raise a ConfigError if there is no such window. All raise a
+DictionaryError if the files are damaged.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _REASON_COLOURS = ("#ffb000", "#d62728", "#4c78a8", "#b279a2", "#dddddd", "#54a2
 def draw_twins(dictionary: TwinDictionary, window: int, pairs: int = _PAIRS) -> Figure:
     """The strongest twins on the frame of a window, joined by lines in the colour of their MI.
 
-    Each patch is drawn once: with `pairs` pairs at most, strongest first.
+    Each patch is drawn once. At most `pairs` pairs are drawn, strongest first.
     """
     record = _window(dictionary, window)
     image = record.image
@@ -97,7 +97,7 @@ def richest_windows(dictionary: TwinDictionary, count: int) -> list[int]:
 def draw_tracks(dictionary: TwinDictionary, window: int) -> Figure:
     """The patches' tracks over the frame of a window, a dot where they end.
 
-    A second picture shows what is left of them without the background's motion.
+    A second picture shows the tracks without the background's motion.
     """
     record = _window(dictionary, window)
     arrays = record.arrays
@@ -131,7 +131,7 @@ def draw_tracks(dictionary: TwinDictionary, window: int) -> Figure:
 
 
 def draw_reasons(dictionary: TwinDictionary, window: int) -> Figure:
-    """What became of each patch of a window: a twin, or why there is none."""
+    """Whether each patch of a window has a twin, or why not."""
     record = _window(dictionary, window)
     arrays = record.arrays
     figure, (axes,) = _frame_axes(record.image)
@@ -146,12 +146,12 @@ def draw_reasons(dictionary: TwinDictionary, window: int) -> Figure:
             axes.add_collection(squares, autolim=False)
             axes.plot([], [], "s", color=_REASON_COLOURS[number], label=f"{name}: {len(chosen)}")
         axes.legend(loc="lower right", fontsize=8, framealpha=0.85)
-    axes.set_title(f"{_name(record)}: what became of its patches", fontsize=10)
+    axes.set_title(f"{_name(record)}: twins, and why patches have none", fontsize=10)
     return figure
 
 
 def draw_mi_histogram(dictionary: TwinDictionary, window: int) -> Figure:
-    """The MI of all pairs and of the twins of a window, beside that of time-shifted surrogates."""
+    """The MI of all pairs and of the twins of a window, next to that of time-shifted surrogates."""
     record = _window(dictionary, window)
     arrays = record.arrays
     rows = record.rows
@@ -195,8 +195,8 @@ def draw_mi_matrix(dictionary: TwinDictionary, window: int) -> Figure:
 def draw_pairs(dictionary: TwinDictionary, count: int = 24) -> Figure:
     """A contact sheet of strong pairs: each patch above its twin, their MI above both.
 
-    The strongest pair of each window comes first, then the second of each; no patch comes twice.
-    Where a crop shows more than the patch, a square says which part that is.
+    The strongest pair of each window comes first, then the second of each; no patch comes twice. If
+    a crop shows more than the patch, a square marks the patch.
     """
     ranked = [
         (index, -float(dictionary.mi[window.patches.start + i, 0]), window.patches.start + i)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -114,10 +115,12 @@ def test_arms_share_everything_but_the_twins(overrides: Overrides) -> None:
         for run in _plan(overrides("arms=[baseline,baseline_images,random,self,infoaug]"))
     }
     configs = {arm: _container(run) for arm, run in runs.items()}
-    assert {arm: configs[arm].pop("infoaug")["arm"] for arm in ("random", "self", "infoaug")} == {
+    assert {
+        arm: configs[arm].pop("infoaug")["positives"] for arm in ("random", "self", "infoaug")
+    } == {
         "random": "random",
         "self": "self",
-        "infoaug": "mi",
+        "infoaug": "twins",
     }
     assert configs["baseline_images"].pop("max_epochs") == 2
     for config in configs.values():
@@ -182,6 +185,41 @@ def test_hash_follows_what_decides_and_nothing_else(overrides: Overrides, tmp_pa
     assert weight["infoaug"] != before["infoaug"]
     assert all(a != b for a, b in zip(hashes("seeds=1").values(), before.values(), strict=True))
     assert hashes("evaluate.k=5")["baseline"] != before["baseline"]
+
+
+def test_finished_runs_keep_the_hash_that_they_had_under_former_keys(
+    slim_backbone: None, image_folder: Path, twins_folder: Path, tmp_path: Path
+) -> None:
+    """The hashes are of the commit before `infoaug.arm` and `infoaug.others` were renamed."""
+    out = tmp_path / "grid"
+    shutil.copytree(twins_folder, out / "twins")
+    shutil.copytree(image_folder, out / "images")
+    grid = [
+        f"out='{out}'",
+        "methods=[simclr]",
+        "arms=[baseline,random,random_anchor,self,infoaug]",
+        "data=custom",
+        "seeds=[0]",
+        f"data.train_path='{out}/images'",
+        f"evaluate.val_path='{out}/images'",
+        f"infoaug.twins='{out}/twins'",
+    ]
+    plain = {run.cell.arm: run.hash for run in _plan(grid)}
+    assert plain == {
+        "baseline": "6f6f03f722e7",
+        "random": "a7a18510d8aa",
+        "random_anchor": "5de1fa9d20f5",
+        "self": "8b91c0d74720",
+        "infoaug": "1cbaf4a5bf29",
+    }
+    share = {run.cell.arm: run.hash for run in _plan([*grid, "+infoaug.without_twin_share=0.0"])}
+    assert share == {
+        "baseline": "6f6f03f722e7",
+        "random": "70a5ae537991",
+        "random_anchor": "041a848fbc03",
+        "self": "9f57f79f255b",
+        "infoaug": "80368410685a",
+    }
 
 
 def test_all_runs_begin_with_the_same_weights(overrides: Overrides, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from formats import as_folders
 from solo_infoaug.dictionary import TwinDictionary, bucket, packs
 from solo_infoaug.dictionary.locate import choose_dictionary
 from solo_infoaug.dictionary.shuffling import PackOrder, visits
-from solo_infoaug.dictionary.store import PARTNERS
+from solo_infoaug.dictionary.store import POSITIVES
 from solo_infoaug.errors import ConfigError, DictionaryError
 
 from .test_packs import write_clips
@@ -123,10 +123,14 @@ def test_with_room_for_all_it_is_drawn_from_as_a_folder_is(
     there = TwinDictionary.load(url)
     assert fetched == []
     assert (there.fingerprint, there.place) == (local.fingerprint, url)
-    for arm in PARTNERS:
-        for options in ({}, {"temporal": 0.7, "top_k": 2}, {"others": 0.4, "temporal": True}):
+    for positives in POSITIVES:
+        for options in (
+            {},
+            {"temporal": 0.7, "top_k": 2},
+            {"without_twin_share": 0.4, "temporal": True},
+        ):
             drawn = [
-                one.sample(9, torch.Generator().manual_seed(3), arm=arm, **options)
+                one.sample(9, torch.Generator().manual_seed(3), positives=positives, **options)
                 for one in (local, there)
             ]
             assert all(torch.equal(a, b) for a, b in zip(*drawn, strict=True))
@@ -136,7 +140,7 @@ def test_with_room_for_all_it_is_drawn_from_as_a_folder_is(
     copied = pickle.loads(pickle.dumps(TwinDictionary.load(url)))
     assert torch.equal(copied.pixels, local.pixels)
     assert len(fetched) == 4
-    with pytest.raises(DictionaryError, match=r"windows and records are read where"):
+    with pytest.raises(DictionaryError, match=r"windows and records are read only"):
         there.windows[0]
 
 
@@ -174,7 +178,7 @@ def test_what_is_drawn_follows_from_the_order_alone(local: TwinDictionary, url: 
 
     def drawn(dictionary: TwinDictionary, step: int, seed: int = 1) -> list[torch.Tensor]:
         generator = torch.Generator().manual_seed(step)
-        arguments = {"arm": "random", "others": 0.3, "temporal": True}
+        arguments = {"positives": "random", "without_twin_share": 0.3, "temporal": True}
         return list(dictionary.sample(6, generator, order=(seed, step), **arguments))
 
     first = [drawn(one, step) for step in range(6)]

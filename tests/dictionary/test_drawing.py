@@ -42,16 +42,18 @@ def _sample(dictionary: TwinDictionary, size: int, seed: int = 0, **how: Any) ->
     return [patch[:, 0, 0, 0].long(), partner[:, 0, 0, 0].long(), index]
 
 
-@pytest.mark.parametrize("arm", ["mi", "random_anchor", "self"])
+@pytest.mark.parametrize("positives", ["twins", "random_with_twin", "self"])
 @pytest.mark.parametrize(("share", "count"), [(0.0, 0), (0.5, 4), (0.3, 2), (1.0, 8)])
 def test_a_share_of_the_pairs_is_random(
-    made: TwinDictionary, arm: str, share: float, count: int
+    made: TwinDictionary, positives: str, share: float, count: int
 ) -> None:
     for seed in range(5):
-        how: dict[str, Any] = {"others": 0.2, "top_k": 2}
-        patch, partner, index = _sample(made, 10, seed, arm=arm, random_share=share, **how)
-        _, plain, same = _sample(made, 10, seed, arm=arm, **how)
-        _, random, _ = _sample(made, 10, seed, arm="random", **how)
+        how: dict[str, Any] = {"without_twin_share": 0.2, "top_k": 2}
+        patch, partner, index = _sample(
+            made, 10, seed, positives=positives, random_share=share, **how
+        )
+        _, plain, same = _sample(made, 10, seed, positives=positives, **how)
+        _, random, _ = _sample(made, 10, seed, positives="random", **how)
         assert torch.equal(index, same)
         assert torch.equal(patch, index)
         assert torch.equal(partner[:count], random[:count])
@@ -98,7 +100,7 @@ def test_patches_without_a_twin_are_of_other_windows_too(made: TwinDictionary) -
     windows_of_others = set(window[made.without_twin].tolist())
     assert windows_of_others == {0, 1, 2}
     for seed in range(30):
-        _, _, index = _sample(made, 4, seed, distinct_windows=True, others=0.5)
+        _, _, index = _sample(made, 4, seed, distinct_windows=True, without_twin_share=0.5)
         pairs, others = window[index[:2]].tolist(), window[index[2:]].tolist()
         left = windows_of_others - set(pairs)
         # both windows that are left, or the one and once more another
@@ -134,12 +136,12 @@ def test_distant_twins_alone_count(made: TwinDictionary) -> None:
     # some lost the best of two, and the second moved up
     assert ((far.twins[:, 0] == made.twins[:, 1]) & (far.twins[:, 0] >= 0)).any()
     assert torch.equal(made.apart(0).twins, made.twins)
-    for arm in ("mi", "random", "random_anchor"):
-        patch, partner, index = _sample(far, 300, arm=arm)
+    for positives in ("twins", "random", "random_with_twin"):
+        patch, partner, index = _sample(far, 300, positives=positives)
         assert set(index.tolist()) == set(far.anchors.tolist())
-        if arm == "mi":
+        if positives == "twins":
             assert torch.equal(partner, far.twins[index, 0])
-        elif arm == "random_anchor":
+        elif positives == "random_with_twin":
             other = partner != patch
             assert set(partner[other].tolist()) <= set(far.anchors.tolist())
     again = copy.deepcopy(far)

@@ -19,7 +19,7 @@ from solo_infoaug.dictionary import TwinDictionary, index, packs
 from solo_infoaug.dictionary.files import PackFiles, PackWriter
 from solo_infoaug.dictionary.packs import Finished, Packer
 from solo_infoaug.dictionary.pixels import encode
-from solo_infoaug.dictionary.store import PARTNERS
+from solo_infoaug.dictionary.store import POSITIVES
 from solo_infoaug.dictionary.tools import filter_twins, merge
 from solo_infoaug.dictionary.writing import VideoWriter, write_manifest
 from solo_infoaug.errors import DictionaryError
@@ -99,11 +99,15 @@ def test_format_4_is_what_format_3_was(tmp_path: Path, jpeg: bool) -> None:
         assert one.record == other.record
         assert np.array_equal(one.image, other.image)
         assert all(np.array_equal(other.arrays[name], found) for name, found in one.arrays.items())
-    for arm in PARTNERS:
+    for positives in POSITIVES:
         for temporal in (False, True, 0.7):
             drawn = [
                 one.sample(
-                    9, torch.Generator().manual_seed(5), arm=arm, temporal=temporal, others=0.3
+                    9,
+                    torch.Generator().manual_seed(5),
+                    positives=positives,
+                    temporal=temporal,
+                    without_twin_share=0.3,
                 )
                 for one in (folders, packed)
             ]
@@ -233,8 +237,10 @@ def test_the_order_of_the_manifest_is_not_that_of_the_packs(tmp_path: Path) -> N
     assert [w.record for w in other.windows] == [
         made.windows[n].record for n in (6, 7, 2, 3, 0, 1, 4, 5)
     ]
-    for arm in PARTNERS:
-        patch, partner, index = other.sample(8, torch.Generator().manual_seed(1), arm=arm)
+    for positives in POSITIVES:
+        patch, partner, index = other.sample(
+            8, torch.Generator().manual_seed(1), positives=positives
+        )
         assert torch.equal(patch, other.pixels[index, 0])
         here, there = (
             other.patches["window"][rows] for rows in (index.numpy(), _rows(other, partner))

@@ -21,7 +21,7 @@ from solo_infoaug import _jpeg
 from solo_infoaug.dictionary import TwinDictionary
 from solo_infoaug.dictionary.files import PackFiles
 from solo_infoaug.dictionary.links import Chains, relinked
-from solo_infoaug.dictionary.store import PARTNERS
+from solo_infoaug.dictionary.store import POSITIVES
 from solo_infoaug.errors import ConfigError, DictionaryError
 
 N, S, SIDE = 12, 3, 8
@@ -75,7 +75,7 @@ def test_what_is_written_is_read(made: TwinDictionary) -> None:
 
 
 def test_all_arms_see_the_same_patches(made: TwinDictionary) -> None:
-    seen = [_sample(made, arm=arm, temporal=True) for arm in PARTNERS]
+    seen = [_sample(made, positives=positives, temporal=True) for positives in POSITIVES]
     for patch, _, index in seen:
         assert torch.equal(index, seen[0][2])
         assert torch.equal(patch, seen[0][0])
@@ -102,13 +102,13 @@ def test_top_k_draws_among_the_best(made: TwinDictionary) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arm", "mates"), [("random", {0, 1, 3, 4, 5}), ("random_anchor", {0, 1, 3})]
+    ("positives", "mates"), [("random", {0, 1, 3, 4, 5}), ("random_with_twin", {0, 1, 3})]
 )
 def test_random_arms_stay_in_the_window_and_off_the_patch(
-    made: TwinDictionary, arm: str, mates: set[int]
+    made: TwinDictionary, positives: str, mates: set[int]
 ) -> None:
-    """`random` takes any other patch of the window, `random_anchor` one that has a twin."""
-    _, partner, index = _sample(made, 1200, arm=arm)
+    """`random` takes any other patch of the window, `random_with_twin` one that has a twin."""
+    _, partner, index = _sample(made, 1200, positives=positives)
     partner = _ids(partner)
     window = torch.from_numpy(made.patches["window"])
     assert torch.equal(window[partner], window[index])
@@ -116,7 +116,7 @@ def test_random_arms_stay_in_the_window_and_off_the_patch(
     assert set(partner[index == 2].tolist()) == mates
     counts = torch.bincount(partner[index == 2], minlength=6)[sorted(mates)]
     assert counts.min() > 0.6 * counts.sum() / len(mates)
-    assert set(partner[index == 6].tolist()) == ({7, 8, 9} if arm == "random" else {8})
+    assert set(partner[index == 6].tolist()) == ({7, 8, 9} if positives == "random" else {8})
     assert set(partner[index == 11].tolist()) == {10}
 
 
@@ -128,23 +128,23 @@ def test_random_mates_stand_for_the_patches_that_are_not_stored(made: TwinDictio
     path.write_text(json.dumps(record))
     read = TwinDictionary.load(made.path)
     for seed in range(3):
-        _, partner, index = _sample(read, 8000, seed, arm="random")
+        _, partner, index = _sample(read, 8000, seed, positives="random")
         shares = torch.bincount(_ids(partner)[index == 2], minlength=6) / (index == 2).sum()
         assert shares[2] == 0
         assert torch.allclose(shares, torch.tensor([1, 1, 0, 1, 6, 6]) / 15, atol=0.06)
         # what was drawn for the other arms is what it was
-        for arm in ("random_anchor", "mi"):
-            ours, theirs = (_sample(one, 50, seed, arm=arm)[1] for one in (read, made))
+        for positives in ("random_with_twin", "twins"):
+            ours, theirs = (_sample(one, 50, seed, positives=positives)[1] for one in (read, made))
             assert torch.equal(ours, theirs)
 
 
-def test_random_anchor_where_a_window_has_one_patch_with_a_twin(tmp_path: Path) -> None:
+def test_random_with_twin_where_a_window_has_one_patch_with_a_twin(tmp_path: Path) -> None:
     pixels, _, _, _ = _content()
     twins = torch.full((N, 1), -1)
     twins[4, 0] = 5
     lonely = TwinDictionary.create(tmp_path / "one", pixels, twins, torch.ones(N, 1))
-    for arm in ("random", "random_anchor"):
-        _, partner, index = _sample(lonely, 300, arm=arm)
+    for positives in ("random", "random_with_twin"):
+        _, partner, index = _sample(lonely, 300, positives=positives)
         assert set(index.tolist()) == {4}
         assert set(_ids(partner).tolist()) == set(range(N)) - {4}
 
@@ -156,40 +156,44 @@ def test_a_window_with_a_single_patch_has_no_mate(tmp_path: Path) -> None:
     twins[0, 0], twins[3, 0] = 0, 4
     windows = [0] + [1] * (N - 1)
     made = TwinDictionary.create(tmp_path / "one", pixels, twins, torch.ones(N, 1), windows=windows)
-    for arm in ("random", "random_anchor"):
-        _, partner, index = _sample(made, 200, arm=arm)
+    for positives in ("random", "random_with_twin"):
+        _, partner, index = _sample(made, 200, positives=positives)
         assert set(_ids(partner)[index == 0].tolist()) == {0}
         assert set(_ids(partner)[index == 3].tolist()) == set(range(1, N)) - {3}
 
 
 def test_patches_without_a_twin_are_their_own_partners(made: TwinDictionary) -> None:
     assert made.without_twin.tolist() == [4, 5, 7, 9]
-    for arm in PARTNERS:
-        patch, partner, index = _sample(made, 7, arm=arm, temporal=True, others=0.5)
+    for positives in POSITIVES:
+        patch, partner, index = _sample(
+            made, 7, positives=positives, temporal=True, without_twin_share=0.5
+        )
         assert set(index[:3].tolist()) <= set(made.anchors.tolist())
         assert sorted(index[3:].tolist()) == [4, 5, 7, 9]
         assert torch.equal(_ids(patch), index)
         assert torch.equal(_ids(partner)[3:], index[3:])
-        expected = made.twins[index[:3], 0] if arm == "mi" else None
+        expected = made.twins[index[:3], 0] if positives == "twins" else None
         assert expected is None or torch.equal(_ids(partner)[:3], expected)
     # at least one pair of twins is left
-    assert _sample(made, 2, others=0.9)[2][0] in made.anchors
-    # others of a batch change nothing about the pairs of a smaller one
-    alone, beside = _sample(made, 3), _sample(made, 6, others=0.5)
+    assert _sample(made, 2, without_twin_share=0.9)[2][0] in made.anchors
+    # patches without a twin change nothing about the pairs of a smaller one
+    alone, beside = _sample(made, 3), _sample(made, 6, without_twin_share=0.5)
     assert all(torch.equal(a, b[:3]) for a, b in zip(alone, beside, strict=True))
 
 
 def test_self_arm_and_moments(made: TwinDictionary) -> None:
-    patch, partner, index = _sample(made, 300, arm="self", temporal=True)
+    patch, partner, index = _sample(made, 300, positives="self", temporal=True)
     assert torch.equal(_ids(partner), index)
     for pixels in (patch, partner):
         assert set(_moments(pixels).tolist()) == set(range(S))
     assert (_moments(patch) != _moments(partner)).any()
-    assert (_moments(_sample(made, 300, arm="self")[0]) == 0).all()
+    assert (_moments(_sample(made, 300, positives="self")[0]) == 0).all()
 
 
 def test_the_generator_decides(made: TwinDictionary) -> None:
-    one, two, other = (_sample(made, 5, seed, arm="random", temporal=True) for seed in (1, 1, 2))
+    one, two, other = (
+        _sample(made, 5, seed, positives="random", temporal=True) for seed in (1, 1, 2)
+    )
     assert all(torch.equal(a, b) for a, b in zip(one, two, strict=True))
     assert not torch.equal(one[2], other[2])
 
@@ -200,12 +204,18 @@ def test_what_is_drawn_is_what_format_3_drew(made: TwinDictionary, version: int)
     if version == 3:
         made = TwinDictionary.load(as_folders(made.path))
     digest = hashlib.sha256()
-    for arm in PARTNERS:
+    for positives in POSITIVES:
         for temporal in (False, True, 3.0):
             for top_k in (1, 2):
-                for others in (0.0, 0.4):
+                for share in (0.0, 0.4):
                     drawn = _sample(
-                        made, 7, 11, arm=arm, temporal=temporal, top_k=top_k, others=others
+                        made,
+                        7,
+                        11,
+                        positives=positives,
+                        temporal=temporal,
+                        top_k=top_k,
+                        without_twin_share=share,
                     )
                     for one in drawn:
                         digest.update(one.numpy().tobytes())
@@ -213,11 +223,27 @@ def test_what_is_drawn_is_what_format_3_drew(made: TwinDictionary, version: int)
     assert made.fingerprint == "43e2def59abe38a8"
 
 
+def test_a_sample_has_names_and_unpacks(made: TwinDictionary) -> None:
+    pairs = _sample(made, 3)
+    patch, partner, index = pairs
+    assert pairs.patch is patch
+    assert pairs.partner is partner
+    assert pairs.patch_index is index
+    assert torch.equal(_ids(pairs.patch), pairs.patch_index)
+    assert torch.equal(_ids(pairs.partner), made.twins[pairs.patch_index, 0])
+
+
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
-        ({"others": 1.0}, "others: expected at least 0 and less than 1, got 1.0"),
-        ({"arm": "best"}, "arm: expected one of mi, random, random_anchor, self, got 'best'"),
+        (
+            {"without_twin_share": 1.0},
+            "without_twin_share: expected at least 0 and less than 1, got 1.0",
+        ),
+        (
+            {"positives": "best"},
+            "positives: expected one of twins, random, random_with_twin, self, got 'best'",
+        ),
         ({"size": 0}, "batch_size: expected at least 1, got 0"),
         ({"top_k": 0}, "top_k: expected at least 1 or None, got 0"),
         ({"temporal": 0}, "temporal: expected true, false or a number of seconds > 0, got 0"),
@@ -263,7 +289,7 @@ def test_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("solo_infoaug.dictionary.pixels._OPEN_FILES", 1)
     folders = TwinDictionary.load(as_folders(sharded.path))
     assert torch.equal(folders.pixels, pixels)
-    assert torch.equal(_ids(_sample(folders, 50, arm="self")[1]), _sample(folders, 50)[2])
+    assert torch.equal(_ids(_sample(folders, 50, positives="self")[1]), _sample(folders, 50)[2])
 
 
 # --- damage
@@ -321,7 +347,7 @@ def test_manifest_cannot_name_other_places(made: TwinDictionary, name: object) -
     manifest = made.path / "dictionary.json"
     content = json.loads(manifest.read_text())
     manifest.write_text(json.dumps({**content, "videos": [name]}))
-    with pytest.raises(DictionaryError, match="`videos` is no list of names"):
+    with pytest.raises(DictionaryError, match="`videos` is not a list of names"):
         TwinDictionary.load(made.path)
 
 
@@ -332,7 +358,7 @@ def _use(folder: Path) -> None:
     """Load and use all of a dictionary; only our own error may come out."""
     try:
         dictionary = TwinDictionary.load(folder)
-        _sample(dictionary, 16, arm="random_anchor", temporal=True, top_k=2)
+        _sample(dictionary, 16, positives="random_with_twin", temporal=True, top_k=2)
         dictionary.crops(torch.arange(len(dictionary)))
         for window in dictionary.windows:
             assert window.image.ndim == 3
@@ -414,7 +440,7 @@ def test_hostile_tensor_header(made: TwinDictionary) -> None:
         (lambda record: record["windows"][0].update(patches=-6), "do not fit"),
         (lambda record: record["windows"].pop(), "do not fit"),
         (lambda record: record.update(windows={}), "is not a list of records"),
-        (lambda record: record["pixels"][0].update(file="../../x"), "is no file name"),
+        (lambda record: record["pixels"][0].update(file="../../x"), "is not a file name"),
         (lambda record: record["pixels"][0].update(patches=3), "unexpected shape"),
         (lambda record: record.update(pixels=[]), "do not fit"),
         (lambda record: record.pop("name"), "damaged"),
@@ -642,8 +668,8 @@ def test_lazy_pixels_decode_what_is_shown(
 
 
 def test_jpeg_is_sampled_like_raw(jpeg: TwinDictionary, made: TwinDictionary) -> None:
-    for arm in PARTNERS:
-        ours, theirs = (_sample(one, 6, arm=arm, temporal=True) for one in (jpeg, made))
+    for positives in POSITIVES:
+        ours, theirs = (_sample(one, 6, positives=positives, temporal=True) for one in (jpeg, made))
         assert torch.equal(ours[2], theirs[2])
         for a, b in zip(ours[:2], theirs[:2], strict=True):
             assert torch.equal((_ids(a) / 20).round(), _ids(b))
@@ -667,7 +693,7 @@ def test_fuzz_jpeg(jpeg: TwinDictionary) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda t: t.update(prefix=t["prefix"][:100]), "begin with no JPEG header"),
+        (lambda t: t.update(prefix=t["prefix"][:100]), "its crops have no JPEG header"),
         (lambda t: t["sizes"].__setitem__((0, 0), 7), "do not add up"),
         (lambda t: t["sizes"].__setitem__((0, 0), -1), "do not add up"),
         (lambda t: t.pop("jpeg"), "`jpeg` should be"),

@@ -89,7 +89,7 @@ def test_cifar_configurations_train_with_infoaug(
         SOLO_INFOAUG_TWINS=str(twins_folder),
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    assert "InfoAug: mi twins" in done.stdout
+    assert "InfoAug: positives=twins" in done.stdout
     (log,) = (tmp_path / "lightning_logs").rglob("metrics.csv")
     with log.open() as file:
         losses = [row["twin_loss_step"] for row in csv.DictReader(file) if row["twin_loss_step"]]

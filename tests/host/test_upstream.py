@@ -168,8 +168,8 @@ except InfoAugError as error:
 @pytest.mark.parametrize(
     ("first", "second", "message"),
     [
-        ("on", "off", "is that of a run with InfoAug, and this is a baseline run"),
-        ("off", "on", "is that of a baseline run, and this is a run with InfoAug"),
+        ("on", "off", "is that of a run with InfoAug, but this is a baseline run"),
+        ("off", "on", "is that of a baseline run, but this is a run with InfoAug"),
         ("fmicl", "off", "fmicl: the checkpoint to resume was trained with"),
     ],
 )
@@ -191,6 +191,38 @@ def test_wrong_checkpoint_is_refused_through_the_hook(
     given.write_text(json.dumps([[n, OmegaConf.to_container(kinds[n])] for n in (first, second)]))
     python("-c", _REFUSED, given, out, timeout=600, SOLO_LEARN_HOME=str(patched))
     assert message in json.loads(out.read_text())
+
+
+_FORMER = """
+import json, sys
+from omegaconf import OmegaConf
+from solo_infoaug.errors import InfoAugError
+from solo_infoaug.training import pretrain
+
+((_, given),) = json.load(open(sys.argv[1]))
+args = pretrain(OmegaConf.create(given)).folder / "args.json"
+run = json.loads(args.read_text())
+run["infoaug"]["arm"], run["infoaug"]["others"] = "mi", run["infoaug"].pop("without_twin_share")
+assert run["infoaug"].pop("positives") == "twins"
+args.write_text(json.dumps(run))
+try:
+    pretrain(OmegaConf.create(given))
+except InfoAugError as error:
+    json.dump(str(error), open(sys.argv[2], "w"))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.current_host
+def test_a_run_with_former_keys_is_told_through_the_hook(
+    patched: Path, make_cfg: Callable[..., DictConfig], twins_folder: Path, tmp_path: Path
+) -> None:
+    cfg = make_cfg("simclr", {"twins": str(twins_folder)}, max_epochs=1)
+    cfg.auto_resume = {"enabled": True}
+    given, out = tmp_path / "given.json", tmp_path / "out.json"
+    given.write_text(json.dumps([["on", OmegaConf.to_container(cfg)]]))
+    python("-c", _FORMER, given, out, timeout=600, SOLO_LEARN_HOME=str(patched))
+    assert "its args.json has the former keys infoaug.arm" in json.loads(out.read_text())
 
 
 # --- the command -----------------------------------------------------------------------------

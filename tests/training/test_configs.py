@@ -119,7 +119,7 @@ def test_configuration_trains(
     assert result.folder is not None
     args = json.loads((result.folder / "args.json").read_text())
     assert args["data"]["dataset"] == data
-    assert args["infoaug"]["arm"] == "mi"
+    assert args["infoaug"]["positives"] == "twins"
 
 
 def test_data_set_without_a_configuration_is_named() -> None:
@@ -238,7 +238,7 @@ def test_main_pretrain_runs_them_all(
         runs.append(json.dumps(arguments))
     program = ("-c", _RUN, solo_learn_home / "main_pretrain.py", *runs)
     done = python(*program, cwd=tmp_path, timeout=550, SOLO_INFOAUG_TWINS=str(twins_folder))
-    assert done.stdout.count("InfoAug: mi twins") == len(runs)
+    assert done.stdout.count("InfoAug: positives=twins") == len(runs)
     losses: list[Any] = []
     for log in (tmp_path / "lightning_logs").rglob("metrics.csv"):
         with log.open() as file:

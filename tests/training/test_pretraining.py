@@ -80,7 +80,7 @@ def test_run_leaves_checkpoint_args_and_metrics(trained: dict[str, TrainingResul
         assert any(row.get("twin_loss_step") for row in rows) == (name == "infoaug")
     args = json.loads((trained["infoaug"].folder / "args.json").read_text())  # type: ignore[operator]
     assert len(args["infoaug"]["fingerprint"]) >= 8
-    assert args["infoaug"]["arm"] == "mi"
+    assert args["infoaug"]["positives"] == "twins"
 
 
 def test_both_runs_see_the_same_data(trained: dict[str, TrainingResult]) -> None:
@@ -113,6 +113,51 @@ def test_auto_resume_takes_only_its_own_kind(
             assert host.find_checkpoint(cfg)[0] is None
             write_infoaug(cfg, None)
             assert Path(host.find_checkpoint(cfg)[0]) == trained["baseline"].checkpoint
+
+
+_TODAY = {"positives": "twins", "without_twin_share": 0.0}
+
+
+def test_auto_resume_says_that_a_run_has_former_keys(
+    host: Any,
+    trained: dict[str, TrainingResult],
+    image_folder: Path,
+    twins_folder: Path,
+    tmp_path: Path,
+) -> None:
+    """solo-learn itself would pass over the run and train from the beginning."""
+    done = trained["infoaug"].folder
+    assert done is not None
+    args = tmp_path / "simclr" / "former" / "args.json"
+    shutil.copytree(done, args.parent)
+    today = json.loads(args.read_text())
+    kept = {key: value for key, value in today["infoaug"].items() if key not in _TODAY}
+    assert len(today["infoaug"]) - len(kept) == 2
+
+    def start(key: str = "auto_resume.enabled", value: object = True) -> None:
+        cfg = _small(image_folder, tmp_path)
+        cfg.infoaug = {"twins": str(twins_folder)}
+        cfg.auto_resume = {"enabled": True}
+        OmegaConf.update(cfg, key, value, force_add=True)
+        choose_device(cfg)
+        host.methods["simclr"](host.parse_cfg(cfg))
+
+    args.write_text(json.dumps({**today, "infoaug": {**kept, "arm": "mi", "others": 0.0}}))
+    message = (
+        r"auto_resume: .*former.* is from this run, but its args.json has the former keys "
+        r"infoaug.arm and infoaug.others; to resume, replace them there by positives: twins and "
+        r"without_twin_share: 0.0; to start again, choose another checkpoint.dir"
+    )
+    with pytest.raises(ConfigError, match=message):
+        start()
+    # other runs, and where nothing is looked for
+    start("infoaug.positives", "random")
+    start("auto_resume.enabled", False)
+    start("auto_resume.max_hours", 0)
+    start("resume_from_checkpoint", str(trained["infoaug"].checkpoint))
+    # what the message says is enough
+    args.write_text(json.dumps({**today, "infoaug": {**kept, **_TODAY}}))
+    start()
 
 
 @pytest.mark.parametrize("wanted", ["baseline", "infoaug"])
@@ -191,7 +236,7 @@ def test_knn_and_probe_on_separable_and_random_features() -> None:
     ("override", "message"),
     [
         ({"method": "simclearly"}, "method: 'simclearly' is not in this solo-learn"),
-        ({"infoaug": {"arm": "none"}}, "infoaug.arm"),
+        ({"infoaug": {"positives": "none"}}, "infoaug.positives"),
         ({"infoaug": {"twin": "x"}}, "infoaug.twin.*did you mean twins"),
         ({"data.train_path": "/nowhere/at/all"}, "data.train_path: expected the path"),
         ({"data.format": "dali"}, "data.format"),

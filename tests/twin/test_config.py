@@ -13,14 +13,14 @@ from omegaconf import OmegaConf
 
 from solo_infoaug.dictionary import TwinDictionary
 from solo_infoaug.errors import ConfigError, DictionaryError
-from solo_infoaug.twin.config import InfoAugConfig
+from solo_infoaug.twin.config import InfoAugConfig, from_former_keys, read_infoaug, to_former_keys
 
 
 @pytest.mark.parametrize(
     ("infoaug", "message"),
     [
         ({"wieght": 1.0}, "infoaug.wieght.*did you mean weight"),
-        ({"arm": "best"}, "infoaug.arm.*mi, random, random_anchor, self.*best"),
+        ({"positives": "best"}, "infoaug.positives.*twins, random, random_with_twin, self.*best"),
         ({"weight": -1}, "infoaug.weight.*≥ 0.*-1"),
         ({"weight": "heavy"}, "infoaug.weight"),
         ({"batch_size": 0}, "infoaug.batch_size"),
@@ -39,14 +39,17 @@ def test_bad_settings_are_named(
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ({"arm": "best"}, "infoaug.arm"),
+        ({"positives": "best"}, "infoaug.positives"),
         ({"weight": "heavy"}, "infoaug.weight"),
         ({"weight": float("nan")}, "infoaug.weight"),
         ({"batch_size": 2.5}, "infoaug.batch_size"),
         ({"top_k": True}, "infoaug.top_k"),
         ({"temporal": "yes"}, "infoaug.temporal"),
         ({"temporal": 0}, "infoaug.temporal: expected true, false or a number of seconds > 0"),
-        ({"others": 1}, r"infoaug.others: expected a number in \[0, 1\), got 1"),
+        (
+            {"without_twin_share": 1},
+            r"infoaug.without_twin_share: expected a number in \[0, 1\), got 1",
+        ),
         ({"twins": 3}, "infoaug.twins"),
         ({"augmentations": []}, "infoaug.augmentations"),
         ({"objective": "jensen"}, "infoaug.objective"),
@@ -61,12 +64,52 @@ def test_settings_are_checked_where_they_are_made(setting: dict[str, Any], messa
 
 
 @pytest.mark.parametrize(
+    ("infoaug", "message"),
+    [
+        (
+            {"arm": "random_anchor"},
+            "infoaug.arm: this key is now infoaug.positives, with the values twins (was mi), "
+            "random, random_with_twin (was random_anchor), self; write infoaug.positives: "
+            "random_with_twin",
+        ),
+        (
+            {"others": 0.5},
+            "infoaug.others: this key is now infoaug.without_twin_share; write "
+            "infoaug.without_twin_share: 0.5",
+        ),
+    ],
+)
+def test_former_keys_are_answered_with_todays(infoaug: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        read_infoaug(OmegaConf.create({"infoaug": infoaug}))
+    assert str(caught.value) == message
+
+
+def test_former_keys_and_todays_say_the_same() -> None:
+    for former, today in (
+        ("mi", "twins"),
+        ("random", "random"),
+        ("random_anchor", "random_with_twin"),
+        ("self", "self"),
+    ):
+        before = {"weight": 2.0, "arm": former, "others": 0.25}
+        after = {"weight": 2.0, "positives": today, "without_twin_share": 0.25}
+        assert from_former_keys(before) == after == from_former_keys(after)
+        assert to_former_keys(after) == before
+    assert to_former_keys({"weight": 2.0}) == {"weight": 2.0}
+
+
+@pytest.mark.parametrize(
     ("infoaug", "error", "message"),
     [
         ({"top_k": 2}, ConfigError, "infoaug.top_k: expected at most 1"),
         ({"temporal": True}, ConfigError, "infoaug.temporal: .* one moment"),
         ({"temporal": 2}, ConfigError, "infoaug.temporal: no patch .* is linked .* got 2 seconds"),
-        ({"others": 0.5}, ConfigError, "infoaug.others: .* no patch without a twin"),
+        (
+            {"without_twin_share": 0.5},
+            ConfigError,
+            "infoaug.without_twin_share: .* no patch without a twin",
+        ),
         ({"min_distance": 2}, DictionaryError, "no patch has a twin at a min_distance of 2"),
         ({}, DictionaryError, "no patch in .* has a twin"),
     ],

@@ -68,7 +68,7 @@ def test_all_doors_train_the_same_weights(
     monkeypatch.setattr(TwinBranch, "one_pass", False)  # the hook has no say in the method's views
 
     def start(kind: str) -> tuple[Any, Any]:
-        infoaug = {"twins": str(twins_folder), "objective": "js", "arm": "random"}
+        infoaug = {"twins": str(twins_folder), "objective": "js", "positives": "random"}
         layout = {"performance.disable_channel_last": True}  # another one rounds in another way
         cfg = host.parse_cfg(make_cfg("simclr", None if kind == "loop" else infoaug, **layout))
         method = host.methods["simclr"]
@@ -91,7 +91,7 @@ def test_all_doors_train_the_same_weights(
     run, cfg = start("loop")
     module, objective = run.module, FMICLConfig("js")
     loss = objective.loss(gather=True)
-    settings = InfoAugConfig(twins=str(twins_folder), batch_size=8, arm="random")
+    settings = InfoAugConfig(twins=str(twins_folder), batch_size=8, positives="random")
     branch = TwinBranch.around(
         module.backbone,
         lambda *features: loss.view_terms(list(features)).loss(objective.alpha),
@@ -171,7 +171,7 @@ def test_what_a_loop_cannot_have_is_named(twins_folder: Path, tmp_path: Path) ->
         given = {"twins": str(twins_folder), "batch_size": 8, **settings}
         return TwinBranch.around(_network(), _distance, InfoAugConfig(**given), _views())
 
-    with pytest.raises(ConfigError, match=r"infoaug.batch_size: expected the pairs a step"):
+    with pytest.raises(ConfigError, match=r"batch_size: expected the number of pairs per step"):
         around(batch_size=None)
     with pytest.raises(ConfigError, match=r"infoaug.batch_norm: 'separate'.*Sequential has none"):
         around(batch_norm="separate")

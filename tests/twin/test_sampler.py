@@ -103,7 +103,7 @@ def test_steps_are_the_same_bit_for_bit(
 ) -> None:
     results = []
     for prefetched in (False, True):
-        run = build(method, prefetched, arm="random")
+        run = build(method, prefetched, positives="random")
         losses = run.run(7)
         run.module.twin_branch.close()
         results.append((losses, run.module.state_dict(), torch.get_rng_state()))
@@ -219,7 +219,7 @@ def test_what_cannot_be_read_is_the_error_of_its_step(
     run.module.training_step(run.batch(), 2)  # nothing of it is left
 
 
-@pytest.mark.parametrize("change", ["arm", "step", "dictionary"])
+@pytest.mark.parametrize("change", ["positives", "step", "dictionary"])
 def test_another_batch_than_was_prepared_is_its_own(
     build: Callable[..., Any], prepared: list[Any], twins_folder: Path, change: str
 ) -> None:
@@ -227,8 +227,8 @@ def test_another_batch_than_was_prepared_is_its_own(
     for prefetched in (False, True):
         run = build("simclr", prefetched)
         run.step()
-        if change == "arm":
-            run.module.twin_branch.settings.arm = "random"
+        if change == "positives":
+            run.module.twin_branch.settings.positives = "random"
         elif change == "dictionary":
             run.module.twin_branch.sampler.dictionary = TwinDictionary.load(twins_folder)
         number = 5 if change == "step" else 1
@@ -305,7 +305,7 @@ def test_other_windows_are_part_of_the_request(build: Callable[..., Any]) -> Non
     assert within != reaching != short
     twins = sampler.prepare(reaching)
     again = dictionary.sample(
-        reaching.batch_size, torch.Generator().manual_seed(reaching.pairs), temporal=1.0
+        reaching.batch_size, torch.Generator().manual_seed(reaching.pairs_seed), temporal=1.0
     )
     assert all(
         torch.equal(a, b)
@@ -324,7 +324,7 @@ def test_settings_of_the_draw_reach_the_dictionary(build: Callable[..., Any]) ->
     ours, theirs = (branch.sampler.request(0, branch.learner.position) for branch in (plain, other))
     patch, partner, _ = ours.dictionary.sample(
         ours.batch_size,
-        torch.Generator().manual_seed(ours.pairs),
+        torch.Generator().manual_seed(ours.pairs_seed),
         random_share=0.5,
         distinct_windows=True,
     )
@@ -336,7 +336,7 @@ def test_settings_of_the_draw_reach_the_dictionary(build: Callable[..., Any]) ->
 
 def test_draws_depend_on_nothing_that_threads_share(build: Callable[..., Any]) -> None:
     """Lightning's true precisions set another default dtype while a step runs."""
-    branch = build(arm="random").module.twin_branch
+    branch = build(positives="random").module.twin_branch
     request = branch.sampler.request(3, branch.learner.position)
     state = torch.get_rng_state()
     made = []
@@ -355,7 +355,7 @@ def test_draws_depend_on_nothing_that_threads_share(build: Callable[..., Any]) -
         for ours, theirs in zip(first.drawn, other.drawn, strict=True):
             assert all(torch.equal(*pair) for pair in zip(ours, theirs, strict=True))
             assert [tensor.dtype for tensor in ours] == [tensor.dtype for tensor in theirs]
-    assert sampler.prepare(replace(request, pairs=request.pairs + 1)).index.tolist() != (
+    assert sampler.prepare(replace(request, pairs_seed=request.pairs_seed + 1)).index.tolist() != (
         first.index.tolist()
     )
 

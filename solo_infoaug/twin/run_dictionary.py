@@ -13,18 +13,18 @@ from solo_infoaug.dictionary.locate import choose_dictionary
 from solo_infoaug.errors import ConfigError, DictionaryError
 from solo_infoaug.twin.config import InfoAugConfig
 
-# A run's configuration names so many videos of its dictionary.
+# A run's configuration names at most this many videos of its dictionary.
 _VIDEOS_NAMED = 20
 
-# A crop this many times the side of a patch shows little but interpolation.
+# A crop of more than this many times the side of a patch is mostly interpolation.
 _ENLARGED = 2.0
 
 
 def open_dictionary(config: InfoAugConfig) -> TwinDictionary:
-    """The dictionary that `config` means; what it is is noted in `config`.
+    """Open the dictionary that `config` names, and note in `config` which one it is.
 
     Raises:
-        DictionaryError: there is none, or it cannot be read.
+        DictionaryError: there is no dictionary, or it cannot be read.
     """
     choice = choose_dictionary(config.twins)
     dictionary = TwinDictionary.load(choice.path, cache_gb=config.cache_gb, repeats=config.repeats)
@@ -34,8 +34,8 @@ def open_dictionary(config: InfoAugConfig) -> TwinDictionary:
     path = choice.place
     if config.fingerprint not in (None, dictionary.fingerprint):
         warnings.warn(
-            f"infoaug.twins: {path} holds another dictionary than the one that this configuration "
-            "was saved with",
+            f"infoaug.twins: the dictionary in {path} is not the one that this configuration was "
+            "saved with",
             stacklevel=2,
         )
     if config.chosen_by is None or config.twins != path:
@@ -50,12 +50,12 @@ def open_dictionary(config: InfoAugConfig) -> TwinDictionary:
 
 
 def open_if_there(config: InfoAugConfig) -> TwinDictionary | None:
-    """`open_dictionary`; None where a run is read that had a dictionary which is gone.
+    """`open_dictionary`, or None for a finished run whose dictionary is gone.
 
-    It can be looked at, and `open_dictionary` says why it cannot be trained.
+    Such a run can be read. If it is trained, `open_dictionary` raises the error.
 
     Raises:
-        DictionaryError: a run that never had one has none now.
+        DictionaryError: there is no dictionary, and the run never had one.
     """
     try:
         return open_dictionary(config)
@@ -66,11 +66,11 @@ def open_if_there(config: InfoAugConfig) -> TwinDictionary | None:
 
 
 def check_dictionary(dictionary: TwinDictionary, config: InfoAugConfig) -> None:
-    """Refuse what the dictionary cannot give, before anything is trained.
+    """Refuse settings that the dictionary cannot serve, before training.
 
     Raises:
         DictionaryError: no patch has a twin.
-        ConfigError: more twins or moments are asked for than it keeps.
+        ConfigError: a setting needs more twins or moments than the dictionary keeps.
     """
     if len(dictionary.anchors) == 0:
         raise DictionaryError(
@@ -82,10 +82,10 @@ def check_dictionary(dictionary: TwinDictionary, config: InfoAugConfig) -> None:
             f"infoaug.top_k: expected at most {kept}, the twins of a patch that "
             f"{dictionary.path} keeps, got {config.top_k}"
         )
-    if config.others and len(dictionary.without_twin) == 0:
+    if config.without_twin_share and len(dictionary.without_twin) == 0:
         raise ConfigError(
-            f"infoaug.others: {dictionary.path} keeps no patch without a twin; mine it with "
-            "-s others=64, or leave it out"
+            f"infoaug.without_twin_share: {dictionary.path} keeps no patch without a twin; mine it "
+            "with -s others=64, or leave it out"
         )
     if config.distinct_windows and dictionary.stream is not None and dictionary.stream.partial:
         raise ConfigError(
@@ -102,7 +102,7 @@ def check_dictionary(dictionary: TwinDictionary, config: InfoAugConfig) -> None:
 
 
 def _check_reach(dictionary: TwinDictionary, seconds: float) -> None:
-    """Refuse a time in which no patch with a twin has another window to be shown in."""
+    """Refuse a `temporal` within which no patch with a twin can be shown in another window."""
     first, stop = dictionary.chains.reach(dictionary.anchors.numpy(), seconds)
     if (stop - first).max() > 1:
         return
@@ -122,7 +122,7 @@ def _check_reach(dictionary: TwinDictionary, seconds: float) -> None:
 def risks(
     dictionary: TwinDictionary, cfg: DictConfig, state: Sequence[str], pairs: int
 ) -> list[str]:
-    """What a run may well survive, and its user ought to know.
+    """Warnings about a run that can be trained but may not do what its user expects.
 
     Args:
         dictionary: of the twins.
