@@ -1,6 +1,7 @@
 """The twin dictionary: patches, their twins, and where they come from, in a folder.
 
-`format.py` describes the files; `reading.py` reads them, `writing.py` writes them.
+`format.py` describes the files, `writing.py` writes them, `opening.py` opens them. `sampling.py`
+chooses the pairs of a batch.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 import functools
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -16,23 +17,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from solo_infoaug._checks import is_number, is_whole, require
-from solo_infoaug.dictionary.bucket import Bucket, is_url
-from solo_infoaug.dictionary.files import FolderFiles, PackFiles, PartFiles
-from solo_infoaug.dictionary.format import (
-    INDEX,
-    MANIFEST,
-    PACKS,
-    PARTS,
-    check_path,
-    is_name,
-    links_fault,
-    read_json,
-)
-from solo_infoaug.dictionary.index import Index
+from solo_infoaug._checks import is_number, require
+from solo_infoaug.dictionary.files import PartFiles
+from solo_infoaug.dictionary.format import INDEX, MANIFEST, links_fault
 from solo_infoaug.dictionary.links import Chains
-from solo_infoaug.dictionary.pixels import LazyPixels, PixelFiles
-from solo_infoaug.dictionary.reading import Part, Windows
+from solo_infoaug.dictionary.opening import Opened, open_place
+from solo_infoaug.dictionary.pixels import LazyPixels
+from solo_infoaug.dictionary.reading import Windows
 from solo_infoaug.dictionary.sampling import (
     TwinPairs,
     WindowMates,
@@ -41,7 +32,6 @@ from solo_infoaug.dictionary.sampling import (
     draw_apart,
     twin,
 )
-from solo_infoaug.dictionary.streaming import Stream
 from solo_infoaug.dictionary.writing import write_arrays
 from solo_infoaug.errors import ConfigError, DictionaryError
 
@@ -58,9 +48,6 @@ def is_temporal(value: object) -> bool:
 
 CACHE_GB = 50.0
 """Gigabytes of the local disk that a dictionary in a bucket may use by default."""
-
-# From this version on videos are in packs.
-_PACKED = 4
 
 
 class TwinDictionary:
@@ -86,18 +73,9 @@ class TwinDictionary:
         info: the manifest: settings, provenance, what failed.
     """
 
-    def __init__(
-        self,
-        path: Path,
-        info: dict[str, Any],
-        index: Index,
-        pixels: PixelFiles,
-        files: Callable[[int], PartFiles],
-        stream: Stream | None = None,
-    ) -> None:
-        self.path = path
-        self.stream = stream
-        self.info = info
+    def __init__(self, opened: Opened) -> None:
+        index = opened.index
+        self.path, self.info, self.stream = opened.path, opened.info, opened.stream
         self.videos = index.names
         self.fingerprint = index.fingerprint
         self.twins, self.mi, self.p_value = (index[name] for name in ("twins", "mi", "p_value"))
@@ -105,8 +83,8 @@ class TwinDictionary:
         self.anchors, self.without_twin = index["anchors"], index["without_twin"]
         self.patches = index.patches
         first, of_video = (index[name].numpy() for name in ("window_first", "video_window"))
-        self.windows = Windows(self.videos, first, len(self.patches), of_video, files)
-        self._index, self._files, self._part_files = index, pixels, files
+        self.windows = Windows(self.videos, first, len(self.patches), of_video, opened.files)
+        self._opened, self._index, self._files = opened, index, opened.pixels
         self._chosen: dict[str, torch.Tensor] | None = None
         """What `apart` has put in the place of the index's."""
 
@@ -127,83 +105,27 @@ class TwinDictionary:
             DictionaryError: the dictionary is missing, unfinished, damaged, or of a newer format.
             ConfigError: `cache_gb` is too small.
         """
-        if is_url(path):
-            return cls._of_bucket(str(path), cache_gb, repeats)
-        folder = Path(path)
-        check_path(folder, "the dictionary")
-        manifest = folder / MANIFEST
-        if not manifest.is_file():
-            what = f"no twin dictionary at {folder}"
-            if folder.is_dir():
-                what = f"{folder} holds no finished twin dictionary ({MANIFEST} is missing)"
-            way = f"mine one with `solo-infoaug mine VIDEO_OR_DIR... -o {folder}`"
-            raise DictionaryError(f"{what}: {way}")
-        info = read_json(manifest)
-        _check_manifest(manifest, info)
-        if info["version"] < _PACKED:
-            return cls._of_folders(folder, info)
-        names, packs = info["names"], [folder / PACKS / name for name in info["packs"]]
-        index = Index.map(folder / INDEX, names, len(packs), info["fingerprint"])
-        pixels = PixelFiles(index.table, packs.__getitem__, packs)
-        pack_of = packs_of(index)
-
-        def files(video: int) -> PartFiles:
-            return PackFiles(packs[pack_of[video]], info["videos"][video])
-
-        return cls(folder, info, index, pixels, files)
-
-    @classmethod
-    def _of_bucket(cls, url: str, cache_gb: float, repeats: int) -> TwinDictionary:
-        """In a bucket. Windows and records, which training does not need, cannot be read there."""
-        require(is_number(cache_gb, 0), "cache_gb", "a number of gigabytes", cache_gb)
-        require(is_whole(repeats, 1), "repeats", "a whole number ≥ 1", repeats)
-        bucket = Bucket(url, int(cache_gb * 1e9))
-        info = bucket.info
-        _check_manifest(Path(f"{url}/{MANIFEST}"), info)
-        if info["version"] < _PACKED:
-            raise DictionaryError(
-                f"{url}: format {info['version']} has a folder a video, which cannot be read from "
-                f"a bucket; pack a local copy (solo-infoaug merge OLD -o NEW) and upload NEW"
-            )
-        names, packs = info["names"], info["packs"]
-        index = Index.map(bucket.index(), names, len(packs), info["fingerprint"])
-        places = [f"{bucket.url}/{PACKS}/{name}" for name in packs]
-        pixels = PixelFiles(index.table, bucket.pack, places)
-        stream = Stream(bucket, index, pixels, cache_gb, repeats)
-
-        def files(video: int) -> PartFiles:
-            raise DictionaryError(
-                f"{url}: windows and records are read only from a local folder; copy the dictionary"
-            )
-
-        return cls(bucket.folder, info, index, pixels, files, stream)
-
-    @classmethod
-    def _of_folders(cls, folder: Path, info: dict[str, Any]) -> TwinDictionary:
-        """Formats 2 and 3: one folder for each video; all are read now."""
-        parts = [FolderFiles(folder / PARTS / key) for key in info["videos"]]
-        index, paths = Index.of(folder, [Part.read(files) for files in parts])
-        pixels = PixelFiles(index.table, paths.__getitem__, paths)
-        return cls(folder, info, index, pixels, parts.__getitem__)
+        return cls(open_place(path, cache_gb, repeats))
 
     def __len__(self) -> int:
         return len(self.patches)
 
     def __reduce__(self) -> tuple[Any, tuple[Any, ...]]:
         """Copies and other processes open the place again instead of copying the pixels."""
-        if self.stream is None:
-            return TwinDictionary._with, (self._chosen, TwinDictionary.load, self.path)
-        how = self.stream.cache_gb, self.stream.repeats
-        return TwinDictionary._with, (self._chosen, TwinDictionary._of_bucket, self.place, *how)
+        stream = self.stream
+        how = (CACHE_GB, 1) if stream is None else (stream.cache_gb, stream.repeats)
+        return TwinDictionary._reopened, (self._chosen, self.place, *how)
 
-    @staticmethod
-    def _with(
-        chosen: dict[str, torch.Tensor] | None, opened: Callable[..., Any], *place: Any
+    @classmethod
+    def _reopened(
+        cls, chosen: dict[str, torch.Tensor] | None, place: str, cache_gb: float, repeats: int
     ) -> TwinDictionary:
-        """A dictionary that is opened, with what `apart` has chosen of it."""
-        made: TwinDictionary = opened(*place)
-        vars(made).update(chosen or {}, _chosen=chosen)
-        return made
+        return cls.load(place, cache_gb=cache_gb, repeats=repeats)._with(chosen)
+
+    def _with(self, chosen: dict[str, torch.Tensor] | None) -> TwinDictionary:
+        """Put what `apart` has chosen in the place of the index's."""
+        vars(self).update(chosen or {}, _chosen=chosen)
+        return self
 
     @property
     def written(self) -> str:
@@ -241,7 +163,7 @@ class TwinDictionary:
 
     def part_files(self, video: int) -> PartFiles:
         """The files of a video, by its place in `videos`."""
-        return self._part_files(video)
+        return self._opened.files(video)
 
     @functools.cached_property
     def seconds(self) -> np.ndarray:
@@ -425,8 +347,7 @@ class TwinDictionary:
             "anchors": own[known],
             "without_twin": own[~known],
         }
-        parts = (self.info, self._index, self._files, self._part_files, self.stream)
-        return TwinDictionary._with(chosen, TwinDictionary, self.path, *parts)
+        return TwinDictionary(self._opened)._with(chosen)
 
     def _inside(self, index: torch.Tensor) -> torch.Tensor:
         """The same, once its range is checked: a mapped index is not read in full when it is
@@ -475,37 +396,3 @@ class TwinDictionary:
         """
         write_arrays(Path(path), pixels, twins, mi, windows, name, jpeg)
         return cls.load(path)
-
-
-def packs_of(index: Index) -> list[int]:
-    """The pack that each video lies in."""
-    first = index["window_first"].numpy()[index["video_window"].numpy()]
-    blocks = np.searchsorted(index["block_first"].numpy(), first, side="right") - 1
-    return [int(number) for number in index["block_file"].numpy()[blocks]]
-
-
-def _check_manifest(path: Path, info: dict[str, Any]) -> None:
-    """Raise a DictionaryError that says what is wrong with a manifest."""
-    keys = info.get("videos")
-    if not isinstance(keys, list) or not all(map(is_name, keys)):
-        raise DictionaryError(f"{path}: damaged: `videos` is not a list of names")
-    if not keys:
-        raise DictionaryError(f"{path.parent}: the dictionary holds no video")
-    for key, expected in (
-        ("config", dict),
-        ("failed", dict),
-        ("twinless", dict),
-        ("left_out", list),
-    ):
-        if not isinstance(info.get(key), (expected, type(None))):
-            raise DictionaryError(f"{path}: damaged: `{key}` is {info[key]!r}")
-    if info["version"] < _PACKED:
-        return
-    names, packs = info.get("names"), info.get("packs")
-    if not isinstance(packs, list) or not all(map(is_name, packs)):
-        raise DictionaryError(f"{path}: damaged: `packs` is not a list of names")
-    text = isinstance(names, list) and all(isinstance(name, str) for name in names)
-    if not isinstance(names, list) or not text or len(names) != len(keys):
-        raise DictionaryError(f"{path}: damaged: `names` are not those of {len(keys)} videos")
-    if not isinstance(info.get("fingerprint"), str):
-        raise DictionaryError(f"{path}: damaged: `fingerprint` is {info.get('fingerprint')!r}")
