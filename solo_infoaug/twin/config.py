@@ -24,6 +24,10 @@ BATCH_NORMS = ("shared", "separate", "frozen")
 FILLED_IN = ("fingerprint", "chosen_by", "written", "videos")
 """Keys that say which dictionary a run used; users do not write them."""
 
+LATER_KEYS = ("random_share", "distinct_windows", "min_distance")
+"""Keys that runs saved earlier lack. To auto-resume, a missing key differs from every value. A run
+therefore has these keys only where they are not at their defaults."""
+
 FORMER_KEYS = {"arm": "positives", "others": "without_twin_share"}
 """Former names of keys. In a configuration they are an error that names the new key."""
 FORMER_POSITIVES = {"mi": "twins", "random_anchor": "random_with_twin"}
@@ -262,10 +266,15 @@ def _known_keys() -> str:
 def write_infoaug(cfg: DictConfig, config: InfoAugConfig | None) -> None:
     """Put the settings back in full, so that args.json and auto-resume see what the run uses.
 
-    If InfoAug is off, the key is removed: `infoaug: false` is plain solo-learn.
+    `LATER_KEYS` at their defaults are left out, as in runs that were saved before they existed. If
+    InfoAug is off, the key is removed: `infoaug: false` is plain solo-learn.
     """
     with open_dict(cfg):
         if config is None:
             cfg.pop("infoaug", None)
         else:
-            cfg.infoaug = dataclasses.asdict(config)
+            cfg.infoaug = {
+                key: value
+                for key, value in dataclasses.asdict(config).items()
+                if key not in LATER_KEYS or value != getattr(InfoAugConfig, key)
+            }

@@ -116,6 +116,8 @@ def test_auto_resume_takes_only_its_own_kind(
 
 
 _TODAY = {"positives": "twins", "without_twin_share": 0.0}
+_LATER = {"random_share": 0.0, "distinct_windows": False, "min_distance": 0.0}
+"""Keys that came after those runs, at their defaults."""
 
 
 def test_auto_resume_says_that_a_run_has_former_keys(
@@ -131,8 +133,9 @@ def test_auto_resume_says_that_a_run_has_former_keys(
     args = tmp_path / "simclr" / "former" / "args.json"
     shutil.copytree(done, args.parent)
     today = json.loads(args.read_text())
-    kept = {key: value for key, value in today["infoaug"].items() if key not in _TODAY}
-    assert len(today["infoaug"]) - len(kept) == 2
+    new = {*_TODAY, *_LATER}
+    kept = {key: value for key, value in today["infoaug"].items() if key not in new}
+    assert len(kept) > 10
 
     def start(key: str = "auto_resume.enabled", value: object = True) -> None:
         cfg = _small(image_folder, tmp_path)
@@ -158,6 +161,48 @@ def test_auto_resume_says_that_a_run_has_former_keys(
     # what the message says is enough
     args.write_text(json.dumps({**today, "infoaug": {**kept, **_TODAY}}))
     start()
+
+
+def test_auto_resume_takes_a_missing_key_for_its_default(
+    host: Any,
+    trained: dict[str, TrainingResult],
+    image_folder: Path,
+    twins_folder: Path,
+    tmp_path: Path,
+) -> None:
+    """Of runs that were saved before there was the key."""
+    done = trained["infoaug"].folder
+    assert done is not None
+    folder = tmp_path / "simclr" / "before"
+    shutil.copytree(done, folder)
+    run = json.loads((folder / "args.json").read_text())
+
+    def save(**later: object) -> None:
+        before = {key: value for key, value in run["infoaug"].items() if key not in _LATER}
+        saved = {**run, "infoaug": {**before, **later}}
+        (folder / "args.json").write_text(json.dumps(saved))
+
+    def found(**infoaug: object) -> bool:
+        cfg = _small(image_folder, tmp_path)
+        cfg.infoaug = {"twins": str(twins_folder), **infoaug}
+        cfg.auto_resume = {"enabled": True}
+        choose_device(cfg)
+        cfg = host.parse_cfg(cfg)
+        host.methods["simclr"](cfg)
+        checkpoint, _ = host.find_checkpoint(cfg)
+        assert checkpoint is None or Path(checkpoint).parent == folder
+        return checkpoint is not None
+
+    other = {"random_share": 0.5, "distinct_windows": True, "min_distance": 0.01}
+    save()
+    assert found()
+    assert found(**_LATER)
+    for key, value in other.items():
+        assert not found(**{key: value}), key
+    save(**other)
+    assert found(**other)
+    for key, value in _LATER.items():
+        assert not found(**{**other, key: value}), key
 
 
 @pytest.mark.parametrize("wanted", ["baseline", "infoaug"])
