@@ -26,6 +26,8 @@ _SMOOTHING = 5
 # What rests moves by at most this multiple of the background's motion beyond it: then it is at a
 # sixth of its distance.
 _MAX_PARALLAX = 5.0
+# The median of noise is hardly more than this many times its lower quartile.
+_MEDIAN_OVER_QUARTILE = 1.5
 # A neighbour moves alike if the difference has less than this share of the patch's energy.
 _ALIKE = 0.25
 # Neighbours are the patches within this many sides.
@@ -56,12 +58,16 @@ def motion_threshold(
 
     Args:
         speed: [P], RMS motion without the background's. Most patches are background, so its median
-            is noise. It counts up to three times the noise of the camera's fit.
+            is noise. It counts up to 1.5 times the lower quartile, for when most patches move, and
+            up to three times the noise of the camera's fit.
         fit_noise: RMS residual of the camera's fit, pixels a frame.
         min_speed: the minimum threshold, pixels a frame.
         over_noise: the threshold as a multiple of the noise.
     """
-    noise = min(float(np.median(speed)), 3 * fit_noise) if len(speed) else fit_noise
+    noise = fit_noise
+    if len(speed):
+        quartile, median_speed = np.quantile(speed, (0.25, 0.5)).tolist()
+        noise = min(median_speed, _MEDIAN_OVER_QUARTILE * quartile, 3 * fit_noise)
     return max(min_speed, over_noise * noise)
 
 

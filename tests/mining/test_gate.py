@@ -30,6 +30,10 @@ def test_motion_threshold() -> None:
     assert motion_threshold(speed, 0.3, 0.0, 6.0) == pytest.approx(6 * 0.2)
     # … but no more than three times that of the fit: most patches may move
     assert motion_threshold(speed, 0.05, 0.0, 6.0) == pytest.approx(6 * 0.15)
+    # … nor more than 1.5 times the lower quartile
+    assert motion_threshold(np.array([0.1, 0.1, 4.0, 4.0, 4.0]), 9.0, 0.0, 6.0) == pytest.approx(
+        0.9
+    )
     assert motion_threshold(speed, 0.3, 5.0, 6.0) == 5.0
     assert motion_threshold(speed, np.inf, 0.0, 6.0) == pytest.approx(6 * 0.2)
     assert motion_threshold(np.zeros(0), 0.3, 1.0, 6.0) == pytest.approx(1.8)
