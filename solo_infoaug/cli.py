@@ -10,15 +10,13 @@ import io
 import sys
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
 
 from solo_infoaug import __version__
+from solo_infoaug.cli_mine import exit_partly, mine, print_videos
 from solo_infoaug.errors import ConfigError, InfoAugError
-
-if TYPE_CHECKING:
-    from solo_infoaug.dictionary import TwinDictionary
 
 app = typer.Typer(
     name="solo-infoaug",
@@ -28,14 +26,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-
-def _exit_partly(heading: str, *lines: str) -> NoReturn:
-    """Say what failed while the rest was done: exit code 2."""
-    typer.secho(heading, fg=typer.colors.RED, err=True)
-    for line in lines:
-        typer.echo(line, err=True)
-    raise typer.Exit(2)
 
 
 @app.callback(invoke_without_command=True)
@@ -98,7 +88,7 @@ def upstream(
     if done.commit != done.base:
         typer.echo(f"The patches were made for {done.base}, and apply to {done.commit}.")
     if not done.passed:
-        _exit_partly("Some tests fail: see above.")
+        exit_partly("Some tests fail: see above.")
     text = upstream_folder() / "pull-request.md"
     typer.echo(
         f"Next, with a fork of solo-learn:\n  git -C {clone} push git@github.com:YOU/solo-learn "
@@ -168,7 +158,7 @@ def compare(
     for file in outcome.files:
         typer.echo(f"  {file}")
     if failed := [f"  {name}: {why}" for name, why in outcome.failed]:
-        _exit_partly(f"{len(failed)} runs failed (--retry-failed runs them again):", *failed)
+        exit_partly(f"{len(failed)} runs failed (--retry-failed runs them again):", *failed)
 
 
 @app.command()
@@ -236,159 +226,7 @@ def export(
     typer.echo(f"Normalise images with mean {backbone.mean} and std {backbone.std}.")
 
 
-def _list_settings(wanted: bool) -> None:
-    if wanted:
-        from rich.console import Console
-
-        from solo_infoaug.mining.config import MineConfig
-        from solo_infoaug.settings import terminal_table
-
-        Console().print(terminal_table(MineConfig))
-        raise typer.Exit()
-
-
-def _print_status(out: Path | None) -> None:
-    if out is not None:
-        from solo_infoaug.mining.status import status_of
-
-        typer.echo(status_of(out))
-        raise typer.Exit()
-
-
-@app.command()
-def mine(
-    videos: Annotated[
-        list[str],
-        typer.Argument(
-            help="Video files, tar shards, folders of them; s3://, gs://, hf:// or https:// URLs; "
-            "braces and patterns; .txt lists of all these."
-        ),
-    ],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the dictionary.")],
-    settings: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set", "-s", metavar="NAME=VALUE", help="A setting of MineConfig, such as k=4."
-        ),
-    ] = None,
-    list_settings: Annotated[
-        bool,
-        typer.Option(
-            "--list-settings",
-            callback=_list_settings,
-            is_eager=True,
-            help="Print every setting, its default and what it does, and exit.",
-        ),
-    ] = False,
-    exclude: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="PATTERN",
-            help="Leave out files and folders of this name, or of this path inside the searched "
-            "folder: '*.avi', 'raw/*'. May be given several times.",
-        ),
-    ] = None,
-    shard: Annotated[
-        str | None,
-        typer.Option(
-            metavar="I/N",
-            help="Mine the I-th of N shares alone, counted from 0, each into a folder of its own; "
-            "`merge` joins them.",
-        ),
-    ] = None,
-    status: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="OUT",
-            callback=_print_status,
-            is_eager=True,
-            help="Print how far mining into OUT is, and exit.",
-        ),
-    ] = None,
-    workers: Annotated[
-        int | None,
-        typer.Option("--workers", "-j", help="Processes; default a core each, if many videos."),
-    ] = None,
-    threads: Annotated[
-        int | None, typer.Option(help="Threads of each process; default its share of the cores.")
-    ] = None,
-    ray: Annotated[
-        str | None,
-        typer.Option(metavar="ADDRESS", help="Mine on a Ray cluster: its address, auto or local."),
-    ] = None,
-    overwrite: Annotated[bool, typer.Option(help="Remove the dictionary in OUT first.")] = False,
-) -> None:
-    """Mine a twin dictionary from videos. Run again, it goes on where it was interrupted.
-
-    `infoaug: true` without `twins` means the dictionary that this command made last.
-
-    Exit code 2: some videos could not be read, the others are mined. Videos in which nothing has a
-    twin are listed, and are no failure unless all are such.
-    """
-    from solo_infoaug.mining import MineConfig
-    from solo_infoaug.mining import mine as run
-
-    if ray is not None and workers is not None:
-        raise ConfigError("--workers: with --ray the cluster decides how many; leave it out")
-    config = MineConfig.parse(settings or [])
-    dictionary = run(
-        videos,
-        out,
-        config,
-        exclude=exclude or (),
-        shard=shard,
-        workers=workers,
-        threads=threads,
-        ray=ray,
-        overwrite=overwrite,
-    )
-    typer.echo(dictionary.summary)
-    _print_videos(dictionary)
-    if twinless := dictionary.info.get("twinless"):
-        typer.echo(f"{_videos(len(twinless))} without a twin:")
-        for why in twinless.values():
-            typer.echo(f"  {why}")
-    _remember(dictionary)
-    if failed := dictionary.info["failed"]:
-        _exit_partly(f"{_videos(len(failed))} failed:", *(f"  {why}" for why in failed.values()))
-
-
-def _videos(count: int) -> str:
-    return f"{count} video{'s' if count != 1 else ''}"
-
-
-def _remember(dictionary: TwinDictionary) -> None:
-    from solo_infoaug.cache import remember_dictionary
-
-    try:
-        remember_dictionary(dictionary.path, dictionary.fingerprint)
-    except OSError as error:
-        place = f"{error.filename}: " if error.filename else ""
-        typer.secho(
-            f"It could not be noted ({place}{error.strerror or error}): name it with "
-            f"infoaug.twins={dictionary.path}",
-            err=True,
-        )
-    else:
-        typer.echo("Remembered: `infoaug: true` without `twins` means this dictionary now.")
-
-
-def _print_videos(dictionary: TwinDictionary, err: bool = False) -> None:
-    """The first twenty videos by twins a minute, and why patches have none."""
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
-
-    from solo_infoaug.dictionary.tools import video_table
-
-    heading, *rows = video_table(dictionary)
-    table = Table(*heading, box=None, pad_edge=False)
-    for row in rows[:20]:
-        table.add_row(*map(escape, row))
-    console = Console(stderr=err)
-    console.print(table)
-    if len(rows) > 20:
-        console.print(f"… and {len(rows) - 20} more videos")
+app.command()(mine)
 
 
 @app.command()
@@ -438,7 +276,7 @@ def info(
 
     loaded = TwinDictionary.load(dictionary)
     content = describe(loaded, verify)
-    _print_videos(loaded, err=True)
+    print_videos(loaded, err=True)
     typer.echo(json.dumps(content, indent=2))
 
 

@@ -31,6 +31,7 @@ from torch.nn import functional as F
 
 from solo_infoaug._checks import is_whole, require
 from solo_infoaug._files import digest, mark_as_made, write_json
+from solo_infoaug._renamed import first_named
 from solo_infoaug.evaluation.clips import Clip, find_clips
 from solo_infoaug.evaluation.propagation import FeatureMap, Propagation
 from solo_infoaug.evaluation.segmentation import segment
@@ -114,7 +115,7 @@ class VideoConfig:
         """A short hash of what the data depends on: settings, the miner's, generator's version."""
         settings = asdict(self)
         settings.pop("propagation")
-        return digest([VERSION, settings, asdict(self.mining)])
+        return digest([VERSION, settings, first_named(asdict(self.mining))])
 
     def as_dict(self) -> dict[str, Any]:
         """The settings; without label propagation they are what they were before there was it."""

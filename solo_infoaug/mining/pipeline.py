@@ -14,6 +14,7 @@ from pathlib import Path
 
 from solo_infoaug._checks import require
 from solo_infoaug._files import printable
+from solo_infoaug._renamed import renamed
 from solo_infoaug.dictionary import TwinDictionary
 from solo_infoaug.dictionary.format import INDEX, MANIFEST, PACKS, PARTS
 from solo_infoaug.dictionary.packs import Finished, Packer, pack_waiting, packs_in
@@ -233,7 +234,7 @@ def _is_finished(folder: Path, corpus: Corpus, config: MineConfig) -> bool:
     mined = [part for part in plan.parts if finished.is_mined(part.key)]
     twinless = twinless_in(finished, plan.parts)
     return bool(
-        there.get("config") == config.to_json()
+        renamed(there.get("config") or {}) == config.to_json()
         and there["videos"] == [part.key for part in mined]
         and (there.get("twinless") or {}) == _printable(twinless)
         and len(mined) + len(twinless) == len(plan.parts)
@@ -268,7 +269,7 @@ def _check_target(
     there = TwinDictionary.load(folder)
     _recognise(corpus, finished, config, there.info["videos"])
     keys = {part.key for part in plan_of(corpus.videos(), finished, config).parts}
-    if there.info.get("config") != config.to_json():
+    if renamed(there.info.get("config") or {}) != config.to_json():
         what = "other settings"
     elif set(there.info["videos"]) <= keys or (failed is None and corpus.unread):
         return

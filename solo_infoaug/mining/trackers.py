@@ -79,7 +79,7 @@ class FlowTracker:
 
     def __init__(self, video: Path | Content, config: MineConfig) -> None:
         self.name = f"flow (DIS, {config.flow})"
-        self._max_error = config.max_roundtrip
+        self._max_error = config.max_forward_backward_error
         self._estimate = flow_maker(config.flow)
         self._steps: dict[tuple[int, int], tuple[Flow, CameraStep | None]] = {}
         # Their part of the frames, and whether there was no overlay to leave out

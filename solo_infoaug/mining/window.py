@@ -291,7 +291,7 @@ def _store(
     paired[gated.moving[partners.twins[partners.twins >= 0]]] = True
     others = np.flatnonzero(~paired & (reason != _LOST))
     rng = np.random.default_rng([config.seed, window.numbers[seed]])
-    others = rng.permutation(others)[: config.others]
+    others = rng.permutation(others)[: config.extra_patches]
     kept = np.sort(np.concatenate([np.flatnonzero(paired), others]))
     # `moving` numbers all patches; stored numbers count only the patches that are kept
     place = np.full(len(reason), -1)
@@ -308,7 +308,9 @@ def _store(
     entropies[rows[stored]] = partners.entropies[stored]
     pairs = np.full((count, count), np.nan, np.float32)
     pairs[np.ix_(rows[stored], rows[stored])] = partners.pairs[np.ix_(stored, stored)]
-    moments = pick_moments(tracks.visible[:, kept], sorted(window.keyframes), seed, config.moments)
+    moments = pick_moments(
+        tracks.visible[:, kept], sorted(window.keyframes), seed, config.temporal_crops
+    )
     # From here on, units are pixels of the whole frame
     path, numbers = tracks.path[:, kept] + window.corner, np.asarray(window.numbers, np.int32)
     return Stored(

@@ -20,7 +20,7 @@ from solo_infoaug.mining.trackers import FileTracker
 from solo_infoaug.mining.video import find_videos, open_video, search, video_digest, video_name
 from solo_infoaug.viewer import show
 
-SMALL = MineConfig(min_frames=24, window=64, stride=64, moments=2, camera="none", parallax=0)
+SMALL = MineConfig(min_frames=24, window=64, stride=64, temporal_crops=2, camera="none", parallax=0)
 
 
 def _images(folder: Path, names: Iterable[str], frames: Sequence[np.ndarray]) -> Path:

@@ -34,9 +34,9 @@ webdataset = pytest.importorskip("webdataset", reason="needs webdataset: uv sync
 
 from .store_server import SECRET, Fault, Hub, Store, serve, serve_store  # noqa: E402
 
-SMALL = MineConfig(min_frames=24, moments=2, camera="none", parallax=0)
+SMALL = MineConfig(min_frames=24, temporal_crops=2, camera="none", parallax=0)
 SETTINGS = [
-    *("-s", "min_frames=24", "-s", "moments=2"),
+    *("-s", "min_frames=24", "-s", "temporal_crops=2"),
     *("-s", "camera=none", "-s", "parallax=0", "-j", "1"),
 ]
 

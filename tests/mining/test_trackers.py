@@ -97,7 +97,7 @@ def test_flow_and_its_patches_agree() -> None:
     """What the tracker does to a window is `follow_patches` over its pairs."""
     window, tracker = (
         _panned(),
-        _tracker("flow", max_roundtrip=0.7),
+        _tracker("flow", max_forward_backward_error=0.7),
     )
     found = tracker.follow(window, 16, 1.0, "none")
     steps = tracker._steps  # type: ignore[attr-defined]

@@ -29,7 +29,7 @@ from solo_infoaug.mining.ledger import Ledger, Outcome, Result
 from solo_infoaug.mining.video import video_digest
 from solo_infoaug.mining.workers import Job, Work, run_jobs
 
-SMALL = MineConfig(min_frames=24, window=64, stride=64, moments=2, camera="none", parallax=0)
+SMALL = MineConfig(min_frames=24, window=64, stride=64, temporal_crops=2, camera="none", parallax=0)
 
 needs_ray = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="needs ray")
 
@@ -238,7 +238,7 @@ def test_kill_and_resume(tmp_path: Path, videos: list[Path], serial: Path) -> No
     """kill −9 when a video is finished, and when workers are at work; the third run ends alike."""
     out = tmp_path / "twins"
     command = [sys.executable, "-m", "solo_infoaug.cli", "mine", *map(str, videos), "-o", str(out)]
-    for name in ("min_frames", "window", "stride", "moments", "camera", "parallax"):
+    for name in ("min_frames", "window", "stride", "temporal_crops", "camera", "parallax"):
         command += ["-s", f"{name}={getattr(SMALL, name)}"]
 
     def started(workers: int) -> subprocess.Popen[bytes]:
