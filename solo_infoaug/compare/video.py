@@ -36,8 +36,9 @@ from solo_infoaug.evaluation.clips import Clip, find_clips
 from solo_infoaug.evaluation.propagation import FeatureMap, Propagation
 from solo_infoaug.evaluation.segmentation import segment
 from solo_infoaug.mining import MineConfig, mine
+from solo_infoaug.mining.crops import crops
+from solo_infoaug.mining.patch_grid import patch_size
 from solo_infoaug.mining.video import open_video
-from solo_infoaug.mining.window import crops, patch_size
 
 VERSION = 1
 """Part of the digest: changes if the same settings give another benchmark."""

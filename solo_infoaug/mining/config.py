@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import math
 import os
 import re
@@ -52,6 +53,26 @@ def _in(group: str, default: T) -> T:
     return setting
 
 
+def _refusing_former_names(config: type[T]) -> type[T]:
+    """Python's own error for a former name would not say the new one."""
+    real = config.__init__
+
+    @functools.wraps(real)
+    def init(self: T, *args: Any, **settings: Any) -> None:
+        for name in settings:
+            _check_current(name)
+        real(self, *args, **settings)
+
+    config.__init__ = init  # type: ignore[assignment]
+    return config
+
+
+def _check_current(name: str) -> None:
+    if name in FORMER:
+        raise ConfigError(f"{name}: is now called {FORMER[name]}; write {FORMER[name]}=VALUE")
+
+
+@_refusing_former_names
 @dataclass(frozen=True)
 class MineConfig:
     """Settings of `mine`. Each is checked when the object is made.
@@ -232,12 +253,6 @@ class MineConfig:
     surrogates: int = _in("significance", 24)
     """Number of surrogates of a pair."""
 
-    def __new__(cls, *_: Any, **settings: Any) -> MineConfig:
-        """Python's own error for a former name would not say the new one."""
-        for name in FORMER.keys() & settings.keys():
-            raise ConfigError(f"{name}: is now called {FORMER[name]}; write {FORMER[name]}=VALUE")
-        return super().__new__(cls)
-
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             _check_type(field.name, getattr(self, field.name), str(field.type))
@@ -330,8 +345,7 @@ def is_setting(given: str) -> bool:
 def _known(given: str) -> str:
     """The name of a setting that is given with or without its group."""
     group, _, name = given.rpartition(".")
-    if name in FORMER:
-        raise ConfigError(f"{name}: is now called {FORMER[name]}; write {FORMER[name]}=VALUE")
+    _check_current(name)
     if name not in GROUPED:
         close = difflib.get_close_matches(name, GROUPED, n=1)
         hint = f"; did you mean {close[0]}?" if close else ""

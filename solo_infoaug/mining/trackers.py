@@ -23,9 +23,9 @@ from solo_infoaug.mining.content import Content
 from solo_infoaug.mining.flow import Flow, flow_maker, follow_patches
 from solo_infoaug.mining.frame_folder import folder_name
 from solo_infoaug.mining.overlay import covered, find_overlay
+from solo_infoaug.mining.patch_grid import corners, grid, inside, patch_tracks
 from solo_infoaug.mining.picture import Rectangle
 from solo_infoaug.mining.registry import TRACKERS, register_tracker
-from solo_infoaug.mining.tracking import corners, grid, inside, patch_tracks
 from solo_infoaug.mining.windows import Window
 
 

@@ -11,9 +11,9 @@ from scipy.ndimage import map_coordinates
 
 from solo_infoaug.mining.config import MineConfig
 from solo_infoaug.mining.flow import Flow, flow_maker, follow_patches
+from solo_infoaug.mining.mine_window import follow, mine_window
+from solo_infoaug.mining.patch_grid import grid
 from solo_infoaug.mining.trackers import make_tracker
-from solo_infoaug.mining.tracking import grid
-from solo_infoaug.mining.window import follow, mine_window
 from solo_infoaug.mining.windows import Window
 
 from .conftest import texture

@@ -19,7 +19,7 @@ from solo_infoaug.dictionary import TwinDictionary
 from solo_infoaug.dictionary.tools import merge
 from solo_infoaug.errors import DictionaryError, OutputError, VideoError
 from solo_infoaug.mining import MineConfig, mine, mine_one, sample_clips
-from solo_infoaug.mining.window import REASONS
+from solo_infoaug.mining.candidates import REASONS
 
 from .conftest import path_of, texture
 

@@ -13,8 +13,8 @@ from solo_infoaug.errors import ConfigError, VideoError
 from solo_infoaug.mining import MineConfig, mine, register_tracker, registry, trackers
 from solo_infoaug.mining.content import in_memory
 from solo_infoaug.mining.flow import follow_patches
+from solo_infoaug.mining.patch_grid import grid
 from solo_infoaug.mining.trackers import make_tracker
-from solo_infoaug.mining.tracking import grid
 from solo_infoaug.mining.windows import Window
 
 from .conftest import path_of, texture

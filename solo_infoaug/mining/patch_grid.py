@@ -1,4 +1,4 @@
-"""Tracking: a grid of patches, a few points in each, followed through a window."""
+"""Patches and points: a grid of patches, points in each, and tracks of patches from points'."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import math
 import cv2
 import numpy as np
 
+from solo_infoaug.mining.config import MineConfig
 from solo_infoaug.mining.frame import grey
 
 # Points this near the border are lost, pixels.
@@ -15,6 +16,11 @@ _BORDER = 2
 _CELLS = 2
 # Share of each cell that is searched, so that the points spread over the patch.
 _INNER = 0.6
+
+
+def patch_size(height: int, width: int, config: MineConfig) -> int:
+    """Side of a patch in pixels of a frame of this size."""
+    return max(config.min_patch, round(config.patch_fraction * min(height, width)))
 
 
 def grid(height: int, width: int, size: int, step: float = 1.0) -> np.ndarray:
