@@ -202,7 +202,7 @@ def test_a_dense_grid_on_a_wide_frame() -> None:
         image[y : y + 120, x : x + 120] = square
         images.append(image)
     grey = [cv2.cvtColor(image, cv2.COLOR_RGB2GRAY) for image in images]
-    window = Window(0, 4, grey, dict(enumerate(images)), list(range(frames)))
+    window = Window(0, 4, images[0].shape[:2], grey, dict(enumerate(images)), list(range(frames)))
     config = MineConfig(
         patch_fraction=0.05,
         grid_step=0.25,
