@@ -377,4 +377,4 @@ def test_what_a_system_refuses_is_one_line(
         with pytest.raises(SystemExit) as ended:
             main()
         assert ended.value.code == 1
-        assert "File name too long; make room for it, or choose another" in capsys.readouterr().err
+        assert "File name too long; make room, or choose another place" in capsys.readouterr().err

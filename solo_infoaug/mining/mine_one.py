@@ -185,9 +185,9 @@ def _left_out(pictures: Counter[str], overlays: int) -> dict[str, Any]:
 
 
 def threads_inside(threads: int | None) -> int:
-    """How many threads OpenCV and NumPy have beside the two that decode and track ahead.
+    """How many threads OpenCV and NumPy have, next to the two that decode and track ahead.
 
-    With more of them than cores are left, they only wait.
+    With more threads than remaining cores, they would only wait.
     """
     return max(1, (threads or usable_cores()) - 2)
 

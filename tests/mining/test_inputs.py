@@ -453,7 +453,7 @@ def test_killed_and_run_again(
     run.kill()
     run.communicate()
     assert not (out / "dictionary.json").exists()
-    assert "not running; the same command goes on from here" in status_of(out)
+    assert "not running; the same command continues from here" in status_of(out)
     finished = {path.name[0] for path in out.glob("parts/[!.]*")}
     mine("s3://clips/s.tar", out, SMALL, progress=False)
     assert {name[0] for name in mined} == {"a", "b", "c"} - finished

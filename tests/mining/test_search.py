@@ -190,7 +190,7 @@ def test_mining_excludes_and_goes_on(tmp_path: Path, video: Path, write_video, s
     assert TwinDictionary.load(out).videos == ["one.mp4", "two.mp4"]
     less = CliRunner().invoke(app, [*command, "--exclude", "two*"])
     assert less.exit_code == 1
-    assert "of some that are excluded now" in str(less.exception)
+    assert "of videos that are excluded now" in str(less.exception)
 
 
 _COMBINATIONS = [these for these in product((True, False), repeat=3) if any(these)]

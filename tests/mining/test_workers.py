@@ -139,7 +139,8 @@ def test_packs_follow_the_order_of_the_videos(
 
     def run(finished: Finished) -> dict[str, str]:
         corpus = Corpus([*files], Ledger(out))
-        return pipeline._mine_sources(corpus, finished, SMALL, 1, None, None, False)
+        how = pipeline._How(workers=1)
+        return pipeline._mine_sources(corpus, finished, SMALL, how)
 
     monkeypatch.setattr(pipeline, "run_jobs", backwards)
     assert run(finished) == {str(files[1]): "it is bad"}
@@ -372,5 +373,5 @@ def test_a_script_without_a_main_guard_is_told_so(tmp_path: Path, video: Path) -
     )
     done = subprocess.run([sys.executable, script], capture_output=True, text=True, check=False)
     assert done.returncode == 1
-    assert 'Put what calls mine() under `if __name__ == "__main__":`' in done.stderr
+    assert 'Call mine() under `if __name__ == "__main__":`' in done.stderr
     assert done.stderr.count("Traceback") == 1  # the workers add none
