@@ -89,7 +89,7 @@ def patch_tracks(
     both = visible[1:] & visible[:-1]
     steps[~both] = np.nan
     enough = both.sum(axis=2) >= min(min_points, tracks.shape[2])
-    seen = np.concatenate([visible[:1].any(axis=2), np.logical_and.accumulate(enough)])
+    kept = np.concatenate([visible[:1].any(axis=2), np.logical_and.accumulate(enough)])
     # Sorting puts NaN last: the middle of the first `number` is the median of the visible ones.
     ordered = np.sort(steps, axis=2)
     number = both.sum(axis=2)[..., None, None]
@@ -97,4 +97,4 @@ def patch_tracks(
     high = np.take_along_axis(ordered, np.minimum(number // 2, tracks.shape[2] - 1), axis=2)
     median = np.where(number > 0, 0.5 * (low + high), 0.0)[:, :, 0]
     path = np.concatenate([np.zeros_like(median[:1]), median.cumsum(axis=0)]) + centres
-    return path.astype(np.float32), seen
+    return path.astype(np.float32), kept
