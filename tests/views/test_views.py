@@ -59,6 +59,10 @@ def _raw(view: torch.Tensor) -> torch.Tensor:
     return view * std + mean
 
 
+def _tensors(drawn: list[dict[str, Any]]) -> list[torch.Tensor]:
+    return [value for one in drawn for value in one.values() if isinstance(value, torch.Tensor)]
+
+
 def test_without_operations_the_image_is_normalised(images: torch.Tensor) -> None:
     (view,) = _views(_plain(), images)
     torch.testing.assert_close(_raw(view), images / 255, atol=1e-4, rtol=0)
@@ -310,7 +314,7 @@ def test_no_draw_depends_on_the_default_dtype(dtype: torch.dtype) -> None:
 
     def drawn() -> list[torch.Tensor]:
         draws = draw_views(pipelines, 9, 303, 257, torch.Generator().manual_seed(0))
-        return [tensor for one in draws for tensor in one]
+        return _tensors(draws)
 
     expected = drawn()
     torch.set_default_dtype(dtype)
@@ -356,11 +360,11 @@ def test_views_drawn_ahead_are_the_same(images: torch.Tensor, both: bool) -> Non
     random = torch.Generator().manual_seed(5)
     count, _, height, width = images.shape
     drawn = draw_views(pipelines, count, height, width, random, both=both)
-    before = [tensor.clone() for one in drawn for tensor in one]
+    before = [tensor.clone() for tensor in _tensors(drawn)]
     for _ in range(2):  # nothing that was drawn is used up
         views = apply_views(pipelines, images, twins, drawn, both=both)
         assert all(torch.equal(*pair) for pair in zip(views, expected, strict=True))
-    assert all(map(torch.equal, before, (tensor for one in drawn for tensor in one)))
+    assert all(map(torch.equal, before, _tensors(drawn)))
     assert torch.equal(random.get_state(), after)
     assert torch.equal(torch.get_rng_state(), state)
 
