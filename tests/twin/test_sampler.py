@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from augmentations import augmentation
 from formats import as_folders
 from lightning.pytorch.callbacks import Callback
 from omegaconf import DictConfig
@@ -115,6 +116,24 @@ def test_steps_are_the_same_bit_for_bit(
     assert [early for early, _ in prepared[:7]] == 7 * [False]
     assert sum(early for early, _ in prepared[7:]) == 7
     assert sum(not early for early, _ in prepared[7:]) == 3
+
+
+def test_kornias_augmentations_are_drawn_ahead_as_well(
+    train: Callable[..., TrainingResult], prepared: list[Any]
+) -> None:
+    """Bit for bit, although Kornia draws from the generator that the view branch draws from."""
+    named = augmentation(
+        kornia=True, RandomPerspective={"p": 0.3}, RandomPlasmaShadow={"p": 0.5}, RandomErasing=True
+    )
+    runs = []
+    for prefetched in (False, True):
+        override = {"infoaug.augmentations": [named], "precision": "bf16-true"}
+        result = train("byol", prefetched=prefetched, **override)
+        runs.append((result.model.state_dict(), torch.get_rng_state()))
+    assert sum(early for early, _ in prepared) == 4
+    (now, state), (ahead, our_state) = runs
+    assert _same({k: v.float() for k, v in now.items()}, {k: v.float() for k, v in ahead.items()})
+    assert torch.equal(state, our_state)
 
 
 @pytest.mark.parametrize(
