@@ -22,8 +22,6 @@ from solo_infoaug.views import functional as F
 
 _SOLARIZE_FROM = 0.5  # Pillow inverts the levels from 128 on: 127.5 lies between
 
-JITTERED = ("brightness", "contrast", "saturation", "hue")
-
 Params = dict[str, Any]
 """What an augmentation draws for a batch, on the CPU or sent to a device: tensors by name."""
 
@@ -69,32 +67,32 @@ class ResizedCrop(Own, K.GeometricAugmentationBase2D):
 
     def __init__(self, size: int, scale: tuple[float, float] | None = None) -> None:
         super().__init__(p=1.0)
-        self.size, self.scale = size, scale
+        self.flags: dict[str, Any] = {"size": size, "scale": scale}
 
     def draw(self, shape: tuple[int, ...], random: torch.Generator) -> Params:
         """`boxes`: float32 [B, 4]."""
         count, _, height, width = shape
-        if self.scale is None:
+        if self.flags["scale"] is None:
             # another default dtype would round the sides, and the box would leave the image
             whole = torch.tensor([[0, 0, height, width]], dtype=torch.float32)
             return {"boxes": whole.repeat(count, 1)}
-        return {"boxes": F.draw_boxes(count, height, width, self.scale, random).float()}
+        return {"boxes": F.draw_boxes(count, height, width, self.flags["scale"], random).float()}
 
     def apply_transform(self, input: Tensor, params: Params, *_: Any, **__: Any) -> Tensor:
         """Float [B, 3, H, W] in [0, 1] → [B, 3, size, size], each image by its own box."""
-        boxes = params["boxes"].to(input.dtype)
+        boxes, size = params["boxes"].to(input.dtype), self.flags["size"]
         if (kernels := _kernels(input)) is not None:
-            return cast(Tensor, kernels.resized_crop(input, boxes, self.size))
-        return F.resized_crop(input, boxes, self.size)
+            return cast(Tensor, kernels.resized_crop(input, boxes, size))
+        return F.resized_crop(input, boxes, size)
 
     def compute_transformation(self, input: Tensor, params: Params, flags: Any) -> Tensor:
         """[B, 3, 3], from the pixels of the image to those of the crop."""
         top, left, tall, wide = params["boxes"].to(input.dtype).unbind(1)
         matrix = torch.eye(3, dtype=input.dtype, device=input.device).repeat(len(input), 1, 1)
         for axis, start, length in ((0, left, wide), (1, top, tall)):
-            matrix[:, axis, axis] = self.size / length
+            matrix[:, axis, axis] = self.flags["size"] / length
             # pixels are counted by their centres
-            matrix[:, axis, 2] = (0.5 - start) * self.size / length - 0.5
+            matrix[:, axis, 2] = (0.5 - start) * self.flags["size"] / length - 0.5
         return matrix
 
 
@@ -145,10 +143,10 @@ class ColorJitter(OnChosen, K.IntensityAugmentationBase2D):
 
     def __init__(self, p: float, strengths: tuple[float, ...]) -> None:
         super().__init__(p=p)
-        self.strengths = strengths
+        self.flags = {"strengths": strengths}
 
     def _draw_for(self, chosen: int, count: int, random: torch.Generator) -> Params:
-        *blends, hue = self.strengths
+        *blends, hue = self.flags["strengths"]
         ranges = [(max(0.0, 1 - strength), 1 + strength) for strength in blends] + [(-hue, hue)]
         factors = torch.stack([F.uniform((chosen,), *limits, random) for limits in ranges], dim=1)
         shape = (chosen, len(ranges))
@@ -189,6 +187,9 @@ class Solarize(OnChosen, K.RandomSolarize):
     """Kornia's, with the threshold between the levels 127 and 128, and nothing added."""
 
     kernel = "solarize"
+
+    def __init__(self, p: float) -> None:
+        super().__init__((_SOLARIZE_FROM, _SOLARIZE_FROM), (0.0, 0.0), p=p)
 
     def _draw_for(self, chosen: int, count: int, random: torch.Generator) -> Params:
         # Kornia draws a threshold and an addition an image: what follows draws as after it

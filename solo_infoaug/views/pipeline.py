@@ -86,6 +86,7 @@ _BY_KEY: dict[str, type[ops.OnChosen]] = {
     "equalization": ops.Equalize,
     "horizontal_flip": ops.HorizontalFlip,
 }
+_JITTERED = ("brightness", "contrast", "saturation", "hue")
 _KEYS = {*_BY_KEY, "rrc", "color_jitter", "crop_size", "num_crops", "mean", "std", "kornia"}
 
 
@@ -132,7 +133,7 @@ def _ours(augmentation: Any, size: int) -> list[nn.Module]:
     operations: list[nn.Module] = [ops.ResizedCrop(size, scale)]
     if p := _probability(augmentation, "color_jitter"):
         given = augmentation.color_jitter
-        strengths = tuple(float(given.get(part, 0.0)) for part in ops.JITTERED)
+        strengths = tuple(float(given.get(part, 0.0)) for part in _JITTERED)
         operations.append(ops.ColorJitter(p, strengths))
     return operations + [
         kind(p=p) for name, kind in _BY_KEY.items() if (p := _probability(augmentation, name))
@@ -141,21 +142,19 @@ def _ours(augmentation: Any, size: int) -> list[nn.Module]:
 
 def _kornias(ours: nn.Module, size: int) -> nn.Module:
     """Kornia's own crop, jitter or blur in the place of ours."""
-    how: dict[str, Any]
+    side = 2 * math.ceil(3 * BLUR_SIGMA[1]) + 1
+    square = {"size": (size, size), "resample": "bicubic"}
+    kind: type[nn.Module]
     match ours:
-        case ops.ResizedCrop(scale=None):
-            kind, how = K.Resize, {"size": (size, size), "resample": "bicubic", "antialias": True}
-        case ops.ResizedCrop(scale=scale):
-            kind, how = K.RandomResizedCrop, {"size": (size, size), "scale": scale}
-            how |= {"resample": "bicubic", "cropping_mode": "resample"}
-        case ops.ColorJitter(p=p, strengths=strengths):
-            kind, how = K.ColorJitter, {"p": p, **dict(zip(ops.JITTERED, strengths, strict=True))}
-        case ops.GaussianBlur(p=p):
-            side = 2 * math.ceil(3 * BLUR_SIGMA[1]) + 1
-            kind, how = (
-                K.RandomGaussianBlur,
-                {"kernel_size": (side, side), "sigma": BLUR_SIGMA, "p": p},
-            )
+        case ops.ResizedCrop(flags={"scale": None}):
+            kind, how = K.Resize, {**square, "antialias": True}
+        case ops.ResizedCrop(flags={"scale": scale}):
+            kind, how = K.RandomResizedCrop, {**square, "scale": scale, "cropping_mode": "resample"}
+        case ops.ColorJitter(flags={"strengths": strengths}):
+            kind, how = K.ColorJitter, {"p": ours.p, **dict(zip(_JITTERED, strengths, strict=True))}
+        case ops.GaussianBlur():
+            kind = K.RandomGaussianBlur
+            how = {"kernel_size": (side, side), "sigma": BLUR_SIGMA, "p": ours.p}
         case _:
             return ours
     return made("kornia", kind, size, how)

@@ -88,7 +88,7 @@ def test_a_named_augmentation_is_kornias(images: Tensor, name: str) -> None:
     pipeline = _raw(**{name: ARGUMENTS.get(name, {})})
 
     def drawn() -> list[Any]:
-        return draw_views([pipeline], *images.shape[:1], SIZE, SIZE, random.manual_seed(3))
+        return draw_views([pipeline], len(images), SIZE, SIZE, random.manual_seed(3))
 
     random = torch.Generator()
     first = drawn()
@@ -171,7 +171,8 @@ def test_a_thread_and_the_global_generator_do_not_meet() -> None:
         expected = torch.rand(100_000)
     with fork_rng(7, CPU):
         thread.start()
-        got, meanwhile = [], 0
+        got: list[Tensor] = []
+        meanwhile = 0
         while len(got) < 1000:
             got.append(torch.rand(100))
             meanwhile += thread.is_alive()
