@@ -107,10 +107,11 @@ def made(key: str, kind: type[nn.Module], size: int, given: Mapping[str, Any]) -
     shape = (2, 3, size, size)
     try:
         augmentation = kind(**arguments)
-        drawn = drawn_by(augmentation, shape, torch.Generator().manual_seed(0))
-        drawn["batch_prob"] = torch.ones_like(drawn["batch_prob"])
+        trial = kind(**arguments)
+        trial.p = 1.0
+        drawn = drawn_by(trial, shape, torch.Generator().manual_seed(0))
         with Seeded(None), torch.no_grad():
-            tried = augmentation(torch.full(shape, 0.5), params=drawn)
+            tried = trial(torch.full(shape, 0.5), params=drawn)
     except Exception as error:
         why = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ConfigError(

@@ -7,7 +7,6 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-import kornia
 import kornia.augmentation as K
 import pytest
 import torch
@@ -373,11 +372,7 @@ def test_views_drawn_ahead_are_the_same(images: torch.Tensor, both: bool) -> Non
     ("name", "theirs"),
     [
         ("grayscale", K.RandomGrayscale(p=0.4)),
-        pytest.param(
-            "solarization",
-            K.RandomSolarize(thresholds=(0.5, 0.5), additions=0.0, p=0.4),
-            marks=pytest.mark.skipif(kornia.__version__ < "0.9", reason="it draws otherwise"),
-        ),
+        ("solarization", K.RandomSolarize(thresholds=(0.5, 0.5), additions=0.0, p=0.4)),
         ("horizontal_flip", K.RandomHorizontalFlip(p=0.4)),
     ],
 )
@@ -392,7 +387,7 @@ def test_draws_and_images_are_those_of_kornias_modules(
     with fork_rng(2, torch.device("cpu")):
         (crop,) = make_views([build_pipeline(_plain(), (0, 0, 0), (1, 1, 1))], images, images)
         plain += [theirs(crop), torch.rand(3)]
-    torch.testing.assert_close(ours, plain, rtol=0, atol=2e-7)  # rounded otherwise before 0.9
+    torch.testing.assert_close(ours, plain, rtol=0, atol=0)
     assert 0 < int((ours[0] != crop).any((1, 2, 3)).sum()) < len(images)
 
 
