@@ -351,6 +351,21 @@ def test_views_are_the_same_on_both_devices(cuda: torch.device, left_out: str) -
         assert float((difference > 1e-3).float().mean()) < 1e-3
 
 
+@pytest.mark.parametrize(
+    "name", ["RandomPerspective", "RandomErasing", "RandomPlasmaShadow", "RandomRain", "kornia"]
+)
+def test_kornias_views_are_the_same_on_both_devices(cuda: torch.device, name: str) -> None:
+    random = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (64, 3, 48, 48), dtype=torch.uint8, generator=random)
+    pipeline = build_pipeline(augmentation(crop_size=32, **{name: True}), [0.0] * 3, [1.0] * 3)
+    made = []
+    for device in (torch.device("cpu"), cuda):
+        with fork_rng(1, device):
+            made.append([v.cpu() for v in make_views([pipeline], *2 * [images.to(device)])])
+    for here, there in zip(*made, strict=True):
+        assert float((here - there).abs().mean()) < 1e-3
+
+
 @pytest.mark.parametrize("indexed", [True, False])
 def test_randomness_forks_on_the_card(cuda: torch.device, indexed: bool) -> None:
     device = cuda if indexed else torch.device(cuda.type)

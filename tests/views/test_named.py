@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import threading
+from pathlib import Path
 from typing import Any
 
 import kornia.augmentation as K
@@ -16,7 +18,15 @@ from solo_infoaug.errors import ConfigError
 from solo_infoaug.twin.randomness import fork_rng
 from solo_infoaug.views import operations as ops
 from solo_infoaug.views.named import NAMED, Seeded, drawn_by
-from solo_infoaug.views.pipeline import apply_views, build_pipeline, draw_views, make_views
+from solo_infoaug.views.pipeline import (
+    apply_views,
+    build_pipeline,
+    draw_views,
+    make_views,
+    packed,
+    send,
+    unpacked,
+)
 
 SIZE = 16
 CPU = torch.device("cpu")
@@ -92,8 +102,10 @@ def test_a_named_augmentation_is_kornias(images: Tensor, name: str) -> None:
 
     random = torch.Generator()
     first = drawn()
-    for _ in range(2):  # nothing that was drawn is used up
-        (view,) = apply_views([pipeline], images, images, first)
+    values = [value for one in first for value in one.values()]
+    copied = iter(unpacked(packed(values, pin=False), values))  # as they reach a card
+    for given in (first, first, [{key: next(copied) for key in one} for one in first]):
+        (view,) = apply_views([pipeline], images, images, given)
         torch.testing.assert_close(view, expected, rtol=0, atol=0, equal_nan=True)
     for dtype in (torch.float64, torch.bfloat16):
         torch.set_default_dtype(dtype)
@@ -274,6 +286,27 @@ def test_the_matrix_of_a_crop_takes_its_box_to_the_view(images: Tensor) -> None:
     found = (corners @ crop.transform_matrix.mT)[..., :2]
     expected = torch.tensor([[-0.5, -0.5], [11.5, 11.5]]).expand_as(found)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
+
+
+def test_what_kornia_reads_on_the_host_stays_there() -> None:
+    pipeline = _raw(ColorJitter={**JITTER, "p": 1.0}, RandomErasing=True)
+    drawn = draw_views([pipeline], 4, SIZE, SIZE, torch.Generator().manual_seed(0))
+    there, (labels,) = send(drawn, torch.device("meta"), torch.arange(4))
+    kept = {name for one in there for name, value in one.items() if value.device == CPU}
+    assert kept == {"order", "forward_input_shape"}
+    assert labels.device.type == "meta"
+    assert [one.keys() for one in there] == [one.keys() for one in drawn]
+
+
+def test_the_example_of_the_page_is_valid() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "views.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
+    for text in (block, block.replace("# kornia", "  kornia")):
+        (entry,) = OmegaConf.create(text).infoaug.augmentations
+        pipeline = build_pipeline(entry, [0.5] * 3, [0.25] * 3)
+        names = [type(operation).__name__ for operation in pipeline.operations]
+        assert names[-3:] == ["RandomPerspective", "RandomErasing", "Normalize"]
+    assert names[0] == "RandomResizedCrop"
 
 
 def test_parameters_have_kornias_names() -> None:
