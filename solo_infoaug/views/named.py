@@ -77,7 +77,7 @@ def named(key: str, given: Any, size: int) -> list[nn.Module]:
     """
     if given is None or given is False:
         return []
-    given = OmegaConf.to_container(given) if OmegaConf.is_config(given) else given
+    given = OmegaConf.to_container(given, resolve=True) if OmegaConf.is_config(given) else given
     arguments = {} if given is True else given
     mapping = isinstance(arguments, Mapping)
     require(mapping, f"augmentations.{key}", "true, false or a mapping of its arguments", given)
@@ -99,15 +99,12 @@ def made(key: str, kind: type[nn.Module], size: int, given: Mapping[str, Any]) -
         ConfigError: Kornia refuses its arguments, or views of this size; it cannot be drawn ahead;
             or it changes the size.
     """
-    known = inspect.signature(kind).parameters
-    arguments = {
-        name: torch.tensor(value) if "Tensor" in str(known[name].annotation)[-8:] else value
-        for name, value in ((name, _tuples(value)) for name, value in given.items())
-    }
+    types = {name: str(one.annotation) for name, one in inspect.signature(kind).parameters.items()}
     shape = (2, 3, size, size)
     try:
+        arguments = {name: _read(value, types[name]) for name, value in given.items()}
         augmentation = kind(**arguments)
-        trial = kind(**arguments)
+        trial: Any = kind(**arguments)
         trial.p = 1.0
         drawn = drawn_by(trial, shape, torch.Generator().manual_seed(0))
         with Seeded(None), torch.no_grad():
@@ -118,23 +115,29 @@ def made(key: str, kind: type[nn.Module], size: int, given: Mapping[str, Any]) -
             f"augmentations.{key}: Kornia's {kind.__name__} cannot be used for views of {size} "
             f"pixels with {given}: {why}"
         ) from error
-    is_same = tried.shape == shape
     sides = f"views of {size} × {size} pixels, as `crop_size` says"
-    require(is_same, f"augmentations.{key}", sides, " × ".join(map(str, tried.shape[2:])))
+    got = " × ".join(map(str, tried.shape[2:]))
+    require(tried.shape == shape, f"augmentations.{key}", sides, got)
     return augmentation
 
 
-def _tuples(value: Any) -> Any:
-    return tuple(map(_tuples, value)) if isinstance(value, list | tuple) else value
+def _read(value: Any, kind: str = "") -> Any:
+    """A value from YAML, whose lists Kornia wants as tuples, or in a few places as tensors."""
+    if not isinstance(value, list | tuple):
+        return value
+    return (
+        torch.tensor(value) if kind.endswith(("Tensor", "Tensor'>")) else tuple(map(_read, value))
+    )
 
 
 def no_such_key(key: str, known: list[str]) -> ConfigError:
     """The error for a key that is neither one of `known` nor one of `NAMED`."""
     if key in _CLASSES:
-        mixes = issubclass(_CLASSES[key], K.MixAugmentationBaseV2)
-        why = "mixes images, and needs their masks, boxes or labels" if mixes else "is for video"
-        why = "is for volumes" if key.endswith("3D") else why
-        why = why if mixes or "Video" in key or "3D" in key else "is not an augmentation by itself"
+        why = "is not an augmentation by itself"
+        if key.endswith("3D") or key.startswith("Video"):
+            why = "is for volumes or video"
+        elif issubclass(_CLASSES[key], K.MixAugmentationBaseV2):
+            why = "mixes images, and needs their masks, boxes or labels"
         return ConfigError(f"augmentations.{key}: expected what changes one image; this {why}")
     short = {name.removeprefix("Random").lower(): name for name in (*NAMED, *known)}
     wanted = key.removeprefix("Random").replace("_", "").lower()
