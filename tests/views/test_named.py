@@ -301,7 +301,7 @@ def test_what_kornia_reads_on_the_host_stays_there() -> None:
 def test_the_example_of_the_page_is_valid() -> None:
     page = (Path(__file__).parents[2] / "docs" / "views.md").read_text(encoding="utf-8")
     (block,) = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
-    for text in (block, block.replace("# kornia", "  kornia")):
+    for text in (block, block.replace("# kornia", "kornia")):
         (entry,) = OmegaConf.create(text).infoaug.augmentations
         pipeline = build_pipeline(entry, [0.5] * 3, [0.25] * 3)
         names = [type(operation).__name__ for operation in pipeline.operations]
