@@ -166,14 +166,15 @@ def sort_arguments(arguments: list[str]) -> tuple[list[str], list[str]]:
     Raises:
         ConfigError: an argument may be either, or there is no video.
     """
-    from solo_infoaug.mining.config import is_setting
+    from solo_infoaug.mining.config import did_you_mean, is_setting
 
     videos, settings = list[str](), list[str]()
     for argument in arguments:
         if not _SETTING.fullmatch(argument):
             videos.append(argument)
             continue
-        there, known = os.path.lexists(argument), is_setting(argument.partition("=")[0])
+        name, _, _ = argument.partition("=")
+        there, known = os.path.lexists(argument), is_setting(name)
         if there and known:
             raise ConfigError(
                 f"{argument}: is a setting and also a file here; write ./{argument} for the file, "
@@ -182,7 +183,7 @@ def sort_arguments(arguments: list[str]) -> tuple[list[str], list[str]]:
         if not there and not known:
             raise ConfigError(
                 f"{argument}: neither a setting (mine --list-settings prints all) nor a file here; "
-                f"write ./{argument} for a pattern of files"
+                f"write ./{argument} for a pattern of files{did_you_mean(name)}"
             )
         (settings if known else videos).append(argument)
     if not videos:

@@ -189,7 +189,9 @@ def test_arguments_of_mine_are_videos_or_settings(
     ("arguments", "message"),
     [
         (["k=4"], r"^k=4: is a setting and also a file here; write \./k=4 for the file, -s k=4 "),
-        (["clip.mp4", "windw=4"], r"^windw=4: neither a setting .* nor a file here"),
+        (["clip.mp4", "windw=4"], r"^windw=4: neither a setting .* nor a file here.*mean window\?"),
+        (["clip.mp4", "gate.max_drfit=.2"], r"^gate.max_drfit=.2: .*; did you mean max_drift\?$"),
+        (["clip.mp4", "date=2020"], r"^date=2020: .*; write \./date=2020 for a pattern of files$"),
         (["clip.mp4", "others=4"], "^others: is now called extra_patches"),
         (["clip.mp4", "fdr=high"], "^fdr: expected float, got 'high'"),
         (["fdr=0.1"], "^videos: expected at least one video or folder, got settings alone"),

@@ -351,14 +351,19 @@ def is_setting(given: str) -> bool:
     return given.rpartition(".")[2] in (*GROUPED, *FORMER)
 
 
+def did_you_mean(given: str) -> str:
+    """The end of an error: the setting whose name is close to this one, if there is one."""
+    close = difflib.get_close_matches(given.rpartition(".")[2], GROUPED, n=1)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
 def _known(given: str) -> str:
     """The name of a setting that is given with or without its group."""
     group, _, name = given.rpartition(".")
     _check_current(name)
     if name not in GROUPED:
-        close = difflib.get_close_matches(name, GROUPED, n=1)
-        hint = f"; did you mean {close[0]}?" if close else ""
-        raise ConfigError(f"unknown setting {given!r}{hint} (known: {', '.join(GROUPED)})")
+        known = ", ".join(GROUPED)
+        raise ConfigError(f"unknown setting {given!r}{did_you_mean(given)} (known: {known})")
     if group not in ("", GROUPED[name]):
         its = f"in the group {GROUPED[name]}" if GROUPED[name] else "in no group"
         raise ConfigError(f"{given}: {name} is {its}; write {name}=VALUE")
