@@ -45,8 +45,9 @@ from solo_infoaug.dictionary.reading import Part
 from solo_infoaug.dictionary.store import CACHE_GB
 from solo_infoaug.dictionary.writing import VideoWriter, write_manifest
 from solo_infoaug.mining import MineConfig, sample_clips
+from solo_infoaug.mining.crops import crops
+from solo_infoaug.mining.patch_grid import patch_size
 from solo_infoaug.mining.video import find_videos, open_video
-from solo_infoaug.mining.window import crops, patch_size
 
 IN_WINDOW, MOMENTS, TOP_K, CONTEXT = 200, 4, 5, 4.0
 SIDES = (32, 96, 224)

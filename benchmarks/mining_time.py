@@ -35,10 +35,10 @@ STAGES = {
     "decode": "every_nth",
     "shots": "windows",
     "track": "follow",
-    "background": "_without_background",
-    "gate": "_gate",
+    "background": "without_background",
+    "gate": "find_candidates",
     "partners": "find_partners",
-    "crop": "_store",
+    "crop": "store",
     "write": "add_window",
 }
 

@@ -198,7 +198,7 @@ def parity(count: int) -> None:
             ours = our_views(build_pipeline(augmentation, ZERO, ONE), sources)
             print(compare(label, ours, theirs, plain), flush=True)
             if name in kornias(size):
-                pipeline = Pipeline(nn.Sequential(*kornias(size)[name]), size, 1)
+                pipeline = Pipeline(tuple(kornias(size)[name]), size, 1)
                 ours = our_views(pipeline, sources).clamp(0, 1)
                 print(compare(f"*Kornia's {label}*", ours, theirs, plain), flush=True)
     boxes()
@@ -342,7 +342,7 @@ def speed(threads: list[int], batch: int = 256) -> None:
         theirs = kornias(size)[name][0]
 
         def operate(o: Any = ours, i: Tensor = images) -> Tensor:
-            return o(i.clone(), *o.draw(len(i), *i.shape[2:], torch.default_generator))
+            return o.change_(i.clone(), o.draw(i.shape, torch.default_generator))
 
         pair = (operate, lambda t=theirs, i=images: t(i))
         cells = [f"{1e3 * best(work):.1f}" for work in pair]

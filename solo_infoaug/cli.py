@@ -10,15 +10,13 @@ import io
 import sys
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
 
 from solo_infoaug import __version__
+from solo_infoaug.cli_mine import exit_partly, mine, print_videos
 from solo_infoaug.errors import ConfigError, InfoAugError
-
-if TYPE_CHECKING:
-    from solo_infoaug.dictionary import TwinDictionary
 
 app = typer.Typer(
     name="solo-infoaug",
@@ -28,14 +26,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-
-def _exit_partly(heading: str, *lines: str) -> NoReturn:
-    """Say what failed while the rest was done: exit code 2."""
-    typer.secho(heading, fg=typer.colors.RED, err=True)
-    for line in lines:
-        typer.echo(line, err=True)
-    raise typer.Exit(2)
 
 
 @app.callback(invoke_without_command=True)
@@ -49,7 +39,7 @@ def _root(
 
 @app.command()
 def doctor() -> None:
-    """Say what is here (solo-learn, versions, device, codecs) and how to mend what is missing."""
+    """Check solo-learn, versions, device and codecs, and say how to fix what is missing."""
     from solo_infoaug.doctor import findings
 
     healthy = True
@@ -67,7 +57,7 @@ def doctor() -> None:
 
 @app.command()
 def methods() -> None:
-    """List solo-learn's methods: which are here, what InfoAug doubles, what a twin is to them."""
+    """List solo-learn's methods: which are installed, and what InfoAug doubles in each."""
     from rich.console import Console
 
     from solo_infoaug.twin.spec import methods_table
@@ -78,11 +68,11 @@ def methods() -> None:
 @app.command()
 def upstream(
     clone: Annotated[Path, typer.Argument(help="A clean clone of solo-learn.")],
-    branch: Annotated[str, typer.Option(help="A new branch, for the patches.")] = "solo-infoaug",
+    branch: Annotated[str, typer.Option(help="New branch for the patches.")] = "solo-infoaug",
 ) -> None:
     """Apply the patches for solo-learn itself to a clone, on a new branch, and run their tests.
 
-    Exit code 2: applied, but some of their tests fail.
+    Exit code 2: the patches are applied, but some of their tests fail.
     """
     from solo_infoaug.host.upstream import apply_series
     from solo_infoaug.resources import upstream_folder
@@ -93,12 +83,12 @@ def upstream(
     typer.echo(f"{len(done.tests)} tests, by pytest:\n{done.output}\n")
     typer.echo(
         f"{clone} is on the branch {done.branch}, {len(done.patches)} commits after {done.commit}; "
-        f"{done.before} is as it was (git -C {clone} switch {done.before})."
+        f"{done.before} is unchanged (git -C {clone} switch {done.before})."
     )
     if done.commit != done.base:
         typer.echo(f"The patches were made for {done.base}, and apply to {done.commit}.")
     if not done.passed:
-        _exit_partly("Some tests fail: see above.")
+        exit_partly("Some tests fail: see above.")
     text = upstream_folder() / "pull-request.md"
     typer.echo(
         f"Next, with a fork of solo-learn:\n  git -C {clone} push git@github.com:YOU/solo-learn "
@@ -111,15 +101,15 @@ def upstream(
 def demo(
     videos: Annotated[
         list[Path] | None,
-        typer.Argument(help="Your own videos or folders of them; default sample clips."),
+        typer.Argument(help="Your own videos or folders of them; by default, sample clips."),
     ] = None,
-    out: Annotated[Path, typer.Option(help="Folder for everything that it makes.")] = Path(
-        "infoaug-demo"
-    ),
-    epochs: Annotated[int | None, typer.Option(min=1, help="Of the backbone's training.")] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of weights, data order and twins.")] = 0,
+    out: Annotated[Path, typer.Option(help="Folder for all results.")] = Path("infoaug-demo"),
+    epochs: Annotated[
+        int | None, typer.Option(min=1, help="Epochs of the backbone's training.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of weights, data order and twins.")] = 0,
 ) -> None:
-    """Show what twins are and what they do, and make a backbone; with a report."""
+    """Show what twins are and what they do, pretrain a small backbone, and write a report."""
     from solo_infoaug.demo import run_demo
 
     run_demo(out, videos or [], epochs, seed)
@@ -133,7 +123,7 @@ def pretrain(
         list[str] | None, typer.Argument(help="Hydra overrides: max_epochs=10 ++infoaug=true …")
     ] = None,
 ) -> None:
-    """Pretrain as solo-learn's main_pretrain.py does, on whichever solo-learn is here."""
+    """Pretrain as solo-learn's main_pretrain.py does, with the solo-learn that is installed."""
     from solo_infoaug.training import load_config
     from solo_infoaug.training import pretrain as run
 
@@ -149,50 +139,55 @@ def compare(
         typer.Argument(help="methods=simclr,byol seeds=0,1,2 infoaug.weight=0,0.1,1 out=DIR …"),
     ] = None,
     retry_failed: Annotated[
-        bool, typer.Option("--retry-failed", help="Run again what failed.")
+        bool, typer.Option("--retry-failed", help="Also repeat failed runs.")
     ] = False,
 ) -> None:
-    """Methods × arms × data × seeds → tables, figures. Run again, it goes on.
+    """Methods × arms × data × seeds → tables, figures. Run again, it continues.
 
-    The keys are those of configs/compare/compare.yaml; other overrides go to the runs, and one that
-    lists values is a further dimension. Exit code 2: some runs failed, the others are finished.
+    The keys are those of configs/compare/compare.yaml. Other overrides go to the runs; one that
+    lists values adds a dimension to the grid. Exit code 2: some runs failed, the others are
+    finished.
     """
     from solo_infoaug.compare import compare as run
 
     try:
         outcome = run(overrides or [], retry_failed=retry_failed)
     except KeyboardInterrupt:
-        typer.secho("Interrupted; the same command goes on from here.", err=True)
+        typer.secho("Interrupted; the same command continues from here.", err=True)
         raise typer.Exit(130) from None
     typer.echo(f"{outcome.done} runs finished:")
     for file in outcome.files:
         typer.echo(f"  {file}")
     if failed := [f"  {name}: {why}" for name, why in outcome.failed]:
-        _exit_partly(f"{len(failed)} runs failed (--retry-failed runs them again):", *failed)
+        exit_partly(f"{len(failed)} runs failed (--retry-failed runs them again):", *failed)
 
 
 @app.command()
 def evaluate(
-    checkpoint: Annotated[Path, typer.Argument(help="A .ckpt with its args.json beside it.")],
+    checkpoint: Annotated[Path, typer.Argument(help="A .ckpt with its args.json next to it.")],
     data: Annotated[
         str, typer.Option(help="digits, cifar10, cifar100, stl10, tiny_imagenet, folder or davis.")
     ] = "digits",
     path: Annotated[Path | None, typer.Option(help="Videos with masks (davis).")] = None,
-    stride: Annotated[int, typer.Option(help="Pixels a place, 8 or 16 (davis).")] = 8,
-    train_path: Annotated[Path | None, typer.Option(help="Images to learn from.")] = None,
+    stride: Annotated[
+        int, typer.Option(help="Stride of the features in pixels, 8 or 16 (davis).")
+    ] = 8,
+    train_path: Annotated[Path | None, typer.Option(help="Images to train on.")] = None,
     val_path: Annotated[Path | None, typer.Option(help="Images to test on (folder).")] = None,
-    k: Annotated[int, typer.Option(min=1, help="Neighbours.")] = 20,
+    k: Annotated[int, typer.Option(min=1, help="Number of neighbours of k-NN.")] = 20,
     size: Annotated[int | None, typer.Option(min=8, help="Side of the images in pixels.")] = None,
     limit: Annotated[int | None, typer.Option(min=2, help="At most this many images.")] = None,
     fraction: Annotated[
-        float | None, typer.Option(help="Part of the images to learn from, of each class alike.")
+        float | None,
+        typer.Option(help="Share of the training images to use, the same of each class."),
     ] = None,
-    fraction_seed: Annotated[int, typer.Option(min=0, help="What it is drawn by.")] = 42,
-    temperature: Annotated[float, typer.Option(help="Of k-NN's weights.")] = 0.07,
+    fraction_seed: Annotated[int, typer.Option(min=0, help="Seed that draws this share.")] = 42,
+    temperature: Annotated[float, typer.Option(help="Temperature of k-NN's weights.")] = 0.07,
 ) -> None:
     """k-NN and linear probe of a checkpoint's frozen backbone.
 
-    With --data davis: J and F of masks that its features hand on from the first frame of a video.
+    With --data davis: J and F of object masks, which its features propagate from the first frame
+    of each video.
     """
     from solo_infoaug.evaluation import evaluate as run
 
@@ -207,7 +202,7 @@ def evaluate(
             typer.echo(f"davis {model}: {shown}")
         return
     if path is not None:
-        raise ConfigError(f"--path: --data {data} has no use for it, got {path}")
+        raise ConfigError(f"--path: expected none with --data {data}, got {path}")
     how = (train_path, val_path, k, size, limit, fraction, fraction_seed, temperature)
     for name, value in run(checkpoint, data, *how).items():
         typer.echo(f"{data} {name}: {value:.2f} %")
@@ -215,7 +210,7 @@ def evaluate(
 
 @app.command()
 def export(
-    checkpoint: Annotated[Path, typer.Argument(help="A .ckpt with its args.json beside it.")],
+    checkpoint: Annotated[Path, typer.Argument(help="A .ckpt with its args.json next to it.")],
     out: Annotated[Path, typer.Option("-o", "--out", help="A .safetensors or .pth file.")],
 ) -> None:
     """Write the backbone alone, loadable by torchvision (ResNets) or timm."""
@@ -230,165 +225,13 @@ def export(
     if backbone.standardize is not None:
         then = ", which then standardises each image itself" if backbone.standardize else ""
         typer.echo(
-            "Neither torchvision nor timm has it: load it into "
+            "Neither torchvision nor timm has this backbone; load it into "
             f"solo_infoaug.host.small.SmallResNet(){then}."
         )
     typer.echo(f"Normalise images with mean {backbone.mean} and std {backbone.std}.")
 
 
-def _list_settings(wanted: bool) -> None:
-    if wanted:
-        from rich.console import Console
-
-        from solo_infoaug.mining.config import MineConfig
-        from solo_infoaug.settings import terminal_table
-
-        Console().print(terminal_table(MineConfig))
-        raise typer.Exit()
-
-
-def _print_status(out: Path | None) -> None:
-    if out is not None:
-        from solo_infoaug.mining.status import status_of
-
-        typer.echo(status_of(out))
-        raise typer.Exit()
-
-
-@app.command()
-def mine(
-    videos: Annotated[
-        list[str],
-        typer.Argument(
-            help="Video files, tar shards, folders of them; s3://, gs://, hf:// or https:// URLs; "
-            "braces and patterns; .txt lists of all these."
-        ),
-    ],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the dictionary.")],
-    settings: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set", "-s", metavar="NAME=VALUE", help="A setting of MineConfig, such as k=4."
-        ),
-    ] = None,
-    list_settings: Annotated[
-        bool,
-        typer.Option(
-            "--list-settings",
-            callback=_list_settings,
-            is_eager=True,
-            help="Print every setting, its default and what it does, and exit.",
-        ),
-    ] = False,
-    exclude: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="PATTERN",
-            help="Leave out files and folders of this name, or of this path inside the searched "
-            "folder: '*.avi', 'raw/*'. May be given several times.",
-        ),
-    ] = None,
-    shard: Annotated[
-        str | None,
-        typer.Option(
-            metavar="I/N",
-            help="Mine the I-th of N shares alone, counted from 0, each into a folder of its own; "
-            "`merge` joins them.",
-        ),
-    ] = None,
-    status: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="OUT",
-            callback=_print_status,
-            is_eager=True,
-            help="Print how far mining into OUT is, and exit.",
-        ),
-    ] = None,
-    workers: Annotated[
-        int | None,
-        typer.Option("--workers", "-j", help="Processes; default a core each, if many videos."),
-    ] = None,
-    threads: Annotated[
-        int | None, typer.Option(help="Threads of each process; default its share of the cores.")
-    ] = None,
-    ray: Annotated[
-        str | None,
-        typer.Option(metavar="ADDRESS", help="Mine on a Ray cluster: its address, auto or local."),
-    ] = None,
-    overwrite: Annotated[bool, typer.Option(help="Remove the dictionary in OUT first.")] = False,
-) -> None:
-    """Mine a twin dictionary from videos. Run again, it goes on where it was interrupted.
-
-    `infoaug: true` without `twins` means the dictionary that this command made last.
-
-    Exit code 2: some videos could not be read, the others are mined. Videos in which nothing has a
-    twin are listed, and are no failure unless all are such.
-    """
-    from solo_infoaug.mining import MineConfig
-    from solo_infoaug.mining import mine as run
-
-    if ray is not None and workers is not None:
-        raise ConfigError("--workers: with --ray the cluster decides how many; leave it out")
-    config = MineConfig.parse(settings or [])
-    dictionary = run(
-        videos,
-        out,
-        config,
-        exclude=exclude or (),
-        shard=shard,
-        workers=workers,
-        threads=threads,
-        ray=ray,
-        overwrite=overwrite,
-    )
-    typer.echo(dictionary.summary)
-    _print_videos(dictionary)
-    if twinless := dictionary.info.get("twinless"):
-        typer.echo(f"{_videos(len(twinless))} without a twin:")
-        for why in twinless.values():
-            typer.echo(f"  {why}")
-    _remember(dictionary)
-    if failed := dictionary.info["failed"]:
-        _exit_partly(f"{_videos(len(failed))} failed:", *(f"  {why}" for why in failed.values()))
-
-
-def _videos(count: int) -> str:
-    return f"{count} video{'s' if count != 1 else ''}"
-
-
-def _remember(dictionary: TwinDictionary) -> None:
-    from solo_infoaug.cache import remember_dictionary
-
-    try:
-        remember_dictionary(dictionary.path, dictionary.fingerprint)
-    except OSError as error:
-        place = f"{error.filename}: " if error.filename else ""
-        typer.secho(
-            f"It could not be noted ({place}{error.strerror or error}): name it with "
-            f"infoaug.twins={dictionary.path}",
-            err=True,
-        )
-    else:
-        typer.echo("Remembered: `infoaug: true` without `twins` means this dictionary now.")
-
-
-def _print_videos(dictionary: TwinDictionary, err: bool = False) -> None:
-    """The first twenty videos by twins a minute, and why patches have none."""
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
-
-    from solo_infoaug.dictionary.tools import video_table
-
-    heading, *rows = video_table(dictionary)
-    table = Table(*heading, box=None, pad_edge=False)
-    for row in rows[:20]:
-        table.add_row(*map(escape, row))
-    console = Console(stderr=err)
-    console.print(table)
-    if len(rows) > 20:
-        console.print(f"… and {len(rows) - 20} more videos")
+app.command()(mine)
 
 
 @app.command()
@@ -401,7 +244,7 @@ def show(
     ] = None,
     windows: Annotated[
         int | None,
-        typer.Option(min=1, help="Draw N windows, those with most twins; default 6 on a page."),
+        typer.Option(min=1, help="Draw the N windows with the most twins; by default 6 on a page."),
     ] = None,
 ) -> None:
     """Draw a dictionary's twins, tracks and mutual information."""
@@ -430,7 +273,7 @@ def info(
     dictionary: Annotated[Path, typer.Argument(help="A twin dictionary.")],
     verify: Annotated[bool, typer.Option(help="Read all pixels and check their hashes.")] = False,
 ) -> None:
-    """Describe a dictionary: a table of its videos on standard error, all of it as JSON."""
+    """Describe a dictionary: its videos as a table on standard error, everything as JSON."""
     import json
 
     from solo_infoaug.dictionary import TwinDictionary
@@ -438,7 +281,7 @@ def info(
 
     loaded = TwinDictionary.load(dictionary)
     content = describe(loaded, verify)
-    _print_videos(loaded, err=True)
+    print_videos(loaded, err=True)
     typer.echo(json.dumps(content, indent=2))
 
 
@@ -457,9 +300,9 @@ def merge(
 def split(
     dictionary: Annotated[Path, typer.Argument(help="A twin dictionary.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for `first` and `second`.")],
-    fraction: Annotated[float, typer.Option(help="Share of the first.")] = 0.8,
-    by: Annotated[str, typer.Option(help="video or shot")] = "video",
-    seed: Annotated[int, typer.Option(help="Another seed, another split.")] = 0,
+    fraction: Annotated[float, typer.Option(help="Share of `first`.")] = 0.8,
+    by: Annotated[str, typer.Option(help="What the halves do not share: video or shot.")] = "video",
+    seed: Annotated[int, typer.Option(help="Seed of the split.")] = 0,
 ) -> None:
     """Split a dictionary into two that share no video, or no shot."""
     from solo_infoaug.dictionary.tools import split as run
@@ -472,11 +315,15 @@ def split(
 def filter_(
     dictionary: Annotated[Path, typer.Argument(help="A twin dictionary.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the new one.")],
-    min_mi: Annotated[float, typer.Option(help="Least mutual information of a twin, nats.")] = 0.0,
-    max_p: Annotated[float, typer.Option(help="Largest p-value of a twin.")] = 1.0,
-    top_k: Annotated[int | None, typer.Option(help="Twins that a patch keeps.")] = None,
+    min_mi: Annotated[
+        float, typer.Option(help="Minimum mutual information of a twin, in nats.")
+    ] = 0.0,
+    max_p: Annotated[float, typer.Option(help="Maximum p-value of a twin.")] = 1.0,
+    top_k: Annotated[
+        int | None, typer.Option(help="Maximum number of twins that a patch keeps.")
+    ] = None,
 ) -> None:
-    """Drop the twins that do not pass; a new dictionary is written."""
+    """Write a new dictionary without the twins that do not pass."""
     from solo_infoaug.dictionary.tools import filter_twins
 
     typer.echo(filter_twins(dictionary, out, min_mi=min_mi, max_p=max_p, top_k=top_k).summary)
@@ -485,7 +332,7 @@ def filter_(
 def _show_warning(
     message: Warning | str, category: type[Warning], filename: str, lineno: int, *_: Any, **__: Any
 ) -> None:
-    """One line, without the place in the code; those of other packages as ever."""
+    """One line, without the place in the code; warnings of other packages look as usual."""
     if Path(filename).is_relative_to(Path(__file__).parent):
         typer.secho(f"solo-infoaug: {message}", fg=typer.colors.YELLOW, err=True)
     else:
@@ -493,8 +340,8 @@ def _show_warning(
         typer.echo(text, nl=False, err=True)
 
 
-# What a system refuses whatever the program does: its disk is full, it does not let us read or
-# write, or it takes no such name.
+# Errors of the system that are not the program's: the disk is full, reading or writing is not
+# allowed, or a name is not.
 _REFUSALS = {
     *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO),
     *(errno.ENAMETOOLONG, errno.ELOOP, errno.EMFILE, errno.ENFILE, errno.ENOMEM),
@@ -502,7 +349,7 @@ _REFUSALS = {
 
 
 def main() -> None:
-    """Run the command line; an error that the user can mend is one message and exit code 1."""
+    """Run the command line; an error that the user can fix is one message and exit code 1."""
     for stream in (sys.stdout, sys.stderr):
         # A file name need not be text in the terminal's encoding.
         if isinstance(stream, io.TextIOWrapper):
@@ -516,12 +363,12 @@ def main() -> None:
         if not _has_temporary_folder():
             why = (
                 "no folder for temporary files can be written (/tmp, the working directory); set "
-                "TMPDIR to one"
+                "TMPDIR to one that can"
             )
             _stop(why)
         if error.errno not in _REFUSALS:
             raise
-        advice = "make room for it, or choose another"
+        advice = "make room, or choose another place"
         if error.errno in (errno.EMFILE, errno.ENFILE):
             advice = "raise the limit (ulimit -n)"
         why = f"{error.filename or 'a file'}: {error.strerror}; {advice}"
@@ -536,7 +383,7 @@ def _stop(why: str) -> NoReturn:
 
 
 def _has_temporary_folder() -> bool:
-    """torch and matplotlib want one; a container that can only be read may have none."""
+    """torch and matplotlib need one; a container with a read-only disk may have none."""
     import tempfile
 
     try:

@@ -8,6 +8,8 @@ import inspect
 import json
 import textwrap
 from collections.abc import Collection
+from itertools import groupby
+from operator import attrgetter
 from typing import Any
 
 from rich import box
@@ -25,6 +27,8 @@ class Setting:
     """The default as written in YAML."""
     text: str
     """The docstring under the field, on one line."""
+    group: str = ""
+    """The group that the field's metadata name; its name may be written in front of the field's."""
 
 
 def settings(config: type, leave_out: Collection[str] = ()) -> list[Setting]:
@@ -34,7 +38,13 @@ def settings(config: type, leave_out: Collection[str] = ()) -> list[Setting]:
     """
     texts = _field_docstrings(config)
     return [
-        Setting(field.name, str(field.type), _yaml(field.default), texts.get(field.name, ""))
+        Setting(
+            field.name,
+            str(field.type),
+            _yaml(field.default),
+            texts.get(field.name, ""),
+            str(field.metadata.get("group", "")),
+        )
         for field in dataclasses.fields(config)
         if field.name not in leave_out
     ]
@@ -56,20 +66,28 @@ def _yaml(value: Any) -> str:
 
 
 def markdown_table(config: type, leave_out: Collection[str] = ()) -> str:
-    """The settings as a table in Markdown."""
-    rows = ["| key | type | default | |", "|---|---|---|---|"]
-    for s in settings(config, leave_out):
-        type_ = s.type.replace("|", r"\|")
-        rows.append(f"| `{s.name}` | `{type_}` | `{s.default}` | {s.text} |")
-    return "\n".join(rows)
+    """The settings as a table in Markdown, and each group as a table of its own below it."""
+    tables = []
+    for group, inside in groupby(settings(config, leave_out), attrgetter("group")):
+        rows = ["| key | type | default | |", "|---|---|---|---|"]
+        for s in inside:
+            type_ = s.type.replace("|", r"\|")
+            rows.append(f"| `{s.name}` | `{type_}` | `{s.default}` | {s.text} |")
+        heading = f"**`{group}.*`**\n\n" if group else ""
+        tables.append(heading + "\n".join(rows))
+    return "\n\n".join(tables)
 
 
 def terminal_table(config: type) -> Table:
-    """The settings as a table for a terminal."""
+    """The settings as a table for a terminal, with a line above each group."""
     table = Table(box=box.SIMPLE_HEAD)
     for column in ("setting", "type", "default"):
         table.add_column(column, no_wrap=True)
     table.add_column("", overflow="fold")
-    for s in settings(config):
-        table.add_row(*map(escape, (s.name, s.type, s.default, s.text)))
+    for group, inside in groupby(settings(config), attrgetter("group")):
+        if group:
+            table.add_section()
+            table.add_row(f"[bold]{escape(group)}.*[/]")
+        for s in inside:
+            table.add_row(*map(escape, (s.name, s.type, s.default, s.text)))
     return table

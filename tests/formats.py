@@ -29,3 +29,17 @@ def as_folders(path: Path, version: int = 3, keep: bool = False) -> Path:
         del content[key]
     manifest.write_text(json.dumps({**content, "version": version}))
     return path
+
+
+def with_former_names(path: Path) -> Path:
+    """Name the settings of the dictionary in `path` as they were first named; returns `path`."""
+    former = {
+        "temporal_crops": "moments",
+        "extra_patches": "others",
+        "max_forward_backward_error": "max_roundtrip",
+    }
+    manifest = path / "dictionary.json"
+    content = json.loads(manifest.read_text())
+    content["config"] = {former.get(name, name): v for name, v in content["config"].items()}
+    manifest.write_text(json.dumps(content))
+    return path

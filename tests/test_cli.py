@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -154,6 +155,57 @@ def test_mine_remembers_and_says_so(
     code, message = _command("mine", tmp_path, "-o", twins_folder)
     assert code == 0
     assert f"infoaug.twins={dictionary.path}" in message
+
+
+def test_arguments_of_mine_are_videos_or_settings(
+    tmp_path: Path, twins_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from solo_infoaug import mining
+    from solo_infoaug.dictionary import TwinDictionary
+
+    dictionary = TwinDictionary.load(twins_folder)
+    dictionary.info["failed"] = {}
+    calls = []
+    monkeypatch.setattr(
+        mining,
+        "mine",
+        lambda videos, out, config, **_: calls.append((videos, config)) or dictionary,
+    )
+    monkeypatch.chdir(tmp_path)
+    for name in ("clip.mp4", "date=2020", "k=4"):
+        Path(name).touch()
+    Path("mine.yaml").write_text("window: 32\nstride: 20\ngate: {max_drift: 0.1}\n")
+    videos = ["clip.mp4", "date=2020", "./k=4", "s3://bucket/k=4", "a/k=4"]
+    code, message = _command(
+        "mine", *videos, "gate.max_drift=0.2", "-o", "out", "top_k=3",
+        *("--settings", "mine.yaml", "-s", "k=4", "-s", "window=48"),
+    )  # fmt: skip
+    assert code == 0, message
+    config = mining.MineConfig(max_drift=0.2, top_k=3, k=4, window=48, stride=20)
+    assert calls == [(videos, config)]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["k=4"], r"^k=4: is a setting and also a file here; write \./k=4 for the file, -s k=4 "),
+        (["clip.mp4", "windw=4"], r"^windw=4: neither a setting .* nor a file here.*mean window\?"),
+        (["clip.mp4", "gate.max_drfit=.2"], r"^gate.max_drfit=.2: .*; did you mean max_drift\?$"),
+        (["clip.mp4", "date=2020"], r"^date=2020: .*; write \./date=2020 for a pattern of files$"),
+        (["clip.mp4", "others=4"], "^others: is now called extra_patches"),
+        (["clip.mp4", "fdr=high"], "^fdr: expected float, got 'high'"),
+        (["fdr=0.1"], "^videos: expected at least one video or folder, got settings alone"),
+    ],
+)
+def test_arguments_of_mine_that_are_neither(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("clip.mp4", "k=4"):
+        Path(name).touch()
+    code, said = _command("mine", *arguments, "-o", "out")
+    assert code == 1
+    assert re.search(message, said), said
 
 
 @pytest.mark.parametrize(
@@ -327,4 +379,4 @@ def test_what_a_system_refuses_is_one_line(
         with pytest.raises(SystemExit) as ended:
             main()
         assert ended.value.code == 1
-        assert "File name too long; make room for it, or choose another" in capsys.readouterr().err
+        assert "File name too long; make room, or choose another place" in capsys.readouterr().err

@@ -38,6 +38,23 @@ def test_a_table_says_what_the_source_says() -> None:
     assert [s.text for s in settings(_Example)] == ["First, on two lines.", "", "Third."]
 
 
+@dataclasses.dataclass
+class _Grouped:
+    a: int = 1
+    """First."""
+
+    b: int = dataclasses.field(default=2, metadata={"group": "gate"})
+    """Second."""
+
+
+def test_groups_have_tables_of_their_own() -> None:
+    head = "| key | type | default | |\n|---|---|---|---|"
+    assert markdown_table(_Grouped) == (
+        f"{head}\n| `a` | `int` | `1` | First. |\n\n"
+        f"**`gate.*`**\n\n{head}\n| `b` | `int` | `2` | Second. |"
+    )
+
+
 def test_the_command_lists_them(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "200")
     done = CliRunner().invoke(app, ["mine", "--list-settings"])
@@ -46,3 +63,4 @@ def test_the_command_lists_them(monkeypatch: pytest.MonkeyPatch) -> None:
     for setting in settings(MineConfig):
         assert setting.default in rows[setting.name]
         assert setting.text[:40] in rows[setting.name]
+        assert not setting.group or f"{setting.group}.*" in rows

@@ -34,13 +34,15 @@ from torch.nn import functional as F
 
 from solo_infoaug._checks import is_whole, require
 from solo_infoaug._files import digest, mark_as_made, write_json
+from solo_infoaug._renamed import first_named
 from solo_infoaug.errors import ConfigError
 from solo_infoaug.evaluation.clips import Clip, find_clips, fitted
 from solo_infoaug.evaluation.propagation import FeatureMap, Propagation
 from solo_infoaug.evaluation.segmentation import segment
 from solo_infoaug.mining import MineConfig, mine
+from solo_infoaug.mining.crops import crops
+from solo_infoaug.mining.patch_grid import patch_size
 from solo_infoaug.mining.video import open_video
-from solo_infoaug.mining.window import crops, patch_size
 
 VERSION = 1
 """Part of the digest: changes if the same settings give another benchmark."""
@@ -128,7 +130,7 @@ class VideoConfig:
         """A short hash of what the data depends on: settings, the miner's, generator's version."""
         settings = asdict(self)
         settings.pop("propagation")
-        return digest([VERSION, settings, asdict(self.mining)])
+        return digest([VERSION, settings, first_named(asdict(self.mining))])
 
     def as_dict(self) -> dict[str, Any]:
         """The settings; without label propagation they are what they were before there was it."""

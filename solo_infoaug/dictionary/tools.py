@@ -18,6 +18,7 @@ from PIL import Image
 
 from solo_infoaug._checks import require
 from solo_infoaug._files import check_output_folder, file_digest, mark_as_made
+from solo_infoaug._renamed import renamed
 from solo_infoaug.dictionary import TwinDictionary
 from solo_infoaug.dictionary.format import COUNTS, INDEX, MANIFEST, PACKS, PARTS
 from solo_infoaug.dictionary.links import relinked
@@ -51,6 +52,7 @@ def merge(paths: Sequence[PathLike], out: PathLike) -> TwinDictionary:
     failed: dict[str, Any] = {}
     twinless: dict[str, Any] = {}
     configs = [source.info.get("config") for source in sources]
+    configs = [renamed(config) if config else config for config in configs]
     config = configs[0] if all(other == configs[0] for other in configs) else None
     with _target(out) as folder:
         packer = Packer(Finished(folder))

@@ -204,21 +204,22 @@ def _without_mode(
         return None
     rng = np.random.default_rng(0)
     flat = motion.reshape(len(motion), -1).astype(np.float32)
-    mask = np.repeat(known, 2, axis=1).astype(np.float32)
+    # 1 where a coordinate is known, else 0
+    weight = np.repeat(known, 2, axis=1).astype(np.float32)
     allowed = np.maximum(_LEFT_NOISE * noise, _LEFT_SHARE * speed)
 
     # The candidate that explains most of the border: residuals of all pairs at once
     tried = rng.permutation(moving)[:_CANDIDATES]
     sample = rng.permutation(moving)[:_SAMPLE]
-    pattern, own, there = flat[tried], flat[sample], mask[sample]
-    energy = there @ (pattern**2).T
+    pattern, own, own_weight = flat[tried], flat[sample], weight[sample]
+    energy = own_weight @ (pattern**2).T
     shared = own @ pattern.T
-    common = there @ mask[tried].T
+    common = own_weight @ weight[tried].T
     strength = shared / np.maximum(energy, 1e-9)
-    left = (own**2) @ mask[tried].T - strength * shared
+    left = (own**2) @ weight[tried].T - strength * shared
     left = np.sqrt(np.maximum(left, 0) / np.maximum(common / 2, 1))
     explains = left < allowed[sample, None]
-    explains &= common > 0.6 * there.sum(axis=1, keepdims=True)
+    explains &= common > 0.6 * own_weight.sum(axis=1, keepdims=True)
     scores = [
         _coverage(centres[sample[column]], size) + 0.5 * column.mean() for column in explains.T
     ]
@@ -232,22 +233,22 @@ def _without_mode(
     # The pattern and its strengths, by alternating least squares
     mode = flat[tried[best]]
     for _ in range(_REFINEMENTS):
-        factor = _strength(flat[followers], mask[followers], mode)[:, None]
+        factor = _strength(flat[followers], weight[followers], mode)[:, None]
         mode = (flat[followers] * factor).sum(axis=0)
-        mode /= np.maximum((mask[followers] * factor**2).sum(axis=0), 1e-9)
+        mode /= np.maximum((weight[followers] * factor**2).sum(axis=0), 1e-9)
     by_camera = _explained(mode.reshape(-1, 2), camera)
     if by_camera < max(_MIN_OF_CAMERA, _MIN_TOGETHER - len(followers) / len(sample)):
         return None
-    factor = _strength(flat, mask, mode)
+    factor = _strength(flat, weight, mode)
 
     # No stronger than near the border
     edge = np.minimum(centres, np.array(size[::-1]) - centres).min(axis=1) < _RING * size[0]
-    rest = flat - factor[:, None] * mode * mask
+    rest = flat - factor[:, None] * mode * weight
     edge &= np.sqrt((rest**2).sum(axis=1) / np.maximum(known.sum(axis=1), 1)) < allowed
     if edge.sum() < _MIN_EXPLAINED:
         return None
     factor = np.clip(factor, min(factor[edge].min(), 0.0), max(factor[edge].max(), 0.0))
-    found = motion - (factor[:, None] * mode * mask).reshape(motion.shape)
+    found = motion - (factor[:, None] * mode * weight).reshape(motion.shape)
     return np.asarray(found, np.float64)
 
 
@@ -265,9 +266,9 @@ def _explained(mode: np.ndarray, camera: np.ndarray) -> float:
     return 1 - float((left**2).sum() / max(float((mode**2).sum()), 1e-12))
 
 
-def _strength(motion: np.ndarray, mask: np.ndarray, mode: np.ndarray) -> np.ndarray:
-    """[P]: the multiple of `mode` [2T] that is nearest to `motion` [P, 2T] where `mask` is 1."""
-    return np.asarray((motion @ mode) / np.maximum(mask @ mode**2, 1e-9))
+def _strength(motion: np.ndarray, weight: np.ndarray, mode: np.ndarray) -> np.ndarray:
+    """[P]: the multiple of `mode` [2T] that is nearest to `motion` [P, 2T] where `weight` is 1."""
+    return np.asarray((motion @ mode) / np.maximum(weight @ mode**2, 1e-9))
 
 
 @compiled(error_model="numpy")

@@ -14,7 +14,7 @@ from solo_infoaug.mining.stores import Remote
 from solo_infoaug.mining.video import video_name, video_stem
 from solo_infoaug.mining.workers import Job
 
-# Of files of one size, so many bytes from the start tell most apart.
+# Most files of one size differ in this many bytes from the start.
 _HEAD = 1 << 16
 
 

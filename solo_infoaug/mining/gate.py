@@ -262,10 +262,9 @@ def _drift(motion, known, pairs):  # type: ignore[no-untyped-def]
 
 
 def support(
-    centres: np.ndarray, side: float, differences: np.ndarray, energy: np.ndarray
+    distance: np.ndarray, side: float, differences: np.ndarray, energy: np.ndarray
 ) -> np.ndarray:
-    """int64 [P]: how many of a patch's neighbours move alike."""
-    distance = distances(centres)
+    """int64 [P]: how many of a patch's neighbours move alike; see `distances`, `difference`."""
     near = (distance < _NEAR * side) & (distance > 0)
     return np.asarray((near & (differences < _ALIKE * energy)).sum(axis=1))
 

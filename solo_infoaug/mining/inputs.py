@@ -57,7 +57,11 @@ def find_inputs(
             found.setdefault(key, Shard(place, tuple(exclude)) if shard else place)
         notes += left_out
     if not found:
-        what = "no video is left" if given else "no video given: name at least one file or folder"
+        what = (
+            "no video is left"
+            if given
+            else "videos: expected at least one file or folder, got none"
+        )
         raise VideoError("\n".join([what, *patterns.notes()]))
     return list(found.values()), list(dict.fromkeys([*notes, *patterns.notes()]))
 

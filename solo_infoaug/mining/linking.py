@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from scipy.spatial import cKDTree
 
-from solo_infoaug.mining.window import Stored
+from solo_infoaug.mining.storing import Stored
 
 
 class Links:

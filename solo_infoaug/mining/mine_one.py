@@ -23,13 +23,13 @@ from solo_infoaug.mining.frame import Frame
 from solo_infoaug.mining.frame_folder import FrameFolder
 from solo_infoaug.mining.ledger import Outcome, Result, identity, note
 from solo_infoaug.mining.linking import Links
+from solo_infoaug.mining.mine_window import follow, mine_window
 from solo_infoaug.mining.plan import Part, is_settled, part_key
 from solo_infoaug.mining.repeats import without_repeats
 from solo_infoaug.mining.shards import Member, Passed, Shard, content, members, opened
 from solo_infoaug.mining.stores import StoreError
 from solo_infoaug.mining.trackers import Tracker, make_tracker
 from solo_infoaug.mining.video import Video, open_video, video_digest, video_stem
-from solo_infoaug.mining.window import follow, mine_window
 from solo_infoaug.mining.windows import KEYFRAMES, Window, windows
 from solo_infoaug.mining.workers import Job, thread_limit, usable_cores
 
@@ -185,9 +185,9 @@ def _left_out(pictures: Counter[str], overlays: int) -> dict[str, Any]:
 
 
 def threads_inside(threads: int | None) -> int:
-    """How many threads OpenCV and NumPy have beside the two that decode and track ahead.
+    """How many threads OpenCV and NumPy have, next to the two that decode and track ahead.
 
-    With more of them than cores are left, they only wait.
+    With more threads than remaining cores, they would only wait.
     """
     return max(1, (threads or usable_cores()) - 2)
 

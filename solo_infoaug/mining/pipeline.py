@@ -11,9 +11,11 @@ import warnings
 from collections import deque
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from solo_infoaug._checks import require
 from solo_infoaug._files import printable
+from solo_infoaug._renamed import renamed
 from solo_infoaug.dictionary import TwinDictionary
 from solo_infoaug.dictionary.format import INDEX, MANIFEST, PACKS, PARTS
 from solo_infoaug.dictionary.packs import Finished, Packer, pack_waiting, packs_in
@@ -31,10 +33,10 @@ from solo_infoaug.mining.stores import StoreError
 from solo_infoaug.mining.video import video_digest
 from solo_infoaug.mining.workers import end_if_unguarded, run_jobs, usable_cores
 
-# After this many failures of stores, with no success between them, the rest is not tried.
+# After this many failures of stores in a row, the remaining videos are not tried.
 _MOST_REFUSED = 20
 
-# Names of videos in `parts`, finished or not, less their ending; and of unfinished packs.
+# Names, without their ending, of unfinished packs and of videos in `parts`, finished or not.
 _FRESH_PACK = re.compile(r"\.[0-9]+\.[0-9]+")
 _KEY = re.compile(r"\.?[A-Za-z0-9_\-]+-[0-9a-f]{8}-[0-9a-f]{8}(\.[0-9]+)?")
 
@@ -54,93 +56,116 @@ def mine(
 ) -> TwinDictionary:
     """Mine twin patches from videos.
 
-    Each video is cut into shots, and these into windows. A grid of patches in the middle frame of
-    each window is tracked to both ends, the background's motion is removed, patches that do nothing
-    of their own are left out, the mutual information of all pairs of the others is estimated, and
-    the significant partner with the highest is the twin. A video that cannot be read does not stop
-    the others, and neither does one in which nothing has a twin: which these are, and why, is in
-    the dictionary's `info["failed"]` and `info["twinless"]`.
+    Videos are cut into shots, and these into windows. In each window, a grid of patches is tracked
+    and the background's motion is removed. Of the patches that move on their own, the mutual
+    information of all pairs is estimated: a patch's twin is the significant partner with the most.
 
-    Interrupted, it goes on where it was when called again: finished videos are not mined twice.
-    The same videos and settings give the same dictionary, in any order, with any number of workers.
+    Videos that cannot be read, or have no twin, do not stop the others; `info["failed"]` and
+    `info["twinless"]` list them. An interrupted run continues when it is called again. The same
+    videos and settings give the same dictionary, in any order, with any number of workers.
 
     Args:
-        videos: a video file, a folder of videos, or several of either; also URLs of stores
-            (s3://, gs://, hf://, https://), tar shards, braces and patterns of these, and .txt
-            files with one of them a line: see `find_inputs`.
+        videos: files, folders of videos, URLs of stores (s3://, gs://, hf://, https://), tar
+            shards, braces and patterns of these, and .txt files that list them: see `find_inputs`.
         out: the folder to write the dictionary to.
         config: settings; the defaults if None.
-        exclude: patterns such as "*.avi", "raw" or "raw/*" of files and folders to leave out,
-            compared with their names and with their paths inside the folder that is searched.
-        shard: "I/N": only the I-th of N shares, counted from 0, of the videos and tar shards; all
-            N, each in a folder of its own, and `merge` make the dictionary of all.
-        workers: processes that mine videos side by side; None for as many as there are cores, or
-            videos. With more than one, a script needs the usual `if __name__ == "__main__":`.
-        threads: how many threads each worker uses; None for its share of the cores (on Ray, one).
-        ray: address of a Ray cluster to mine on instead ("auto" for the running one, "local" to
-            start one here); videos and `out` must be on storage that all its machines share.
-            A store that is named by its URL is.
-        overwrite: remove the dictionary in `out` first, whatever it is.
+        exclude: patterns such as "*.avi", "raw" or "raw/*" of files and folders to leave out.
+        shard: "I/N" mines only the I-th of N shares, counted from 0, of the videos and tar shards.
+            Each share needs a folder of its own; `merge` joins the N dictionaries.
+        workers: number of processes; None for one a core, at most one a video. With more than one,
+            a script needs the usual `if __name__ == "__main__":`.
+        threads: threads of each worker; None for its share of the cores (on Ray, one).
+        ray: address of a Ray cluster ("auto" for the running one, "local" to start one here). All
+            its machines must see `out`, and videos that are not named by a URL.
+        overwrite: remove the dictionary in `out` first, whatever it holds.
         progress: show progress on standard error.
 
     Raises:
-        VideoError: no video has a twin; the message has the reason of each. Or a store does not
-            answer.
+        VideoError: no video has a twin (the message has the reasons), or a store does not answer.
         DictionaryError: `out` holds a dictionary of other videos or settings.
         OutputError: `out` cannot be written.
-        ConfigError: `workers` or `threads` is no positive number, or Ray, a tracker or a depth
-            model is missing.
+        ConfigError: an argument cannot be used, or Ray, a tracker or a depth model is missing.
     """
     end_if_unguarded()
-    config = config or MineConfig()
     for name, value in (("workers", workers), ("threads", threads)):
         require(value is None or value >= 1, name, "at least 1", value)
     given = [videos] if isinstance(videos, (str, os.PathLike)) else list(videos)
-    folder = Path(out).absolute()
-
     patterns = [exclude] if isinstance(exclude, str) else list(exclude)
     sources, left_out = _share(*find_inputs(given, patterns), shard)
     for what in left_out:
         warnings.warn(printable(what), stacklevel=2)
+    how = _How(workers, threads, ray, overwrite, progress)
+    asked = {"exclude": patterns, "shard": shard, "left_out": left_out}
+    return _mine_into(Path(out).absolute(), sources, config or MineConfig(), how, asked)
+
+
+class _How(NamedTuple):
+    """The arguments of `mine` that do not change its result."""
+
+    workers: int | None
+    threads: int | None = None
+    ray: str | None = None
+    overwrite: bool = False
+    progress: bool = False
+
+
+def _mine_into(
+    folder: Path, sources: list[Source], config: MineConfig, how: _How, asked: dict[str, Any]
+) -> TwinDictionary:
+    """Mine what is not mined yet, unless the folder holds something else."""
     corpus = Corpus(sources, Ledger(folder))
-    if not overwrite and _is_finished(folder, corpus, config):
+    if not how.overwrite and _is_finished(folder, corpus, config):
         return TwinDictionary.load(folder)
     check_target(folder, "out")
     with only_writer(folder):
         corpus.ledger = Ledger(folder)
-        if overwrite:
+        if how.overwrite:
             _remove_dictionary(folder)
         finished = Finished(folder)
         _check_target(finished, corpus, config)
-        failed = _mine_sources(corpus, finished, config, workers, threads, ray, progress)
+        failed = _mine_sources(corpus, finished, config, how)
         _check_target(finished, corpus, config, failed)
-        plan = plan_of(corpus.videos(), finished, config)
-        mined = [part.key for part in plan.parts if finished.is_mined(part.key)]
-        twinless = twinless_in(finished, plan.parts)
-        passed = corpus.notes()
-        if not mined:
-            raise VideoError("\n".join([*failed.values(), *twinless.values(), *passed]))
-        kept = [part.key for part in plan.parts if part.shown not in failed]
-        _remove_leftovers(finished, kept)
-        pack_waiting(finished, kept)
-        info = {
-            "config": config.to_json(),
-            "failed": _printable(failed),
-            "twinless": _printable(twinless),
-            **({"exclude": patterns} if patterns else {}),
-            **({"shard": shard} if shard else {}),
-            "left_out": [printable(what) for what in (*left_out, *passed)],
-            "duplicates": _printable(plan.duplicates),
-        }
-        write_manifest(folder, mined, info)
+        _make_dictionary(corpus, finished, config, failed, asked)
         corpus.settle()
     return TwinDictionary.load(folder)
+
+
+def _make_dictionary(
+    corpus: Corpus,
+    finished: Finished,
+    config: MineConfig,
+    failed: dict[str, str],
+    asked: dict[str, Any],
+) -> None:
+    """Pack the videos that are mined, and write the manifest.
+
+    Raises:
+        VideoError: no video has a twin.
+    """
+    plan = plan_of(corpus.videos(), finished, config)
+    mined = [part.key for part in plan.parts if finished.is_mined(part.key)]
+    twinless = twinless_in(finished, plan.parts)
+    passed = corpus.notes()
+    if not mined:
+        raise VideoError("\n".join([*failed.values(), *twinless.values(), *passed]))
+    kept = [part.key for part in plan.parts if part.shown not in failed]
+    _remove_leftovers(finished, kept)
+    pack_waiting(finished, kept)
+    info = {
+        "config": config.to_json(),
+        "failed": _printable(failed),
+        "twinless": _printable(twinless),
+        **{name: asked[name] for name in ("exclude", "shard") if asked[name]},
+        "left_out": [printable(what) for what in (*asked["left_out"], *passed)],
+        "duplicates": _printable(plan.duplicates),
+    }
+    write_manifest(finished.out, mined, info)
 
 
 def _share(
     sources: list[Source], left_out: list[str], shard: str | None
 ) -> tuple[list[Source], list[str]]:
-    """Those of the sources that a job of an array is to mine.
+    """The sources that a job of an array mines: its share, or all.
 
     Raises:
         ConfigError: there are none, or `shard` is not I/N.
@@ -154,18 +179,12 @@ def _share(
 
 
 def _mine_sources(
-    corpus: Corpus,
-    finished: Finished,
-    config: MineConfig,
-    workers: int | None,
-    threads: int | None,
-    ray: str | None,
-    progress: bool,
+    corpus: Corpus, finished: Finished, config: MineConfig, how: _How
 ) -> dict[str, str]:
-    """Mine what is not mined yet; returns why some failed, by what they are called.
+    """Mine what is not mined yet; returns the reasons of those that failed, by their names.
 
-    Videos are packed in the order of their sources, whichever is finished first: the packs of an
-    interrupted run that goes on are those of one that was never interrupted.
+    Videos are packed in the order of their sources, whichever is finished first. So an interrupted
+    run makes the same packs as one that was never interrupted.
     """
 
     def done() -> set[str]:
@@ -174,15 +193,15 @@ def _mine_sources(
 
     todo = corpus.unsettled(done())
     packer, unfinished, waiting = Packer(finished), set(todo), deque(corpus.sources)
-    workers, threads = _shares(workers, threads, len(todo), ray is not None)
+    workers, threads = _shares(how.workers, how.threads, len(todo), how.ray is not None)
     work = functools.partial(mine_job, finished.out, config, threads)
     gpu = TRACKERS[config.tracker].neural and config.device != "cpu"
     failed: dict[str, str] = {}
     in_a_row = 0
-    with Meter(finished.out, len(corpus.sources), len(todo), progress) as meter:
-        # What may have the same content as another is looked at when that one is mined
+    with Meter(finished.out, len(corpus.sources), len(todo), how.progress) as meter:
+        # A video that may have the same content as another is looked at when that one is mined
         for jobs in corpus.rounds(todo, done):
-            for job, result in run_jobs(jobs, work, workers, ray, gpu, threads or 1):
+            for job, result in run_jobs(jobs, work, workers, how.ray, gpu, threads or 1):
                 if isinstance(result, str):
                     result = Result([Outcome(why=result, kind="died")])
                 corpus.note(job.path, result)
@@ -201,7 +220,7 @@ def _mine_sources(
                 if in_a_row == _MOST_REFUSED:
                     raise StoreError(
                         f"{list(failed.values())[-1]}\nthe stores failed {in_a_row} times in a "
-                        "row: the others were not tried; run it again when they answer"
+                        "row: the remaining videos were not tried; run this again when they answer"
                     )
     return failed
 
@@ -224,7 +243,7 @@ def _printable(texts: dict[str, str]) -> dict[str, str]:
 
 
 def _is_finished(folder: Path, corpus: Corpus, config: MineConfig) -> bool:
-    """Whether nothing is left to do, so that a folder is enough that can only be read."""
+    """Whether nothing is left to do. The folder may then be one that cannot be written."""
     if not (folder / MANIFEST).is_file():
         return False
     there, finished = TwinDictionary.load(folder).info, Finished(folder)
@@ -233,7 +252,7 @@ def _is_finished(folder: Path, corpus: Corpus, config: MineConfig) -> bool:
     mined = [part for part in plan.parts if finished.is_mined(part.key)]
     twinless = twinless_in(finished, plan.parts)
     return bool(
-        there.get("config") == config.to_json()
+        renamed(there.get("config") or {}) == config.to_json()
         and there["videos"] == [part.key for part in mined]
         and (there.get("twinless") or {}) == _printable(twinless)
         and len(mined) + len(twinless) == len(plan.parts)
@@ -242,9 +261,9 @@ def _is_finished(folder: Path, corpus: Corpus, config: MineConfig) -> bool:
 
 
 def _recognise(corpus: Corpus, finished: Finished, config: MineConfig, there: list[str]) -> None:
-    """Hash what is on this disk, where the ledger does not explain all videos that are there.
+    """Hash the sources on this disk if the ledger does not explain all videos of the dictionary.
 
-    So it is where an earlier version, or a copy of the folder without hidden files, left none.
+    An earlier version left no ledger, and a copy of the folder may lack hidden files.
     """
     keys = {part.key for part in plan_of(corpus.videos(), finished, config).parts}
     if set(there) <= keys:
@@ -258,9 +277,9 @@ def _recognise(corpus: Corpus, finished: Finished, config: MineConfig, there: li
 def _check_target(
     finished: Finished, corpus: Corpus, config: MineConfig, failed: dict[str, str] | None = None
 ) -> None:
-    """Raise a DictionaryError if there is a dictionary that this run would not make larger.
+    """Raise a DictionaryError if the folder holds a dictionary that this run would not extend.
 
-    Before the run it waits for what is not read yet; `failed` is known after it.
+    Called before the run, when some sources are not read yet, and after it, with what `failed`.
     """
     folder = finished.out
     if not (folder / MANIFEST).is_file():
@@ -268,16 +287,16 @@ def _check_target(
     there = TwinDictionary.load(folder)
     _recognise(corpus, finished, config, there.info["videos"])
     keys = {part.key for part in plan_of(corpus.videos(), finished, config).parts}
-    if there.info.get("config") != config.to_json():
+    if renamed(there.info.get("config") or {}) != config.to_json():
         what = "other settings"
     elif set(there.info["videos"]) <= keys or (failed is None and corpus.unread):
         return
     else:
-        what = "other videos, or of some that are excluded now"
+        what = "other videos, or of videos that are excluded now"
     raise DictionaryError(
         "\n".join(
             [
-                f"{folder} holds a dictionary of {what}; choose another folder, or give "
+                f"{folder} holds a dictionary of {what}; choose another folder, or pass "
                 "--overwrite",
                 *(failed or {}).values(),
             ]
@@ -286,7 +305,7 @@ def _check_target(
 
 
 def _remove_dictionary(folder: Path) -> None:
-    """What `overwrite` removes; nothing that is not ours."""
+    """Remove the dictionary, for `overwrite`, and nothing that is not ours."""
     (folder / MANIFEST).unlink(missing_ok=True)
     (folder / INDEX).unlink(missing_ok=True)
     for pack in packs_in(folder):  # they may be damaged
@@ -295,7 +314,7 @@ def _remove_dictionary(folder: Path) -> None:
 
 
 def _remove_leftovers(finished: Finished, keys: list[str]) -> None:
-    """Remove what interrupted runs and runs with other settings left; nothing that is not ours."""
+    """Remove leftovers of interrupted runs and of other settings; nothing that is not ours."""
     wanted = set(keys)
     for folder, ours in ((PARTS, _KEY), (PACKS, _FRESH_PACK)):
         place = finished.out / folder

@@ -1,4 +1,4 @@
-"""Which videos a command means: the files and folders that it names, searched through."""
+"""Find videos: the files and folders that a command names, and what the folders hold."""
 
 from __future__ import annotations
 
@@ -23,26 +23,26 @@ EXTENSIONS = frozenset(
     | {".ogg", ".ogm", ".ogv", ".ogx", ".qt", ".rm", ".rmvb", ".tod", ".trp", ".ts", ".vob"}
     | {".vro", ".webm", ".webp", ".wmv", ".wtv", ".y4m"}
 )
-# Beside a video, for `tracker=file`.
+# The tracks of a video, next to it, for `tracker=file`.
 _TRACKS = ".npz"
-# Folders that systems make, in lower case: for what was thrown away, or belongs to other files.
+# Folders of operating systems, in lower case: for deleted files, and for data about other files.
 _SYSTEM = frozenset(
     {"__macosx", "lost+found", "$recycle.bin", "system volume information", "recycler"}
     | {"@eadir", "#recycle", "#snapshot", "found.000"}
 )
-# Behind the name of a file that is being downloaded, or of one beside it that keeps the books.
+# Endings of files that are being downloaded, and of files that record how far a download is.
 _PARTIAL = (
     *(".part", ".partial", ".crdownload", ".download", ".opdownload", ".aria2", ".ytdl"),
     *(".!qb", ".!ut", ".bc!", ".filepart"),
 )
-# What mining keeps in a dictionary's folder: the content of each source, and how far it is.
+# Files of mining in a dictionary's folder: the content of each source, and the progress.
 SOURCES, STATUS = ".sources.jsonl", ".status.json"
-# In the last bytes of a film that `show` drew: FFmpeg writes what a file says of itself at its end.
+# `show` marks its films. FFmpeg writes the mark into this many bytes at the end of the file.
 _TAIL = 4096
 
 
 def find_videos(sources: Iterable[str | os.PathLike[str]]) -> list[Path]:
-    """The videos that `sources` name; warns of what was left out. See `search`."""
+    """The videos that `sources` name; a warning says what was left out. See `search`."""
     found, left_out = search(sources)
     for what in left_out:
         warnings.warn(what, stacklevel=2)
@@ -52,16 +52,20 @@ def find_videos(sources: Iterable[str | os.PathLike[str]]) -> list[Path]:
 def search(
     sources: Iterable[str | os.PathLike[str]], exclude: Sequence[str] = ()
 ) -> tuple[list[Path], list[str]]:
-    """`search_by`, and lines on what the patterns left out; these are checked first.
+    """As `search_by`, for patterns as texts; the lines also say what the patterns left out.
 
     Raises:
-        VideoError: also if there is no source, or nothing is left.
+        VideoError: as there; or there is no source, or no video is left.
     """
     patterns = Patterns(exclude)
     given = list(sources)
     found, left_out = search_by(patterns, given)
     if not found:
-        what = "no video is left" if given else "no video given: name at least one file or folder"
+        what = (
+            "no video is left"
+            if given
+            else "videos: expected at least one file or folder, got none"
+        )
         raise VideoError("\n".join([what, *patterns.notes()]))
     return found, list(dict.fromkeys([*left_out, *patterns.notes()]))
 
@@ -71,9 +75,9 @@ def search_by(
 ) -> tuple[list[Path], list[str]]:
     """The videos that `sources` name, and a line on each kind of thing that was left out.
 
-    Files are taken as they are. Folders are searched through, links to folders as well, for video
-    files (known by their endings) and for folders of numbered frames (see `numbered_frames`), but
-    for hidden ones, those of the system, and what solo-infoaug wrote itself.
+    Files are taken as they are. In folders, and in folders that these link to, all video files (by
+    their endings) and folders of numbered frames (see `numbered_frames`) are taken. Hidden files
+    and folders, those of the system, and outputs of solo-infoaug are left out.
 
     Args:
         patterns: what to leave out.
@@ -107,7 +111,7 @@ def search_by(
 
 
 def passed_over(parts: Sequence[str]) -> str | None:
-    """Why a file at the path `parts` is not to be mined, whatever is in it; None if it may be."""
+    """Why the file at the path `parts` is left out, whatever it holds; None if it is not."""
     for name in parts[:-1]:
         if (kind := _folder_kind(name)) is not None:
             return f"in folders: {kind}"
@@ -117,7 +121,7 @@ def passed_over(parts: Sequence[str]) -> str | None:
 
 
 def _folder_kind(name: str) -> str | None:
-    """What a folder of this name is that is not searched; None for others."""
+    """Why a folder of this name is not searched; None if it is."""
     lower = name.lower()
     if name.startswith("."):
         return "hidden"
@@ -127,10 +131,10 @@ def _folder_kind(name: str) -> str | None:
 
 
 class Patterns:
-    """What is excluded, and how much that was.
+    """Patterns of files and folders to leave out, and how many each left out.
 
-    Patterns (`*`, `?`, `[…]`) are of files and folders to leave out; each is compared with the
-    name, and with the path from the searched folder on, where `*` stands for `/` too.
+    A pattern (`*`, `?`, `[…]`) is compared with the name, and with the path inside the searched
+    folder, where `*` also stands for `/`.
 
     Raises:
         ConfigError: a pattern is empty.
@@ -145,7 +149,7 @@ class Patterns:
         """Whether a file or folder is excluded by its name or its path; it is counted if so."""
         for pattern, count in self._counts.items():
             bare = pattern.removeprefix("./").rstrip("/")
-            # `**/x` means any depth, none among them
+            # `**/x` matches at any depth, including none
             variants = {bare, bare.removeprefix("**/")}
             if pattern.endswith("/") and not folder:
                 continue
@@ -155,11 +159,11 @@ class Patterns:
         return False
 
     def counted(self) -> dict[str, int]:
-        """How much each pattern left out, where it was anything."""
+        """How many files and folders each pattern left out, without those that left out none."""
         return {pattern: count.total() for pattern, count in self._counts.items() if count}
 
     def notes(self) -> list[str]:
-        """A line a pattern."""
+        """A line for each pattern."""
         return [
             f"excluded by {pattern!r}: "
             + (", ".join(f"{n} {kind}" for kind, n in sorted(count.items())) or "nothing")
@@ -187,7 +191,7 @@ def _search_folder(source: Path, patterns: Patterns, shards: bool) -> tuple[list
 
 
 class _Look:
-    """What is found in a folder and in those inside it, and what is not wanted."""
+    """What is found in a folder and in the folders inside it, and what is left out."""
 
     def __init__(self, source: Path, patterns: Patterns, endings: frozenset[str]) -> None:
         self.source, self.patterns, self.endings = source, patterns, endings
@@ -230,7 +234,7 @@ class _Look:
             if folder != self.source or not self._excluded(folder, folder=True):
                 self.found.append(folder)
             taken = {file.name for file in frames.files}
-            frames = "they do not belong to the numbered frames beside them"
+            frames = "they do not belong to the numbered frames next to them"
         # A WebP is a frame or a video of its own.
         rest = [
             name
@@ -251,7 +255,7 @@ class _Look:
             if name.startswith("."):
                 self._endings["hidden"] += 1
             elif not path.is_file():
-                self._endings["broken links or no files"] += 1
+                self._endings["broken links or not files"] += 1
             elif ending in self.endings and name not in taken:
                 self._take_file(path, there)
             elif ending not in IMAGES and ending != _TRACKS:
@@ -270,12 +274,12 @@ class _Look:
         return self.patterns.leave_out(path.name, relative, folder=folder)
 
     def notes(self) -> list[str]:
-        """A line a kind."""
+        """A line for each kind of thing that was left out."""
         notes = self._unreadable
         for why, there in sorted(self._images.items()):
             count = sum(number for _, number in there)
             more = f" and {len(there) - 1} other folders" if len(there) > 1 else ""
-            notes.append(f"{there[0][0]}{more}: {count} images are no frames of a video: {why}")
+            notes.append(f"{there[0][0]}{more}: {count} images are not frames of a video: {why}")
         for kind, paths in sorted(self._passed.items()):
             more = f" and {len(paths) - 1} other folders" if len(paths) > 1 else ""
             notes.append(f"{paths[0]}{more}: not searched: {kind}")
@@ -286,7 +290,7 @@ class _Look:
 
 
 def _is_drawn(path: Path) -> bool:
-    """Whether `solo-infoaug show` drew this film: of twins on a video, which is not one to mine."""
+    """Whether `solo-infoaug show` drew this film: twins on a video, which must not be mined."""
     if path.suffix.lower() != ".mp4":
         return False
     try:

@@ -10,7 +10,7 @@ from solo_infoaug.mining.gate import grid_points, sample
 
 
 def colour_changes(
-    frames: Sequence[np.ndarray], path: np.ndarray, valid: np.ndarray, side: float
+    frames: Sequence[np.ndarray], path: np.ndarray, known: np.ndarray, side: float
 ) -> np.ndarray:
     """How the mean colour of each patch changes, without the change that all share.
 
@@ -20,7 +20,7 @@ def colour_changes(
     Args:
         frames: T frames, uint8 [h, w, 3] RGB.
         path: [T, P, 2], (x, y) in pixels of the frames.
-        valid: bool [P, T − 1], true if a patch was tracked from one frame to the next.
+        known: bool [P, T − 1], whether a patch's step from one frame to the next is known.
         side: side of the patches, pixels.
 
     Returns:
@@ -35,27 +35,27 @@ def colour_changes(
     )
     steps = np.diff(levels, axis=0).swapaxes(0, 1)
     for t in range(steps.shape[1]):
-        if valid[:, t].any():
-            steps[:, t] -= np.median(steps[valid[:, t], t], axis=0)
-    return np.asarray(steps * valid[..., None])
+        if known[:, t].any():
+            steps[:, t] -= np.median(steps[known[:, t], t], axis=0)
+    return np.asarray(steps * known[..., None])
 
 
 def represent(
-    steps: np.ndarray, valid: np.ndarray, representation: str
+    steps: np.ndarray, known: np.ndarray, representation: str
 ) -> tuple[np.ndarray, np.ndarray]:
     """The estimator's input from the steps [P, T, D], and where it is known, bool [P, T].
 
     Args:
         steps: float64 [P, T, D], 0 if unknown.
-        valid: bool [P, T].
+        known: bool [P, T].
         representation: "velocity" (the steps), "position" (their sums) or "both" (sums and
             steps, each scaled to spread 1).
     """
     if representation == "velocity":
-        return np.ascontiguousarray(steps), np.ascontiguousarray(valid)
-    places = steps.cumsum(axis=1) * valid[..., None]
+        return np.ascontiguousarray(steps), np.ascontiguousarray(known)
+    places = steps.cumsum(axis=1) * known[..., None]
     if representation == "both":
-        spread = [float(part[valid].std()) if valid.any() else 0.0 for part in (places, steps)]
+        spread = [float(part[known].std()) if known.any() else 0.0 for part in (places, steps)]
         units = [max(value, 1e-9) for value in spread]
         places = np.concatenate([places / units[0], steps / units[1]], axis=2)
-    return np.ascontiguousarray(places), np.ascontiguousarray(valid)
+    return np.ascontiguousarray(places), np.ascontiguousarray(known)

@@ -121,7 +121,8 @@ def _lines(folder: Path, state: dict[str, Any], running: bool) -> list[str]:
     failures.update(_KINDS[line["kind"]] for line in noted if line.get("kind") in _KINDS)
     now, left = state["done"] - state["before"], state["total"] - state["done"]
     lines = [
-        f"{folder}: {'running' if running else 'not running; the same command goes on from here'}",
+        f"{folder}: "
+        + ("running" if running else "not running; the same command continues from here"),
         f"  sources   {state['done']} of {state['total']} (videos or tar shards)",
         f"  this run  {videos} videos, {seconds / 3600:.2f} hours of video, in {_span(elapsed)}",
         f"  rate      {videos / elapsed * 3600:.0f} videos an hour, "

@@ -23,8 +23,8 @@ from solo_infoaug.errors import ConfigError, VideoError
 
 T = TypeVar("T")
 
-# An operation is tried so many times, the second after a second and each later one after twice the
-# time, at most half a minute.
+# How often an operation is tried; seconds before the second time, which double before each further
+# one; and their maximum.
 TRIES, FIRST_WAIT, LONGEST_WAIT = 5, 1.0, 30.0
 # What a store is asked for at a time, and how much of it a file that is read in pieces keeps.
 BLOCK, _KEPT = 4 << 20, 4

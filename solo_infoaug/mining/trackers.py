@@ -23,9 +23,9 @@ from solo_infoaug.mining.content import Content
 from solo_infoaug.mining.flow import Flow, flow_maker, follow_patches
 from solo_infoaug.mining.frame_folder import folder_name
 from solo_infoaug.mining.overlay import covered, find_overlay
+from solo_infoaug.mining.patch_grid import corners, grid, inside, patch_tracks
 from solo_infoaug.mining.picture import Rectangle
 from solo_infoaug.mining.registry import TRACKERS, register_tracker
-from solo_infoaug.mining.tracking import corners, grid, inside, patch_tracks
 from solo_infoaug.mining.windows import Window
 
 
@@ -34,8 +34,9 @@ class Tracks:
     """The tracks of the P patches of a window, and the camera's motion; source pixels.
 
     `path` float64 [T, P, 2], (x, y), and `visible` bool [T, P]; all are visible in the window's
-    seed frame. `camera` is the background's motion in each of the T − 1 steps, None if unknown.
-    `overlay` is the result of `find_overlay` for the window: no patch lies there.
+    seed frame. (`known`, elsewhere, is about steps between frames: whether their motion is known.)
+    `camera` is the background's motion in each of the T − 1 steps, None if unknown. `overlay` is
+    the result of `find_overlay` for the window: no patch lies there.
     """
 
     path: np.ndarray
@@ -79,7 +80,7 @@ class FlowTracker:
 
     def __init__(self, video: Path | Content, config: MineConfig) -> None:
         self.name = f"flow (DIS, {config.flow})"
-        self._max_error = config.max_roundtrip
+        self._max_error = config.max_forward_backward_error
         self._estimate = flow_maker(config.flow)
         self._steps: dict[tuple[int, int], tuple[Flow, CameraStep | None]] = {}
         # Their part of the frames, and whether there was no overlay to leave out
@@ -153,15 +154,15 @@ class GridTracker:
         scale, seed, overlay = window.scale, window.seed, _overlay(window.grey, model)
         centres = _uncovered(grid(*window.size, size, step), overlay, window.size, size) / scale
         points = corners(window.small[seed], centres, size / scale).reshape(-1, 2)
-        after, after_seen = self.track(window.small[seed:], points)
-        before, before_seen = self.track(window.small[seed::-1], points)
+        after, visible_after = self.track(window.small[seed:], points)
+        before, visible_before = self.track(window.small[seed::-1], points)
         tracks = np.concatenate([before[:0:-1], after])
-        visible = np.concatenate([before_seen[:0:-1], after_seen]) & inside(
+        visible = np.concatenate([visible_before[:0:-1], visible_after]) & inside(
             tracks, window.small[0].shape
         )
         shape = (len(window), len(centres), -1)
-        placed, seen = tracks.reshape(*shape, 2), visible.reshape(shape)
-        return _patches(centres, placed, seen, window, model, overlay)
+        placed = tracks.reshape(*shape, 2)
+        return _patches(centres, placed, visible.reshape(shape), window, model, overlay)
 
 
 def _patches(
@@ -180,11 +181,11 @@ def _patches(
         both = visible[t] & visible[t + 1]
         camera.append(fit_camera(points[t][both], points[t + 1][both], size, model))
     seed, scale = window.seed, window.scale
-    after, after_seen = patch_tracks(centres, points[seed:], visible[seed:])
-    before, before_seen = patch_tracks(centres, points[seed::-1], visible[seed::-1])
+    after, visible_after = patch_tracks(centres, points[seed:], visible[seed:])
+    before, visible_before = patch_tracks(centres, points[seed::-1], visible[seed::-1])
     return Tracks(
         np.concatenate([before[:0:-1], after]).astype(np.float64) * scale,
-        np.concatenate([before_seen[:0:-1], after_seen]),
+        np.concatenate([visible_before[:0:-1], visible_after]),
         [None if step is None else step.scaled(scale) for step in camera],
         overlay,
     )
@@ -257,8 +258,8 @@ class FileTracker:
         allowed &= ~covered(overlay, window.size, points[seed], size)
         chosen = _non_overlapping(points[seed], allowed, size * step)
         small = points[:, chosen] / window.scale
-        seen = visible[:, chosen] & inside(small, window.small[0].shape)
-        return _patches(small[seed], small[:, :, None], seen[:, :, None], window, model, overlay)
+        visible = visible[:, chosen] & inside(small, window.small[0].shape)
+        return _patches(small[seed], small[:, :, None], visible[:, :, None], window, model, overlay)
 
 
 def _tracks_file(video: Path | Content, folder: str) -> Path:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import partial
+from threading import Lock
 
 import cv2
 import numpy as np
@@ -25,17 +25,19 @@ KEYFRAMES = 8
 class Window:
     """Consecutive frames without a cut, whose patches are those of frame `seed`.
 
-    `shot` counts the shots of the video. `small` holds every frame, shrunk for tracking: uint8
-    [T, h, w] grey, or [T, h, w, 3] RGB. `keyframes` holds some in full size, that of the seed among
-    them, by their place in the window: uint8 [H, W, 3] RGB. `numbers` are the frames' numbers in
-    the video. `within` is the part that shows the scene, None for the whole frame: `small` is then
-    only that part, and the keyframes are whole.
+    `shot` counts the shots of the video. `frame_size` is (height, width) of the source frames in
+    pixels. `small` holds every frame, shrunk for tracking: uint8 [T, h, w] grey, or [T, h, w, 3]
+    RGB. `keyframes` holds some in full size, that of the seed among them, by their place in the
+    window: uint8 [H, W, 3] RGB. `numbers` are the frames' numbers in the video. `within` is the
+    part that shows the scene, None for the whole frame: `small` is then only that part, and the
+    keyframes are whole.
     """
 
     shot: int
     seed: int
+    frame_size: tuple[int, int]
     small: list[np.ndarray] = field(default_factory=list)
-    keyframes: dict[int, np.ndarray] = field(default_factory=dict)
+    keyframes: Mapping[int, np.ndarray] = field(default_factory=dict)
     numbers: list[int] = field(default_factory=list)
     within: Rectangle | None = None
 
@@ -51,12 +53,6 @@ class Window:
     def size(self) -> tuple[int, int]:
         """(height, width) of the active picture in source pixels."""
         return self.picture.height, self.picture.width
-
-    @property
-    def frame_size(self) -> tuple[int, int]:
-        """(height, width) of the source frames in pixels."""
-        height, width = self.keyframes[self.seed].shape[:2]
-        return height, width
 
     @property
     def corner(self) -> np.ndarray:
@@ -83,91 +79,149 @@ def windows(frames: Iterable[Frame], config: MineConfig, colour: bool = False) -
     frame size is a cut, and so is a gap where frames are missing. The small frames are RGB with
     `colour`, and otherwise grey, which takes a third of the time and memory.
     """
-    length, min_frames = config.window, config.min_frames
-    spacing = max(1, length // KEYFRAMES)
-    # so that windows share their keyframes
-    stride = max(spacing, config.stride - config.stride % spacing)
-
-    threshold = config.cut_threshold
-    fresh_detector = partial(AdaptiveDetector, adaptive_threshold=threshold, min_scene_len=8)
-    detector = fresh_detector()
+    cutter, detector = _Cutter(config, colour), _cut_detector(config)
     delay = detector.event_buffer_length
-    pending: list[_Pending] = []  # from the beginning of the next window on
-    shot, first = 0, 0  # number of the shot; place of pending[0] among all frames
-    covered = 0  # number of pending frames that were in a window already
-    picture: Rectangle | None = None  # the last active picture that was found
+    for place, frame in enumerate(frames):
+        if cutter.must_cut_before(frame):
+            yield from cutter.end_shot()
+            detector = _cut_detector(config)
+        seen = _shrunk_for_cuts(frame)
+        cutter.add(frame, perhaps_barred(seen))
+        # Only the number of the frame counts; the rate does not.
+        for cut in detector.process_frame(FrameTimecode(place, fps=25.0), seen):
+            if cut.frame_num > cutter.first:
+                yield from cutter.end_shot(cut.frame_num - cutter.first)
+        yield from cutter.full_windows(delay)
+    yield from cutter.end_shot()
 
-    def window(count: int) -> Window:
-        nonlocal picture
-        taken = pending[:count]
+
+def _cut_detector(config: MineConfig) -> AdaptiveDetector:
+    return AdaptiveDetector(adaptive_threshold=config.cut_threshold, min_scene_len=8)
+
+
+class _Cutter:
+    """The frames from the beginning of the next window on; makes windows of them.
+
+    `first` is the place of the first of these among all frames.
+    """
+
+    def __init__(self, config: MineConfig, colour: bool) -> None:
+        self._length, self._min_frames = config.window, config.min_frames
+        self._track_size, self._layout = config.track_size, "rgb24" if colour else "gray"
+        self._spacing = spacing = max(1, config.window // KEYFRAMES)
+        # so that windows share their keyframes
+        self._stride = max(spacing, config.stride - config.stride % spacing)
+        self._pending: list[_Pending] = []
+        self._shot, self.first = 0, 0
+        self._covered = 0  # number of pending frames that were in a window already
+        self._picture: Rectangle | None = None  # the last active picture that was found
+
+    def must_cut_before(self, frame: Frame) -> bool:
+        """Whether this frame cannot belong to the shot of the last one."""
+        return bool(self._pending) and (frame.gap or frame.size != self._pending[-1].size)
+
+    def add(self, frame: Frame, barred: bool) -> None:
+        self._pending.append(_Pending(frame, self._track_size, self._layout, barred))
+
+    def full_windows(self, delay: int) -> Iterator[Window]:
+        """The windows that are full; a cut may still be reported `delay` frames later."""
+        # Older frames stay in this shot.
+        if (settled := len(self._pending) - 1 - delay) >= 0:
+            self._pending[settled].settle(settled % self._spacing == 0)
+        # One more frame, so that a shot of exactly this length is seen to end with this window.
+        if len(self._pending) > self._length + delay:
+            yield self._window(self._length)
+            self._go_on(self._stride, max(0, self._length - self._stride))
+
+    def end_shot(self, count: int | None = None) -> Iterator[Window]:
+        """The remaining windows of a shot that ends with the first `count` frames, or with all."""
+        count = len(self._pending) if count is None else count
+        rest, self._pending = self._pending[count:], self._pending[:count]
+        while len(self._pending) >= max(self._min_frames, self._covered + 1):
+            taken = min(self._length, len(self._pending))
+            yield self._window(taken)
+            step = min(self._stride, taken)
+            self._go_on(step, taken - step)
+        self._go_on(len(self._pending), 0)
+        self._pending, self._shot = rest, self._shot + 1
+
+    def _go_on(self, step: int, covered: int) -> None:
+        """The next window begins `step` frames later; `covered` of its frames were in this one."""
+        self._pending, self.first = self._pending[step:], self.first + step
+        self._covered = covered
+
+    def _window(self, count: int) -> Window:
+        taken, spacing = self._pending[:count], self._spacing
         for place, entry in enumerate(taken):
             entry.settle(place % spacing == 0)
-        keyframes = {i: entry.full for i, entry in enumerate(taken) if entry.full is not None}
-        found = whole(taken[0].size)
+        keyframes = _Keyframes({i: entry for i, entry in enumerate(taken) if entry.kept})
+        everything = whole(taken[0].size)
+        found = everything
         if 2 * sum(entry.perhaps_barred for entry in taken) > len(taken):
-            found = active_picture(list(keyframes.values()), picture)
-            picture = picture if found == whole(taken[0].size) else found
+            found = active_picture(list(keyframes.values()), self._picture)
+            self._picture = self._picture if found == everything else found
         return Window(
-            shot=shot,
+            shot=self._shot,
             seed=count // 2 - count // 2 % spacing,
+            frame_size=taken[0].size,
             small=[entry.shrunk(found) for entry in taken],
             keyframes=keyframes,
             numbers=[entry.number for entry in taken],
-            within=None if found == whole(taken[0].size) else found,
+            within=None if found == everything else found,
         )
 
-    def end_shot(count: int) -> Iterator[Window]:
-        """The remaining windows of a shot whose last frame is pending[count − 1]."""
-        nonlocal pending, shot, first, covered
-        rest, pending = pending[count:], pending[:count]
-        while len(pending) >= max(min_frames, covered + 1):
-            taken = min(length, len(pending))
-            yield window(taken)
-            step = min(stride, taken)
-            pending, first, covered = pending[step:], first + step, taken - step
-        first += len(pending)
-        pending, shot, covered = rest, shot + 1, 0
 
-    for place, frame in enumerate(frames):
-        if pending and (frame.gap or frame.size != pending[-1].size):
-            yield from end_shot(len(pending))
-            detector = fresh_detector()
-        seen = _shrunk_for_cuts(frame)
-        layout = "rgb24" if colour else "gray"
-        pending.append(_Pending(frame, config.track_size, layout, perhaps_barred(seen)))
-        # Only the number of the frame counts; the rate does not.
-        for cut in detector.process_frame(FrameTimecode(place, fps=25.0), seen):
-            if cut.frame_num > first:
-                yield from end_shot(cut.frame_num - first)
-        # The detector reports a cut `delay` frames later; older frames stay in this shot.
-        if (settled := len(pending) - 1 - delay) >= 0:
-            pending[settled].settle(settled % spacing == 0)
-        # One more frame, so that a shot of exactly this length is seen to end with this window.
-        if len(pending) > length + delay:
-            yield window(length)
-            pending, first, covered = pending[stride:], first + stride, max(0, length - stride)
-    yield from end_shot(len(pending))
+class _Keyframes(Mapping[int, np.ndarray]):
+    """Full frames by their place in the window, each converted when it is first asked for."""
+
+    def __init__(self, frames: dict[int, _Pending]) -> None:
+        self._frames = frames
+
+    def __getitem__(self, place: int) -> np.ndarray:
+        return self._frames[place].full
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._frames)
+
+    def __len__(self) -> int:
+        return len(self._frames)
 
 
 class _Pending:
-    """A frame whose place in its shot is not known yet; `settle` releases the decoded frame.
+    """A frame whose place in its shot is not known yet.
 
-    A frame that may have bars is kept until its windows are known.
+    `settle` says whether it is `kept` in full; if not, the decoded frame is released. A frame that
+    may have bars has it until its windows are known. Windows are made in one thread and mined in
+    another, and share frames where they overlap: hence the lock.
     """
 
     def __init__(self, frame: Frame, track_size: int, layout: str, barred: bool) -> None:
         self.number, self.size, self.perhaps_barred = frame.number, frame.size, barred
+        self.kept = False
         self._track_size, self._layout = track_size, layout
         self._small = frame.image(_shrunk_size(frame.size, track_size), layout)
         self._parts: dict[Rectangle, np.ndarray] = {}
-        self.full: np.ndarray | None = None
+        self._full: np.ndarray | None = None
         self._frame: Frame | None = frame
+        self._lock = Lock()
 
     def settle(self, keep: bool) -> None:
-        if self._frame is not None and keep and self.full is None:
-            self.full = self._frame.image()
-        if not self.perhaps_barred:
-            self._frame = None
+        with self._lock:
+            if keep and self._frame is not None:
+                self.kept = True
+            if not self.kept and not self.perhaps_barred:
+                self._frame = None
+
+    @property
+    def full(self) -> np.ndarray:
+        """uint8 [H, W, 3] RGB of a frame that is `kept`."""
+        with self._lock:
+            if self._full is None:
+                assert self._frame is not None
+                self._full = self._frame.image()
+                if not self.perhaps_barred:
+                    self._frame = None
+            return self._full
 
     def shrunk(self, picture: Rectangle) -> np.ndarray:
         """The active picture of the frame, shrunk for tracking."""
@@ -175,11 +229,12 @@ class _Pending:
             return self._small
         if picture not in self._parts:
             size = _shrunk_size((picture.height, picture.width), self._track_size)
-            self._parts = {picture: self._part(picture, size)}
+            with self._lock:
+                self._parts = {picture: self._part(picture, size)}
         return self._parts[picture]
 
     def _part(self, picture: Rectangle, size: tuple[int, int]) -> np.ndarray:
-        if self._frame is not None:
+        if self._frame is not None and self.perhaps_barred:
             source, part = self._frame.image(layout=self._layout), picture
         else:  # a frame that did not look barred, among others that did
             source = self._small

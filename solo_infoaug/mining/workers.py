@@ -23,15 +23,15 @@ from solo_infoaug.errors import ConfigError
 if TYPE_CHECKING:
     from solo_infoaug.mining.inputs import Source
 
-# A video during whose mining the worker died is tried so many times, the last ones alone.
+# How often a video is tried whose worker dies: the first time among others, then alone.
 _TRIES = 3
-# Seconds in which a Ray cluster must answer.
+# Seconds that a Ray cluster has to answer.
 _PATIENCE = 10
 # In the environment of worker processes: who started them.
 _STARTED_BY = "_SOLO_INFOAUG_STARTED_BY"
 _UNGUARDED = (
-    "workers: the worker processes ended while they were starting: each runs the script from the "
-    'beginning. Put what calls mine() under `if __name__ == "__main__":`, or give workers=1'
+    "workers: the worker processes ended while they were starting, because each runs the script "
+    'from the beginning. Call mine() under `if __name__ == "__main__":`, or pass workers=1'
 )
 
 
@@ -48,7 +48,7 @@ class Job:
     members: Mapping[str, str] = field(default_factory=dict, hash=False)
 
 
-# Of a job that a worker does not survive, run_jobs has a sentence instead.
+# If the worker dies, the result of a job is a sentence that says so.
 Work = Callable[[Job], Any]
 
 
@@ -61,10 +61,7 @@ def usable_cores() -> int:
 
 @contextlib.contextmanager
 def thread_limit(threads: int | None) -> Iterator[None]:
-    """Let OpenCV, torch, NumPy and what is compiled here use so many threads.
-
-    None changes nothing.
-    """
+    """Limit the threads of OpenCV, torch, NumPy and compiled functions; None changes nothing."""
     import cv2
     import torch
 
@@ -83,9 +80,10 @@ def thread_limit(threads: int | None) -> Iterator[None]:
 
 
 def end_if_unguarded() -> None:
-    """End a worker that, while it starts, runs a script which would start workers of its own.
+    """End a worker process that runs an unguarded script during its start.
 
-    Python would raise an error in each worker; the process that started them says what is wrong.
+    Such a script would start workers of its own. Python would raise an error in each worker;
+    instead, the process that started them says what is wrong.
     """
     starting = getattr(multiprocessing.current_process(), "_inheriting", False)
     if starting and os.environ.get(_STARTED_BY) == str(os.getppid()):
@@ -102,19 +100,19 @@ def run_jobs(
 ) -> Iterator[tuple[Job, Any]]:
     """Do all jobs; yields each with what `work` returned for it, as they finish.
 
-    A worker that dies takes no other job with it: what it was doing is tried again, and reported as
-    failed when that kills a worker of its own as well.
+    If a worker dies, the jobs that were running are tried again, each in a worker of its own. A job
+    whose own worker dies is reported as failed. No other job is lost.
 
     Args:
         jobs: what to do.
-        work: does one; returns what became of it. Exceptions are raised here.
-        workers: processes; 1 does the jobs here.
+        work: does one job and returns its result. Exceptions are raised here.
+        workers: number of processes; with 1, this process does the jobs.
         ray: address of a Ray cluster, "auto" or "local"; None for processes.
-        gpu: ask Ray for a GPU a job.
-        cpus: ask Ray for so many cores a job.
+        gpu: whether Ray is asked for a GPU for each job.
+        cpus: number of cores that Ray is asked for, for each job.
 
     Raises:
-        ConfigError: Ray is not installed or not reached, or workers cannot start.
+        ConfigError: Ray is not installed or does not answer, or workers cannot start.
     """
     if not jobs:
         return
@@ -129,13 +127,13 @@ def run_jobs(
 
 def _by_processes(jobs: list[Job], work: Work, workers: int) -> Iterator[tuple[Job, Any]]:
     waiting = deque(jobs)
-    suspects: list[Job] = []  # were being done when a worker died: nobody knows whose fault it was
+    suspects: list[Job] = []  # running when a worker died: any may be the cause
     while waiting:
         with _pool(workers) as (pool, started):
             running: dict[Future[Any], Job] = {}
             broken = False
             while running or (waiting and not broken):
-                # No more than are being done: only these are suspects.
+                # Submit only what begins at once: what is submitted is a suspect.
                 while waiting and not broken and len(running) < workers:
                     job = waiting.popleft()
                     try:
@@ -171,7 +169,7 @@ def _alone(job: Job, work: Work) -> Any:
 
 @contextlib.contextmanager
 def _pool(size: int) -> Iterator[tuple[ProcessPoolExecutor, Event]]:
-    """Worker processes; those that are at work when something is raised are stopped.
+    """Worker processes, which are stopped if an exception is raised.
 
     The event is set once one of them has started.
     """
@@ -191,9 +189,10 @@ def _pool(size: int) -> Iterator[tuple[ProcessPoolExecutor, Event]]:
 
 @contextlib.contextmanager
 def _interrupts_are_ours() -> Iterator[None]:
-    """Processes that are started inside ignore Ctrl-C from their first moment, and we stop them.
+    """Processes that are started inside ignore Ctrl-C from the start; we stop them ourselves.
 
-    Otherwise each prints the traceback of whatever it was importing. Handlers need the main thread.
+    Otherwise each would print the traceback of what it was importing. Handlers can only be set in
+    the main thread.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -212,7 +211,7 @@ def _begin(started: Event) -> None:
 
 
 def _die_with_parent() -> None:
-    """End this worker when its parent is killed: it must not write beside the run that goes on."""
+    """End this worker when its parent is killed, so that it cannot write into the next run."""
     parent = multiprocessing.parent_process()
     assert parent is not None
 
@@ -224,7 +223,7 @@ def _die_with_parent() -> None:
 
 
 def _check_address(address: str) -> None:
-    """Ray tries for minutes where nobody answers, and then ends the process."""
+    """Check that somebody answers: otherwise Ray tries for minutes and then ends the process."""
     host, colon, port = address.rpartition(":")
     if not colon or "://" in address or not port.isdigit():
         return  # auto, local, or what Ray itself judges at once

@@ -67,7 +67,7 @@ def mine_config(config: ScenesConfig) -> MineConfig:
         mi_tolerance=0.0,
         camera="none",
         parallax=0,
-        moments=2,
+        temporal_crops=2,
         seed=config.seed,
     )
 

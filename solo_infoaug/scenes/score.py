@@ -10,8 +10,7 @@ import numpy as np
 from solo_infoaug.dictionary import TwinDictionary
 from solo_infoaug.dictionary.reading import WindowRecord
 from solo_infoaug.mining.config import MineConfig
-from solo_infoaug.mining.tracking import grid
-from solo_infoaug.mining.window import patch_size
+from solo_infoaug.mining.patch_grid import grid, patch_size
 from solo_infoaug.scenes.generated import Scene
 
 

@@ -23,7 +23,7 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset, DistributedSampl
 from solo_infoaug._checks import is_number, require
 from solo_infoaug.errors import ConfigError
 from solo_infoaug.training.config import say
-from solo_infoaug.views.pipeline import Pipeline, apply_views, draw_views, sent
+from solo_infoaug.views.pipeline import Pipeline, apply_views, draw_views, send
 
 _SHARE = 0.1
 """Of a card's memory: what images may take of it by default."""
@@ -61,11 +61,10 @@ class WholeBatches(Dataset[Any]):
         random = torch.default_generator
         drawn = draw_views(self.pipelines, len(chosen), height, width, random)
         pixels = [] if self.kept else [self.images[chosen]]
-        parts = [tensor for one in drawn for tensor in one]
-        index, labels, *left = sent([chosen, self.labels[chosen], *pixels, *parts], self.device)
-        images = self.images.index_select(0, index) if self.kept else left.pop(0)
-        there = iter(left)
-        parameters = [tuple(next(there) for _ in one) for one in drawn]
+        parameters, (index, labels, *left) = send(
+            drawn, self.device, chosen, self.labels[chosen], *pixels
+        )
+        images = self.images.index_select(0, index) if self.kept else left[0]
         return [index, apply_views(self.pipelines, images, images, parameters), labels]
 
 

@@ -27,7 +27,7 @@ from solo_infoaug.twin.joined import Views, joined
 from solo_infoaug.twin.learner import PairLearner, learner_of
 from solo_infoaug.twin.sampler import BEFORE_STEPS, TwinBatch, TwinSampler
 from solo_infoaug.twin.spec import find_method
-from solo_infoaug.views.pipeline import Pipeline, run_pipelines
+from solo_infoaug.views.pipeline import Pipeline, check_hosts_keys, run_pipelines
 
 
 class TwinBranch(nn.Module):
@@ -232,10 +232,14 @@ def twin_pipelines(host: Host, cfg: DictConfig, settings: InfoAugConfig) -> list
     """The branch's view pipelines: `infoaug.augmentations`, or the run's own.
 
     Raises:
-        ConfigError: the numbers or sizes of crops differ from those of the run's own views.
+        ConfigError: the numbers or sizes of crops differ from those of the run's own views; or
+            augmentations that the run's own views would lack.
     """
     entries = cfg.augmentations
-    if settings.augmentations is not None:
+    if settings.augmentations is None:
+        if not OmegaConf.select(cfg, "data.whole_batches", default=False):
+            check_hosts_keys(entries)
+    else:
         entries = OmegaConf.create(list(settings.augmentations))
 
         def crops(pipelines: Any) -> list[tuple[int, int]]:

@@ -56,7 +56,8 @@ class InfoAugConfig:
     """Twin pairs per step and process. Default: `optimizer.batch_size`."""
 
     augmentations: list[Any] | None = None
-    """Views of the twin branch, in solo-learn's format. Default: the run's own `augmentations`."""
+    """Views of the twin branch, in solo-learn's format, and Kornia's augmentations by their names
+    (docs/views.md). Default: the run's own `augmentations`."""
 
     positives: str = "twins"
     """Partner of a patch. `twins`: its twin; `random`: any other patch of the same window;

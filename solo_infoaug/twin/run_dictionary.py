@@ -85,7 +85,7 @@ def check_dictionary(dictionary: TwinDictionary, config: InfoAugConfig) -> None:
     if config.without_twin_share and len(dictionary.without_twin) == 0:
         raise ConfigError(
             f"infoaug.without_twin_share: {dictionary.path} keeps no patch without a twin; mine it "
-            "with -s others=64, or leave it out"
+            "with extra_patches=64, or leave it out"
         )
     if config.distinct_windows and dictionary.stream is not None and dictionary.stream.partial:
         raise ConfigError(
@@ -95,7 +95,7 @@ def check_dictionary(dictionary: TwinDictionary, config: InfoAugConfig) -> None:
     if config.temporal is True and moments < 2:
         raise ConfigError(
             f"infoaug.temporal: {dictionary.path} keeps one moment of each patch; "
-            "mine it with -s moments=4, or leave it out"
+            "mine it with temporal_crops=4, or leave it out"
         )
     if config.temporal and not isinstance(config.temporal, bool):
         _check_reach(dictionary, config.temporal)

@@ -23,8 +23,8 @@ from solo_infoaug.errors import ConfigError
 from solo_infoaug.twin.config import InfoAugConfig
 from solo_infoaug.twin.randomness import fork_rng
 from solo_infoaug.twin.run_dictionary import check_dictionary, open_dictionary, open_if_there
-from solo_infoaug.views.operations import Drawn
-from solo_infoaug.views.pipeline import Pipeline, apply_views, draw_views, sent
+from solo_infoaug.views.operations import Params
+from solo_infoaug.views.pipeline import Pipeline, apply_views, draw_views, send
 
 THREAD = "infoaug-prefetch"
 
@@ -124,7 +124,7 @@ class PreparedTwins:
 
     twin: Tensor
     index: Tensor
-    drawn: list[Drawn]
+    drawn: list[Params]
     random: Tensor
     """As in `TwinBatch`, on the CPU."""
 
@@ -166,11 +166,8 @@ def prepare(request: TwinRequest, stream: torch.cuda.Stream | None = None) -> Pr
     random = torch.Generator().manual_seed(request.views_seed)
     drawn = draw_views(request.pipelines, count, height, width, random, both=request.both)
     with torch.cuda.stream(stream) if stream is not None else nullcontext():
-        parts = (tensor for one in drawn for tensor in one)
-        patch, twin, index, *flat = sent([patch, twin, index, *parts], request.device)
+        drawn, (patch, twin, index) = send(drawn, request.device, patch, twin, index)
         there = stream.record_event() if stream is not None else None
-    left = iter(flat)
-    drawn = [tuple(next(left) for _ in one) for one in drawn]
     return PreparedTwins(patch, twin, index, drawn, random.get_state(), there)
 
 

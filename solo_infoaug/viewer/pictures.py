@@ -18,7 +18,7 @@ from matplotlib.patches import Rectangle
 from solo_infoaug._checks import require
 from solo_infoaug.dictionary import TwinDictionary
 from solo_infoaug.dictionary.reading import WindowRecord
-from solo_infoaug.mining.window import REASONS
+from solo_infoaug.mining.candidates import REASONS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

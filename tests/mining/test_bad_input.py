@@ -20,7 +20,7 @@ from solo_infoaug.cli import app
 from solo_infoaug.dictionary import TwinDictionary
 from solo_infoaug.mining.video import Video
 
-SETTINGS = ["-s", "min_frames=24", "-s", "window=64", "-s", "stride=64", "-s", "moments=2"]
+SETTINGS = ["-s", "min_frames=24", "-s", "window=64", "-s", "stride=64", "-s", "temporal_crops=2"]
 SETTINGS += ["-s", "camera=none", "-s", "parallax=0"]
 
 

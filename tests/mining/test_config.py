@@ -1,5 +1,9 @@
 from __future__ import annotations
 
+import dataclasses
+import pickle
+from pathlib import Path
+
 import pytest
 
 from solo_infoaug.errors import ConfigError
@@ -27,7 +31,7 @@ from solo_infoaug.mining import MineConfig
         ("max_error_ratio", 0.0),
         ("estimator", "4kl"),
         ("representation", "acceleration"),
-        ("moments", 0),
+        ("temporal_crops", 0),
         ("top_k", 0),
         ("crop_size", 0),
         ("min_mi", -1.0),
@@ -37,7 +41,7 @@ from solo_infoaug.mining import MineConfig
         ("max_difference", 0.0),
         ("max_difference", 4.5),
         ("parallax", -1),
-        ("others", -1),
+        ("extra_patches", -1),
         ("min_colour", -0.1),
         ("grid_step", 0.05),
         ("surrogates", 3),
@@ -91,7 +95,7 @@ def test_what_does_without_a_test_is_allowed() -> None:
         min_motion=0.0,
         motion_over_noise=0.0,
         parallax=0,
-        others=0,
+        extra_patches=0,
         min_distance=0.0,
     )
     assert config.fdr == config.max_error_ratio == 1.0
@@ -109,12 +113,84 @@ def test_parse() -> None:
         ("max_frames=96", "unknown setting 'max_frames'; did you mean min_frames"),
         ("min_agreement=0.5", "unknown setting 'min_agreement'"),
         ("k", "k needs a value"),
+        ("gate.k=4", "^gate.k: k is in the group information; write k=VALUE$"),
+        ("gate.window=48", "^gate.window: window is in no group; write window=VALUE$"),
+        ("moments=2", "^moments: is now called temporal_crops; write temporal_crops=VALUE$"),
+        ("patches.others=9", "^others: is now called extra_patches"),
         ("k=three", "k: expected int, got 'three'"),
     ],
 )
 def test_parse_errors(text: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         MineConfig.parse([text])
+
+
+def test_groups_may_be_written() -> None:
+    assert MineConfig.parse(["gate.max_drift=0.2", "fdr=0.1", "significance.surrogates=30"]) == (
+        MineConfig(max_drift=0.2, fdr=0.1, surrogates=30)
+    )
+    first = [name for name, field in MineConfig.__dataclass_fields__.items() if not field.metadata]
+    assert first == list(MineConfig.__dataclass_fields__)[:15]
+
+
+def test_a_file_holds_settings_and_texts_count_more(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text(
+        "window: 48\nmin_mi: 1e-1\ncamera: affine\ngate:\n  max_drift: 0.2\n  min_support: 1\n"
+        "camera.parallax: 1\ntracks_folder: ''\n"
+    )
+    in_file = MineConfig(
+        window=48, min_mi=0.1, camera="affine", max_drift=0.2, min_support=1, parallax=1
+    )
+    assert MineConfig.parse(file=file) == in_file
+    assert MineConfig.parse(["window=30", "window=32"], file) == dataclasses.replace(
+        in_file, window=32
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("windw: 48", "unknown setting 'windw'; did you mean window"),
+        ("others: 3", "others: is now called extra_patches"),
+        ("gate:\n  k: 3", "gate.k: k is in the group information"),
+        ("gate:\n  max_drift: 0.1\nmax_drift: 0.2", "max_drift is set twice"),
+        ("k: three", "k: expected int, got 'three'"),
+        ("k: {", "mine.yaml: not a YAML file of settings: .*"),
+        ("[k]", "mine.yaml: expected settings"),
+    ],
+)
+def test_errors_in_a_file(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "mine.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        MineConfig.parse(file=tmp_path / "mine.yaml")
+    with pytest.raises(ConfigError, match=r"none.yaml: cannot be read: No such file"):
+        MineConfig.parse(file=tmp_path / "none.yaml")
+
+
+@pytest.mark.parametrize(
+    ("former", "name"),
+    [
+        ("moments", "temporal_crops"),
+        ("others", "extra_patches"),
+        ("max_roundtrip", "max_forward_backward_error"),
+    ],
+)
+def test_a_former_name_is_an_error_that_names_the_new_one(former: str, name: str) -> None:
+    with pytest.raises(ConfigError, match=f"^{former}: is now called {name}; write {name}=VALUE$"):
+        MineConfig(**{former: 2})
+
+
+def test_settings_can_be_copied_to_another_process() -> None:
+    config = MineConfig(k=4, max_drift=0.1)
+    assert pickle.loads(pickle.dumps(config)) == config
+
+
+def test_digests_of_earlier_versions_stay() -> None:
+    """They name the videos of a dictionary: these are of the version before names changed."""
+    assert MineConfig().digest == "04b2807312e1"
+    changed = MineConfig(extra_patches=5, temporal_crops=2, max_forward_backward_error=1.5, k=4)
+    assert changed.digest == "4f9b847cc163"
 
 
 def test_digest_depends_on_the_settings_alone() -> None:

@@ -237,7 +237,7 @@ def test_background_has_no_twin_by_damage(tmp_path: Path, frames: Images) -> Non
         ]
     )  # [2, T, 2]: where the objects of `two_objects` begin
     # Nearer to the noise, outlines have twins as well, a pixel outside of the object
-    config = MineConfig(moments=1, motion_over_noise=5.0)
+    config = MineConfig(temporal_crops=1, motion_over_noise=5.0)
     for path in (whole, tmp_path / "cut.ts", tmp_path / "flipped.ts"):
         found = mine(path, tmp_path / f"{path.stem}-twins", config, progress=False)
         rows = found.patches[found.anchors.numpy()]

@@ -142,7 +142,9 @@ def test_movie_errors(mined: TwinDictionary, tmp_path: Path) -> None:
 
 def test_commands(video: Path, tmp_path: Path) -> None:
     run = CliRunner().invoke
-    mined = run(app, ["mine", str(video), "-o", str(tmp_path / "d"), "-s", "moments=2", *STILL])
+    mined = run(
+        app, ["mine", str(video), "-o", str(tmp_path / "d"), "-s", "temporal_crops=2", *STILL]
+    )
     assert mined.exit_code == 0, mined.output
     assert "3 windows" in mined.output
     assert TwinDictionary.load(tmp_path / "d").pixels.shape[1] == 2

@@ -11,9 +11,9 @@ from scipy.ndimage import map_coordinates
 
 from solo_infoaug.mining.config import MineConfig
 from solo_infoaug.mining.flow import Flow, flow_maker, follow_patches
+from solo_infoaug.mining.mine_window import follow, mine_window
+from solo_infoaug.mining.patch_grid import grid
 from solo_infoaug.mining.trackers import make_tracker
-from solo_infoaug.mining.tracking import grid
-from solo_infoaug.mining.window import follow, mine_window
 from solo_infoaug.mining.windows import Window
 
 from .conftest import texture
@@ -202,7 +202,7 @@ def test_a_dense_grid_on_a_wide_frame() -> None:
         image[y : y + 120, x : x + 120] = square
         images.append(image)
     grey = [cv2.cvtColor(image, cv2.COLOR_RGB2GRAY) for image in images]
-    window = Window(0, 4, grey, dict(enumerate(images)), list(range(frames)))
+    window = Window(0, 4, images[0].shape[:2], grey, dict(enumerate(images)), list(range(frames)))
     config = MineConfig(
         patch_fraction=0.05,
         grid_step=0.25,

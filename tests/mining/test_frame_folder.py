@@ -20,7 +20,7 @@ from solo_infoaug.mining.trackers import FileTracker
 from solo_infoaug.mining.video import find_videos, open_video, search, video_digest, video_name
 from solo_infoaug.viewer import show
 
-SMALL = MineConfig(min_frames=24, window=64, stride=64, moments=2, camera="none", parallax=0)
+SMALL = MineConfig(min_frames=24, window=64, stride=64, temporal_crops=2, camera="none", parallax=0)
 
 
 def _images(folder: Path, names: Iterable[str], frames: Sequence[np.ndarray]) -> Path:
@@ -186,7 +186,7 @@ def test_a_collection_of_pictures_is_no_video(
     with pytest.raises(VideoError, match=rf"no video in folder .*\n.*{why}"):
         find_videos([folder])
     (folder / "a.mp4").touch()
-    with pytest.warns(UserWarning, match=f"{len(names)} images are no frames of a video: .*{why}"):
+    with pytest.warns(UserWarning, match=f"{len(names)} images are not frames of a video: .*{why}"):
         assert find_videos([folder]) == [folder / "a.mp4"]
 
 
@@ -199,7 +199,7 @@ def test_label_masks_are_no_video(tmp_path: Path, scene) -> None:
     found, left_out = search([tmp_path])
     assert found == [folder]
     assert left_out == [
-        f"{masks}: 5 images are no frames of a video: they are palette images, as label masks are"
+        f"{masks}: 5 images are not frames of a video: they are palette images, as label masks are"
     ]
 
 
@@ -229,7 +229,7 @@ def test_links_are_followed_once(tmp_path: Path) -> None:
     found, left_out = search([tmp_path / "data"])
     assert found == [tmp_path / "data" / "linked" / "deep" / "a.mp4"]
     assert left_out == [
-        f"{tmp_path / 'data'}: left out what is not known as video: 1 broken links or no files"
+        f"{tmp_path / 'data'}: left out what is not known as video: 1 broken links or not files"
     ]
 
 

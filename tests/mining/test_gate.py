@@ -10,6 +10,7 @@ from scipy.ndimage import map_coordinates
 from solo_infoaug.mining.gate import (
     along_background,
     difference,
+    distances,
     drift,
     error_ratio,
     explained_by_own,
@@ -189,7 +190,7 @@ def test_no_patch_differs_from_no_patch() -> None:
     """Nothing moves in most windows of a camera that watches a street at night."""
     differences, energy = difference(np.zeros((0, 9, 2)), np.zeros((0, 9), bool))
     assert differences.shape == energy.shape == (0, 0)
-    assert support(np.zeros((0, 2)), 16.0, differences, energy).shape == (0,)
+    assert support(np.zeros((0, 0)), 16.0, differences, energy).shape == (0,)
 
 
 def test_support_is_what_loops_find() -> None:
@@ -199,7 +200,7 @@ def test_support_is_what_loops_find() -> None:
     known = np.ones((42, 8), bool)
     motion = rng.normal(0, 1, (1, 8, 2)) + rng.normal(0, 0.45, (42, 8, 2))
     differences, energy = difference(motion, known)
-    found = support(centres, side, differences, energy)
+    found = support(distances(centres), side, differences, energy)
     expected = []
     for i in range(42):
         count = 0

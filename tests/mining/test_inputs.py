@@ -34,9 +34,9 @@ webdataset = pytest.importorskip("webdataset", reason="needs webdataset: uv sync
 
 from .store_server import SECRET, Fault, Hub, Store, serve, serve_store  # noqa: E402
 
-SMALL = MineConfig(min_frames=24, moments=2, camera="none", parallax=0)
+SMALL = MineConfig(min_frames=24, temporal_crops=2, camera="none", parallax=0)
 SETTINGS = [
-    *("-s", "min_frames=24", "-s", "moments=2"),
+    *("-s", "min_frames=24", "-s", "temporal_crops=2"),
     *("-s", "camera=none", "-s", "parallax=0", "-j", "1"),
 ]
 
@@ -365,7 +365,7 @@ def test_a_store_that_stays_away(
         store.put(f"b/{number:02d}.mp4", clips[1].read_bytes())
     store.faults.append(Fault("b/", 403))
     sources = ["s3://clips/a.mp4", "s3://clips/b/"]
-    with pytest.raises(VideoError, match="the stores failed 20 times in a row: the others were"):
+    with pytest.raises(VideoError, match="stores failed 20 times in a row: the remaining videos"):
         mine(sources, tmp_path, SMALL, progress=False)
     assert len(store.gets(".mp4")) == 2 + 1 + 20 * 2  # b/00 comes before a
     assert "store 21" in status_of(tmp_path)
@@ -453,7 +453,7 @@ def test_killed_and_run_again(
     run.kill()
     run.communicate()
     assert not (out / "dictionary.json").exists()
-    assert "not running; the same command goes on from here" in status_of(out)
+    assert "not running; the same command continues from here" in status_of(out)
     finished = {path.name[0] for path in out.glob("parts/[!.]*")}
     mine("s3://clips/s.tar", out, SMALL, progress=False)
     assert {name[0] for name in mined} == {"a", "b", "c"} - finished

@@ -12,8 +12,9 @@ import torch
 from solo_infoaug.dictionary import TwinDictionary
 from solo_infoaug.errors import ConfigError
 from solo_infoaug.mining import MineConfig, mine
+from solo_infoaug.mining.crops import crop, crops
 from solo_infoaug.mining.linking import Links, link
-from solo_infoaug.mining.window import Stored, crop, crops
+from solo_infoaug.mining.storing import Stored
 
 from .conftest import path_of
 

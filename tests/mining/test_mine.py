@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import dataclasses
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -8,22 +10,23 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from formats import as_folders
+from formats import as_folders, with_former_names
 from typer.testing import CliRunner
 
 from solo_infoaug.cache import last_dictionary
 from solo_infoaug.cli import app
 from solo_infoaug.dictionary import TwinDictionary
+from solo_infoaug.dictionary.tools import merge
 from solo_infoaug.errors import DictionaryError, OutputError, VideoError
 from solo_infoaug.mining import MineConfig, mine, mine_one, sample_clips
-from solo_infoaug.mining.window import REASONS
+from solo_infoaug.mining.candidates import REASONS
 
 from .conftest import path_of, texture
 
 # The camera of the two objects stands still, and they fill a third of the frame.
-SETTINGS = ["-s", "min_frames=24", "-s", "window=64", "-s", "stride=64", "-s", "moments=3"]
+SETTINGS = ["-s", "min_frames=24", "-s", "window=64", "-s", "stride=64", "-s", "temporal_crops=3"]
 SETTINGS += ["-s", "camera=none", "-s", "parallax=0"]
-SMALL = MineConfig(min_frames=24, window=64, stride=64, moments=3, camera="none", parallax=0)
+SMALL = MineConfig(min_frames=24, window=64, stride=64, temporal_crops=3, camera="none", parallax=0)
 
 
 @pytest.fixture(scope="module")
@@ -128,7 +131,7 @@ def test_patches_without_a_twin_are_kept_for_the_random_arm(
     reasons = mined.windows[0].record["reasons"]
     assert len(mined.anchors) == reasons["twin"]
     assert reasons["static"] > 64
-    settings = {**SMALL.to_json(), "others": 5}
+    settings = {**SMALL.to_json(), "extra_patches": 5}
     few = mine(video, tmp_path / "few", MineConfig(**settings), progress=False)
     assert int((few.twins[:, 0] < 0).sum()) == 5
     # The twins are the same pairs
@@ -247,7 +250,7 @@ def test_a_cache_that_cannot_be_written_fails_nothing(
     monkeypatch.setenv("SOLO_INFOAUG_CACHE", str(tmp_path / "file" / "cache"))
     run = CliRunner().invoke(app, ["mine", str(video), "-o", str(tmp_path / "twins"), *SETTINGS])
     assert run.exit_code == 0, run.output
-    assert "could not be noted" in run.output
+    assert "could not be remembered" in run.output
 
 
 def test_same_videos_same_dictionary(
@@ -408,6 +411,39 @@ def test_a_finished_dictionary_is_not_written_again(tmp_path: Path, video: Path)
     again = mine(video, tmp_path / "twins", SMALL, progress=False)
     assert again.videos == ["two.mp4"]
     assert _files(tmp_path / "twins") == before
+
+
+def test_settings_renamed_since_a_dictionary_was_mined(
+    tmp_path: Path, video: Path, write_video, scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is continued and merged as one of the same settings; others are still others."""
+    out = tmp_path / "twins"
+    before = mine(video, out, SMALL, progress=False)
+    copied = tmp_path / "copied"
+    shutil.copytree(out, copied)
+    with_former_names(out)
+    assert "moments" in TwinDictionary.load(out).info["config"]
+    merged = merge([out, copied], tmp_path / "merged")
+    assert merged.info["config"] == SMALL.to_json()
+    assert merged.info["merged_configs"] == [SMALL.to_json()] * 2
+
+    calls = []
+    real = mine_one.mine_video
+    monkeypatch.setattr(
+        mine_one,
+        "mine_video",
+        lambda path, *a, **k: (calls.append(path.name), real(path, *a, **k))[1],
+    )
+    assert mine(video, out, SMALL, progress=False).fingerprint == before.fingerprint
+    other = write_video(tmp_path / "zother.mp4", scene[0][::-1])
+    grown = mine([video, other], out, SMALL, progress=False)
+    assert calls == ["zother.mp4"]
+    assert grown.videos == ["two.mp4", "zother.mp4"]
+    assert grown.info["config"] == SMALL.to_json()
+    with_former_names(out)
+    fewer = dataclasses.replace(SMALL, extra_patches=5)
+    with pytest.raises(DictionaryError, match="other settings"):
+        mine([video, other], out, fewer, progress=False)
 
 
 @pytest.mark.parametrize("name", ["file", "file/deep"])

@@ -12,7 +12,9 @@ from solo_infoaug.mining.repeats import without_repeats
 from solo_infoaug.mining.video import open_video
 from solo_infoaug.viewer import show
 
-SMALL = MineConfig(window=32, stride=32, min_frames=24, moments=2, crop_size=16, surrogates=8)
+SMALL = MineConfig(
+    window=32, stride=32, min_frames=24, temporal_crops=2, crop_size=16, surrogates=8
+)
 
 
 def _kept(path: Path) -> tuple[list[int], int]:

@@ -20,10 +20,12 @@ from solo_infoaug.mining.search import find_videos, search
 from solo_infoaug.mining.video import open_video
 from solo_infoaug.viewer import show
 
-SMALL = MineConfig(window=32, stride=32, min_frames=24, moments=2, crop_size=16, surrogates=8)
+SMALL = MineConfig(
+    window=32, stride=32, min_frames=24, temporal_crops=2, crop_size=16, surrogates=8
+)
 SETTINGS = [
     *("-s", "window=32", "-s", "stride=32", "-s", "min_frames=24"),
-    *("-s", "moments=2", "-s", "crop_size=16", "-s", "surrogates=8"),
+    *("-s", "temporal_crops=2", "-s", "crop_size=16", "-s", "surrogates=8"),
 ]
 
 
@@ -188,7 +190,7 @@ def test_mining_excludes_and_goes_on(tmp_path: Path, video: Path, write_video, s
     assert TwinDictionary.load(out).videos == ["one.mp4", "two.mp4"]
     less = CliRunner().invoke(app, [*command, "--exclude", "two*"])
     assert less.exit_code == 1
-    assert "of some that are excluded now" in str(less.exception)
+    assert "of videos that are excluded now" in str(less.exception)
 
 
 _COMBINATIONS = [these for these in product((True, False), repeat=3) if any(these)]

@@ -3,8 +3,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from solo_infoaug.mining.pairing import information
 from solo_infoaug.mining.surrogates import false_discovery, pair_p_values
-from solo_infoaug.mining.twins import information
 
 
 def _smooth(count: int, frames: int, seed: int, keep: float = 0.8) -> np.ndarray:

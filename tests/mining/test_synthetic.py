@@ -10,7 +10,7 @@ from solo_infoaug.dictionary import TwinDictionary
 from solo_infoaug.dictionary.writing import VideoWriter, write_manifest
 from solo_infoaug.errors import ConfigError, VideoError
 from solo_infoaug.mining import MineConfig, mine
-from solo_infoaug.mining.tracking import grid
+from solo_infoaug.mining.patch_grid import grid
 from solo_infoaug.scenes.generated import Scene, SceneConfig, _travel
 from solo_infoaug.scenes.score import Score, _ownership, _windows, score
 

@@ -13,8 +13,8 @@ from solo_infoaug.errors import ConfigError, VideoError
 from solo_infoaug.mining import MineConfig, mine, register_tracker, registry, trackers
 from solo_infoaug.mining.content import in_memory
 from solo_infoaug.mining.flow import follow_patches
+from solo_infoaug.mining.patch_grid import grid
 from solo_infoaug.mining.trackers import make_tracker
-from solo_infoaug.mining.tracking import grid
 from solo_infoaug.mining.windows import Window
 
 from .conftest import path_of, texture
@@ -24,7 +24,9 @@ def _window(frames: int = 12, height: int = 64, width: int = 96, seed: int = 5) 
     """Noise in colour, of which the middle is the seed."""
     rng = np.random.default_rng(0)
     images = [rng.integers(0, 255, (height, width, 3), np.uint8) for _ in range(frames)]
-    return Window(0, seed, images, {seed: images[seed]}, list(range(frames)))
+    return Window(
+        0, seed, images[seed].shape[:2], images, {seed: images[seed]}, list(range(frames))
+    )
 
 
 def _tracker(name: str, video: Path = Path("x.mp4"), **settings: Any) -> trackers.Tracker:
@@ -45,7 +47,7 @@ def _panned(first: int = 0, frames: int = 8, factor: int = 1) -> Window:
     images = images[first : first + frames]
     full = images[4].repeat(factor, axis=0).repeat(factor, axis=1)
     grey = [image.mean(axis=2).astype(np.uint8) for image in images]
-    return Window(0, 4, grey, {4: full}, list(range(first, first + frames)))
+    return Window(0, 4, full.shape[:2], grey, {4: full}, list(range(first, first + frames)))
 
 
 def test_flow_follows_a_pan_and_finds_the_camera() -> None:
@@ -97,7 +99,7 @@ def test_flow_and_its_patches_agree() -> None:
     """What the tracker does to a window is `follow_patches` over its pairs."""
     window, tracker = (
         _panned(),
-        _tracker("flow", max_roundtrip=0.7),
+        _tracker("flow", max_forward_backward_error=0.7),
     )
     found = tracker.follow(window, 16, 1.0, "none")
     steps = tracker._steps  # type: ignore[attr-defined]

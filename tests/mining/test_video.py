@@ -85,7 +85,7 @@ def test_find_videos_errors(tmp_path: Path) -> None:
         find_videos([tmp_path / "nothing"])
     with pytest.raises(VideoError, match="no video in folder"):
         find_videos([tmp_path])
-    with pytest.raises(VideoError, match="no video given"):
+    with pytest.raises(VideoError, match="videos: expected at least one file or folder, got none"):
         find_videos([])
     os.mkfifo(tmp_path / "pipe.mp4")  # reading it would wait for ever
     for source in (tmp_path / "pipe.mp4", Path("/dev/zero")):

@@ -29,7 +29,7 @@ from solo_infoaug.mining.ledger import Ledger, Outcome, Result
 from solo_infoaug.mining.video import video_digest
 from solo_infoaug.mining.workers import Job, Work, run_jobs
 
-SMALL = MineConfig(min_frames=24, window=64, stride=64, moments=2, camera="none", parallax=0)
+SMALL = MineConfig(min_frames=24, window=64, stride=64, temporal_crops=2, camera="none", parallax=0)
 
 needs_ray = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="needs ray")
 
@@ -139,7 +139,8 @@ def test_packs_follow_the_order_of_the_videos(
 
     def run(finished: Finished) -> dict[str, str]:
         corpus = Corpus([*files], Ledger(out))
-        return pipeline._mine_sources(corpus, finished, SMALL, 1, None, None, False)
+        how = pipeline._How(workers=1)
+        return pipeline._mine_sources(corpus, finished, SMALL, how)
 
     monkeypatch.setattr(pipeline, "run_jobs", backwards)
     assert run(finished) == {str(files[1]): "it is bad"}
@@ -238,7 +239,7 @@ def test_kill_and_resume(tmp_path: Path, videos: list[Path], serial: Path) -> No
     """kill −9 when a video is finished, and when workers are at work; the third run ends alike."""
     out = tmp_path / "twins"
     command = [sys.executable, "-m", "solo_infoaug.cli", "mine", *map(str, videos), "-o", str(out)]
-    for name in ("min_frames", "window", "stride", "moments", "camera", "parallax"):
+    for name in ("min_frames", "window", "stride", "temporal_crops", "camera", "parallax"):
         command += ["-s", f"{name}={getattr(SMALL, name)}"]
 
     def started(workers: int) -> subprocess.Popen[bytes]:
@@ -372,5 +373,5 @@ def test_a_script_without_a_main_guard_is_told_so(tmp_path: Path, video: Path) -
     )
     done = subprocess.run([sys.executable, script], capture_output=True, text=True, check=False)
     assert done.returncode == 1
-    assert 'Put what calls mine() under `if __name__ == "__main__":`' in done.stderr
+    assert 'Call mine() under `if __name__ == "__main__":`' in done.stderr
     assert done.stderr.count("Traceback") == 1  # the workers add none

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from augmentations import augmentation
 from torch.overrides import TorchFunctionMode
 from twin_methods import METHODS, trained
 
@@ -72,6 +73,15 @@ def test_backbone_without_batch_norm_is_named(
 ) -> None:
     with pytest.raises(ConfigError, match=r"infoaug.batch_norm.*vit_tiny has none; use shared"):
         build("mae", {"twins": str(twins_folder), "batch_norm": batch_norm})
+
+
+def test_what_the_view_branch_would_leave_out_is_an_error(build: Callable[..., Any]) -> None:
+    """solo-learn's own views would lack it without a word, and the twins' would not."""
+    for name in ("RandomInvert", "kornia"):
+        entries = [augmentation(**{name: True})]
+        with pytest.raises(ConfigError, match=rf"augmentations\.{name}: .*infoaug\.augmentations"):
+            build("simclr", augmentations=entries)
+        build("simclr", augmentations=entries, **{"data.whole_batches": True})
 
 
 def test_an_error_in_the_branch_gives_the_backbone_back(

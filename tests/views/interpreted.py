@@ -17,7 +17,7 @@ from torch import Tensor
 from solo_infoaug.views import functional, kernels
 from solo_infoaug.views import operations as views
 
-COUNT, HEIGHT, WIDTH = 5, 19, 23
+SHAPE = (5, 3, 19, 23)
 
 
 def differing(got: Tensor, expected: Tensor) -> float:
@@ -30,14 +30,14 @@ def differing(got: Tensor, expected: Tensor) -> float:
 def main() -> None:
     random = torch.Generator().manual_seed(0)
     # real images have neighbours alike; noise has every hue
-    image = torch.rand(COUNT, 3, HEIGHT, WIDTH, generator=random)
+    image = torch.rand(SHAPE, generator=random)
     image[1] = image[1].mean()
     image[2, 1] = image[2, 0]
     found = {}
     for size in (8, 19, 40):
         for scale in (None, (0.1, 1.0)):
             crop = views.ResizedCrop(size, scale)
-            (boxes,) = crop.draw(COUNT, HEIGHT, WIDTH, random)
+            boxes = crop.draw(SHAPE, random)["boxes"]
             got = kernels.resized_crop(image, boxes, size)
             found[f"crop to {size}, {scale}"] = differing(
                 got, functional.resized_crop(image, boxes, size)
@@ -47,17 +47,18 @@ def main() -> None:
         "hue": views.ColorJitter(1.0, (0.0, 0.0, 0.0, 0.5)),
         "contrast": views.ColorJitter(1.0, (0.0, 0.9, 0.0, 0.0)),
         "no jitter": views.ColorJitter(1.0, (0.0, 0.0, 0.0, 0.0)),
-        "grayscale": views.Grayscale(0.5),
-        "blur": views.GaussianBlur(0.5),
-        "solarize": views.Solarize(0.5),
-        "flip": views.HorizontalFlip(0.5),
+        "grayscale": views.Grayscale(p=0.5),
+        "blur": views.GaussianBlur(p=0.5),
+        "solarize": views.Solarize(p=0.5),
+        "flip": views.HorizontalFlip(p=0.5),
     }
     for name, operation in operations.items():
-        some, *parameters = operation.draw(COUNT, HEIGHT, WIDTH, random)
-        assert len(some) > 0
+        params = operation.draw(SHAPE, random)
+        assert len(params["chosen"]) > 0
         got = image.clone()
-        getattr(kernels, operation.kernel)(got, some, *parameters)
-        found[name] = differing(got, operation(image.clone(), some, *parameters))
+        own = (params[name] for name in ("chosen", *operation.takes))
+        getattr(kernels, operation.kernel)(got, *own)
+        found[name] = differing(got, operation.change_(image.clone(), params))
     print(json.dumps(found))
 
 

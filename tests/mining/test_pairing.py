@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from solo_infoaug.mining.config import MineConfig
-from solo_infoaug.mining.twins import Partners, best_partners, find_partners, information
+from solo_infoaug.mining.pairing import Partners, best_partners, find_partners, information
 
 NAN = np.nan
 

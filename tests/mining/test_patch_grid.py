@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from solo_infoaug.mining.tracking import corners, grid, patch_tracks
+from solo_infoaug.mining.patch_grid import corners, grid, patch_tracks
 
 
 @pytest.mark.parametrize(("height", "width", "size"), [(144, 176, 16), (51, 77, 20), (20, 20, 20)])

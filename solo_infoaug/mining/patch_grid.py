@@ -1,4 +1,4 @@
-"""Tracking: a grid of patches, a few points in each, followed through a window."""
+"""Patches and points: a grid of patches, points in each, and tracks of patches from points'."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import math
 import cv2
 import numpy as np
 
+from solo_infoaug.mining.config import MineConfig
 from solo_infoaug.mining.frame import grey
 
 # Points this near the border are lost, pixels.
@@ -15,6 +16,11 @@ _BORDER = 2
 _CELLS = 2
 # Share of each cell that is searched, so that the points spread over the patch.
 _INNER = 0.6
+
+
+def patch_size(height: int, width: int, config: MineConfig) -> int:
+    """Side of a patch in pixels of a frame of this size."""
+    return max(config.min_patch, round(config.patch_fraction * min(height, width)))
 
 
 def grid(height: int, width: int, size: int, step: float = 1.0) -> np.ndarray:
@@ -83,7 +89,7 @@ def patch_tracks(
     both = visible[1:] & visible[:-1]
     steps[~both] = np.nan
     enough = both.sum(axis=2) >= min(min_points, tracks.shape[2])
-    seen = np.concatenate([visible[:1].any(axis=2), np.logical_and.accumulate(enough)])
+    kept = np.concatenate([visible[:1].any(axis=2), np.logical_and.accumulate(enough)])
     # Sorting puts NaN last: the middle of the first `number` is the median of the visible ones.
     ordered = np.sort(steps, axis=2)
     number = both.sum(axis=2)[..., None, None]
@@ -91,4 +97,4 @@ def patch_tracks(
     high = np.take_along_axis(ordered, np.minimum(number // 2, tracks.shape[2] - 1), axis=2)
     median = np.where(number > 0, 0.5 * (low + high), 0.0)[:, :, 0]
     path = np.concatenate([np.zeros_like(median[:1]), median.cumsum(axis=0)]) + centres
-    return path.astype(np.float32), seen
+    return path.astype(np.float32), kept
