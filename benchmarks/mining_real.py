@@ -36,7 +36,6 @@ ROWS: list[tuple[str, dict]] = [
     ("any drift", {"max_drift": 2.0}),
     ("least information at any distance", {"mi_of_distance": 0.0}),
     ("the highest MI alone", {"mi_tolerance": 0.0}),
-    ("motion along the background's", {"max_along_background": 1.0}),
     (
         "none of the last four",
         {
@@ -46,6 +45,7 @@ ROWS: list[tuple[str, dict]] = [
             "mi_tolerance": 0.0,
         },
     ),
+    ("motion along the background's", {"max_along_background": 1.0}),
     ("no support", {"min_support": 0}),
     ("no bound on differences", {"max_difference": 4.0}),
     ("no least information", {"min_mi": 0.0}),
