@@ -1,7 +1,7 @@
 """The public names and where they live: read by type checkers, and by `__init__.py`."""
 
 from .dictionary import TwinDictionary as TwinDictionary
-from .dictionary.tools import export_patches as export_patches
+from .dictionary.exporting import export_patches as export_patches
 from .errors import InfoAugError as InfoAugError
 from .evaluation import evaluate as evaluate
 from .evaluation import export as export

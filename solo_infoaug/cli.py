@@ -262,7 +262,7 @@ def patches(
 ) -> None:
     """Write a dictionary's patches as an image folder, for solo-learn's `data.dataset: custom`."""
     from solo_infoaug.dictionary import TwinDictionary
-    from solo_infoaug.dictionary.tools import export_patches
+    from solo_infoaug.dictionary.exporting import export_patches
 
     count = export_patches(TwinDictionary.load(dictionary), out)
     typer.echo(f"wrote {count} images to {out}")

@@ -254,7 +254,7 @@ def plain_method(host: Any) -> Callable[[str, DictConfig], Any]:
         method = host.methods[name].infoaug_plain
         if host.info.kind == "current":
             return method(cfg)
-        from solo_infoaug.host.release import method_arguments
+        from solo_infoaug.host.release_config import method_arguments
 
         raw = method.release_method
         return raw(**method_arguments(raw, cfg))

@@ -29,8 +29,8 @@ from solo_infoaug.compare.arms import ARMS
 from solo_infoaug.compare.folder import RunFolder, State
 from solo_infoaug.compare.images import check_also, check_main, read_also
 from solo_infoaug.dictionary import TwinDictionary
+from solo_infoaug.dictionary.exporting import export_patches
 from solo_infoaug.dictionary.locate import choose_dictionary
-from solo_infoaug.dictionary.tools import export_patches
 from solo_infoaug.errors import ConfigError
 from solo_infoaug.evaluation.images import DATASETS as IMAGES
 from solo_infoaug.evaluation.images import open_images

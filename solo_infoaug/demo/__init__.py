@@ -36,7 +36,8 @@ from solo_infoaug.demo.report import (
     write_report,
 )
 from solo_infoaug.dictionary import TwinDictionary
-from solo_infoaug.dictionary.tools import export_patches, video_table
+from solo_infoaug.dictionary.exporting import export_patches
+from solo_infoaug.dictionary.tools import video_table
 from solo_infoaug.errors import InfoAugError
 from solo_infoaug.evaluation import export
 from solo_infoaug.mining import MineConfig, mine

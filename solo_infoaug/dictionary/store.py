@@ -46,6 +46,31 @@ def is_temporal(value: object) -> bool:
     return isinstance(value, bool) or (is_number(value, 0) and value not in (0, math.inf))
 
 
+def _check_arguments(
+    batch_size: int,
+    positives: str,
+    top_k: int | None,
+    temporal: bool | float,
+    without_twin_share: float,
+    random_share: float,
+) -> None:
+    """Check what `TwinDictionary.sample` is given.
+
+    Raises:
+        ConfigError: an argument cannot be used; the message names it.
+    """
+    share = without_twin_share
+    for name, good, expected, value in (
+        ("positives", positives in POSITIVES, f"one of {', '.join(POSITIVES)}", positives),
+        ("batch_size", batch_size >= 1, "at least 1", batch_size),
+        ("top_k", top_k is None or top_k >= 1, "at least 1 or None", top_k),
+        ("without_twin_share", 0 <= share < 1, "at least 0 and less than 1", share),
+        ("temporal", is_temporal(temporal), TEMPORAL, temporal),
+        ("random_share", 0 <= random_share <= 1, "at least 0 and at most 1", random_share),
+    ):
+        require(good, name, expected, value)
+
+
 CACHE_GB = 50.0
 """Gigabytes of the local disk that a dictionary in a bucket may use by default."""
 
@@ -250,21 +275,7 @@ class TwinDictionary:
             (torch.Size([8, 3, 20, 20]), torch.uint8)
             >>> patch, twin, patch_index = pairs  # the same
         """
-        for name, good, expected, value in (
-            ("positives", positives in POSITIVES, f"one of {', '.join(POSITIVES)}", positives),
-            ("batch_size", batch_size >= 1, "at least 1", batch_size),
-            ("top_k", top_k is None or top_k >= 1, "at least 1 or None", top_k),
-            (
-                "without_twin_share",
-                0 <= without_twin_share < 1,
-                "at least 0 and less than 1",
-                without_twin_share,
-            ),
-            ("temporal", is_temporal(temporal), TEMPORAL, temporal),
-        ):
-            require(good, name, expected, value)
-        good = 0 <= random_share <= 1
-        require(good, "random_share", "at least 0 and at most 1", random_share)
+        _check_arguments(batch_size, positives, top_k, temporal, without_twin_share, random_share)
         if len(self.anchors) == 0:
             raise DictionaryError(f"{self.path}: no patch has a twin; mine more or other video")
         lone = min(round(without_twin_share * batch_size), batch_size - 1)

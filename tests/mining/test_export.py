@@ -14,7 +14,8 @@ from typer.testing import CliRunner
 
 from solo_infoaug.cli import app
 from solo_infoaug.dictionary import TwinDictionary
-from solo_infoaug.dictionary.tools import export_patches, merge
+from solo_infoaug.dictionary.exporting import export_patches
+from solo_infoaug.dictionary.tools import merge
 from solo_infoaug.errors import ConfigError, DictionaryError, OutputError, VideoError
 from solo_infoaug.mining import MineConfig, mine
 from solo_infoaug.mining.video import Video

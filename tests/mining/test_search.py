@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from solo_infoaug import MineConfig, TwinDictionary
 from solo_infoaug.cli import app
-from solo_infoaug.dictionary.tools import export_patches
+from solo_infoaug.dictionary.exporting import export_patches
 from solo_infoaug.errors import ConfigError, VideoError
 from solo_infoaug.mining import mine
 from solo_infoaug.mining.search import find_videos, search

@@ -142,7 +142,7 @@ def test_copies_keep_their_objective(
 def test_the_releases_own_arguments_make_its_own_method(
     host: Any, make_cfg: Callable[..., Any], steps: type
 ) -> None:
-    from solo_infoaug.host.release import method_arguments
+    from solo_infoaug.host.release_config import method_arguments
 
     method = host.methods["simclr"]
     cfg = host.parse_cfg(make_cfg("simclr"))
