@@ -9,7 +9,7 @@ from __future__ import annotations
 import gc
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,8 +18,10 @@ from augmentations import augmentation
 from omegaconf import DictConfig, OmegaConf
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
     from training_steps import Steps
+    from videos import WriteVideo
 
 if sys.dont_write_bytecode:
     # Containers say so (PYTHONDONTWRITEBYTECODE). Then each of these processes, and each program
@@ -260,3 +262,48 @@ def plain_method(host: Any) -> Callable[[str, DictConfig], Any]:
         return raw(**method_arguments(raw, cfg))
 
     return build
+
+
+@pytest.fixture(scope="session")
+def write_video() -> WriteVideo:
+    """Writes uint8 [H, W, 3] frames to a video file."""
+    import av
+
+    def write(
+        path: Path,
+        frames: Iterable[np.ndarray],
+        *,
+        codec: str = "libx264",
+        pix_fmt: str = "yuv420p",
+        fps: int = 25,
+    ) -> Path:
+        with av.open(str(path), "w") as container:
+            stream = container.add_stream(codec, rate=fps)
+            stream.pix_fmt = pix_fmt
+            for place, image in enumerate(frames):
+                if place == 0:
+                    stream.height, stream.width = image.shape[:2]
+                frame = av.VideoFrame.from_ndarray(image, format="rgb24")
+                container.mux(stream.encode(frame))
+            container.mux(stream.encode())
+        return path
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def scene() -> tuple[list[np.ndarray], np.ndarray]:
+    """Its frames, and where its patches are; see `two_objects`."""
+    from videos import two_objects
+
+    return two_objects()
+
+
+@pytest.fixture(scope="session")
+def video(
+    tmp_path_factory: pytest.TempPathFactory,
+    write_video: WriteVideo,
+    scene: tuple[list[np.ndarray], np.ndarray],
+) -> Path:
+    """The two objects as an mp4."""
+    return write_video(tmp_path_factory.mktemp("videos") / "two.mp4", scene[0])

@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 import pytest
 from scipy.ndimage import map_coordinates
+from videos import texture
 
 from solo_infoaug.mining.config import MineConfig
 from solo_infoaug.mining.flow import Flow, flow_maker, follow_patches
@@ -15,8 +16,6 @@ from solo_infoaug.mining.mine_window import follow, mine_window
 from solo_infoaug.mining.patch_grid import grid
 from solo_infoaug.mining.trackers import make_tracker
 from solo_infoaug.mining.windows import Window
-
-from .conftest import texture
 
 HEIGHT, WIDTH = 120, 160
 

@@ -6,6 +6,7 @@ import cv2
 import numpy as np
 import pytest
 from scipy.ndimage import map_coordinates
+from videos import texture
 
 from solo_infoaug.mining.gate import (
     along_background,
@@ -21,8 +22,6 @@ from solo_infoaug.mining.gate import (
     support,
     surrounded,
 )
-
-from .conftest import texture
 
 
 def test_motion_threshold() -> None:

@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from videos import path_of
 
 from solo_infoaug.dictionary import TwinDictionary
 from solo_infoaug.errors import ConfigError
@@ -15,8 +16,6 @@ from solo_infoaug.mining import MineConfig, mine
 from solo_infoaug.mining.crops import crop, crops
 from solo_infoaug.mining.linking import Links, link
 from solo_infoaug.mining.storing import Stored
-
-from .conftest import path_of
 
 SIZE = 20
 

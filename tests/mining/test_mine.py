@@ -12,6 +12,7 @@ import pytest
 import torch
 from formats import as_folders, with_former_names
 from typer.testing import CliRunner
+from videos import path_of, texture
 
 from solo_infoaug.cache import last_dictionary
 from solo_infoaug.cli import app
@@ -20,8 +21,6 @@ from solo_infoaug.dictionary.tools import merge
 from solo_infoaug.errors import DictionaryError, OutputError, VideoError
 from solo_infoaug.mining import MineConfig, mine, mine_one, sample_clips
 from solo_infoaug.mining.candidates import REASONS
-
-from .conftest import path_of, texture
 
 # The camera of the two objects stands still, and they fill a third of the frame.
 SETTINGS = ["-s", "min_frames=24", "-s", "window=64", "-s", "stride=64", "-s", "temporal_crops=3"]

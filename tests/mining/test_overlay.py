@@ -8,13 +8,12 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from videos import WriteVideo, texture
 
 from solo_infoaug.errors import VideoError
 from solo_infoaug.mining import MineConfig, mine
 from solo_infoaug.mining.flow import Flow, follow_patches
 from solo_infoaug.mining.overlay import covered, find_overlay
-
-from .conftest import WriteVideo, texture
 
 HEIGHT, WIDTH = 320, 480
 # (x, y) of the corners of each

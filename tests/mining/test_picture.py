@@ -10,14 +10,13 @@ import av
 import cv2
 import numpy as np
 import pytest
+from videos import WriteVideo, texture
 
 from solo_infoaug.dictionary import TwinDictionary
 from solo_infoaug.mining import MineConfig, mine
 from solo_infoaug.mining.frame import Frame
 from solo_infoaug.mining.picture import Rectangle, active_picture, perhaps_barred, whole
 from solo_infoaug.mining.windows import windows
-
-from .conftest import WriteVideo, texture
 
 HEIGHT, WIDTH = 240, 320
 # The seam itself, and what scaling and compression leave around it

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from videos import path_of, texture
 
 from solo_infoaug.errors import ConfigError, VideoError
 from solo_infoaug.mining import MineConfig, mine, register_tracker, registry, trackers
@@ -16,8 +17,6 @@ from solo_infoaug.mining.flow import follow_patches
 from solo_infoaug.mining.patch_grid import grid
 from solo_infoaug.mining.trackers import make_tracker
 from solo_infoaug.mining.windows import Window
-
-from .conftest import path_of, texture
 
 
 def _window(frames: int = 12, height: int = 64, width: int = 96, seed: int = 5) -> Window:

@@ -1,41 +1,13 @@
-"""Small videos that the tests write themselves."""
+"""Pictures of two textured objects that move, from which the tests write small videos."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 
-import av
 import numpy as np
-import pytest
 
 WriteVideo = Callable[..., Path]
-
-
-@pytest.fixture(scope="session")
-def write_video() -> WriteVideo:
-    """Writes uint8 [H, W, 3] frames to a video file."""
-
-    def write(
-        path: Path,
-        frames: Iterable[np.ndarray],
-        *,
-        codec: str = "libx264",
-        pix_fmt: str = "yuv420p",
-        fps: int = 25,
-    ) -> Path:
-        with av.open(str(path), "w") as container:
-            stream = container.add_stream(codec, rate=fps)
-            stream.pix_fmt = pix_fmt
-            for place, image in enumerate(frames):
-                if place == 0:
-                    stream.height, stream.width = image.shape[:2]
-                frame = av.VideoFrame.from_ndarray(image, format="rgb24")
-                container.mux(stream.encode(frame))
-            container.mux(stream.encode())
-        return path
-
-    return write
 
 
 def texture(height: int, width: int, seed: int) -> np.ndarray:
@@ -83,18 +55,3 @@ def two_objects(frames: int = 64, seed: int = 0) -> tuple[list[np.ndarray], np.n
         images.append(image)
     boxes = np.concatenate([starts, starts + 80], axis=1)
     return images, boxes
-
-
-@pytest.fixture(scope="session")
-def scene() -> tuple[list[np.ndarray], np.ndarray]:
-    return two_objects()
-
-
-@pytest.fixture(scope="session")
-def video(
-    tmp_path_factory: pytest.TempPathFactory,
-    write_video: WriteVideo,
-    scene: tuple[list[np.ndarray], np.ndarray],
-) -> Path:
-    """The two objects as an mp4."""
-    return write_video(tmp_path_factory.mktemp("videos") / "two.mp4", scene[0])
