@@ -1,4 +1,4 @@
-"""The bytes of a video that is not a local file: fetched, or read in pieces, and hashed on the way."""
+"""The bytes of a video that is not a local file: fetched or read in pieces, hashed on the way."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from typing import TypeAlias
 
 from solo_infoaug._checks import require
 from solo_infoaug.errors import VideoError
-from solo_infoaug.mining.search import EXTENSIONS, Patterns, passed_over, search_by
+from solo_infoaug.mining.search import EXTENSIONS, Patterns, nothing_found, passed_over, search_by
 from solo_infoaug.mining.shards import SUFFIX, Shard, is_shard
 from solo_infoaug.mining.stores import Remote, fetch, is_url, listing, matching, shown
 
@@ -57,12 +57,7 @@ def find_inputs(
             found.setdefault(key, Shard(place, tuple(exclude)) if shard else place)
         notes += left_out
     if not found:
-        what = (
-            "no video is left"
-            if given
-            else "videos: expected at least one file or folder, got none"
-        )
-        raise VideoError("\n".join([what, *patterns.notes()]))
+        raise nothing_found(given, patterns)
     return list(found.values()), list(dict.fromkeys([*notes, *patterns.notes()]))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 
@@ -61,13 +61,14 @@ def search(
     given = list(sources)
     found, left_out = search_by(patterns, given)
     if not found:
-        what = (
-            "no video is left"
-            if given
-            else "videos: expected at least one file or folder, got none"
-        )
-        raise VideoError("\n".join([what, *patterns.notes()]))
+        raise nothing_found(given, patterns)
     return found, list(dict.fromkeys([*left_out, *patterns.notes()]))
+
+
+def nothing_found(given: Collection[object], patterns: Patterns) -> VideoError:
+    """The error that says why none of the `given` sources is a video to mine."""
+    what = "no video is left" if given else "videos: expected at least one file or folder, got none"
+    return VideoError("\n".join([what, *patterns.notes()]))
 
 
 def search_by(
