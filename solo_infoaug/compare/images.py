@@ -195,17 +195,14 @@ def _references(
     blank = untrained(backbone)
     size, look = settings.get("size"), [backbone.crop_size, backbone.mean, backbone.std]
     how = [_drawn_from(settings), size, settings["k"], settings.get("temperature")]
-    weights = hashlib.sha256(str(blank.module).encode())
-    for tensor in blank.module.state_dict().values():
-        weights.update(tensor.cpu().contiguous().numpy().tobytes())
     models = {
-        UNTRAINED: (partial(extract_features, blank, size=size), weights.hexdigest()),
+        UNTRAINED: (partial(extract_features, blank, size=size), weights_digest(blank)),
         COLOUR: (partial(mean_colours, backbone), ""),
     }
     found = {CHANCE: dict.fromkeys(METRICS, 100 / len(halves[0][1].unique()))}
     for name, (features, of_model) in models.items():
         file = store / f"{digest([VERSION, name, how, look, of_model])}.json"
-        found[name] = _once(file, partial(_probe, features, halves, settings))
+        found[name] = once(file, partial(_probe, features, halves, settings))
     return found
 
 
@@ -215,7 +212,15 @@ def mean_colours(backbone: Backbone, images: Tensor) -> Tensor:
     return (torch.cat(means) - torch.tensor(backbone.mean)) / torch.tensor(backbone.std)
 
 
-def _once(file: Path, compute: Callable[[], dict[str, float]]) -> dict[str, float]:
+def weights_digest(backbone: Backbone) -> str:
+    """A hash of a backbone's layers and weights."""
+    known = hashlib.sha256(str(backbone.module).encode())
+    for tensor in backbone.module.state_dict().values():
+        known.update(tensor.cpu().contiguous().numpy().tobytes())
+    return known.hexdigest()
+
+
+def once(file: Path, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     """Numbers that one run of the grid computes and the others read; another waits meanwhile."""
     file.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{file}.lock"):

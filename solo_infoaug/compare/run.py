@@ -23,6 +23,7 @@ import numpy as np
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
 
+from solo_infoaug._files import digest
 from solo_infoaug.compare.folder import RunFolder
 
 if TYPE_CHECKING:
@@ -135,7 +136,7 @@ def evaluate_run(
     metrics: dict[str, float] = {}
     more: dict[str, Any] = {}
     if main["dataset"] == "video":
-        metrics, more = evaluate_video(checkpoint, main["video"])
+        metrics, more = evaluate_video(checkpoint, main["video"], store)
     elif main["dataset"] == "scenes":
         metrics = evaluate_scenes(checkpoint, main)
     else:
@@ -165,15 +166,21 @@ def evaluate_scenes(checkpoint: Path, how: dict[str, Any]) -> dict[str, float]:
 
 
 def evaluate_video(
-    checkpoint: Path, how: dict[str, Any]
+    checkpoint: Path, how: dict[str, Any], store: Path
 ) -> tuple[dict[str, float], dict[str, Any]]:
     """The metrics of `compare.video`, with label propagation; means over the videos, per cent.
 
     And what goes beside them: `sequences` (metric → video → per cent) and `references` (chance,
-    the untrained network and mean colour → metric → per cent).
+    the untrained network and mean colour → metric → per cent). `store`: folder in which the runs
+    of a grid share the references and the tested patches.
     """
-    from solo_infoaug.compare.images import CHANCE
-    from solo_infoaug.compare.video import VideoConfig, evaluate_clips, propagate_clips
+    from solo_infoaug.compare.images import CHANCE, once, weights_digest
+    from solo_infoaug.compare.video import (
+        VideoConfig,
+        evaluate_clips,
+        patches_to_test,
+        propagate_clips,
+    )
     from solo_infoaug.evaluation import extract_features, load_backbone
     from solo_infoaug.evaluation.backbone import untrained
     from solo_infoaug.evaluation.maps import has_map
@@ -181,28 +188,40 @@ def evaluate_video(
 
     config = VideoConfig(**how)
     backbone = load_backbone(checkpoint)
-    scores = evaluate_clips(
-        config,
-        {
-            "ours": partial(extract_features, backbone),
-            UNTRAINED: partial(extract_features, untrained(backbone)),
-            COLOUR: None,
-        },
-    )
+    blank = untrained(backbone)
+    tested = patches_to_test(config, store)
+    features = {
+        "ours": partial(extract_features, backbone),
+        UNTRAINED: partial(extract_features, blank),
+        COLOUR: None,
+    }
+    maps = {}
     if config.propagation is not None and not has_map(backbone.module):
         print(f"video.propagation: skipped, the feature maps of {backbone.name} are not known")
     elif config.propagation is not None:
         maps = models(backbone, config.propagation.size, stride=8)
-        for name, metrics in propagate_clips(config, maps).items():
-            scores[name] |= metrics
-    means = {
-        name: {metric: float(np.mean(list(of.values()))) for metric, of in metrics.items()}
-        for name, metrics in scores.items()
-    }
-    ours = means.pop("ours")
+
+    def measured(name: str) -> dict[str, dict[str, float]]:
+        found = evaluate_clips(tested, {name: features[name]})[name]
+        return found | (propagate_clips(config, {name: maps[name]})[name] if maps else {})
+
+    def measured_once(name: str, of_model: str) -> dict[str, dict[str, float]]:
+        look = [backbone.crop_size, backbone.mean, backbone.std]
+        key = digest([config.digest, config.as_dict(), bool(maps), name, look, of_model])
+        return once(store / f"video-{key}.json", partial(measured, name))
+
+    def mean(scores: dict[str, dict[str, float]]) -> dict[str, float]:
+        return {metric: float(np.mean(list(of.values()))) for metric, of in scores.items()}
+
+    scores = measured("ours")
+    ours = mean(scores)
     aucs = [metric for metric in ours if metric.endswith(("_auc", "_things"))]
-    references = {CHANCE: dict.fromkeys(aucs, 50.0), **means}
-    return ours, {"sequences": scores["ours"], "references": references}
+    references = {
+        CHANCE: dict.fromkeys(aucs, 50.0),
+        UNTRAINED: mean(measured_once(UNTRAINED, weights_digest(blank))),
+        COLOUR: mean(measured_once(COLOUR, "")),
+    }
+    return ours, {"sequences": scores, "references": references}
 
 
 def evaluate_features(labelled: Labelled, test: Labelled, k: int) -> dict[str, float]:

@@ -33,7 +33,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from solo_infoaug._checks import is_whole, require
-from solo_infoaug._files import digest, mark_as_made, write_json
+from solo_infoaug._files import digest, mark_as_made, new_file, write_json
 from solo_infoaug._renamed import first_named
 from solo_infoaug.errors import ConfigError
 from solo_infoaug.evaluation.clips import Clip, find_clips, fitted
@@ -180,6 +180,10 @@ class Tiles:
     """int64 [N]: the object that three quarters of the patch show; 0: background, −1: mixed."""
     side: int
     """Side of the patches, pixels of the frame."""
+
+
+Tested = dict[str, dict[str, list[Tiles]]]
+"""Split → video → its tested frames."""
 
 
 def cut(image: np.ndarray, mask: np.ndarray | None, config: MineConfig) -> Tiles:
@@ -336,16 +340,39 @@ def evaluate_sequence(tiles: Sequence[Tiles], features: Features | None) -> dict
     return {name: float(np.mean(values)) for name, values in measured.items() if values}
 
 
-def evaluate_clips(config: VideoConfig, models: dict[str, Features | None]) -> dict[str, Any]:
+def patches_to_test(config: VideoConfig, store: Path | None = None) -> Tested:
+    """`kept_back` of all videos: split → video → its tested frames.
+
+    `store`: a folder in which the runs of a grid share them. To decode the videos takes longer than
+    to evaluate a run.
+    """
+    if store is None:
+        return {
+            split: {
+                clip.name: kept_back(clip, config.stop_fraction if split == "seen" else 0.0, config)
+                for clip in clips
+            }
+            for split, clips in split_clips(config).items()
+        }
+    file = store / f"video-{config.digest}.pt"
+    store.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{file}.lock"):
+        if not file.is_file():
+            with new_file(file, "out") as fresh:
+                torch.save(patches_to_test(config), fresh)
+    # ours: another program has no reason to write into the folder of a grid
+    tested: Tested = torch.load(file, weights_only=False)
+    return tested
+
+
+def evaluate_clips(tested: Tested, models: Mapping[str, Features | None]) -> dict[str, Any]:
     """What each model is worth: model → `SPLIT_METRIC` → video → per cent."""
     measured: dict[str, Any] = {name: {} for name in models}
-    for split, sequences in split_clips(config).items():
-        start = config.stop_fraction if split == "seen" else 0.0
-        for sequence in sequences:
-            tiles = kept_back(sequence, start, config)
+    for split, videos in tested.items():
+        for video, tiles in videos.items():
             for name, features in models.items():
                 for metric, value in evaluate_sequence(tiles, features).items():
-                    measured[name].setdefault(f"{split}_{metric}", {})[sequence.name] = value
+                    measured[name].setdefault(f"{split}_{metric}", {})[video] = value
     return measured
 
 

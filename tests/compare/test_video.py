@@ -25,6 +25,7 @@ from solo_infoaug.compare.video import (
     evaluate_sequence,
     find_clips,
     kept_back,
+    patches_to_test,
     propagate_clips,
     scores,
     split_clips,
@@ -121,7 +122,9 @@ def test_only_the_kept_part_is_tested_and_colour_tells_red_from_green(davis: Pat
         assert torch.equal(frame.pixels, cut(image, None, config.mining).pixels)
     found = evaluate_sequence(tiles, None)
     assert found == {"auc": 100.0, "same_frame": 100.0, "later_frame": 100.0}
-    everywhere = evaluate_clips(config, {"colour": None, "blind": lambda x: torch.ones(len(x), 4)})
+    everywhere = evaluate_clips(
+        patches_to_test(config), {"colour": None, "blind": lambda x: torch.ones(len(x), 4)}
+    )
     assert everywhere["colour"]["unseen_auc"] == {"c": 100.0}
     assert everywhere["blind"]["seen_auc"] == {"a": 50.0, "b": 50.0}
 
@@ -179,10 +182,10 @@ def test_one_thing_against_different_things(composite: Path) -> None:
 def test_things_are_a_metric_only_where_a_frame_shows_several(composite: Path, davis: Path) -> None:
     models: Any = {"colour": None}
     config = VideoConfig(str(composite), held_out="test-*", test_frames=2)
-    found = evaluate_clips(config, models)["colour"]
+    found = evaluate_clips(patches_to_test(config), models)["colour"]
     assert found["seen_things"] == {"train-c0": 100.0}
     assert found["unseen_things"] == {"test-c0": 100.0}
-    one = evaluate_clips(VideoConfig(str(davis), test_frames=2), models)["colour"]
+    one = evaluate_clips(patches_to_test(VideoConfig(str(davis), test_frames=2)), models)["colour"]
     assert "unseen_auc" in one
     assert "unseen_things" not in one
 
@@ -248,14 +251,18 @@ def test_data_and_runs_without_propagation_are_what_they_were(davis: Path) -> No
 
 
 def test_checkpoints_and_references_are_evaluated(
-    host: Any, make_cfg: Callable[..., Any], davis: Path
+    host: Any,
+    make_cfg: Callable[..., Any],
+    davis: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     cfg = make_cfg("simclr", None, max_epochs=1)
     cfg.backbone = {"name": "small_resnet"}
     checkpoint = pretrain(cfg).checkpoint
     assert checkpoint is not None
     settings = VideoConfig(str(davis), propagation=PropagationConfig(frames=3, size=64))
-    metrics, more = evaluate_video(checkpoint, settings.as_dict())
+    metrics, more = evaluate_video(checkpoint, settings.as_dict(), tmp_path)
     columns = {"unseen_j", "unseen_f", "unseen_jf"}
     assert columns | {"unseen_auc"} <= set(metrics)
     chance = more["references"].pop("chance")
@@ -265,8 +272,12 @@ def test_checkpoints_and_references_are_evaluated(
         assert known["unseen_jf"] == pytest.approx((known["unseen_j"] + known["unseen_f"]) / 2)
     assert more["references"]["mean colour"]["unseen_j"] > 90
     assert more["sequences"]["unseen_jf"] == {"c": metrics["unseen_jf"]}
-    metrics, more = evaluate_video(checkpoint, replace(settings, propagation=None).as_dict())
+    without = replace(settings, propagation=None).as_dict()
+    metrics, more = evaluate_video(checkpoint, without, tmp_path)
     assert not columns & {*metrics, *more["references"]["mean colour"]}
+    # the patches and the references are there already: no video is opened for them
+    monkeypatch.setattr("solo_infoaug.compare.video.open_video", None)
+    assert evaluate_video(checkpoint, without, tmp_path) == (metrics, more)
 
 
 @pytest.mark.parametrize(
