@@ -25,7 +25,6 @@ SPEC = MethodSpec(
     title="MoCo v2+",
     paper="https://arxiv.org/abs/2003.04297",
     positive="the patch's query finds the twin's key among a queue of earlier patches, both ways",
-    heads_by_default="none",
     heads=("projector",),
     momentum_heads=("momentum_projector",),
     state=("queue", "queue_ptr"),

@@ -1,7 +1,4 @@
-"""VICReg: variance, invariance, covariance.
-
-Without heads in the twin branch: on `scenes` 92 per cent across parts, with them 84.
-"""
+"""VICReg: variance, invariance, covariance."""
 
 from solo_infoaug.twin.spec import MethodSpec
 
@@ -9,6 +6,5 @@ SPEC = MethodSpec(
     title="VICReg",
     paper="https://arxiv.org/abs/2105.04906",
     positive="patch and twin are close; variance and covariance over patches, and over twins",
-    heads_by_default="none",
     heads=("projector",),
 )

@@ -73,9 +73,6 @@ class MethodSpec(MethodFacts):
     branch: type = object
     """A class that the branch inherits from, before the method."""
 
-    heads_by_default: str = "full"
-    """Default of `infoaug.heads`. Modules that set `none` cite the measurement."""
-
     both_views: bool = False
     """Make each crop of both patch and twin, instead of alternating."""
 
@@ -171,8 +168,6 @@ def methods_table() -> Table:
     for name in supported_methods():
         spec = find_method(name)
         own = [", ".join(spec.heads)]
-        if spec.heads_by_default == "none":
-            own[0] = f"only with heads: full: {own[0]}"
         if spec.momentum_heads:
             own.append(f"moving average: {', '.join(spec.momentum_heads)}")
         if spec.state:

@@ -17,8 +17,8 @@ def build(
     """A registered method, InfoAug on, ready to step."""
 
     def make(method: str, infoaug: Any = None, **overrides: Any) -> Any:
-        full = {"twins": str(twins_folder), "heads": "full"}
-        settings = full if infoaug is None else infoaug
+        default = {"twins": str(twins_folder)}
+        settings = default if infoaug is None else infoaug
         cfg = host.parse_cfg(make_cfg(method, settings, **overrides))
         torch.manual_seed(0)
         return steps(host.methods[method](cfg), cfg)

@@ -332,12 +332,12 @@ def test_without_heads_the_loss_is_of_normalised_features(
     torch.testing.assert_close(loss, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_heads_are_the_methods_own_choice_and_dino_needs_its_own(
+def test_the_branch_has_heads_by_default_and_dino_needs_its_own(
     build: Callable[..., Any], twins_folder: Path
 ) -> None:
     default = {"twins": str(twins_folder)}
     kept = {name: build(name, default).module.infoaug.heads for name in ("byol", "swav")}
-    assert kept == {"byol": "none", "swav": "full"}
+    assert kept == {"byol": "full", "swav": "full"}
     with pytest.raises(ConfigError, match=r"infoaug\.heads: expected full for DINO"):
         build("dino", {**default, "heads": "none"})
 
