@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+import textwrap
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -123,6 +124,10 @@ def _shade(column: Column, columns: Sequence[Column]) -> tuple[float, float, flo
     return to_rgba(ARMS[column.arm].colour, (1 + same.index(column)) / len(same))
 
 
+def _axis_label(metric: str) -> str:
+    return textwrap.fill(f"{metric} (per cent)", 28)  # longer lines would be cut off
+
+
 def draw_bars(values: Values, metric: str) -> Figure:
     """Bars of the mean and standard deviation over the seeds, for every method and column."""
     methods, columns = methods_and_columns(values)
@@ -141,7 +146,7 @@ def draw_bars(values: Values, metric: str) -> Figure:
         spread = None if np.isnan(errors).all() else errors
         axes.bar(places, heights, width, yerr=spread, color=colour, label=column.label)
     axes.set_xticks(range(len(methods)), methods, rotation=20, ha="right")
-    axes.set(ylabel=f"{metric} (per cent)")
+    axes.set(ylabel=_axis_label(metric))
     axes.grid(axis="y", alpha=0.3)
     figure.legend(loc="outside upper center", ncols=3, fontsize=8)
     return figure
@@ -181,7 +186,7 @@ def draw_ablation(
         axes.set_xscale("symlog", linthresh=0.1)
         axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
         axes.minorticks_off()
-        axes.set(xlabel=key, ylabel=f"{metric} (per cent)")
+        axes.set(xlabel=key, ylabel=_axis_label(metric))
         axes.grid(alpha=0.3)
         axes.legend(fontsize=8)
     return figure
