@@ -39,10 +39,8 @@ def compare(
 ) -> Outcome:
     """Run the unfinished runs of a grid, and write tables and figures of the finished ones.
 
-    Args:
-        overrides: in Hydra's grammar; see configs/compare/compare.yaml.
-        retry_failed: run failed runs again.
-        console: where progress goes; default standard error.
+    `overrides` are in Hydra's grammar; see configs/compare/compare.yaml. Progress goes to standard
+    error unless there is a `console`.
 
     Raises:
         ConfigError: an override cannot be used, or another process runs this grid.

@@ -225,14 +225,9 @@ def expect(
     dtype: torch.dtype,
     shape: tuple[int, ...],
 ) -> torch.Tensor:
-    """The tensor `name` of those in `tensors`; a DictionaryError unless it is of this kind.
+    """The tensor `name` of the file `path`; a DictionaryError unless it is of this kind.
 
-    Args:
-        path: of the file, for the message.
-        tensors: from `read_tensors`.
-        name: which.
-        dtype: that the tensor must have.
-        shape: that it must have; −1 for any length.
+    In `shape`, −1 is any length.
     """
     tensor = tensors.get(name)
     good = (

@@ -99,11 +99,7 @@ class Index:
     def map(cls, path: Path, names: list[str], files: int, fingerprint: str) -> Index:
         """The index in the file `path`, mapped. Checks that would read every patch are left out.
 
-        Args:
-            path: of the file.
-            names: of the videos.
-            files: how many there are for crops.
-            fingerprint: what the manifest says.
+        `names` are those of the videos; there are `files` files of crops.
 
         Raises:
             DictionaryError: it is missing or damaged.
@@ -174,10 +170,7 @@ def _check(index: Index, files: int) -> None:
 class Rows:
     """The rows that each video adds to the columns, video by video.
 
-    Args:
-        path: of the dictionary, for messages.
-        files: numbers of the files that hold crops; new files are added.
-        keep: takes the rows that a video adds, by column.
+    `keep` takes them, by column. New files of crops are added to the numbered `files`.
     """
 
     def __init__(

@@ -38,9 +38,6 @@ class Choice:
     def check(self, fingerprint: str) -> None:
         """Check that a dictionary that is only remembered is still the one that was mined.
 
-        Args:
-            fingerprint: of what is in the folder now.
-
         Raises:
             DictionaryError: the folder holds another dictionary by now.
         """

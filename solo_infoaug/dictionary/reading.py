@@ -271,12 +271,8 @@ def _check_counts(record: Mapping[str, Any]) -> None:
 class Windows(Sequence[WindowRecord]):
     """The records of all windows, each read on first use.
 
-    Args:
-        names: of the videos.
-        first: int64 [W]: where in the dictionary each window's patches begin.
-        count: patches of the dictionary.
-        of_video: int64 [V]: the first window of each video.
-        files: of each video, by its number.
+    `first` int64 [W] is where in the dictionary, of `count` patches, each window's patches begin;
+    `of_video` int64 [V] is the first window of each video.
     """
 
     def __init__(

@@ -143,11 +143,9 @@ class VideoWriter:
     ) -> None:
         """Write the rest, and give the file its final name.
 
-        Args:
-            source: more about the source, known only now.
-            counts: the known ones of `COUNTS`, and `reasons`.
-            following: int64 [N]: the patch that continues each in a later window, −1 for none. None
-                if no patch is continued.
+        `source` is known only now; `counts` are the known ones of `COUNTS`, and `reasons`.
+        `following` int64 [N] is the patch that continues each in a later window, −1 for none; None
+        if no patch is continued.
         """
         self._note(source, counts)
         if not self._record["windows"]:

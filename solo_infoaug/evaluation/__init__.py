@@ -29,6 +29,7 @@ from solo_infoaug.training.layouts import DEFAULT_SEED
 
 Features = Callable[[Tensor], Tensor]
 Halves = tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]
+"""Images and labels to learn from, and to test on."""
 
 __all__ = [
     "Backbone",
@@ -119,11 +120,7 @@ def check_halves_to_probe(labels: Tensor, k: int, limit: int | None) -> None:
 def probe(features: Features, halves: Halves, k: int, temperature: float) -> dict[str, float]:
     """k-NN and linear-probe accuracy (per cent) of `features`, which are computed once.
 
-    Args:
-        features: uint8 [N, 3, H, W] → float32 [N, D].
-        halves: images and labels to learn from, and to test on.
-        k: number of neighbours.
-        temperature: temperature of k-NN's weights.
+    These map uint8 [N, 3, H, W] to float32 [N, D].
     """
     train, test = ((features(images), labels) for images, labels in halves)
     return {

@@ -123,16 +123,9 @@ def untrained(backbone: Backbone) -> Backbone:
 def extract_features(
     backbone: Backbone, images: Tensor, size: int | None = None, batch_size: int = 256
 ) -> Tensor:
-    """Features of images, from the frozen backbone.
+    """Features of images uint8 [N, 3, H, W], from the frozen backbone: float32 [N, D] on the CPU.
 
-    Args:
-        backbone: from `load_backbone`.
-        images: uint8 [N, 3, H, W].
-        size: side in pixels to which they are resized; default the training crop.
-        batch_size: number of images at a time.
-
-    Returns:
-        float32 [N, D] on the CPU.
+    Images are resized to squares of `size` pixels, by default to the training crop.
     """
     device = "cuda" if torch.cuda.is_available() else "cpu"
     module = backbone.module.to(device)

@@ -62,16 +62,10 @@ def _near(height: int, width: int, radius: int, device: torch.device) -> Tensor:
 def hand_on(
     features: Tensor, context: Sequence[tuple[Tensor, Tensor]], near: Tensor, how: Propagation
 ) -> Tensor:
-    """The labels of one frame.
+    """The labels [L, h, w] of a frame of `features` [C, h, w], of unit length at each place.
 
-    Args:
-        features: [C, h, w], of unit length at each place.
-        context: features and labels [L, h, w] of the frames to take labels from.
-        near: bool [hw, hw], places that may be compared.
-        how: settings of the propagation.
-
-    Returns:
-        [L, h, w].
+    `context` are features and labels of the frames to take labels from; `near` bool [hw, hw] are
+    the places that may be compared.
     """
     asking = features.flatten(1).T
     cosines, labels = [], []
@@ -91,16 +85,9 @@ def hand_on(
 def propagate(
     frames: Iterable[np.ndarray], first: np.ndarray, features: FeatureMap, how: Propagation
 ) -> list[np.ndarray]:
-    """Masks of all frames from that of the first.
+    """A mask [H, W] of each frame uint8 [H, W, 3] from that of the first, which is among them.
 
-    Args:
-        frames: uint8 [H, W, 3] each.
-        first: [H, W], the object that a pixel shows, 0 for background.
-        features: the feature map of a frame.
-        how: settings of the propagation.
-
-    Returns:
-        A mask [H, W] of the same numbers for each frame, the given one among them.
+    A mask has the number of the object that a pixel shows, 0 for background.
     """
     ids = np.union1d([0], np.unique(first))
     start: tuple[Tensor, Tensor] | None = None

@@ -53,13 +53,9 @@ def evaluate_segmentation(
 ) -> dict[str, dict[str, float]]:
     """J and F of a checkpoint's backbone, and of the references.
 
-    Args:
-        checkpoint: checkpoint of a pretraining run, in the folder of its args.json.
-        path: folder of videos with masks, as for `find_clips`.
-        size: shorter side in pixels of the frames that the backbone sees.
-        stride: pixels for each place of the feature map; 8 or 16.
-        how: settings of the propagation; default DINO's.
-        limit: maximum number of videos, in the order of their names.
+    The checkpoint lies in the folder of its args.json; `path` is as for `find_clips`, whose first
+    `limit` videos are used. The backbone sees frames whose shorter side has `size` pixels; a place
+    of its feature map has `stride`, 8 or 16.
 
     Returns:
         model → `j`, `f` and `jf`, their mean; per cent, means over the videos.

@@ -105,10 +105,8 @@ def fit(backbone: nn.Module, weights: Mapping[str, Tensor]) -> Fit:
 def initial_weights(init: str, backbone: nn.Module) -> Fit:
     """Compare the weights that `init` names with a backbone.
 
-    Args:
-        init: a file (a checkpoint of solo-learn or of Lightning, a state dict, safetensors), or
-            `timm:NAME` for a pretrained model of timm.
-        backbone: the module to initialise.
+    `init` is a file (a checkpoint of solo-learn or of Lightning, a state dict, safetensors), or
+    `timm:NAME` for a pretrained model of timm.
 
     Raises:
         ConfigError: the weights cannot be read or downloaded, or none of them fits.

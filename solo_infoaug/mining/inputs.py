@@ -31,10 +31,8 @@ def find_inputs(
 ) -> tuple[list[Source], list[str]]:
     """The videos and tar shards that `sources` name, and a line on each kind of what was left out.
 
-    Args:
-        sources: files and folders on disk or, as URLs, in stores; braces (`{00..09}`, `{a,b}`) and
-            patterns (`*`, `?`, `[…]`) of these; and .txt files with one of all these a line.
-        exclude: see `Patterns`.
+    Sources are files and folders on disk or, as URLs, in stores; braces (`{00..09}`, `{a,b}`) and
+    patterns (`*`, `?`, `[…]`) of these; and .txt files with one of all these a line.
 
     Raises:
         VideoError: a source does not exist, a folder holds no video, or nothing is left.

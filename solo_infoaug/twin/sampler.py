@@ -329,12 +329,8 @@ class TwinSampler:
         """Inside, torch's draws depend only on seed, rank, epoch and step.
 
         A resumed run therefore draws the same as an uninterrupted one, and the view branch the same
-        as a run without InfoAug.
-
-        Args:
-            step: or `BEFORE_STEPS`.
-            position: of the run.
-            after: the state of the CPU generator to start from, if there have been draws already.
+        as a run without InfoAug. If there have been draws already, `after` is the state of the CPU
+        generator to start from.
         """
         with fork_rng(seeds(self.seed, position, step)[1], position.device):
             if after is not None:

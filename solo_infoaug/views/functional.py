@@ -30,22 +30,13 @@ def draw_boxes(
     width: int,
     scale: tuple[float, float],
     random: torch.Generator,
-    ratio: tuple[float, float] = _ASPECT_RATIO,
 ) -> Tensor:
     """Boxes as torchvision's `RandomResizedCrop` draws them.
 
-    Args:
-        count: of boxes.
-        height: of the image, pixels.
-        width: of the image, pixels.
-        scale: least and largest share of the image's area.
-        random: a CPU generator.
-        ratio: least and largest width / height, drawn uniformly in its logarithm.
-
-    Returns:
-        int64 [count, 4], on the CPU: top, left, height, width.
+    `scale` is the least and largest share of the image's area. Width / height is drawn uniformly in
+    its logarithm. Returns int64 [count, 4], on the CPU: top, left, height, width.
     """
-    shape = (count, _CROP_TRIES)
+    shape, ratio = (count, _CROP_TRIES), _ASPECT_RATIO
     area = height * width * uniform(shape, *scale, random)
     aspect = uniform(shape, math.log(ratio[0]), math.log(ratio[1]), random).exp()
     tall, wide = (area / aspect).sqrt().round(), (area * aspect).sqrt().round()
