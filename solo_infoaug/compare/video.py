@@ -47,9 +47,6 @@ from solo_infoaug.mining.video import open_video
 VERSION = 1
 """Part of the digest: changes if the same settings give another benchmark."""
 
-SPLITS = ("seen", "unseen")
-"""Videos that are trained on, with their last part for testing, and videos that are held out."""
-
 Features = Callable[[Tensor], Tensor]
 """uint8 [N, 3, S, S] → float32 [N, D]."""
 
@@ -76,11 +73,7 @@ class PropagationConfig:
 
 @dataclass(frozen=True)
 class VideoConfig:
-    """Settings of the benchmark.
-
-    Raises:
-        ConfigError: a value cannot be used.
-    """
+    """Settings of the benchmark; a ConfigError if a value cannot be used."""
 
     videos: str
     """Folder with NAME.mp4 (or a folder of frames NAME) next to NAME.npz, whose `mask` is packed
@@ -144,7 +137,7 @@ class VideoConfig:
 
 
 def split_clips(config: VideoConfig) -> dict[str, list[Clip]]:
-    """The sequences of each of `SPLITS`."""
+    """`seen`: videos that are trained on, but for their last part; and `unseen`: held-out ones."""
     clips, which = find_clips(Path(config.videos)), config.held_out
     if isinstance(which, int):
         unseen = clips[which - 1 :: which]

@@ -162,11 +162,7 @@ def _open(path: Path, *state: int) -> _Opened:
 
 
 def keys_in(pack: Path) -> list[str]:
-    """The videos in a pack, in their order.
-
-    Raises:
-        DictionaryError: it is missing or damaged.
-    """
+    """The videos in a pack, in their order; a DictionaryError if it is missing or damaged."""
     return list(_opened(pack).videos)
 
 

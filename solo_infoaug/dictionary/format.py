@@ -182,6 +182,13 @@ def look_at_tensors(stretch: Stretch) -> dict[str, Lying]:
     return found
 
 
+def header_of(tensors: Mapping[str, Any]) -> bytes:
+    """What a safetensors file of these begins with: the length of the header, JSON, padding."""
+    text = json.dumps(tensors, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
+
+
 def _lying(entry: Mapping[str, Any], first: int, room: int) -> Lying:
     """An entry of a header; raises where it is malformed."""
     shape, (start, stop) = tuple(entry["shape"]), entry["data_offsets"]

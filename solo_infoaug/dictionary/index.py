@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-import json
 import math
 import os
 import shutil
@@ -18,7 +17,14 @@ import numpy as np
 import torch
 
 from solo_infoaug.dictionary.files import publish
-from solo_infoaug.dictionary.format import INDEX, MANIFEST, PATCH_COLUMNS, expect, map_tensors
+from solo_infoaug.dictionary.format import (
+    INDEX,
+    MANIFEST,
+    PATCH_COLUMNS,
+    expect,
+    header_of,
+    map_tensors,
+)
 from solo_infoaug.dictionary.pixels import CropTable
 from solo_infoaug.dictionary.reading import Part
 from solo_infoaug.errors import DictionaryError
@@ -215,11 +221,7 @@ class Rows:
         self.windows += len(part.windows)
 
     def end(self) -> dict[str, np.ndarray]:
-        """The index of the videos so far.
-
-        Raises:
-            DictionaryError: there was none.
-        """
+        """The index of the videos so far; a DictionaryError if there was none."""
         if not self._shapes:
             raise DictionaryError(f"{self._path}: the dictionary holds no video")
         ((_, side, _),) = self._shapes
@@ -363,13 +365,10 @@ def _join(path: Path, columns: Mapping[str, _Column]) -> str:
         kind = _DTYPES[column.dtype.str[1:]]
         header[name] = {"dtype": kind, "shape": column.shape, "data_offsets": [first, stop]}
         first = stop
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    digest, fresh = hashlib.sha256(), path.with_name(f".{path.name}.{os.getpid()}")
+    begin, fresh = header_of(header), path.with_name(f".{path.name}.{os.getpid()}")
+    digest = hashlib.sha256(begin)
     with fresh.open("wb") as file:
-        for piece in (len(text).to_bytes(8, "little"), text):
-            file.write(piece)
-            digest.update(piece)
+        file.write(begin)
         for _, column in ordered:
             column.file.seek(0)
             while piece := column.file.read(1 << 22):

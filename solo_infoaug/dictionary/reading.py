@@ -81,11 +81,7 @@ class WindowRecord:
 
     @property
     def image(self) -> np.ndarray:
-        """uint8 [H, W, 3] RGB.
-
-        Raises:
-            DictionaryError: the image is missing or damaged.
-        """
+        """uint8 [H, W, 3] RGB; a DictionaryError if the image is missing or damaged."""
         name = f"{WINDOWS}/{self.index:04d}.jpg"
         data = self._files.read(name)
         try:
@@ -97,11 +93,7 @@ class WindowRecord:
 
     @property
     def arrays(self) -> dict[str, np.ndarray]:
-        """The window's arrays by name.
-
-        Raises:
-            DictionaryError: the file is missing or damaged.
-        """
+        """The window's arrays by name; a DictionaryError if the file is missing or damaged."""
         name = f"{WINDOWS}/{self.index:04d}.safetensors"
         path = self._files.label / name
         tensors = parse_tensors(self._files.read(name), path)

@@ -219,11 +219,7 @@ def describe(dictionary: TwinDictionary, verify: bool = False) -> dict[str, Any]
 
 
 def _records(dictionary: TwinDictionary) -> Iterator[dict[str, Any]]:
-    """What was noted of each video.
-
-    Raises:
-        DictionaryError: one is damaged.
-    """
+    """What was noted of each video; a DictionaryError if one is damaged."""
     for number in range(len(dictionary.videos)):
         files = dictionary.part_files(number)
         yield read_record(files)

@@ -30,6 +30,7 @@ from solo_infoaug.dictionary.format import (
     VERSION,
     WINDOWS,
     check_path,
+    header_of,
     safe_name,
     twins_fault,
 )
@@ -203,7 +204,9 @@ class VideoWriter:
 
     def _write_raw(self, name: str, parts: Sequence[np.ndarray]) -> str:
         shape = [sum(map(len, parts)), *parts[0].shape[1:]]
-        pieces: list[Any] = [_header("pixels", shape), *map(np.ascontiguousarray, parts)]
+        described = {"dtype": "U8", "shape": shape, "data_offsets": [0, math.prod(shape)]}
+        header = header_of({"pixels": described})
+        pieces: list[Any] = [header, *map(np.ascontiguousarray, parts)]
         digest = hashlib.sha256()
         size = sum(memoryview(piece).nbytes for piece in pieces)
         with self._pack.member(f"{self.key}/{name}", size) as file:
@@ -217,14 +220,6 @@ class VideoWriter:
         data = to_safetensors({key: np.ascontiguousarray(a) for key, a in arrays.items()})
         self._pack.write(f"{self.key}/{name}", data)
         return hashlib.sha256(data).hexdigest()
-
-
-def _header(name: str, shape: list[int]) -> bytes:
-    """What a safetensors file of one uint8 tensor begins with: its length, JSON, padding to 8."""
-    described = {"dtype": "U8", "shape": shape, "data_offsets": [0, math.prod(shape)]}
-    text = json.dumps({name: described}, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    return len(text).to_bytes(8, "little") + text
 
 
 def write_manifest(out: Path, keys: Sequence[str], info: Mapping[str, Any]) -> None:

@@ -103,11 +103,7 @@ def check_probes(
 
 
 def check_halves_to_probe(labels: Tensor, k: int, limit: int | None) -> None:
-    """Check that the images to learn from, with these labels, suffice for the probes.
-
-    Raises:
-        ConfigError: they are of one class.
-    """
+    """Raise a ConfigError if the images to learn from, with these labels, are of one class."""
     if len(labels.unique()) < 2:
         which = "--limit" if limit is not None and limit <= len(labels) else "--train-path"
         raise ConfigError(

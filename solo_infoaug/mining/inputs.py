@@ -237,11 +237,7 @@ def share_of(sources: list[Source], index: int, count: int) -> list[Source]:
 
 
 def parse_share(text: str) -> tuple[int, int]:
-    """I and N of "I/N".
-
-    Raises:
-        ConfigError: it is something else.
-    """
+    """I and N of "I/N"; a ConfigError if it is something else."""
     parts = re.fullmatch(r"(\d+)/(\d+)", text)
     index, count = map(int, parts.groups()) if parts else (0, 0)
     require(index < count, "shard", "I/N with I from 0 to N - 1, such as 0/8", text)

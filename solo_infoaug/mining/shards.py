@@ -70,11 +70,7 @@ def is_shard(name: str) -> bool:
 
 @contextmanager
 def opened(shard: Shard) -> Iterator[Any]:
-    """The shard's file.
-
-    Raises:
-        VideoError: it cannot be opened.
-    """
+    """The shard's file; a VideoError if it cannot be opened."""
     if isinstance(shard.place, Remote):
         yield RemoteFile(shard.place)
         return

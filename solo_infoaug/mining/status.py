@@ -90,11 +90,7 @@ class Meter:
 
 
 def status_of(folder: Path) -> str:
-    """How far mining into `folder` is, in words.
-
-    Raises:
-        DictionaryError: nothing was mined there.
-    """
+    """How far mining into `folder` is, in words; a DictionaryError if nothing was mined there."""
     running = _is_running(folder)
     state = read_json(folder / STATUS)
     if state is None:

@@ -199,30 +199,20 @@ class RemoteFile(io.RawIOBase):
         """Always."""
         return True
 
-    def tell(self) -> int:
-        """Where the next byte is read."""
-        return self._at
-
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
         """See io.IOBase."""
         self._at = max(0, offset + (0, self._at, self.size)[whence])
         return self._at
 
-    def read(self, size: int | None = -1) -> bytes:
-        """All `size` bytes, or those that are left."""
-        stop = self.size if size is None or size < 0 else min(self._at + size, self.size)
-        parts = []
+    def readinto(self, buffer: Any) -> int:
+        """Fill the buffer, or as much of it as there are bytes left."""
+        start, stop = self._at, min(self._at + len(buffer), self.size)
         while self._at < stop:
             number, skipped = divmod(self._at, BLOCK)
-            parts.append(self._block(number)[skipped : skipped + stop - self._at])
-            self._at += len(parts[-1])
-        return parts[0] if len(parts) == 1 else b"".join(parts)
-
-    def readinto(self, buffer: Any) -> int:
-        """See io.RawIOBase."""
-        data = self.read(len(buffer))
-        buffer[: len(data)] = data
-        return len(data)
+            part = self._block(number)[skipped : skipped + stop - self._at]
+            buffer[self._at - start : self._at - start + len(part)] = part
+            self._at += len(part)
+        return self._at - start
 
     def _read_block(self, number: int) -> bytes:
         start = number * BLOCK

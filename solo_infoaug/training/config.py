@@ -135,11 +135,7 @@ def choose_device(cfg: DictConfig) -> None:
 
 
 def check_values(cfg: DictConfig) -> None:
-    """Check for numbers that no solo-learn can train with.
-
-    Raises:
-        ConfigError: there is one; the message names the key.
-    """
+    """Raise a ConfigError that names a number that no solo-learn can train with."""
 
     def whole(key: str, minimum: int, *allowed: object) -> None:
         value = OmegaConf.select(cfg, key, throw_on_missing=False)
