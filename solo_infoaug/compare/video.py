@@ -37,7 +37,7 @@ from solo_infoaug._files import digest, mark_as_made, write_json
 from solo_infoaug._renamed import first_named
 from solo_infoaug.errors import ConfigError
 from solo_infoaug.evaluation.clips import Clip, find_clips, fitted
-from solo_infoaug.evaluation.propagation import FeatureMap, Propagation
+from solo_infoaug.evaluation.propagation import FeatureMap
 from solo_infoaug.evaluation.segmentation import segment
 from solo_infoaug.mining import MineConfig, mine
 from solo_infoaug.mining.crops import crops
@@ -354,7 +354,7 @@ def propagate_clips(config: VideoConfig, models: Mapping[str, FeatureMap]) -> di
         if not clip.read_masks()[0].any():
             continue
         for name, features in models.items():
-            found = segment(clip, features, Propagation(), how.frames)
+            found = segment(clip, features, how.frames)
             found["jf"] = (found["j"] + found["f"]) / 2
             for metric, value in found.items():
                 measured[name].setdefault(f"unseen_{metric}", {})[clip.name] = value

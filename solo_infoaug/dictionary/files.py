@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -236,8 +236,3 @@ def publish(file: BinaryIO, fresh: Path, path: Path) -> None:
         pass
     finally:
         os.close(folder)
-
-
-def sizes_of(files: PartFiles) -> Mapping[str, int]:
-    """The bytes of each file of a video."""
-    return {name: files.where(name).size for name in files.names()}

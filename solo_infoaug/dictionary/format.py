@@ -57,16 +57,8 @@ _HEADER_LIMIT = 100_000_000
 _BYTES = {"U8": 1, "I32": 4}
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]*")
 PATCH_COLUMNS = np.dtype(
-    [
-        ("video", np.int32),
-        ("shot", np.int32),
-        ("window", np.int32),
-        ("frame", np.int32),
-        ("x", np.float32),
-        ("y", np.float32),
-        ("size", np.float32),
-        ("entropy", np.float32),
-    ]
+    [(name, np.int32) for name in ("video", "shot", "window", "frame")]
+    + [(name, np.float32) for name in ("x", "y", "size", "entropy")]
 )
 STORED_COLUMNS = [name for name in PATCH_COLUMNS.names or () if name not in ("video", "shot")]
 
@@ -161,11 +153,7 @@ class Lying:
 
 
 def look_at_tensors(stretch: Stretch) -> dict[str, Lying]:
-    """Where the tensors of a safetensors file lie; only the header is read.
-
-    Raises:
-        DictionaryError: it is damaged.
-    """
+    """Where the tensors of a safetensors file lie, by its header; a DictionaryError if damaged."""
     try:
         with stretch.path.open("rb") as file:
             file.seek(stretch.start)

@@ -96,12 +96,9 @@ class WindowRecord:
         """The window's arrays by name; a DictionaryError if the file is missing or damaged."""
         name = f"{WINDOWS}/{self.index:04d}.safetensors"
         path = self._files.label / name
-        tensors = parse_tensors(self._files.read(name), path)
-        for name, shape in (
-            ("tracks", (-1, len(self.patches), 2)),
-            ("mi", (len(self.patches),) * 2),
-        ):
-            expect(path, tensors, name, torch.float32, shape)
+        tensors, count = parse_tensors(self._files.read(name), path), len(self.patches)
+        expect(path, tensors, "tracks", torch.float32, (-1, count, 2))
+        expect(path, tensors, "mi", torch.float32, (count, count))
         return {name: tensor.numpy() for name, tensor in tensors.items()}
 
 

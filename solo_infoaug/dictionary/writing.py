@@ -36,7 +36,7 @@ from solo_infoaug.dictionary.format import (
 )
 from solo_infoaug.dictionary.index import write_index
 from solo_infoaug.dictionary.packs import Finished, pack_waiting
-from solo_infoaug.dictionary.pixels import Encoded, encode, encoded_size, encoded_tensors
+from solo_infoaug.dictionary.pixels import Encoded, encode, encoded_tensors
 from solo_infoaug.dictionary.reading import Part
 from solo_infoaug.errors import DictionaryError
 
@@ -186,7 +186,10 @@ class VideoWriter:
         patches, size = 0, 0
         for pixels in self._pixels:
             patches += len(pixels)
-            size += pixels.nbytes if isinstance(pixels, np.ndarray) else encoded_size(pixels)
+            if isinstance(pixels, np.ndarray):
+                size += pixels.nbytes
+            else:
+                size += sum(len(jpeg) for row in pixels for jpeg in row)
         return max(patches / _SHARD_PATCHES, size / _SHARD_BYTES)
 
     def _flush(self) -> None:

@@ -22,8 +22,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from solo_infoaug._checks import is_number, is_whole, require
-
 FeatureMap = Callable[[Tensor], Tensor]
 """uint8 [3, H, W] → [C, h, w]."""
 
@@ -38,14 +36,6 @@ class Propagation:
     radius: int = 12
     """Places of the feature map in either direction."""
     temperature: float = 0.1
-
-    def __post_init__(self) -> None:
-        for name, minimum in (("k", 1), ("frames", 0), ("radius", 0)):
-            value = getattr(self, name)
-            good = is_whole(value, minimum)
-            require(good, f"propagation.{name}", f"a whole number ≥ {minimum}", value)
-        good = is_number(self.temperature, 0) and self.temperature > 0
-        require(good, "propagation.temperature", "a number > 0", self.temperature)
 
 
 def _near(height: int, width: int, radius: int, device: torch.device) -> Tensor:

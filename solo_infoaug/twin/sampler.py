@@ -32,8 +32,8 @@ BEFORE_STEPS = 2**31
 """Stands for a step's number in draws before the first step of an epoch."""
 
 # Settings that `TwinDictionary.sample` takes by the same names.
-_SAMPLED = ("batch_size", "positives", "top_k", "without_twin_share", "random_share")
-_SAMPLED += ("distinct_windows",)
+_SAMPLED = ["batch_size", "positives", "top_k", "without_twin_share", "random_share"]
+_SAMPLED += ["distinct_windows"]
 
 
 # --- seeds -----------------------------------------------------------------------------------
