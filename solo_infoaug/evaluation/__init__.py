@@ -60,9 +60,7 @@ def evaluate(
 
     Args:
         checkpoint: checkpoint of a pretraining run, in the folder of its args.json.
-        dataset: see `load_images`.
-        train_path: see `load_images`.
-        val_path: see `load_images`.
+        dataset: this, `train_path` and `val_path`: see `load_images`.
         k: number of neighbours.
         size: side of the images in pixels; default the training crop.
         limit: maximum number of images of each half.

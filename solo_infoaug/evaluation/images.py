@@ -86,7 +86,7 @@ def load_images(
             `tiny_imagenet` (at `train_path`, in torchvision's layout or as the folders train/CLASS
             and test/CLASS; torchvision downloads its data sets if nothing is there); or `folder`
             (one folder for each class, at both paths).
-        side: side of the images in pixels.
+        side: of the images, pixels.
         train_path: path of the images that k-NN and probe learn from.
         val_path: path of the images that they are tested on.
         limit: maximum number of images of each half, drawn once.

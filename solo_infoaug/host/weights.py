@@ -76,11 +76,8 @@ class Fit:
     def told(self) -> str:
         """One line for people."""
         texts = [f"{len(self.taken)} tensors of the backbone"]
-        for what, names in (
-            ("missing", self.missing),
-            ("unexpected", self.unexpected),
-            ("of another shape", self.shapes),
-        ):
+        kinds = {"missing": self.missing, "unexpected": self.unexpected}
+        for what, names in {**kinds, "of another shape": self.shapes}.items():
             if names:
                 more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
                 texts.append(f"{what}: {', '.join(names[:_NAMED])}{more}")

@@ -52,11 +52,7 @@ def mine_job(out: Path, config: MineConfig, threads: int | None, job: Job) -> Re
 
 
 def _mine_one(
-    read: Callable[[], Path | Content],
-    out: Path,
-    config: MineConfig,
-    ahead: bool,
-    known: set[str],
+    read: Callable[[], Path | Content], out: Path, config: MineConfig, ahead: bool, known: set[str]
 ) -> Outcome:
     """Read and mine a video unless its content is `known`, or mined under the same name."""
     digest, video = "", None
@@ -106,12 +102,7 @@ def _mine_shard(shard: Shard, out: Path, config: MineConfig, ahead: bool, job: J
 
 
 def mine_video(
-    path: Path | Content,
-    out: Path,
-    key: str,
-    digest: str,
-    config: MineConfig,
-    ahead: bool = False,
+    path: Path | Content, out: Path, key: str, digest: str, config: MineConfig, ahead: bool = False
 ) -> float:
     """Mine one video and write its part of the dictionary; returns how long it is, in seconds.
 

@@ -176,21 +176,25 @@ def _pool(size: int) -> Iterator[tuple[ProcessPoolExecutor, Event]]:
             raise
 
 
-@contextlib.contextmanager
-def _interrupts_are_ours() -> Iterator[None]:
+def _interrupts_are_ours() -> contextlib.AbstractContextManager[None]:
     """Processes that are started inside ignore Ctrl-C from the start; we stop them ourselves.
 
-    Otherwise each would print the traceback of what it was importing. Handlers can only be set in
-    the main thread.
+    Otherwise each would print the traceback of what it was importing.
     """
+    return handled(signal.SIGINT, signal.SIG_IGN)
+
+
+@contextlib.contextmanager
+def handled(number: signal.Signals, handler: Any) -> Iterator[None]:
+    """Inside, a signal is handled in this way. Handlers can only be set in the main thread."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    before = signal.signal(number, handler)
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        signal.signal(number, before)
 
 
 def _begin(started: Event) -> None:

@@ -36,13 +36,7 @@ REGISTERED = "solo_infoaug.registered"
 _NOT_THE_BRANCHS = {*BACKBONE_NAMES.values(), "classifier", "momentum_classifier"}
 
 # What a method logs about labels means nothing for images without them.
-_NOT_LOGGED = {
-    "train_class_loss",
-    "train_acc1",
-    "train_acc5",
-    "train_nn_acc",
-    "train_n_positives",
-}
+_NOT_LOGGED = {"train_class_loss", "train_acc1", "train_acc5", "train_nn_acc", "train_n_positives"}
 
 Backbones = Iterator[tuple[nn.Module, nn.ModuleList | None]]
 """Each backbone that a branch shares, and the branch's own batch norms for it."""
