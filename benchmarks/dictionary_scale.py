@@ -357,7 +357,7 @@ def main() -> None:
         return
     count = max(1, arguments.patches // IN_WINDOW)
     print(f"{count * IN_WINDOW} patches at {MOMENTS} moments, JPEG quality {_jpeg.QUALITY};")
-    print(f"{platform.machine()}, {_jpeg.cores()} cores, torch {torch.__version__}.\n")
+    print(f"{platform.machine()}, {_jpeg.usable_cores()} cores, torch {torch.__version__}.\n")
     print(
         "| side | stored | bytes a patch | of raw | PSNR, dB | worst twentieth "
         "| encode, ms a patch | draw 256 pairs, ms | temporal, top 5 | of a step |"

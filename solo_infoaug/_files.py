@@ -25,10 +25,7 @@ def check_output_folder(
 ) -> Path:
     """Check before the work that its results can be written; leaves nothing behind.
 
-    Args:
-        folder: folder to write into; it may be missing.
-        name: name of the argument, for the message.
-        shown: name of the output in the message, if not the folder.
+    The folder may be missing. The message names the argument `name`, and `shown` if that is given.
 
     Raises:
         OutputError: it is a file, or it or its nearest existing parent cannot be written to.
@@ -50,9 +47,7 @@ def check_output_folder(
 def new_file(file: str | os.PathLike[str], name: str) -> Iterator[Path]:
     """A path to write to, which is renamed to `file` at the end; a failure leaves nothing.
 
-    Args:
-        file: file to write; missing folders are made.
-        name: name of the argument, for the message.
+    Missing folders are made. The message names the argument `name`.
 
     Raises:
         OutputError: `file` is a folder, or cannot be written.

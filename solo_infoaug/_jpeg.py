@@ -35,21 +35,16 @@ def encode(image: np.ndarray) -> bytes:
 
 
 def decode_all(images: Mapping[int, bytes], out: np.ndarray) -> int | None:
-    """Read JPEGs into rows of `out`, uint8 [N, 3, H, W] RGB, in as many threads as there are cores.
+    """Read JPEGs by row into `out`, uint8 [N, 3, H, W] RGB, in as many threads as there are cores.
 
-    Args:
-        images: JPEG files by row.
-        out: array to read them into.
-
-    Returns:
-        None, or the row of a crop that is damaged or of another size.
+    Returns None, or the row of a crop that is damaged or of another size.
     """
 
     def some(rows: Sequence[int]) -> int | None:
         return next((row for row in rows if not _decode(images[row], out[row])), None)
 
     rows = list(images)
-    threads = max(1, min(cores(), len(rows) // _PER_THREAD))
+    threads = max(1, min(usable_cores(), len(rows) // _PER_THREAD))
     if threads == 1:
         return some(rows)
     # The pool ends here, because waiting threads would not survive a fork
@@ -70,8 +65,8 @@ def _decode(data: bytes, out: np.ndarray) -> bool:
     return True
 
 
-def cores() -> int:
-    """Number of cores that this process may use."""
+def usable_cores() -> int:
+    """The CPU cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

@@ -178,11 +178,7 @@ def _twins(cuda: torch.device, folder: Path, step: int) -> TwinRequest:
         views_seed=100 + step,
         device=cuda,
         dictionary=TwinDictionary.load(folder),
-        batch_size=16,
-        positives="random",
-        top_k=1,
-        temporal=True,
-        without_twin_share=0.0,
+        how={"batch_size": 16, "positives": "random", "temporal": True},
         pipelines=[build_pipeline(entry, [0.0] * 3, [1.0] * 3)],
         both=False,
     )

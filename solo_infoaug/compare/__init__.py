@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import signal
 import sys
-import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -39,10 +37,8 @@ def compare(
 ) -> Outcome:
     """Run the unfinished runs of a grid, and write tables and figures of the finished ones.
 
-    Args:
-        overrides: in Hydra's grammar; see configs/compare/compare.yaml.
-        retry_failed: run failed runs again.
-        console: where progress goes; default standard error.
+    `overrides` are in Hydra's grammar; see configs/compare/compare.yaml. Progress goes to standard
+    error unless there is a `console`.
 
     Raises:
         ConfigError: an override cannot be used, or another process runs this grid.
@@ -56,12 +52,15 @@ def compare(
     from solo_infoaug.compare.grid import Planner, parse_grid
     from solo_infoaug.compare.pool import run_grid
     from solo_infoaug.compare.results import write_results
+    from solo_infoaug.mining.workers import handled
 
     grid = parse_grid(overrides)
     for name, folder in (("out", grid.out), ("report", grid.report)):
         make_output_folder(folder, name)
     try:
-        with _stopped_by_sigterm(), FileLock(grid.out / ".lock", timeout=0):
+        # SIGTERM unwinds the stack, which stops the runs
+        ended = handled(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+        with ended, FileLock(grid.out / ".lock", timeout=0):
             runs = Planner(grid, workers=grid.jobs).plan()
             try:
                 run_grid(runs, grid, retry_failed=retry_failed, console=console)
@@ -79,16 +78,3 @@ def compare(
         len(runs) - states.count("done") - states.count("failed"),
         runs,
     )
-
-
-@contextmanager
-def _stopped_by_sigterm() -> Iterator[None]:
-    """Let SIGTERM unwind the stack, which stops the runs. Handlers need the main thread."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    previous = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, previous)

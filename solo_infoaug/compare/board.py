@@ -12,6 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
 from solo_infoaug.compare.grid import Run
+from solo_infoaug.mining.status import span
 
 _SIGNS = {"done": "[green]●[/]", "failed": "[red]✗[/]"}
 _SIGNS |= {"running": "[yellow]◐[/]", "waiting": "[dim]·[/]"}
@@ -58,7 +59,7 @@ class Board:
         if result is not None:
             what = ", ".join(f"{name} {value:.1f}" for name, value in result["metrics"].items())
             what += f" ({result['total_seconds']:.0f} s)"
-        time_left = "" if left is None else f"; {_clock(left)} left"
+        time_left = "" if left is None else f"; {span(left)} left"
         return f"[{over}/{len(self._runs)}] {run.title}: {what}{time_left}"
 
     def __rich__(self) -> Group:
@@ -68,7 +69,7 @@ class Board:
             TextColumn("runs"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}")
         )
         left = self.seconds_left()
-        told = f"{_clock(left)} left" if left is not None and over < len(self._runs) else ""
+        told = f"{span(left)} left" if left is not None and over < len(self._runs) else ""
         if count["failed"]:
             told += f"  [red]{count['failed']} failed[/]"
         bar.add_task(told, total=len(self._runs), completed=over)
@@ -89,10 +90,3 @@ class Board:
             for run in self._runs
             if (run.cell.method, run.cell.arm) == (method, arm)
         )
-
-
-def _clock(seconds: float) -> str:
-    minutes = round(seconds / 60)
-    if minutes < 1:
-        return f"{seconds:.0f} s"
-    return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min"

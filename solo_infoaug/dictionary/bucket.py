@@ -32,11 +32,7 @@ class Bucket:
     """The files of a dictionary at a URL, and the local folder that caches them.
 
     All runs of a user share the folder, and the processes of a run fetch each file once. When the
-    folder is full, the file that was used least recently is deleted.
-
-    Args:
-        url: of the dictionary, as fsspec takes it.
-        room: bytes that the folder may take, the index among them.
+    folder, which may take `room` bytes, is full, the file that was used least recently is deleted.
 
     Raises:
         DictionaryError: there is no dictionary, or it cannot be reached.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -162,11 +162,7 @@ def _open(path: Path, *state: int) -> _Opened:
 
 
 def keys_in(pack: Path) -> list[str]:
-    """The videos in a pack, in their order.
-
-    Raises:
-        DictionaryError: it is missing or damaged.
-    """
+    """The videos in a pack, in their order; a DictionaryError if it is missing or damaged."""
     return list(_opened(pack).videos)
 
 
@@ -240,8 +236,3 @@ def publish(file: BinaryIO, fresh: Path, path: Path) -> None:
         pass
     finally:
         os.close(folder)
-
-
-def sizes_of(files: PartFiles) -> Mapping[str, int]:
-    """The bytes of each file of a video."""
-    return {name: files.where(name).size for name in files.names()}

@@ -57,16 +57,8 @@ _HEADER_LIMIT = 100_000_000
 _BYTES = {"U8": 1, "I32": 4}
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]*")
 PATCH_COLUMNS = np.dtype(
-    [
-        ("video", np.int32),
-        ("shot", np.int32),
-        ("window", np.int32),
-        ("frame", np.int32),
-        ("x", np.float32),
-        ("y", np.float32),
-        ("size", np.float32),
-        ("entropy", np.float32),
-    ]
+    [(name, np.int32) for name in ("video", "shot", "window", "frame")]
+    + [(name, np.float32) for name in ("x", "y", "size", "entropy")]
 )
 STORED_COLUMNS = [name for name in PATCH_COLUMNS.names or () if name not in ("video", "shot")]
 
@@ -161,11 +153,7 @@ class Lying:
 
 
 def look_at_tensors(stretch: Stretch) -> dict[str, Lying]:
-    """Where the tensors of a safetensors file lie; only the header is read.
-
-    Raises:
-        DictionaryError: it is damaged.
-    """
+    """Where the tensors of a safetensors file lie, by its header; a DictionaryError if damaged."""
     try:
         with stretch.path.open("rb") as file:
             file.seek(stretch.start)
@@ -180,6 +168,13 @@ def look_at_tensors(stretch: Stretch) -> dict[str, Lying]:
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise DictionaryError(f"{stretch.label}: damaged: {error}") from error
     return found
+
+
+def header_of(tensors: Mapping[str, Any]) -> bytes:
+    """What a safetensors file of these begins with: the length of the header, JSON, padding."""
+    text = json.dumps(tensors, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
 
 
 def _lying(entry: Mapping[str, Any], first: int, room: int) -> Lying:
@@ -225,14 +220,9 @@ def expect(
     dtype: torch.dtype,
     shape: tuple[int, ...],
 ) -> torch.Tensor:
-    """The tensor `name` of those in `tensors`; a DictionaryError unless it is of this kind.
+    """The tensor `name` of the file `path`; a DictionaryError unless it is of this kind.
 
-    Args:
-        path: of the file, for the message.
-        tensors: from `read_tensors`.
-        name: which.
-        dtype: that the tensor must have.
-        shape: that it must have; −1 for any length.
+    In `shape`, −1 is any length.
     """
     tensor = tensors.get(name)
     good = (

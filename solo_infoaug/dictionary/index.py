@@ -1,10 +1,12 @@
-"""The index: one row for each patch of all videos, in memory or mapped from a file."""
+"""The index: one row for each patch of all videos, in memory or mapped from a file.
+
+What is damaged, or does not fit together, is a DictionaryError.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import itertools
-import json
 import math
 import os
 import shutil
@@ -18,7 +20,14 @@ import numpy as np
 import torch
 
 from solo_infoaug.dictionary.files import publish
-from solo_infoaug.dictionary.format import INDEX, MANIFEST, PATCH_COLUMNS, expect, map_tensors
+from solo_infoaug.dictionary.format import (
+    INDEX,
+    MANIFEST,
+    PATCH_COLUMNS,
+    expect,
+    header_of,
+    map_tensors,
+)
 from solo_infoaug.dictionary.pixels import CropTable
 from solo_infoaug.dictionary.reading import Part
 from solo_infoaug.errors import DictionaryError
@@ -65,11 +74,7 @@ class Index:
         )
 
     def lookup(self, name: str, of: np.ndarray) -> np.ndarray:
-        """Values of the column `name` of videos or windows for each number in `of`, int [N].
-
-        Raises:
-            DictionaryError: a number belongs to no video or window.
-        """
+        """Values of the column `name` of videos or windows for each number in `of`, int [N]."""
         values = self[name].numpy()
         if len(of) and not 0 <= of.min() <= of.max() < len(values):
             raise DictionaryError(f"{self.path}: damaged: a patch is of no video or window")
@@ -79,13 +84,12 @@ class Index:
     def of(cls, path: Path, parts: Sequence[Part]) -> tuple[Index, list[Path]]:
         """The index of parts, in memory, and the files that their crops lie in."""
         found: dict[str, list[np.ndarray]] = {}
-        files: dict[Path, int] = {}
 
         def keep(columns: Mapping[str, np.ndarray]) -> None:
             for name, rows in columns.items():
                 found.setdefault(name, []).append(rows)
 
-        rows = Rows(path, files, keep)
+        rows = Rows(path, keep)
         for part in parts:
             rows.add(part)
         ended = rows.end()
@@ -93,20 +97,13 @@ class Index:
         tensors |= {name: torch.from_numpy(some) for name, some in ended.items()}
         if not rows.encoded:
             del tensors["sizes"]
-        return cls(path, tensors, rows.names, rows.fingerprint), list(files)
+        return cls(path, tensors, rows.names, rows.fingerprint), list(rows.files)
 
     @classmethod
     def map(cls, path: Path, names: list[str], files: int, fingerprint: str) -> Index:
         """The index in the file `path`, mapped. Checks that would read every patch are left out.
 
-        Args:
-            path: of the file.
-            names: of the videos.
-            files: how many there are for crops.
-            fingerprint: what the manifest says.
-
-        Raises:
-            DictionaryError: it is missing or damaged.
+        `names` are those of the videos; there are `files` files of crops.
         """
         index = cls(path, map_tensors(path), names, fingerprint)
         _check(index, files)
@@ -174,18 +171,14 @@ def _check(index: Index, files: int) -> None:
 class Rows:
     """The rows that each video adds to the columns, video by video.
 
-    Args:
-        path: of the dictionary, for messages.
-        files: numbers of the files that hold crops; new files are added.
-        keep: takes the rows that a video adds, by column.
+    `keep` takes them, by column. `files` are the numbers of the files that hold crops.
     """
 
-    def __init__(
-        self, path: Path, files: dict[Path, int], keep: Callable[[dict[str, np.ndarray]], None]
-    ) -> None:
+    def __init__(self, path: Path, keep: Callable[[dict[str, np.ndarray]], None]) -> None:
         self.names: list[str] = []
+        self.files: dict[Path, int] = {}
         self.count = self.windows = self.shots = 0
-        self._path, self._files, self._keep = path, files, keep
+        self._path, self._keep = path, keep
         self._shapes: set[tuple[int, int, int]] = set()
         self._prefixes: dict[bytes, int] = {}
         self._ends: dict[int, int] = {}
@@ -202,12 +195,7 @@ class Rows:
         return self._digest.hexdigest()[:16]
 
     def add(self, part: Part) -> None:
-        """The next video.
-
-        Raises:
-            DictionaryError: its number of moments, crop size or top_k differs from that of earlier
-                videos.
-        """
+        """The next video, with the moments, crop size and top_k of the earlier ones."""
         side = part.shards[0].shape[-1]
         self._shapes.add((part.moment_frames.shape[1], side, part.twins.shape[1]))
         if len(self._shapes) > 1:
@@ -222,11 +210,7 @@ class Rows:
         self.windows += len(part.windows)
 
     def end(self) -> dict[str, np.ndarray]:
-        """The index of the videos so far.
-
-        Raises:
-            DictionaryError: there was none.
-        """
+        """The index of the videos so far; a DictionaryError if there was none."""
         if not self._shapes:
             raise DictionaryError(f"{self._path}: the dictionary holds no video")
         ((_, side, _),) = self._shapes
@@ -260,7 +244,7 @@ class Rows:
         shards = part.shards
         moments = part.moment_frames.shape[1]
         counts = [shard.patches for shard in shards]
-        numbers = [self._files.setdefault(shard.place.path, len(self._files)) for shard in shards]
+        numbers = [self.files.setdefault(shard.place.path, len(self.files)) for shard in shards]
         for number, shard in zip(numbers, shards, strict=True):
             end = shard.place.start + shard.place.size
             self._ends[number] = max(end, self._ends.get(number, 0))
@@ -299,11 +283,7 @@ def write_index(folder: Path, parts: Iterable[Part]) -> tuple[dict[str, Any], li
 
     Returns:
         The manifest's entries about the index, and the files that hold the crops.
-
-    Raises:
-        DictionaryError: the parts do not fit together, or there are no parts.
     """
-    files: dict[Path, int] = {}
     columns = folder / f".{INDEX}.columns"
     for left in folder.glob(f".{INDEX}.*"):  # by a kill
         shutil.rmtree(left) if left.is_dir() else left.unlink()
@@ -316,16 +296,14 @@ def write_index(folder: Path, parts: Iterable[Part]) -> tuple[dict[str, Any], li
                 for name, some in rows.items():
                     if name not in there:
                         file = stack.enter_context((columns / name).open("w+b"))
-                        there[name] = _Column(file, some.dtype, some.shape[1:])
+                        tail, scalar = some.shape[1:], some.ndim == 0
+                        there[name] = _Column(file, some.dtype, tail, scalar)
                     there[name].add(some)
 
-            rows = Rows(folder, files, keep)
+            rows = Rows(folder, keep)
             for part in parts:
                 rows.add(part)
-            for name, some in rows.end().items():
-                file = stack.enter_context((columns / name).open("w+b"))
-                there[name] = _Column(file, some.dtype, some.shape[1:], scalar=some.ndim == 0)
-                there[name].add(some)
+            keep(rows.end())
             if not rows.encoded:
                 del there["sizes"]
             digest = _join(folder / INDEX, there)
@@ -336,14 +314,14 @@ def write_index(folder: Path, parts: Iterable[Part]) -> tuple[dict[str, Any], li
         "fingerprint": rows.fingerprint,
         "index": {"patches": rows.count, "sha256": digest},
     }
-    return said, list(files)
+    return said, list(rows.files)
 
 
 class _Column:
     """A column that is written row by row."""
 
     def __init__(
-        self, file: BinaryIO, dtype: np.dtype, tail: tuple[int, ...], scalar: bool = False
+        self, file: BinaryIO, dtype: np.dtype, tail: tuple[int, ...], scalar: bool
     ) -> None:
         self.file, self.dtype, self.tail, self.scalar = file, dtype, tail, scalar
         self.rows = 0
@@ -370,13 +348,10 @@ def _join(path: Path, columns: Mapping[str, _Column]) -> str:
         kind = _DTYPES[column.dtype.str[1:]]
         header[name] = {"dtype": kind, "shape": column.shape, "data_offsets": [first, stop]}
         first = stop
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    digest, fresh = hashlib.sha256(), path.with_name(f".{path.name}.{os.getpid()}")
+    begin, fresh = header_of(header), path.with_name(f".{path.name}.{os.getpid()}")
+    digest = hashlib.sha256(begin)
     with fresh.open("wb") as file:
-        for piece in (len(text).to_bytes(8, "little"), text):
-            file.write(piece)
-            digest.update(piece)
+        file.write(begin)
         for _, column in ordered:
             column.file.seek(0)
             while piece := column.file.read(1 << 22):

@@ -28,11 +28,9 @@ class Chains:
 
     @classmethod
     def of(cls, following: np.ndarray, seconds: np.ndarray) -> Chains:
-        """Chains of links.
+        """Chains of patches at `seconds`, float64 [N].
 
-        Args:
-            following: int64 [N]: the patch that continues each, −1 for none; none comes twice.
-            seconds: float64 [N]: when each patch is.
+        `following` int64 [N] is the patch that continues each, −1 for none; none comes twice.
         """
         count = len(following)
         root = np.arange(count)

@@ -36,14 +36,7 @@ class Choice:
         return self.path if isinstance(self.path, str) else str(self.path.resolve())
 
     def check(self, fingerprint: str) -> None:
-        """Check that a dictionary that is only remembered is still the one that was mined.
-
-        Args:
-            fingerprint: of what is in the folder now.
-
-        Raises:
-            DictionaryError: the folder holds another dictionary by now.
-        """
+        """Raise a DictionaryError if a remembered dictionary is not the one that was mined."""
         if self.remembered is None:
             return
         if fingerprint != self.remembered.fingerprint:

@@ -129,12 +129,8 @@ def _check_manifest(path: Path, info: dict[str, Any]) -> None:
         raise DictionaryError(f"{path}: damaged: `videos` is not a list of names")
     if not keys:
         raise DictionaryError(f"{path.parent}: the dictionary holds no video")
-    for key, expected in (
-        ("config", dict),
-        ("failed", dict),
-        ("twinless", dict),
-        ("left_out", list),
-    ):
+    kinds = {"config": dict, "failed": dict, "twinless": dict, "left_out": list}
+    for key, expected in kinds.items():
         if not isinstance(info.get(key), (expected, type(None))):
             raise DictionaryError(f"{path}: damaged: `{key}` is {info[key]!r}")
     if info["version"] < _PACKED:

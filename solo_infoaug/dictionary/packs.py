@@ -8,14 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from solo_infoaug.dictionary.files import (
-    FolderFiles,
-    PackFiles,
-    PackWriter,
-    PartFiles,
-    keys_in,
-    sizes_of,
-)
+from solo_infoaug.dictionary.files import FolderFiles, PackFiles, PackWriter, PartFiles, keys_in
 from solo_infoaug.dictionary.format import PACKS, PARTS, RECORD, TWINLESS, parse_json
 
 # A pack is closed once it holds this many bytes, or videos.
@@ -106,7 +99,7 @@ class Packer:
         if chosen is None or key in self._videos:
             return
         self._videos[key] = chosen
-        self._bytes += sum(sizes_of(chosen).values())
+        self._bytes += sum(chosen.where(name).size for name in chosen.names())
         if self._bytes >= PACK_BYTES or len(self._videos) >= _PACK_VIDEOS:
             self.close()
 

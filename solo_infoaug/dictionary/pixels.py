@@ -1,4 +1,7 @@
-"""The crops of a dictionary in its files: raw or JPEG, read when they are indexed."""
+"""The crops of a dictionary in its files: raw or JPEG, read when they are indexed.
+
+A file that is missing or damaged is a DictionaryError that names it.
+"""
 
 from __future__ import annotations
 
@@ -50,11 +53,7 @@ class Shard:
 
     @classmethod
     def look(cls, place: Stretch) -> Shard:
-        """The layout of a file, without reading a crop.
-
-        Raises:
-            DictionaryError: it is damaged, or not a file of crops.
-        """
+        """The layout of a file, without reading a crop."""
         tensors = look_at_tensors(place)
         if "pixels" in tensors:
             pixels = _expect(place, tensors, "pixels", "U8", 5)
@@ -111,11 +110,7 @@ def _side(prefix: bytes, place: Stretch) -> int:
 
 
 def mapped(path: Path) -> np.ndarray:
-    """uint8: a file, mapped. Changes to the array stay in memory.
-
-    Raises:
-        DictionaryError: it is missing or empty.
-    """
+    """uint8: a file, mapped. Changes to the array stay in memory."""
     try:
         return np.asarray(np.memmap(path, np.uint8, "c"))
     except (OSError, ValueError) as error:
@@ -123,7 +118,7 @@ def mapped(path: Path) -> np.ndarray:
 
 
 def encoded_tensors(crops: Encoded) -> dict[str, np.ndarray]:
-    """What a file of JPEG crops holds; see `JpegCrops`."""
+    """What a file of JPEG crops holds; see `Shard`."""
     flat = [jpeg for moments in crops for jpeg in moments]
     # What the first and the last in order share is shared by all between them
     ends = zip(min(flat), max(flat), strict=False)
@@ -137,11 +132,6 @@ def encoded_tensors(crops: Encoded) -> dict[str, np.ndarray]:
     }
 
 
-def encoded_size(crops: Encoded) -> int:
-    """Bytes of some crops."""
-    return sum(len(jpeg) for moments in crops for jpeg in moments)
-
-
 def encode(pixels: np.ndarray) -> Encoded:
     """uint8 [P, S, 3, H, W] as JPEGs."""
     planes = pixels.transpose(0, 1, 3, 4, 2)
@@ -149,11 +139,7 @@ def encode(pixels: np.ndarray) -> Encoded:
 
 
 def stored(shards: Sequence[Shard], rows: slice) -> np.ndarray | Encoded:
-    """The crops of some patches as they are stored: uint8 [P, S, 3, H, W], or JPEGs.
-
-    Raises:
-        DictionaryError: a file is damaged, or some crops are raw and some JPEG.
-    """
+    """The crops of some patches as they are stored: uint8 [P, S, 3, H, W], or JPEGs."""
     first, raw, jpegs = 0, [], []
     for shard in shards:
         here = range(max(rows.start - first, 0), min(rows.stop - first, shard.patches))
@@ -242,11 +228,7 @@ class PixelFiles:
         return blocks[0] if len(blocks) == 1 else torch.cat(blocks)
 
     def crops(self, places: np.ndarray, moments: np.ndarray) -> np.ndarray:
-        """uint8 [B, 3, H, W]: patches `places` int64 [B] at `moments` int64 [B].
-
-        Raises:
-            DictionaryError: a crop is damaged.
-        """
+        """uint8 [B, 3, H, W]: patches `places` int64 [B] at `moments` int64 [B]."""
         table, crops = self.table, np.empty((len(places), *self.shape[2:]), np.uint8)
         blocks = np.searchsorted(table.first, places, side="right") - 1
         files, prefix = table.file[blocks].tolist(), table.prefix[blocks].tolist()
@@ -343,15 +325,11 @@ def _first_axes(key: Any) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
     Raises:
         IndexError: it uses `None`, or masks over more than one axis.
     """
-    keys = list(key) if isinstance(key, tuple) else [key]
-    if any(k is None or (getattr(k, "ndim", 0) > 1 and _is_mask(k)) for k in keys):
+    keys, masks = list(key) if isinstance(key, tuple) else [key], (torch.bool, np.bool_)
+    if any(k is None or (getattr(k, "ndim", 0) > 1 and k.dtype in masks) for k in keys):
         raise IndexError("pixels: index patches and moments by numbers, slices or 1-D masks")
     if any(k is Ellipsis for k in keys):
         at = next(i for i, k in enumerate(keys) if k is Ellipsis)
         keys[at : at + 1] = [slice(None)] * (5 - len(keys) + 1)
     keys = [torch.from_numpy(k) if isinstance(k, np.ndarray) else k for k in keys]
     return tuple(keys[:2]), tuple(keys[2:])
-
-
-def _is_mask(key: Any) -> bool:
-    return key.dtype in (torch.bool, np.bool_)

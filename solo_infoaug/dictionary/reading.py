@@ -81,11 +81,7 @@ class WindowRecord:
 
     @property
     def image(self) -> np.ndarray:
-        """uint8 [H, W, 3] RGB.
-
-        Raises:
-            DictionaryError: the image is missing or damaged.
-        """
+        """uint8 [H, W, 3] RGB; a DictionaryError if the image is missing or damaged."""
         name = f"{WINDOWS}/{self.index:04d}.jpg"
         data = self._files.read(name)
         try:
@@ -97,19 +93,12 @@ class WindowRecord:
 
     @property
     def arrays(self) -> dict[str, np.ndarray]:
-        """The window's arrays by name.
-
-        Raises:
-            DictionaryError: the file is missing or damaged.
-        """
+        """The window's arrays by name; a DictionaryError if the file is missing or damaged."""
         name = f"{WINDOWS}/{self.index:04d}.safetensors"
         path = self._files.label / name
-        tensors = parse_tensors(self._files.read(name), path)
-        for name, shape in (
-            ("tracks", (-1, len(self.patches), 2)),
-            ("mi", (len(self.patches),) * 2),
-        ):
-            expect(path, tensors, name, torch.float32, shape)
+        tensors, count = parse_tensors(self._files.read(name), path), len(self.patches)
+        expect(path, tensors, "tracks", torch.float32, (-1, count, 2))
+        expect(path, tensors, "mi", torch.float32, (count, count))
         return {name: tensor.numpy() for name, tensor in tensors.items()}
 
 
@@ -271,12 +260,8 @@ def _check_counts(record: Mapping[str, Any]) -> None:
 class Windows(Sequence[WindowRecord]):
     """The records of all windows, each read on first use.
 
-    Args:
-        names: of the videos.
-        first: int64 [W]: where in the dictionary each window's patches begin.
-        count: patches of the dictionary.
-        of_video: int64 [V]: the first window of each video.
-        files: of each video, by its number.
+    `first` int64 [W] is where in the dictionary, of `count` patches, each window's patches begin;
+    `of_video` int64 [V] is the first window of each video.
     """
 
     def __init__(

@@ -36,16 +36,10 @@ MANY = 1 << 16
 def draw_apart(
     windows: torch.Tensor, size: int, generator: torch.Generator, taken: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """`size` places in `windows`, none of a window twice while another window is left.
+    """int64 [size]: places in `windows`, none of a window twice while another window is left.
 
-    Args:
-        windows: int64 [N], the window of each patch to draw from.
-        size: number of places.
-        generator: a CPU generator.
-        taken: int64 [T], windows of patches that are in the batch already.
-
-    Returns:
-        int64 [size]. Patches of a window are alike: the more, the likelier one of them is drawn.
+    `windows` int64 [N] are those of the patches to draw from, `taken` int64 [T] those of patches
+    that are in the batch already. The more patches a window has, the likelier one is drawn.
     """
     count = len(windows)
     some = draw(count, max(size, min(count, MANY)), generator)

@@ -33,18 +33,10 @@ class Visit:
 def visits(
     seed: int, turn: int, sizes: Sequence[int], patches: Sequence[int], room: int, rounds: int
 ) -> list[Visit]:
-    """The visits of one pass through all packs that have patches to draw.
+    """The visits of pass `turn` through all packs that have patches to draw.
 
-    Args:
-        seed: of the run.
-        turn: number of the pass; each pass has its own order.
-        sizes: bytes of each pack.
-        patches: of each pack, how many are to be drawn.
-        room: bytes of packs that fit on the disk.
-        rounds: how often each patch is drawn in a pass.
-
-    Returns:
-        Visits in random order, each with the packs that fit, at least one.
+    They are in random order, each with the packs of `sizes` bytes that have `room`, at least one.
+    `patches` of each pack are drawn `rounds` times.
     """
     generator = torch.Generator().manual_seed(_seed(seed, turn))
     found: list[Visit] = []
@@ -77,13 +69,9 @@ def _seed(*parts: int) -> int:
 class PackOrder:
     """Draws patches in an order that is a function of the run's seed and of the draw's number.
 
-    Args:
-        sizes: bytes of each pack.
-        rows: ascending int64 [A]: the patches to draw.
-        block_first: int64 [B]: the first patch of each block, one behind the other.
-        block_pack: int64 [B]: the pack of each.
-        room: bytes of packs that fit on the disk.
-        rounds: how often each patch is drawn in a pass.
+    `rows` ascending int64 [A] are the patches to draw. Blocks follow each other: `block_first`
+    int64 [B] is the first patch of each, `block_pack` int64 [B] its pack. The rest is as in
+    `visits`.
     """
 
     def __init__(
@@ -107,9 +95,11 @@ class PackOrder:
     def visit(self, seed: int, draw: int) -> tuple[Visit, int, Visit]:
         """The visit of a draw, the place of the draw in it, and the next visit."""
         turn, inside = divmod(draw, len(self._rows) * self._rounds)
-        visits = self._visits(seed, turn)
+        if self._pass[0] != (seed, turn):
+            self._pass = (seed, turn), self._visits(seed, turn)
+        visits = self._pass[1]
         at = next(number for number, visit in enumerate(visits) if inside < visit.stop)
-        following = visits[at + 1] if at + 1 < len(visits) else self._first(seed, turn + 1)
+        following = visits[at + 1] if at + 1 < len(visits) else self._visits(seed, turn + 1)[0]
         return visits[at], inside - visits[at].first, following
 
     def draws(self, seed: int, first: int, count: int) -> list[tuple[Visit, np.ndarray]]:
@@ -130,14 +120,6 @@ class PackOrder:
         return np.concatenate([self._rows[:0], *slices])
 
     def _visits(self, seed: int, turn: int) -> list[Visit]:
-        if self._pass[0] != (seed, turn):
-            self._pass = (seed, turn), self._made(seed, turn)
-        return self._pass[1]
-
-    def _first(self, seed: int, turn: int) -> Visit:
-        return self._made(seed, turn)[0]
-
-    def _made(self, seed: int, turn: int) -> list[Visit]:
         return visits(seed, turn, self._sizes, self._counts, self._room, self._rounds)
 
     def _ordered(self, visit: Visit, number: int) -> np.ndarray:

@@ -54,11 +54,7 @@ def _check_arguments(
     without_twin_share: float,
     random_share: float,
 ) -> None:
-    """Check what `TwinDictionary.sample` is given.
-
-    Raises:
-        ConfigError: an argument cannot be used; the message names it.
-    """
+    """Raise a ConfigError that names an argument of `TwinDictionary.sample` if it is wrong."""
     share = without_twin_share
     for name, good, expected, value in (
         ("positives", positives in POSITIVES, f"one of {', '.join(POSITIVES)}", positives),

@@ -46,11 +46,7 @@ class Stream:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Patches with a twin, int64 [count], and patches without one, int64 [lone].
 
-        Args:
-            order: see `TwinDictionary.sample`.
-            count: number of patches with a twin.
-            lone: number of patches without a twin, from the same packs.
-            generator: for the choice of patches without a twin.
+        The latter are from the same packs, by `generator`; for `order` see `TwinDictionary.sample`.
 
         Raises:
             DictionaryError: the current packs hold no patch without a twin.

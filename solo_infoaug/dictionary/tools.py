@@ -61,12 +61,7 @@ def merge(paths: Sequence[PathLike], out: PathLike) -> TwinDictionary:
                 if key not in taken:
                     packer.add(key, source.part_files(number))
                     taken[key] = None
-        info = {
-            "config": config,
-            "merged_configs": configs,
-            "failed": failed,
-            "twinless": twinless,
-        }
+        info = {"config": config, "merged_configs": configs, "failed": failed, "twinless": twinless}
         packer.close()
         write_manifest(folder, list(taken), info)
     return TwinDictionary.load(folder)
@@ -170,9 +165,7 @@ def filter_twins(
 def describe(dictionary: TwinDictionary, verify: bool = False) -> dict[str, Any]:
     """What is in a dictionary, as JSON can hold it.
 
-    Args:
-        dictionary: what to describe.
-        verify: read all pixels and compare them with the hashes that were noted when mining.
+    With `verify`, all pixels are read and compared with the hashes that were noted when mining.
 
     Raises:
         DictionaryError: `verify` finds a damaged file; the message names it.
@@ -219,11 +212,7 @@ def describe(dictionary: TwinDictionary, verify: bool = False) -> dict[str, Any]
 
 
 def _records(dictionary: TwinDictionary) -> Iterator[dict[str, Any]]:
-    """What was noted of each video.
-
-    Raises:
-        DictionaryError: one is damaged.
-    """
+    """What was noted of each video; a DictionaryError if one is damaged."""
     for number in range(len(dictionary.videos)):
         files = dictionary.part_files(number)
         yield read_record(files)

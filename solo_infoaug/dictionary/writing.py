@@ -30,12 +30,13 @@ from solo_infoaug.dictionary.format import (
     VERSION,
     WINDOWS,
     check_path,
+    header_of,
     safe_name,
     twins_fault,
 )
 from solo_infoaug.dictionary.index import write_index
 from solo_infoaug.dictionary.packs import Finished, pack_waiting
-from solo_infoaug.dictionary.pixels import Encoded, encode, encoded_size, encoded_tensors
+from solo_infoaug.dictionary.pixels import Encoded, encode, encoded_tensors
 from solo_infoaug.dictionary.reading import Part
 from solo_infoaug.errors import DictionaryError
 
@@ -143,11 +144,9 @@ class VideoWriter:
     ) -> None:
         """Write the rest, and give the file its final name.
 
-        Args:
-            source: more about the source, known only now.
-            counts: the known ones of `COUNTS`, and `reasons`.
-            following: int64 [N]: the patch that continues each in a later window, −1 for none. None
-                if no patch is continued.
+        `source` is known only now; `counts` are the known ones of `COUNTS`, and `reasons`.
+        `following` int64 [N] is the patch that continues each in a later window, −1 for none; None
+        if no patch is continued.
         """
         self._note(source, counts)
         if not self._record["windows"]:
@@ -187,7 +186,10 @@ class VideoWriter:
         patches, size = 0, 0
         for pixels in self._pixels:
             patches += len(pixels)
-            size += pixels.nbytes if isinstance(pixels, np.ndarray) else encoded_size(pixels)
+            if isinstance(pixels, np.ndarray):
+                size += pixels.nbytes
+            else:
+                size += sum(len(jpeg) for row in pixels for jpeg in row)
         return max(patches / _SHARD_PATCHES, size / _SHARD_BYTES)
 
     def _flush(self) -> None:
@@ -205,7 +207,9 @@ class VideoWriter:
 
     def _write_raw(self, name: str, parts: Sequence[np.ndarray]) -> str:
         shape = [sum(map(len, parts)), *parts[0].shape[1:]]
-        pieces: list[Any] = [_header("pixels", shape), *map(np.ascontiguousarray, parts)]
+        described = {"dtype": "U8", "shape": shape, "data_offsets": [0, math.prod(shape)]}
+        header = header_of({"pixels": described})
+        pieces: list[Any] = [header, *map(np.ascontiguousarray, parts)]
         digest = hashlib.sha256()
         size = sum(memoryview(piece).nbytes for piece in pieces)
         with self._pack.member(f"{self.key}/{name}", size) as file:
@@ -219,14 +223,6 @@ class VideoWriter:
         data = to_safetensors({key: np.ascontiguousarray(a) for key, a in arrays.items()})
         self._pack.write(f"{self.key}/{name}", data)
         return hashlib.sha256(data).hexdigest()
-
-
-def _header(name: str, shape: list[int]) -> bytes:
-    """What a safetensors file of one uint8 tensor begins with: its length, JSON, padding to 8."""
-    described = {"dtype": "U8", "shape": shape, "data_offsets": [0, math.prod(shape)]}
-    text = json.dumps({name: described}, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    return len(text).to_bytes(8, "little") + text
 
 
 def write_manifest(out: Path, keys: Sequence[str], info: Mapping[str, Any]) -> None:

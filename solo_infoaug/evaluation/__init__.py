@@ -29,6 +29,7 @@ from solo_infoaug.training.layouts import DEFAULT_SEED
 
 Features = Callable[[Tensor], Tensor]
 Halves = tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]
+"""Images and labels to learn from, and to test on."""
 
 __all__ = [
     "Backbone",
@@ -59,9 +60,7 @@ def evaluate(
 
     Args:
         checkpoint: checkpoint of a pretraining run, in the folder of its args.json.
-        dataset: see `load_images`.
-        train_path: see `load_images`.
-        val_path: see `load_images`.
+        dataset: this, `train_path` and `val_path`: see `load_images`.
         k: number of neighbours.
         size: side of the images in pixels; default the training crop.
         limit: maximum number of images of each half.
@@ -102,11 +101,7 @@ def check_probes(
 
 
 def check_halves_to_probe(labels: Tensor, k: int, limit: int | None) -> None:
-    """Check that the images to learn from, with these labels, suffice for the probes.
-
-    Raises:
-        ConfigError: they are of one class.
-    """
+    """Raise a ConfigError if the images to learn from, with these labels, are of one class."""
     if len(labels.unique()) < 2:
         which = "--limit" if limit is not None and limit <= len(labels) else "--train-path"
         raise ConfigError(
@@ -119,11 +114,7 @@ def check_halves_to_probe(labels: Tensor, k: int, limit: int | None) -> None:
 def probe(features: Features, halves: Halves, k: int, temperature: float) -> dict[str, float]:
     """k-NN and linear-probe accuracy (per cent) of `features`, which are computed once.
 
-    Args:
-        features: uint8 [N, 3, H, W] → float32 [N, D].
-        halves: images and labels to learn from, and to test on.
-        k: number of neighbours.
-        temperature: temperature of k-NN's weights.
+    These map uint8 [N, 3, H, W] to float32 [N, D].
     """
     train, test = ((features(images), labels) for images, labels in halves)
     return {

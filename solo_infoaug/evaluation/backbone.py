@@ -42,11 +42,7 @@ class Backbone:
 
 
 def checkpoint_config(checkpoint: str | Path) -> DictConfig:
-    """The args.json in the folder of a checkpoint.
-
-    Raises:
-        ConfigError: no such checkpoint, or no args.json in its folder.
-    """
+    """The args.json in the folder of a checkpoint; a ConfigError if either is missing or wrong."""
     path = Path(checkpoint)
     if not path.is_file():
         raise ConfigError(f"checkpoint: expected a .ckpt file, got {checkpoint}")
@@ -67,11 +63,7 @@ def checkpoint_config(checkpoint: str | Path) -> DictConfig:
 
 
 def backbone_weights(checkpoint: str | Path) -> dict[str, Tensor]:
-    """The backbone's own entries of a checkpoint's state dict, under the backbone's names.
-
-    Raises:
-        ConfigError: the file is not a checkpoint, or has no backbone.
-    """
+    """A checkpoint's weights of its backbone, by its own names; a ConfigError if there are none."""
     try:
         state = read_checkpoint(checkpoint)["state_dict"]
     except Exception as error:
@@ -123,16 +115,9 @@ def untrained(backbone: Backbone) -> Backbone:
 def extract_features(
     backbone: Backbone, images: Tensor, size: int | None = None, batch_size: int = 256
 ) -> Tensor:
-    """Features of images, from the frozen backbone.
+    """Features of images uint8 [N, 3, H, W], from the frozen backbone: float32 [N, D] on the CPU.
 
-    Args:
-        backbone: from `load_backbone`.
-        images: uint8 [N, 3, H, W].
-        size: side in pixels to which they are resized; default the training crop.
-        batch_size: number of images at a time.
-
-    Returns:
-        float32 [N, D] on the CPU.
+    Images are resized to squares of `size` pixels, by default to the training crop.
     """
     device = "cuda" if torch.cuda.is_available() else "cpu"
     module = backbone.module.to(device)

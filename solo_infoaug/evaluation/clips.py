@@ -60,15 +60,11 @@ def find_clips(folder: Path, minimum: int = 2, key: str = "data.videos") -> list
     """The videos in `folder` that have masks, by name.
 
     The name of a video is that of its file, or its path with hyphens where two files share a name.
-
-    Args:
-        folder: folder with NAME.mp4 (or a folder of frames NAME) next to NAME.npz, or with DAVIS's
-            JPEGImages and Annotations.
-        minimum: minimum number of videos.
-        key: name of the folder in the message.
+    There are NAME.mp4 (or a folder of frames NAME) next to NAME.npz, or DAVIS's JPEGImages and
+    Annotations.
 
     Raises:
-        ConfigError: there are fewer.
+        ConfigError: there are fewer than `minimum`; the message names the folder `key`.
     """
     images = folder / "JPEGImages"
     clips = []

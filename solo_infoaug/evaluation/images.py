@@ -30,8 +30,7 @@ DATASETS = ("digits", *CLASSES, "folder")
 def digits() -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
     """scikit-learn's 1,797 real handwritten digits as images, split in two by a fixed draw.
 
-    Returns:
-        Train and test, each uint8 [N, 3, 8, 8] and labels [N].
+    Train and test have uint8 [N, 3, 8, 8] and labels [N] each.
     """
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
@@ -87,7 +86,7 @@ def load_images(
             `tiny_imagenet` (at `train_path`, in torchvision's layout or as the folders train/CLASS
             and test/CLASS; torchvision downloads its data sets if nothing is there); or `folder`
             (one folder for each class, at both paths).
-        side: side of the images in pixels.
+        side: of the images, pixels.
         train_path: path of the images that k-NN and probe learn from.
         val_path: path of the images that they are tested on.
         limit: maximum number of images of each half, drawn once.
@@ -132,11 +131,7 @@ def open_images(
 ) -> list[Any]:
     """The two halves of a data set, whose images are read later; none for `digits`.
 
-    Args:
-        dataset: see `load_images`.
-        train_path: see `load_images`.
-        val_path: see `load_images`.
-        keys: names of these three in messages.
+    For the arguments see `load_images`; `keys` are the names of the first three in messages.
 
     Raises:
         ConfigError: a name or path that cannot be used.

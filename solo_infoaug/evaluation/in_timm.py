@@ -30,13 +30,7 @@ class TimmModel:
 
 
 def find_in_timm(module: nn.Module, cfg: DictConfig, crop_size: int) -> TimmModel | None:
-    """The model of timm that a backbone is; None if none is known.
-
-    Args:
-        module: the backbone, in evaluation mode.
-        cfg: configuration that it was built from.
-        crop_size: side of its images, pixels.
-    """
+    """The model of timm that a backbone is, which is in evaluation mode; None if none is known."""
     import timm
 
     side = getattr(getattr(module, "patch_embed", None), "img_size", None) or (crop_size, crop_size)

@@ -36,15 +36,7 @@ def knn_labels(
 ) -> Tensor:
     """The label that the k nearest neighbours vote for, weighted by exp(cosine / temperature).
 
-    Args:
-        train: features [N, D] and labels [N].
-        features: [M, D].
-        k: number of neighbours; all N if there are fewer.
-        temperature: at a lower one, the nearest neighbours weigh more.
-        device: device to compute on; default CUDA if there is a GPU.
-
-    Returns:
-        int64 [M] on the CPU.
+    `features` are [M, D]; the labels are int64 [M] on the CPU. If N is less than k, all vote.
     """
     where = _device(device)
     classes, known = (found.to(where) for found in train[1].unique(return_inverse=True))
@@ -66,15 +58,7 @@ def knn_accuracy(
     temperature: float = TEMPERATURE,
     device: str | torch.device | None = None,
 ) -> float:
-    """Top-1 accuracy (per cent) of `knn_labels`.
-
-    Args:
-        train: features [N, D] and labels [N] to learn from.
-        test: features [M, D] and labels [M] to test on.
-        k: number of neighbours.
-        temperature: temperature of the weights.
-        device: device to compute on; default CUDA if there is a GPU.
-    """
+    """Top-1 accuracy (per cent) of `knn_labels`."""
     return _accuracy(knn_labels(train, test[0], k, temperature, device), test[1])
 
 
@@ -88,12 +72,8 @@ def fit_linear(train: Labelled, device: str | torch.device | None = None) -> tup
     L-BFGS works in the features' principal axes, each scaled by the curvature of the loss at its
     start: there the penalty stays diagonal, and a tenth of the steps is enough.
 
-    Args:
-        train: features [N, D] and labels [N]; labels 0 to K − 1 all occur.
-        device: device to compute on; default CUDA if there is a GPU.
-
-    Returns:
-        Weights [K, D] and biases [K] for the features as they come, float32 on the CPU.
+    Labels 0 to K − 1 all occur. Returns weights [K, D] and biases [K] for the features as they
+    come, float32 on the CPU.
     """
     x, y = (tensor.to(_device(device)) for tensor in train)
     count, classes = len(x), int(y.max()) + 1
@@ -133,13 +113,7 @@ def fit_linear(train: Labelled, device: str | torch.device | None = None) -> tup
 def linear_accuracy(
     train: Labelled, test: Labelled, device: str | torch.device | None = None
 ) -> float:
-    """Top-1 accuracy (per cent) of `fit_linear`.
-
-    Args:
-        train: features [N, D] and labels [N] to learn from.
-        test: features [M, D] and labels [M] to test on.
-        device: device to compute on; default CUDA if there is a GPU.
-    """
+    """Top-1 accuracy (per cent) of `fit_linear`."""
     classes, known = train[1].unique(return_inverse=True)
     weights, bias = fit_linear((train[0], known), device)
     return _accuracy(classes[(test[0] @ weights.T + bias).argmax(1)], test[1])

@@ -22,8 +22,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from solo_infoaug._checks import is_number, is_whole, require
-
 FeatureMap = Callable[[Tensor], Tensor]
 """uint8 [3, H, W] → [C, h, w]."""
 
@@ -38,14 +36,6 @@ class Propagation:
     radius: int = 12
     """Places of the feature map in either direction."""
     temperature: float = 0.1
-
-    def __post_init__(self) -> None:
-        for name, minimum in (("k", 1), ("frames", 0), ("radius", 0)):
-            value = getattr(self, name)
-            good = is_whole(value, minimum)
-            require(good, f"propagation.{name}", f"a whole number ≥ {minimum}", value)
-        good = is_number(self.temperature, 0) and self.temperature > 0
-        require(good, "propagation.temperature", "a number > 0", self.temperature)
 
 
 def _near(height: int, width: int, radius: int, device: torch.device) -> Tensor:
@@ -62,16 +52,10 @@ def _near(height: int, width: int, radius: int, device: torch.device) -> Tensor:
 def hand_on(
     features: Tensor, context: Sequence[tuple[Tensor, Tensor]], near: Tensor, how: Propagation
 ) -> Tensor:
-    """The labels of one frame.
+    """The labels [L, h, w] of a frame of `features` [C, h, w], of unit length at each place.
 
-    Args:
-        features: [C, h, w], of unit length at each place.
-        context: features and labels [L, h, w] of the frames to take labels from.
-        near: bool [hw, hw], places that may be compared.
-        how: settings of the propagation.
-
-    Returns:
-        [L, h, w].
+    `context` are features and labels of the frames to take labels from; `near` bool [hw, hw] are
+    the places that may be compared.
     """
     asking = features.flatten(1).T
     cosines, labels = [], []
@@ -91,16 +75,9 @@ def hand_on(
 def propagate(
     frames: Iterable[np.ndarray], first: np.ndarray, features: FeatureMap, how: Propagation
 ) -> list[np.ndarray]:
-    """Masks of all frames from that of the first.
+    """A mask [H, W] of each frame uint8 [H, W, 3] from that of the first, which is among them.
 
-    Args:
-        frames: uint8 [H, W, 3] each.
-        first: [H, W], the object that a pixel shows, 0 for background.
-        features: the feature map of a frame.
-        how: settings of the propagation.
-
-    Returns:
-        A mask [H, W] of the same numbers for each frame, the given one among them.
+    A mask has the number of the object that a pixel shows, 0 for background.
     """
     ids = np.union1d([0], np.unique(first))
     start: tuple[Tensor, Tensor] | None = None

@@ -27,9 +27,7 @@ def models(backbone: Backbone, size: int, stride: int) -> dict[str, FeatureMap]:
     }
 
 
-def segment(
-    clip: Clip, features: FeatureMap, how: Propagation, frames_used: int | None = None
-) -> dict[str, float]:
+def segment(clip: Clip, features: FeatureMap, frames_used: int | None = None) -> dict[str, float]:
     """`j` and `f` (per cent) of a video: means over the objects of its first mask.
 
     `frames_used`: how many frames from the first on; default all.
@@ -37,7 +35,7 @@ def segment(
     truth = clip.read_masks()
     with open_video(clip.source) as video:
         frames = (frame.image() for frame in islice(video.frames(0.0, 1.0), frames_used))
-        masks = propagate(frames, truth[0], features, how)
+        masks = propagate(frames, truth[0], features, Propagation())
     count = min(len(masks), len(truth))  # some videos end a frame before their masks
     of_objects = score(masks[:count], list(truth[:count])).values()
     return {name: float(np.mean([found[name] for found in of_objects])) for name in ("j", "f")}
@@ -48,18 +46,13 @@ def evaluate_segmentation(
     path: str | Path,
     size: int = 480,
     stride: int = 8,
-    how: Propagation | None = None,
     limit: int | None = None,
 ) -> dict[str, dict[str, float]]:
     """J and F of a checkpoint's backbone, and of the references.
 
-    Args:
-        checkpoint: checkpoint of a pretraining run, in the folder of its args.json.
-        path: folder of videos with masks, as for `find_clips`.
-        size: shorter side in pixels of the frames that the backbone sees.
-        stride: pixels for each place of the feature map; 8 or 16.
-        how: settings of the propagation; default DINO's.
-        limit: maximum number of videos, in the order of their names.
+    The checkpoint lies in the folder of its args.json; `path` is as for `find_clips`, whose first
+    `limit` videos are used. The backbone sees frames whose shorter side has `size` pixels; a place
+    of its feature map has `stride`, 8 or 16.
 
     Returns:
         model → `j`, `f` and `jf`, their mean; per cent, means over the videos.
@@ -73,7 +66,7 @@ def evaluate_segmentation(
     clips = find_clips(Path(path), 1, "--path")[:limit]
     found: dict[str, dict[str, float]] = {}
     for name, features in models(load_backbone(checkpoint), size, stride).items():
-        each = [segment(clip, features, how or Propagation()) for clip in clips]
+        each = [segment(clip, features) for clip in clips]
         found[name] = {m: float(np.mean([of[m] for of in each])) for m in ("j", "f")}
         found[name]["jf"] = (found[name]["j"] + found[name]["f"]) / 2
     return found

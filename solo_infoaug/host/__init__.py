@@ -95,11 +95,9 @@ class Host:
         return name, f"momentum_{name}"
 
     def normalization(self, dataset: str, augmentation: Any) -> tuple[list[float], list[float]]:
-        """Mean and standard deviation that the views of a data set are normalised by.
+        """Mean and standard deviation by which views of a data set are normalised.
 
-        Args:
-            dataset: as in `data.dataset`.
-            augmentation: an entry of `augmentations`.
+        `augmentation` is an entry of `augmentations`.
         """
         from torchvision.transforms import Normalize
 

@@ -66,12 +66,11 @@ def prepare_datasets(
 
 def prepare_data(
     dataset: str,
-    train_data_path: str | os.PathLike[str] | None = None,
-    val_data_path: str | os.PathLike[str] | None = None,
-    data_format: str = "image_folder",
-    batch_size: int = 64,
-    num_workers: int = 4,
-    download: bool = True,
+    train_data_path: str | os.PathLike[str] | None,
+    val_data_path: str | os.PathLike[str] | None,
+    batch_size: int,
+    num_workers: int,
+    **of_the_current: Any,
 ) -> tuple[Any, Any]:
     """The release's labelled loaders for training and validation."""
     from solo.utils.classification_dataloader import prepare_data as prepare
@@ -83,7 +82,6 @@ def prepare_data(
         val_dir=Path(val_data_path or "datasets").resolve(),
         batch_size=batch_size,
         num_workers=num_workers,
-        download=download,
     )
 
 

@@ -106,11 +106,7 @@ def _on_train_batch_end(self: Any, outputs: Any, batch: Any, batch_idx: int) -> 
 
 def adapt(method: type) -> type:
     """A subclass of a release method with the current constructor and names."""
-    members = {
-        "release_method": method,
-        "__module__": method.__module__,
-        "__doc__": method.__doc__,
-    }
+    members = {"release_method": method, "__module__": method.__module__, "__doc__": method.__doc__}
     if "clip_gradients" in vars(method):
         members["clip_gradients"] = _clip_gradients
     if hasattr(method, "momentum_pairs"):

@@ -178,9 +178,7 @@ def _test(tree: Path, tests: Sequence[str]) -> tuple[bool, str]:
 def apply_series(clone: Path, branch: str = DEFAULT_BRANCH) -> Applied:
     """Apply the series to a clean clone of solo-learn, on a new branch, and run its tests.
 
-    Args:
-        clone: the top folder of the clone; at the end it is on the new branch.
-        branch: the new branch's name.
+    `clone` is its top folder. At the end it is on the new branch.
 
     Raises:
         UpstreamError: there is no clone, it has changes, the branch exists, a patch does not apply

@@ -76,11 +76,8 @@ class Fit:
     def told(self) -> str:
         """One line for people."""
         texts = [f"{len(self.taken)} tensors of the backbone"]
-        for what, names in (
-            ("missing", self.missing),
-            ("unexpected", self.unexpected),
-            ("of another shape", self.shapes),
-        ):
+        kinds = {"missing": self.missing, "unexpected": self.unexpected}
+        for what, names in {**kinds, "of another shape": self.shapes}.items():
             if names:
                 more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
                 texts.append(f"{what}: {', '.join(names[:_NAMED])}{more}")
@@ -105,10 +102,8 @@ def fit(backbone: nn.Module, weights: Mapping[str, Tensor]) -> Fit:
 def initial_weights(init: str, backbone: nn.Module) -> Fit:
     """Compare the weights that `init` names with a backbone.
 
-    Args:
-        init: a file (a checkpoint of solo-learn or of Lightning, a state dict, safetensors), or
-            `timm:NAME` for a pretrained model of timm.
-        backbone: the module to initialise.
+    `init` is a file (a checkpoint of solo-learn or of Lightning, a state dict, safetensors), or
+    `timm:NAME` for a pretrained model of timm.
 
     Raises:
         ConfigError: the weights cannot be read or downloaded, or none of them fits.

@@ -29,11 +29,6 @@ class Clock:
         self.disorder = 0
         self.shortest, self.longest = float("inf"), 0.0
 
-    @property
-    def varies(self) -> bool:
-        """Whether the frames' distances differ by more than rounding to milliseconds can."""
-        return self.longest - self.shortest > max(0.003, 0.2 * self._frame)
-
     def tick(self, stamp: float | None) -> bool:
         """The next time stamp, in seconds; returns whether it jumps."""
         if stamp is None and self._last is None:
@@ -63,7 +58,8 @@ class Clock:
             found["time_jumps"] = self.jumps
         if self.disorder:
             found["times_out_of_order"] = self.disorder
-        elif self.varies:
+        # by more than rounding to milliseconds can
+        elif self.longest - self.shortest > max(0.003, 0.2 * self._frame):
             found["frame_interval"] = [round(self.shortest, 6), round(self.longest, 6)]
         if self.start:
             found["start_time"] = round(self.start, 6)

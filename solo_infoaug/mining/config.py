@@ -273,14 +273,8 @@ class MineConfig:
                 require(values[name] >= minimum, name, expected, values[name])
         for name in ("fps", "cut_threshold", "max_forward_backward_error"):
             require(values[name] > 0, name, "greater than 0", values[name])
-        for name, most in (
-            ("max_error_ratio", 1),
-            ("max_along_background", 1),
-            ("max_twin_error_ratio", 1),
-            ("max_difference", 4),
-            ("max_drift", 2),
-            ("fdr", 1),
-        ):
+        maxima = {"max_error_ratio": 1, "max_along_background": 1, "max_twin_error_ratio": 1}
+        for name, most in {**maxima, "max_difference": 4, "max_drift": 2, "fdr": 1}.items():
             require(0 < values[name] <= most, name, f"in (0, {most}]", values[name])
         neural = [name for name, registered in TRACKERS.items() if registered.neural]
         for name, trackers in (("tracks_folder", ["file"]), ("tracker_checkpoint", neural)):

@@ -105,11 +105,7 @@ def in_memory(where: str, data: bytes) -> Content:
 
 
 def remote_content(remote: Remote) -> Content:
-    """A video in a store: fetched, or if it is large only hashed, and read again in pieces.
-
-    Raises:
-        StoreError: the store does not give it.
-    """
+    """A video in a store: fetched, or if it is large only hashed, and read again in pieces."""
     if remote.size is None or remote.size <= IN_MEMORY:
         return in_memory(str(remote), fetch(remote))
     return Content(str(remote), digest_of(RemoteFile(remote)), lambda: RemoteFile(remote))

@@ -25,12 +25,8 @@ def depth_along(
     Monocular depth is known up to scale and shift, and these flicker from frame to frame: without
     alignment, all tracks would share that flicker.
 
-    Args:
-        frames: T images, uint8 [h, w, 3].
-        points: [T, N, 2], (x, y) in pixels of the frames.
-        visible: bool [T, N].
-        model: a name on the Hugging Face hub or a local folder.
-        device: "auto", "cpu", "cuda".
+    `frames` are T images, uint8 [h, w, 3]; `points` [T, N, 2] are (x, y) in their pixels, `visible`
+    bool [T, N]. `model` is a name on the Hugging Face hub or a local folder.
 
     Returns:
         float64 [T, N], in pixels: the range of depths in the first frame is the length of the
@@ -54,12 +50,8 @@ def depth_along(
 def align(depths: np.ndarray, visible: np.ndarray) -> np.ndarray:
     """Undo each frame's own scale and shift of depth: fit every frame to the first, robustly.
 
-    Args:
-        depths: float64 [T, N].
-        visible: bool [T, N]; the fit uses points that are visible in a frame and in the first one.
-
-    Returns:
-        float64 [T, N].
+    Depths are float64 [T, N]. The fit uses points that are `visible` bool [T, N] in a frame and in
+    the first one.
     """
     aligned = depths.astype(np.float64).copy()
     for t in range(1, len(depths)):

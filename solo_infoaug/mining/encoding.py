@@ -18,14 +18,9 @@ def write_video(
     options: Mapping[str, str] | None = None,
     comment: str = "",
 ) -> None:
-    """Encode frames, uint8 [H, W, 3] RGB, as H.264, 25 a second.
+    """Encode frames, uint8 [H, W, 3] RGB, as H.264, 25 a second, with a comment in the metadata.
 
-    Args:
-        frames: in order.
-        file: the file to write.
-        size: width and height, even.
-        options: options of libx264.
-        comment: comment in the file's metadata.
+    `size` is width and height, even; `options` are those of libx264.
     """
     with open_output(file) as container:
         if comment:

@@ -31,10 +31,8 @@ def find_inputs(
 ) -> tuple[list[Source], list[str]]:
     """The videos and tar shards that `sources` name, and a line on each kind of what was left out.
 
-    Args:
-        sources: files and folders on disk or, as URLs, in stores; braces (`{00..09}`, `{a,b}`) and
-            patterns (`*`, `?`, `[…]`) of these; and .txt files with one of all these a line.
-        exclude: see `Patterns`.
+    Sources are files and folders on disk or, as URLs, in stores; braces (`{00..09}`, `{a,b}`) and
+    patterns (`*`, `?`, `[…]`) of these; and .txt files with one of all these a line.
 
     Raises:
         VideoError: a source does not exist, a folder holds no video, or nothing is left.
@@ -239,11 +237,7 @@ def share_of(sources: list[Source], index: int, count: int) -> list[Source]:
 
 
 def parse_share(text: str) -> tuple[int, int]:
-    """I and N of "I/N".
-
-    Raises:
-        ConfigError: it is something else.
-    """
+    """I and N of "I/N"; a ConfigError if it is something else."""
     parts = re.fullmatch(r"(\d+)/(\d+)", text)
     index, count = map(int, parts.groups()) if parts else (0, 0)
     require(index < count, "shard", "I/N with I from 0 to N - 1, such as 0/8", text)

@@ -32,20 +32,12 @@ class Links:
 
 
 def link(before: Stored, after: Stored, frame_step: int = 1) -> np.ndarray:
-    """The patches that continue those of a window in the next one.
+    """int64 [P]: the places in `after` of the patches that continue those of `before`, or −1.
 
     Tracks are compared in the first frame of `after` if the windows overlap, and otherwise at the
     last frame of `before`, one frame earlier. Two patches are linked if they are each other's
-    nearest, and nearer than half a side.
-
-    Args:
-        before: a window of P patches.
-        after: the window that is stored next.
-        frame_step: difference between the numbers of successive frames.
-
-    Returns:
-        int64 [P]: places in `after`, or −1. All are −1 if `after` is of another shot, or begins
-        more than one frame after `before` ends.
+    nearest, and nearer than half a side. None is if `after` is of another shot, or begins more than
+    one frame after `before` ends.
     """
     earlier, later = before.record, after.record
     frames = int(earlier["frames"])

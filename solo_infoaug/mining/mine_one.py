@@ -52,11 +52,7 @@ def mine_job(out: Path, config: MineConfig, threads: int | None, job: Job) -> Re
 
 
 def _mine_one(
-    read: Callable[[], Path | Content],
-    out: Path,
-    config: MineConfig,
-    ahead: bool,
-    known: set[str],
+    read: Callable[[], Path | Content], out: Path, config: MineConfig, ahead: bool, known: set[str]
 ) -> Outcome:
     """Read and mine a video unless its content is `known`, or mined under the same name."""
     digest, video = "", None
@@ -106,12 +102,7 @@ def _mine_shard(shard: Shard, out: Path, config: MineConfig, ahead: bool, job: J
 
 
 def mine_video(
-    path: Path | Content,
-    out: Path,
-    key: str,
-    digest: str,
-    config: MineConfig,
-    ahead: bool = False,
+    path: Path | Content, out: Path, key: str, digest: str, config: MineConfig, ahead: bool = False
 ) -> float:
     """Mine one video and write its part of the dictionary; returns how long it is, in seconds.
 
@@ -152,7 +143,11 @@ def mine_video(
                 "damaged_packets": video.damaged,
                 "frames_left_out": video.left_out,
             }
-            record = {**video.record, **_left_out(pictures, overlays)}
+            record = dict(video.record)
+            if pictures:
+                record["active_pictures"] = dict(sorted(pictures.items()))
+            if overlays:
+                record["windows_with_overlay"] = overlays
             if not isinstance(path, Path) and path.failure is not None:
                 raise path.failure  # FFmpeg took it for the end of the video
             if why := _why_nothing(path, video, counts, reasons, config):
@@ -176,12 +171,6 @@ def _source(
         "depth": config.depth,
         "mined_with": __version__,
     }
-
-
-def _left_out(pictures: Counter[str], overlays: int) -> dict[str, Any]:
-    """For the record: in how many windows what was shown around or over the scene."""
-    found: dict[str, Any] = {"active_pictures": dict(sorted(pictures.items()))} if pictures else {}
-    return {**found, "windows_with_overlay": overlays} if overlays else found
 
 
 def threads_inside(threads: int | None) -> int:

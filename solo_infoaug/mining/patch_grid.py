@@ -74,16 +74,11 @@ def inside(points: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
 def patch_tracks(
     centres: np.ndarray, tracks: np.ndarray, visible: np.ndarray, min_points: int = 2
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Tracks of patches, from the median step of their points.
+    """Tracks of patches, float32 [T, P, 2], from the median step of their points; bool [T, P].
 
-    Args:
-        centres: [P, 2], (x, y) at the first frame.
-        tracks: [T, P, Q, 2], the Q points of each patch.
-        visible: bool [T, P, Q].
-        min_points: a patch is lost if fewer of its points are visible.
-
-    Returns:
-        float32 [T, P, 2] and bool [T, P]. A lost patch stays lost.
+    `centres` [P, 2] are (x, y) at the first frame, `tracks` [T, P, Q, 2] those of the Q points of
+    each patch, `visible` bool [T, P, Q]. A patch is lost, and stays lost, if fewer than
+    `min_points` are visible.
     """
     steps = np.diff(tracks.astype(np.float64), axis=0)
     both = visible[1:] & visible[:-1]

@@ -93,10 +93,8 @@ def active_picture(images: Sequence[np.ndarray], before: Rectangle | None = None
     Bars have one colour, or are a blurred copy of the video. They must end at a seam along the
     whole side, in all images together, because a dark region of one may be bright in another.
 
-    Args:
-        images: some frames of the shot, uint8 [H, W, 3].
-        before: the part that was found before in the same video. It is used again if these images,
-            too dark perhaps, show no seam of their own and nothing that contradicts it.
+    `images` are some frames, uint8 [H, W, 3]. The part `before`, found earlier in the same video,
+    is used again if these, too dark perhaps, show no seam and nothing that contradicts it.
     """
     height, width = images[0].shape[:2]
     chosen = np.unique(np.linspace(0, len(images) - 1, _IMAGES).round().astype(int))

@@ -80,10 +80,7 @@ def search_by(
     their endings) and folders of numbered frames (see `numbered_frames`) are taken. Hidden files
     and folders, those of the system, and outputs of solo-infoaug are left out.
 
-    Args:
-        patterns: what to leave out.
-        sources: files and folders.
-        shards: whether tar files in folders count as videos.
+    With `shards`, tar files in folders count as videos.
 
     Raises:
         VideoError: a source does not exist, or a folder holds no video.

@@ -1,4 +1,7 @@
-"""Tar shards of videos, as WebDataset has them: read from front to back, nothing is unpacked."""
+"""Tar shards of videos, as WebDataset has them: read from front to back, nothing is unpacked.
+
+What cannot be read, or ends in the middle, is a VideoError.
+"""
 
 from __future__ import annotations
 
@@ -70,11 +73,7 @@ def is_shard(name: str) -> bool:
 
 @contextmanager
 def opened(shard: Shard) -> Iterator[Any]:
-    """The shard's file.
-
-    Raises:
-        VideoError: it cannot be opened.
-    """
+    """The shard's file."""
     if isinstance(shard.place, Remote):
         yield RemoteFile(shard.place)
         return
@@ -86,11 +85,7 @@ def opened(shard: Shard) -> Iterator[Any]:
 
 
 def members(shard: Shard, file: Any, passed: Passed) -> Iterator[Member]:
-    """The videos in a shard, in its order; what else is there is counted in `passed`.
-
-    Raises:
-        VideoError: it is no tar, or ends in the middle.
-    """
+    """The videos in a shard, in its order; what else is there is counted in `passed`."""
     size = file.seek(0, 2)
     file.seek(0)
     patterns = Patterns(shard.exclude)
@@ -113,11 +108,7 @@ def members(shard: Shard, file: Any, passed: Passed) -> Iterator[Member]:
 
 
 def content(shard: Shard, file: Any, member: Member) -> Content:
-    """A video of a shard, fetched where it is small; of a local shard nothing is kept.
-
-    Raises:
-        VideoError: it cannot be read.
-    """
+    """A video of a shard, fetched where it is small; of a local shard nothing is kept."""
     where = f"{shard}/{member.name}"
     if isinstance(shard.place, Remote):
         remote = shard.place

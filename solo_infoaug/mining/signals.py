@@ -17,11 +17,8 @@ def colour_changes(
     Exposure, white balance and a common lamp change all patches by the same factor. In logarithms,
     that change is the median of a step.
 
-    Args:
-        frames: T frames, uint8 [h, w, 3] RGB.
-        path: [T, P, 2], (x, y) in pixels of the frames.
-        known: bool [P, T − 1], whether a patch's step from one frame to the next is known.
-        side: side of the patches, pixels.
+    `frames` are uint8 [h, w, 3] RGB; `path` [T, P, 2] is (x, y) in their pixels, as is the `side`
+    of the patches; `known` bool [P, T − 1] is whether a patch's step to the next frame is known.
 
     Returns:
         float64 [P, T − 1, 3], natural logarithms of ratios; 0 if unknown.
@@ -45,11 +42,8 @@ def represent(
 ) -> tuple[np.ndarray, np.ndarray]:
     """The estimator's input from the steps [P, T, D], and where it is known, bool [P, T].
 
-    Args:
-        steps: float64 [P, T, D], 0 if unknown.
-        known: bool [P, T].
-        representation: "velocity" (the steps), "position" (their sums) or "both" (sums and
-            steps, each scaled to spread 1).
+    Unknown steps are 0. A `representation` is "velocity" (the steps), "position" (their sums) or
+    "both" (sums and steps, each scaled to spread 1).
     """
     if representation == "velocity":
         return np.ascontiguousarray(steps), np.ascontiguousarray(known)

@@ -90,11 +90,7 @@ class Meter:
 
 
 def status_of(folder: Path) -> str:
-    """How far mining into `folder` is, in words.
-
-    Raises:
-        DictionaryError: nothing was mined there.
-    """
+    """How far mining into `folder` is, in words; a DictionaryError if nothing was mined there."""
     running = _is_running(folder)
     state = read_json(folder / STATUS)
     if state is None:
@@ -124,12 +120,12 @@ def _lines(folder: Path, state: dict[str, Any], running: bool) -> list[str]:
         f"{folder}: "
         + ("running" if running else "not running; the same command continues from here"),
         f"  sources   {state['done']} of {state['total']} (videos or tar shards)",
-        f"  this run  {videos} videos, {seconds / 3600:.2f} hours of video, in {_span(elapsed)}",
+        f"  this run  {videos} videos, {seconds / 3600:.2f} hours of video, in {span(elapsed)}",
         f"  rate      {videos / elapsed * 3600:.0f} videos an hour, "
         f"{seconds / elapsed:.1f} times as fast as they play",
     ]
     if running:
-        expected = _span(elapsed / now * left) if now else "not known yet"
+        expected = span(elapsed / now * left) if now else "not known yet"
         lines.append(f"  left      {expected}")
     kinds = ", ".join(f"{kind} {count}" for kind, count in sorted(failures.items()))
     lines.append(f"  failed    {kinds or 'none'}")
@@ -148,7 +144,8 @@ def _noted(folder: Path) -> list[dict[str, Any]]:
     return list(found.values())
 
 
-def _span(seconds: float) -> str:
+def span(seconds: float) -> str:
+    """A time in words: seconds, or days, hours and minutes."""
     minutes = round(seconds / 60)
     if minutes < 2:
         return f"{seconds:.0f} s"

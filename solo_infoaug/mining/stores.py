@@ -2,7 +2,8 @@
 
 fsspec and what it needs for a store are imported when a URL is given, and credentials are what
 these find in the environment. A URL may hold secrets (a signature, a password): `shown` is what of
-it may be printed or stored, and no message of another library is passed on as it is.
+it may be printed or stored, and no message of another library is passed on as it is. What cannot
+be had is a StoreError.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import os
 import random
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from posixpath import basename
 from typing import Any, TypeVar
@@ -124,11 +125,7 @@ def matching(url: str) -> list[Remote]:
 
 
 def fetch(remote: Remote) -> bytes:
-    """All bytes of a file, in pieces, so that a cut connection costs one piece.
-
-    Raises:
-        StoreError: they cannot be had.
-    """
+    """All bytes of a file, in pieces, so that a cut connection costs one piece."""
     if remote.size is None:
         fs, path = _filesystem(remote.url)
         return _found(lambda: fs.cat_file(path), remote)
@@ -142,11 +139,7 @@ def fetch(remote: Remote) -> bytes:
 
 
 def read_range(remote: Remote, start: int, stop: int, or_all: bool = False) -> bytes:
-    """The bytes from `start` to `stop`; with `or_all`, all where a server gives no less.
-
-    Raises:
-        StoreError: they cannot be had.
-    """
+    """The bytes from `start` to `stop`; with `or_all`, all where a server gives no less."""
     fs, path = _filesystem(remote.url)
     # Others than the asynchronous ones (S3, GCS, http) would read ahead, for nothing
     exactly = {} if getattr(fs, "async_impl", False) else {"cache_type": "none"}
@@ -173,11 +166,7 @@ def _found(do: Callable[[], T], remote: Remote) -> T:
 
 
 class RemoteFile(io.RawIOBase):
-    """A file in a store, to be read anywhere: in pieces, the last few of which are kept.
-
-    Raises:
-        StoreError: when it is read and the store does not answer.
-    """
+    """A file in a store, to be read anywhere: in pieces, the last few of which are kept."""
 
     def __init__(self, remote: Remote) -> None:
         if remote.size is None:
@@ -199,30 +188,20 @@ class RemoteFile(io.RawIOBase):
         """Always."""
         return True
 
-    def tell(self) -> int:
-        """Where the next byte is read."""
-        return self._at
-
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
         """See io.IOBase."""
         self._at = max(0, offset + (0, self._at, self.size)[whence])
         return self._at
 
-    def read(self, size: int | None = -1) -> bytes:
-        """All `size` bytes, or those that are left."""
-        stop = self.size if size is None or size < 0 else min(self._at + size, self.size)
-        parts = []
+    def readinto(self, buffer: Any) -> int:
+        """Fill the buffer, or as much of it as there are bytes left."""
+        start, stop = self._at, min(self._at + len(buffer), self.size)
         while self._at < stop:
             number, skipped = divmod(self._at, BLOCK)
-            parts.append(self._block(number)[skipped : skipped + stop - self._at])
-            self._at += len(parts[-1])
-        return parts[0] if len(parts) == 1 else b"".join(parts)
-
-    def readinto(self, buffer: Any) -> int:
-        """See io.RawIOBase."""
-        data = self.read(len(buffer))
-        buffer[: len(data)] = data
-        return len(data)
+            part = self._block(number)[skipped : skipped + stop - self._at]
+            buffer[self._at - start : self._at - start + len(part)] = part
+            self._at += len(part)
+        return self._at - start
 
     def _read_block(self, number: int) -> bytes:
         start = number * BLOCK
@@ -267,7 +246,7 @@ def _patiently(do: Callable[[], T], url: str) -> T:
         FileNotFoundError: the store says that it is not there.
         StoreError: it fails each time, or takes the URL for a wrong one.
     """
-    for attempt, wait in enumerate(_waits(), 1):
+    for attempt in range(1, TRIES + 1):
         try:
             return do()
         except StoreError:
@@ -278,17 +257,11 @@ def _patiently(do: Callable[[], T], url: str) -> T:
             if _is_missing(error) or isinstance(error, _NOT_OF_STORES):
                 raise
             why, denied = _reason(error)
-            if wait is None or (denied and attempt > 1):
+            if attempt == TRIES or (denied and attempt > 1):
                 raise StoreError(f"{shown(url)}: {why} (tried {attempt} times)") from None
-        time.sleep(wait)
-    raise AssertionError  # the last wait is None
-
-
-def _waits() -> Iterator[float | None]:
-    """Seconds to wait after each try, up to half as long again so that workers do not meet."""
-    for number in range(TRIES - 1):
-        yield min(FIRST_WAIT * 2**number, LONGEST_WAIT) * random.uniform(1, 1.5)
-    yield None
+        # up to half as long again, so that workers do not meet
+        time.sleep(min(FIRST_WAIT * 2 ** (attempt - 1), LONGEST_WAIT) * random.uniform(1, 1.5))
+    raise AssertionError  # the last attempt returns or raises
 
 
 def _is_missing(error: Exception) -> bool:

@@ -34,15 +34,8 @@ def pair_p_values(
 
     Quian Quiroga et al. (2002), DOI 10.1103/PhysRevE.65.041903.
 
-    Args:
-        samples: [P, T, d].
-        known: bool [P, T], true if a track has a sample; shifted with the track.
-        mi: [P, P] nats.
-        pairs: int [M, 2], the pairs to test.
-        estimator: estimator of the MI.
-        k: k of that estimator.
-        surrogates: number of shifts.
-        rng: generator that draws the shifts.
+    `samples` are [P, T, d]; where they are `known` bool [P, T] is shifted with the track. `mi` is
+    [P, P] nats, by the estimator and its `k`; `pairs` int [M, 2] are to be tested.
 
     Returns:
         p-values float64 [M], and the MI of all surrogates float32 [M, surrogates], nats.

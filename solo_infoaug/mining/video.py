@@ -1,4 +1,7 @@
-"""Videos: files, bytes from elsewhere and folders of frames are opened and named alike."""
+"""Videos: files, bytes from elsewhere and folders of frames are opened and named alike.
+
+What cannot be read is a VideoError.
+"""
 
 from __future__ import annotations
 
@@ -16,11 +19,7 @@ from solo_infoaug.mining.search import search as search
 
 
 def open_video(path: Path | Content, fps: float = 25.0) -> Video | FrameFolder:
-    """Open a video file or a folder of numbered frames; a folder has no `fps` of its own.
-
-    Raises:
-        VideoError: it cannot be opened, or holds no video.
-    """
+    """Open a video file or a folder of numbered frames; a folder has no `fps` of its own."""
     return FrameFolder(path, fps) if isinstance(path, Path) and path.is_dir() else Video(path)
 
 
@@ -35,11 +34,7 @@ def video_stem(path: Path) -> str:
 
 
 def video_digest(path: Path) -> str:
-    """SHA-256 of a file's content, or of the contents of a folder's frames in order.
-
-    Raises:
-        VideoError: it cannot be read.
-    """
+    """SHA-256 of a file's content, or of the contents of a folder's frames in order."""
     try:
         if not path.is_dir():
             return file_digest(path)

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from threadpoolctl import threadpool_limits
 
+from solo_infoaug._jpeg import usable_cores as usable_cores
 from solo_infoaug.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -50,13 +51,6 @@ class Job:
 
 # If the worker dies, the result of a job is a sentence that says so.
 Work = Callable[[Job], Any]
-
-
-def usable_cores() -> int:
-    """The CPU cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 @contextlib.contextmanager
@@ -103,13 +97,8 @@ def run_jobs(
     If a worker dies, the jobs that were running are tried again, each in a worker of its own. A job
     whose own worker dies is reported as failed. No other job is lost.
 
-    Args:
-        jobs: what to do.
-        work: does one job and returns its result. Exceptions are raised here.
-        workers: number of processes; with 1, this process does the jobs.
-        ray: address of a Ray cluster, "auto" or "local"; None for processes.
-        gpu: whether Ray is asked for a GPU for each job.
-        cpus: number of cores that Ray is asked for, for each job.
+    Exceptions of `work` are raised here. With one worker, this process does the jobs. `ray` is the
+    address of a cluster, "auto" or "local"; it is asked for `cpus` and perhaps a GPU for each job.
 
     Raises:
         ConfigError: Ray is not installed or does not answer, or workers cannot start.
@@ -187,31 +176,33 @@ def _pool(size: int) -> Iterator[tuple[ProcessPoolExecutor, Event]]:
             raise
 
 
-@contextlib.contextmanager
-def _interrupts_are_ours() -> Iterator[None]:
+def _interrupts_are_ours() -> contextlib.AbstractContextManager[None]:
     """Processes that are started inside ignore Ctrl-C from the start; we stop them ourselves.
 
-    Otherwise each would print the traceback of what it was importing. Handlers can only be set in
-    the main thread.
+    Otherwise each would print the traceback of what it was importing.
     """
+    return handled(signal.SIGINT, signal.SIG_IGN)
+
+
+@contextlib.contextmanager
+def handled(number: signal.Signals, handler: Any) -> Iterator[None]:
+    """Inside, a signal is handled in this way. Handlers can only be set in the main thread."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    before = signal.signal(number, handler)
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        signal.signal(number, before)
 
 
 def _begin(started: Event) -> None:
-    """What each worker does first."""
+    """What each worker does first. It ends when its parent is killed.
+
+    Otherwise it could write into the next run.
+    """
     started.set()
-    _die_with_parent()
-
-
-def _die_with_parent() -> None:
-    """End this worker when its parent is killed, so that it cannot write into the next run."""
     parent = multiprocessing.parent_process()
     assert parent is not None
 

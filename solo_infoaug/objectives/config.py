@@ -46,10 +46,8 @@ class FMICLConfig:
     def parse(cls, value: object, key: str = "fmicl") -> FMICLConfig | None:
         """The config that a user wrote under `key`; None if f-MICL is off.
 
-        Args:
-            value: a divergence's name; a mapping (also OmegaConf's) with any of the fields; True
-                for the defaults; None or False for off.
-            key: its name in messages.
+        The value is a divergence's name; a mapping (also OmegaConf's) with any of the fields; True
+        for the defaults; None or False for off.
 
         Raises:
             ConfigError: for any other type, an unknown key, or a value that cannot be used.

@@ -133,11 +133,8 @@ VINCZE_LE_CAM = Divergence(
 def tsallis(order: float = DEFAULT_ORDER) -> Divergence:
     """The Tsallis divergence of order a: f(u) = u^a/(a−1), up to a constant.
 
-    Args:
-        order: a > 0, not 1 (where it is KL).
-
     Raises:
-        ValueError: for any other order.
+        ValueError: unless a > 0, and not 1 (where it is KL).
     """
     number = isinstance(order, Real) and not isinstance(order, bool)
     if not number or not math.isfinite(order) or order <= 0 or order == 1:
@@ -204,11 +201,7 @@ _REFUSED = {d.name: d for d in (REVERSE_KL, NEYMAN)}
 
 
 def get_divergence(name: str, order: float | None = None) -> Divergence:
-    """The divergence that a config calls `name`.
-
-    Args:
-        name: one of `DIVERGENCES`.
-        order: a of `tsallis`, `DEFAULT_ORDER` where it is None; no other divergence has one.
+    """The divergence that a config calls `name`; `order` is the a of `tsallis`.
 
     Raises:
         ValueError: if there is none of that name, if it is known and refused (the message says

@@ -52,11 +52,7 @@ SIMILARITIES = tuple(_BY_NAME)
 
 
 def get_similarity(name: str) -> Similarity:
-    """The similarity that a config calls `name`.
-
-    Raises:
-        ValueError: if there is none of that name.
-    """
+    """The similarity that a config calls `name`; a ValueError if there is none of that name."""
     if name not in _BY_NAME:
         raise ValueError(f"similarity: expected one of {', '.join(SIMILARITIES)}, got {name!r}")
     return _BY_NAME[name]

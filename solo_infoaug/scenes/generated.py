@@ -29,11 +29,7 @@ _WALL = 0.55
 
 @dataclass(frozen=True)
 class SceneConfig:
-    """The settings of a generated scene.
-
-    Raises:
-        ConfigError: a value cannot be used.
-    """
+    """The settings of a generated scene; a ConfigError if a value cannot be used."""
 
     frames: int = 96
     height: int = 360

@@ -146,11 +146,9 @@ def whole_batches(
 ) -> DataLoader[Any]:
     """A loader over one of solo-learn's data sets that is read once, by each process all of it.
 
-    Args:
-        images: data set without a transform, so that its items end with a PIL image and a label.
-        pipelines: one for each entry of `augmentations`.
-        batch_size: images a batch and process; the rest of an epoch is dropped, as solo-learn does.
-        seed: of the order in which several processes share the images.
+    It has no transform, so that its items end with a PIL image and a label. `batch_size` is that of
+    a process; the rest of an epoch is dropped, as solo-learn does. Several processes share the
+    images in an order by `seed`.
 
     Raises:
         ConfigError: images differ in size.

@@ -135,11 +135,7 @@ def choose_device(cfg: DictConfig) -> None:
 
 
 def check_values(cfg: DictConfig) -> None:
-    """Check for numbers that no solo-learn can train with.
-
-    Raises:
-        ConfigError: there is one; the message names the key.
-    """
+    """Raise a ConfigError that names a number that no solo-learn can train with."""
 
     def whole(key: str, minimum: int, *allowed: object) -> None:
         value = OmegaConf.select(cfg, key, throw_on_missing=False)
@@ -152,13 +148,10 @@ def check_values(cfg: DictConfig) -> None:
     # without an end of epochs there must be an end of steps
     endless = (-1,) if OmegaConf.select(cfg, "max_steps", default=-1) not in (None, -1) else ()
     whole("max_epochs", 1, *endless)
-    for key, minimum in (
-        ("optimizer.batch_size", 1),
-        ("data.num_workers", 0),
-        ("seed", 0),
-        ("checkpoint.frequency", 1),
-    ):
-        whole(key, minimum)
+    whole("optimizer.batch_size", 1)
+    whole("data.num_workers", 0)
+    whole("seed", 0)
+    whole("checkpoint.frequency", 1)
     entries = OmegaConf.select(cfg, "augmentations", throw_on_missing=False)
     if entries is not None:
         good = isinstance(entries, ListConfig) and len(entries) > 0

@@ -205,11 +205,8 @@ def check_halves(
 ) -> None:
     """Check that both halves of a named data set in folders of images have all its classes.
 
-    Args:
-        dataset: one of `CLASSES`.
-        train_path: path of the images to train on.
-        val_path: path of the other images; None if they are not needed.
-        keys: names of the two paths in messages.
+    `dataset` is one of `CLASSES`. Without a `val_path`, the other half is not needed. `keys` are
+    the names of the two paths in messages.
 
     Raises:
         ConfigError: a half lacks classes, or has others.

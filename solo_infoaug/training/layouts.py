@@ -94,13 +94,8 @@ def check_fraction(fraction: Any, seed: Any, section: str = "data") -> None:
 def drawn_rows(labels: Sequence[int] | None, count: int, fraction: float, seed: int) -> list[int]:
     """Rows of the `fraction` of each class of `count` images, drawn by `seed`.
 
-    With seed 42 they are those of `data.fraction` in the current solo-learn.
-
-    Args:
-        labels: labels of the images; None draws without regard to classes.
-        count: number of images.
-        fraction: in (0, 1).
-        seed: seed of the draw.
+    With seed 42 they are those of `data.fraction` in the current solo-learn. Without `labels`,
+    classes do not count.
 
     Raises:
         ConfigError: the part has fewer images than classes.

@@ -42,10 +42,6 @@ def begin_with(model: Any, init: str) -> Fit:
     Heads and all else stay as they are. Batch norms that the twin branch has of its own begin with
     the same.
 
-    Args:
-        model: a method of solo-learn.
-        init: a file, or `timm:NAME`.
-
     Raises:
         ConfigError: it cannot be read or downloaded, or nothing in it fits.
     """

@@ -167,13 +167,7 @@ class InfoAugMethod(Method):
 
 
 def extend(name: str, method: type, host: Host) -> type:
-    """A subclass of a solo-learn method that reads `infoaug` and `fmicl` from its configuration.
-
-    Args:
-        name: of the method, as in `METHODS`.
-        method: the plain class.
-        host: whose method it is.
-    """
+    """A subclass of the method `name` in `METHODS` that reads `infoaug` and `fmicl` from `cfg`."""
     members: dict[str, Any] = {
         "infoaug_name": name,
         "infoaug_plain": method,

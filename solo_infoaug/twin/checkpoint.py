@@ -94,11 +94,7 @@ def check_former_runs(cfg: DictConfig, host: Host) -> None:
     """Refuse to start again if the same run exists under the former keys.
 
     Auto-resume compares the keys in args.json. A run saved under the former keys never matches, so
-    it would silently be trained again from the beginning.
-
-    Args:
-        cfg: of a run with InfoAug, as `write_infoaug` completes it.
-        host: whose auto-resume compares the keys.
+    it would silently be trained again from the beginning. `cfg` is as `write_infoaug` completes it.
 
     Raises:
         ConfigError: there is such a run.
@@ -201,12 +197,9 @@ def _set_random_state(state: dict[str, Any], device: torch.device) -> None:
 def take_late_buffers(
     method: nn.Module, branch: Any, weights: dict[str, Tensor]
 ) -> dict[str, Tensor]:
-    """Remove from `weights` the buffers that the method only makes when training starts.
+    """Remove from a checkpoint's `weights` the buffers that training only makes when it starts.
 
-    Args:
-        method: as its constructor leaves it, with the branch.
-        branch: the twin branch, whose spec names these buffers.
-        weights: a checkpoint's state dict; changed in place.
+    The branch's spec names these. The method is as its constructor leaves it, with the branch.
     """
     known = method.state_dict().keys()
     names = {name.rpartition(".")[2] for name in branch.learner.spec.state}

@@ -199,12 +199,7 @@ class TwinBranch(nn.Module):
     ) -> TwinBranch:
         """The branch of a solo-learn method: a second instance of it learns from the twins.
 
-        Args:
-            method: with its backbone.
-            kind: of the second instance, from `learner_class`.
-            cfg: of the run.
-            settings: of `cfg`, from `complete_infoaug`.
-            host: whose method it is.
+        Its class `kind` is from `learner_class`, `settings` from `complete_infoaug`.
 
         Raises:
             ConfigError: settings that do not fit each other, the dictionary or the method.

@@ -125,10 +125,13 @@ class InfoAugConfig:
     def __post_init__(self) -> None:
         # an empty path is an unset variable of the shell, not a wish for the default
         path = isinstance(self.twins, (str, os.PathLike)) and self.twins != ""
-        pipelines = isinstance(self.augmentations, (list, ListConfig)) and len(self.augmentations)
+        listed = isinstance(self.augmentations, (list, ListConfig)) and len(self.augmentations)
+        pipelines = self.augmentations is None or listed
         batch = self.batch_size is None or is_whole(self.batch_size, 1)
         share = self.without_twin_share
         finite = is_number(self.weight, 0) and self.weight < float("inf")
+        part = is_number(self.random_share, 0) and self.random_share <= 1
+        apart = is_number(self.min_distance, 0) and self.min_distance < float("inf")
         for key, good, expected in (
             ("enabled", isinstance(self.enabled, bool), "true or false"),
             ("temporal", is_temporal(self.temporal), TEMPORAL),
@@ -142,22 +145,10 @@ class InfoAugConfig:
             ("cache_gb", is_number(self.cache_gb, 0), "a number of gigabytes"),
             ("repeats", is_whole(self.repeats, 1), "a whole number ≥ 1"),
             ("batch_size", batch, "a whole number ≥ 1"),
-            (
-                "random_share",
-                is_number(self.random_share, 0) and self.random_share <= 1,
-                "a number in [0, 1]",
-            ),
+            ("random_share", part, "a number in [0, 1]"),
             ("distinct_windows", isinstance(self.distinct_windows, bool), "true or false"),
-            (
-                "min_distance",
-                is_number(self.min_distance, 0) and self.min_distance < float("inf"),
-                "a finite number ≥ 0",
-            ),
-            (
-                "augmentations",
-                self.augmentations is None or pipelines,
-                "a list of pipelines as in solo-learn's `augmentations`",
-            ),
+            ("min_distance", apart, "a finite number ≥ 0"),
+            ("augmentations", pipelines, "a list of pipelines as in solo-learn's `augmentations`"),
         ):
             require(good, f"infoaug.{key}", expected, getattr(self, key))
         objective = FMICLConfig.parse(self.objective, key="infoaug.objective")

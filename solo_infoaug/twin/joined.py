@@ -20,7 +20,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torchvision.models import ResNet
 
 from solo_infoaug.twin.batch_norm import frozen, norms_of, seen
-from solo_infoaug.twin.stacked import apart, by_turns, fits, replaced, stacked
+from solo_infoaug.twin.stacked import apart, by_turns, fits, is_usual, replaced, stacked
 
 Forward = Callable[[Tensor], Tensor]
 
@@ -199,15 +199,7 @@ def _by_view(
 
 def _is_usual(norm: _BatchNorm, images: Tensor) -> bool:
     """Whether `_NormByView` can replace this batch norm."""
-    return (
-        type(norm) is nn.BatchNorm2d
-        and norm.training
-        and norm.affine
-        and norm.momentum is not None
-        and norm.num_batches_tracked is not None
-        and norm.weight.dtype == images.dtype
-        and images.device.type == "cpu"
-    )
+    return is_usual(norm) and norm.weight.dtype == images.dtype and images.device.type == "cpu"
 
 
 class _NormByView(torch.autograd.Function):

@@ -36,13 +36,7 @@ REGISTERED = "solo_infoaug.registered"
 _NOT_THE_BRANCHS = {*BACKBONE_NAMES.values(), "classifier", "momentum_classifier"}
 
 # What a method logs about labels means nothing for images without them.
-_NOT_LOGGED = {
-    "train_class_loss",
-    "train_acc1",
-    "train_acc5",
-    "train_nn_acc",
-    "train_n_positives",
-}
+_NOT_LOGGED = {"train_class_loss", "train_acc1", "train_acc5", "train_nn_acc", "train_n_positives"}
 
 Backbones = Iterator[tuple[nn.Module, nn.ModuleList | None]]
 """Each backbone that a branch shares, and the branch's own batch norms for it."""
@@ -203,10 +197,7 @@ def _announcement(dictionary: TwinDictionary, settings: InfoAugConfig, device: t
 def learner_class(name: str, plain: type, shared: tuple[str, ...]) -> type:
     """The class of a method's second instances. It is made once, so that pickle can name it.
 
-    Args:
-        name: the method's name in `METHODS`.
-        plain: its class.
-        shared: its names for the backbone and the momentum backbone.
+    `shared` are the method's names for the backbone and the momentum backbone.
     """
     spec = find_method(name)
     members: dict[str, Any] = {module: _shared_module(module) for module in shared}
@@ -218,16 +209,11 @@ def learner_class(name: str, plain: type, shared: tuple[str, ...]) -> type:
 
 
 def learner_of(view_branch: Any, kind: Any, cfg: DictConfig, sampler: TwinSampler) -> Any:
-    """A second instance of the method of `view_branch`, over its backbone.
+    """A second instance of the method `view_branch` that a run trains, over its backbone.
 
-    Its heads are initialised from the run's seed without touching torch's random state, so that
-    a run with InfoAug sees the same data in the same order as one without.
-
-    Args:
-        view_branch: the method that a run trains.
-        kind: from `learner_class`.
-        cfg: of the run.
-        sampler: of its twins.
+    Its class is from `learner_class`. Its heads are initialised from the run's seed without
+    touching torch's random state, so that a run with InfoAug sees the same data in the same order
+    as one without.
 
     Raises:
         ConfigError: the settings ask for no heads where the loss needs them.

@@ -124,11 +124,7 @@ def risks(
 ) -> list[str]:
     """Warnings about a run that can be trained but may not do what its user expects.
 
-    Args:
-        dictionary: of the twins.
-        cfg: of the run.
-        state: the method's buffers.
-        pairs: drawn a step, by all processes.
+    `state` are the method's buffers; all processes draw `pairs` in a step.
     """
     texts = []
     anchors = len(dictionary.anchors)

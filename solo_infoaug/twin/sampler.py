@@ -9,7 +9,7 @@ a step's request is not the one that was guessed, its batch is prepared anew.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -30,6 +30,10 @@ THREAD = "infoaug-prefetch"
 
 BEFORE_STEPS = 2**31
 """Stands for a step's number in draws before the first step of an epoch."""
+
+# Settings that `TwinDictionary.sample` takes by the same names.
+_SAMPLED = ["batch_size", "positives", "top_k", "without_twin_share", "random_share"]
+_SAMPLED += ["distinct_windows"]
 
 
 # --- seeds -----------------------------------------------------------------------------------
@@ -82,23 +86,15 @@ class TwinRequest:
 
     device: torch.device
     dictionary: TwinDictionary
-    batch_size: int
-    positives: str
-    top_k: int
-    temporal: bool
-    without_twin_share: float
+    how: Mapping[str, Any]
+    """Arguments of `TwinDictionary.sample`."""
+
     pipelines: Sequence[Pipeline]
     both: bool
     """Make each crop of both patch and twin."""
 
     seconds: float | None = None
-    """How many seconds away both may be shown in other windows; None: not at all."""
-
-    order: tuple[int, int] | None = None
-    """For a dictionary at a URL; see `TwinDictionary.sample`."""
-
-    random_share: float = 0.0
-    distinct_windows: bool = False
+    """In the place of `temporal`, where true and one second would be equal."""
 
 
 @dataclass(frozen=True)
@@ -151,17 +147,10 @@ def prepare(request: TwinRequest, stream: torch.cuda.Stream | None = None) -> Pr
 
     It uses no state that threads share, neither torch's generators nor its default dtype.
     """
-    patch, twin, index = request.dictionary.sample(
-        request.batch_size,
-        torch.Generator().manual_seed(request.pairs_seed),
-        positives=request.positives,
-        top_k=request.top_k,
-        temporal=request.temporal if request.seconds is None else request.seconds,
-        without_twin_share=request.without_twin_share,
-        order=request.order,
-        random_share=request.random_share,
-        distinct_windows=request.distinct_windows,
-    )
+    generator = torch.Generator().manual_seed(request.pairs_seed)
+    reach = {} if request.seconds is None else {"temporal": request.seconds}
+    how = {**request.how, **reach}
+    patch, twin, index = request.dictionary.sample(generator=generator, **how)
     count, _, height, width = patch.shape
     random = torch.Generator().manual_seed(request.views_seed)
     drawn = draw_views(request.pipelines, count, height, width, random, both=request.both)
@@ -281,11 +270,7 @@ class TwinSampler:
         self.dictionary = open_if_there(self.settings)
 
     def opened(self) -> TwinDictionary:
-        """The dictionary, for training.
-
-        Raises:
-            DictionaryError: it cannot be opened.
-        """
+        """The dictionary, for training; a DictionaryError if it cannot be opened."""
         if self.dictionary is None:
             self.dictionary = open_dictionary(self.settings)
             check_dictionary(self.dictionary, self.settings)
@@ -293,24 +278,19 @@ class TwinSampler:
 
     def request(self, step: int, position: Position) -> TwinRequest:
         """The request for the batch of a step."""
-        settings, temporal = self.settings, self.settings.temporal
-        assert settings.batch_size is not None
         dictionary = self.opened()
+        how = {name: getattr(self.settings, name) for name in _SAMPLED}
+        how["order"] = order(self.seed, position, step) if dictionary.stream else None
+        temporal = self.settings.temporal
+        how["temporal"] = bool(temporal)
         return TwinRequest(
             *seeds(self.seed, position, step),
             device=position.device,
             dictionary=dictionary,
-            batch_size=settings.batch_size,
-            positives=settings.positives,
-            top_k=settings.top_k,
-            temporal=bool(temporal),
-            seconds=None if isinstance(temporal, bool) else float(temporal),
-            without_twin_share=settings.without_twin_share,
+            how=how,
             pipelines=self.pipelines,
             both=self.both_views,
-            order=order(self.seed, position, step) if dictionary.stream else None,
-            random_share=settings.random_share,
-            distinct_windows=settings.distinct_windows,
+            seconds=None if isinstance(temporal, bool) else float(temporal),
         )
 
     def batch(self, step: int, position: Position) -> TwinBatch:
@@ -329,12 +309,8 @@ class TwinSampler:
         """Inside, torch's draws depend only on seed, rank, epoch and step.
 
         A resumed run therefore draws the same as an uninterrupted one, and the view branch the same
-        as a run without InfoAug.
-
-        Args:
-            step: or `BEFORE_STEPS`.
-            position: of the run.
-            after: the state of the CPU generator to start from, if there have been draws already.
+        as a run without InfoAug. If there have been draws already, `after` is the state of the CPU
+        generator to start from.
         """
         with fork_rng(seeds(self.seed, position, step)[1], position.device):
             if after is not None:

@@ -36,8 +36,11 @@ def _nothing(*args: Any) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class MethodFacts:
-    """Facts about a method and its twin branch, for tables and docs; training does not use them."""
+class MethodSpec:
+    """How one method's twin branch, and f-MICL in it, differ from the generic ones.
+
+    The fields before `heads` are for tables and docs; training does not use them.
+    """
 
     title: str
     """The method's name in its paper."""
@@ -56,11 +59,6 @@ class MethodFacts:
 
     hooks: tuple[str, ...] = ()
     """Those of `HOOKS` that the method itself defines and needs."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class MethodSpec(MethodFacts):
-    """How one method's twin branch, and f-MICL in it, differ from the generic ones."""
 
     heads: tuple[str, ...]
     """The branch's own trained modules. `infoaug.heads: none` is possible if these are only

@@ -40,12 +40,13 @@ def fits(layers: Sequence[Norms], sizes: Sequence[int]) -> bool:
     every = [norm for norms in layers for norm in norms]
     return (
         len(set(sizes)) == 1
-        and all(_is_usual(norm) for norm in every)
+        and all(map(is_usual, every))
         and len({(norm.momentum, norm.eps, norm.weight.dtype) for norm in every}) == 1
     )
 
 
-def _is_usual(norm: _BatchNorm) -> bool:
+def is_usual(norm: _BatchNorm) -> bool:
+    """Whether it treats images as native batch norm does in training, and counts its batches."""
     return (
         type(norm) is nn.BatchNorm2d
         and norm.training

@@ -25,27 +25,14 @@ def uniform(shape: tuple[int, ...], low: float, high: float, random: torch.Gener
 
 
 def draw_boxes(
-    count: int,
-    height: int,
-    width: int,
-    scale: tuple[float, float],
-    random: torch.Generator,
-    ratio: tuple[float, float] = _ASPECT_RATIO,
+    count: int, height: int, width: int, scale: tuple[float, float], random: torch.Generator
 ) -> Tensor:
     """Boxes as torchvision's `RandomResizedCrop` draws them.
 
-    Args:
-        count: of boxes.
-        height: of the image, pixels.
-        width: of the image, pixels.
-        scale: least and largest share of the image's area.
-        random: a CPU generator.
-        ratio: least and largest width / height, drawn uniformly in its logarithm.
-
-    Returns:
-        int64 [count, 4], on the CPU: top, left, height, width.
+    `scale` is the least and largest share of the image's area. Width / height is drawn uniformly in
+    its logarithm. Returns int64 [count, 4], on the CPU: top, left, height, width.
     """
-    shape = (count, _CROP_TRIES)
+    shape, ratio = (count, _CROP_TRIES), _ASPECT_RATIO
     area = height * width * uniform(shape, *scale, random)
     aspect = uniform(shape, math.log(ratio[0]), math.log(ratio[1]), random).exp()
     tall, wide = (area / aspect).sqrt().round(), (area * aspect).sqrt().round()
@@ -67,14 +54,8 @@ def resized_crop(image: Tensor, boxes: Tensor, size: int) -> Tensor:
     Pillow's resampling (antialiased, the cubic of a = −1/2, the horizontal pass first, 8-bit levels
     after each pass) is linear along each axis: two batched matrix products.
 
-    Args:
-        image: float [B, C, H, W] in [0, 1].
-        boxes: [B, 4], whole numbers of any type, on the image's device: top, left, height, width,
-            inside the image.
-        size: of the result, pixels.
-
-    Returns:
-        float [B, C, size, size] in [0, 1], in steps of 1/255.
+    Float [B, C, H, W] in [0, 1] → [B, C, size, size], in steps of 1/255. `boxes` [B, 4] are whole
+    numbers of any type, on the image's device: top, left, height, width, inside the image.
     """
     boxes = boxes.to(image.dtype)
     count, channels, height, width = image.shape
@@ -110,13 +91,10 @@ def jitter(image: Tensor, factors: Tensor, order: Tensor) -> Tensor:
     grey. Hue is turned only in the images whose turn it is.
 
     Args:
-        image: float [B, 3, H, W] in [0, 1].
+        image: float [B, 3, H, W] in [0, 1]; so is the result.
         factors: float [B, 4], on the CPU: of brightness, contrast and saturation, 1 for no change;
             of hue in turns, 0 for no change.
         order: int64 [B, 4], on the CPU: permutations of 0, 1, 2, 3, which count like the factors.
-
-    Returns:
-        float [B, 3, H, W] in [0, 1].
     """
     return jittered(image.clone(), *(part.to(image.device) for part in turns_of(factors, order)))
 
@@ -158,17 +136,10 @@ def luminance(image: Tensor) -> Tensor:
 
 
 def turn_hue(image: Tensor, angle: Tensor) -> Tensor:
-    """Add to the hue of HSV.
+    """Add `angle`, float [B] in radians, to the hue of HSV: float [B, 3, H, W] in [0, 1].
 
     Nothing is selected with `torch.where` or a boolean, neither of which PyTorch vectorises on the
     CPU, but with `lerp` and a weight of 0 or 1.
-
-    Args:
-        image: float [B, 3, H, W] in [0, 1].
-        angle: float [B], radians.
-
-    Returns:
-        float [B, 3, H, W] in [0, 1].
     """
     red, green, blue = image.unbind(1)
     highest, lowest = image.amax(1), image.amin(1)
@@ -192,13 +163,8 @@ def blur(image: Tensor, sigma: Tensor) -> Tensor:
 
     Boxes of fractional radius: Gwosdek et al. 2011, doi:10.1007/978-3-642-24785-9_38.
 
-    Args:
-        image: float [B, C, H, W] in [0, 1].
-        sigma: float [B], pixels, on the image's device, at most 2: solo-learn's largest, for which
-            the box has room.
-
-    Returns:
-        float [B, C, H, W] in [0, 1].
+    Images are float [B, C, H, W] in [0, 1]. `sigma` is float [B], pixels, on their device, at most
+    2: solo-learn's largest, for which the box has room.
     """
     count, channels, height, width = image.shape
     sigma = sigma.to(image.dtype)

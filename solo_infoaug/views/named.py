@@ -65,12 +65,9 @@ def drawn_by(augmentation: Any, shape: tuple[int, ...], random: torch.Generator)
 
 
 def named(key: str, given: Any, size: int) -> list[nn.Module]:
-    """One of Kornia's augmentations; none where it is off.
+    """The augmentation that Kornia calls `key`, for views of `size` pixels; none where it is off.
 
-    Args:
-        key: its name.
-        given: its arguments: a mapping, `true` for none, `false` or `null` to leave it out.
-        size: of the views that it is applied to, pixels.
+    Its arguments are a mapping, `true` for none, `false` or `null` to leave it out.
 
     Raises:
         ConfigError: as `made`; or there is no such argument.

@@ -171,13 +171,7 @@ def check_hosts_keys(entries: Any) -> None:
 
 
 def run_pipelines(host: Host, cfg: Any, entries: Any) -> list[Pipeline]:
-    """The pipelines of `entries`, normalised as the host normalises the run's own views.
-
-    Args:
-        host: from `load_host`.
-        cfg: of the run.
-        entries: in the format of `augmentations`.
-    """
+    """The pipelines of `entries`, normalised as the host normalises the run's own views."""
     return [
         build_pipeline(entry, *host.normalization(cfg.data.dataset, entry)) for entry in entries
     ]
@@ -205,13 +199,7 @@ def draw_views(
 ) -> list[Params]:
     """All that is drawn for the views of a batch, in the order in which `apply_views` takes it.
 
-    Args:
-        pipelines: one for each entry of `augmentations`.
-        count: of patches.
-        height: of a patch, pixels.
-        width: of a patch, pixels.
-        random: a CPU generator.
-        both: make every crop twice, of the patch and of the twin.
+    There are `count` patches. With `both`, every crop is made twice, of the patch and of the twin.
     """
     drawn = []
     for pipeline in pipelines:
@@ -280,15 +268,9 @@ def make_views(
     are one of the patch and one of the twin. Draws from torch's global CPU generator: see
     `randomness.fork_rng`.
 
-    Args:
-        pipelines: one for each entry of `augmentations`.
-        patch: uint8 [B, 3, H, W], on the device where the views are made.
-        twin: uint8 [B, 3, H, W], on the same device.
-        both: make every crop twice, of the patch and of the twin.
-
-    Returns:
-        As many float32 [B, 3, crop, crop] as the pipelines have crops (twice as many with `both`),
-        normalised.
+    Patches and twins are uint8 [B, 3, H, W] on the device where the views are made. Returns a
+    float32 [B, 3, crop, crop], normalised, for each crop of the pipelines, or two with `both`: of
+    the patch and of the twin.
     """
     count, _, height, width = patch.shape
     drawn = draw_views(pipelines, count, height, width, torch.default_generator, both=both)

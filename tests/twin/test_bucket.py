@@ -67,7 +67,7 @@ def test_steps_draw_in_the_order_of_the_packs(
     for epoch, step in ((0, 0), (0, 1), (0, 2), (0, 3), (1, 0), (1, 1)):
         run.trainer.current_epoch = epoch
         request = branch.sampler.request(step, branch.learner.position)
-        assert request.order == (5, 4 * epoch + step)
+        assert request.how["order"] == (5, 4 * epoch + step)
         index = branch.batch(step).index
         assert torch.equal(index, branch.batch(step).index)
         assert len({int(number) // 24 for number in index}) == 1  # a pack at a time

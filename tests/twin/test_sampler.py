@@ -324,9 +324,8 @@ def test_other_windows_are_part_of_the_request(build: Callable[..., Any]) -> Non
     within, reaching, short = requests
     assert within != reaching != short
     twins = sampler.prepare(reaching)
-    again = dictionary.sample(
-        reaching.batch_size, torch.Generator().manual_seed(reaching.pairs_seed), temporal=1.0
-    )
+    batch_size, seed = reaching.how["batch_size"], reaching.pairs_seed
+    again = dictionary.sample(batch_size, torch.Generator().manual_seed(seed), temporal=1.0)
     assert all(
         torch.equal(a, b)
         for a, b in zip((twins.patch, twins.twin, twins.index), again, strict=True)
@@ -343,7 +342,7 @@ def test_settings_of_the_draw_reach_the_dictionary(build: Callable[..., Any]) ->
     )
     ours, theirs = (branch.sampler.request(0, branch.learner.position) for branch in (plain, other))
     patch, partner, _ = ours.dictionary.sample(
-        ours.batch_size,
+        ours.how["batch_size"],
         torch.Generator().manual_seed(ours.pairs_seed),
         random_share=0.5,
         distinct_windows=True,
