@@ -64,9 +64,10 @@ def best_partners(
 
 @compiled()
 def _largest(values, among, count):  # type: ignore[no-untyped-def]
-    """Places and values [P, count] of the largest of each row that are `among` those to consider,
-    bool [P, P], the first of equal ones first; -1 and 0 where there are no more. Not the
-    diagonal."""
+    """Columns and values, [P, count], of the largest of each row, the first of equal ones first.
+
+    Only those that are `among`, bool [P, P], count, and none on the diagonal. -1 and 0 fill up.
+    """
     places = np.full((len(values), count), -1, np.int64)
     largest = np.zeros((len(values), count), values.dtype)
     for i in range(len(values)):
