@@ -202,7 +202,8 @@ class PackWriter:
             file.seek(stretch.start)
             left = stretch.size
             while left:
-                data = file.read(min(left, 1 << 22))
+                # Small enough for the second-level cache and for memory that is used again
+                data = file.read(min(left, 1 << 18))
                 if not data:
                     raise DictionaryError(f"{stretch.label}: damaged: it is cut off")
                 out.write(data)

@@ -169,7 +169,7 @@ def _coordinates(x: Tensor, valid: Tensor | None) -> np.ndarray:
     out[:, :d, :samples] = x.numpy().transpose(0, 2, 1)
     out[:, :, samples:] = np.inf
     if valid is not None:
-        out[:, :, :samples].transpose(0, 2, 1)[~valid.numpy()] = np.inf
+        np.copyto(out[:, :, :samples], np.inf, where=~valid.numpy()[:, None])
     return out
 
 

@@ -56,7 +56,8 @@ class Flow:
         agree = _agreeing(self.forth, self.back, self.size, np.float32(max_error), y, x)
         if overlay is not None:
             agree &= ~_at_flow(overlay, self.forth)[np.ix_(y, x)]
-        lattice = np.stack(np.meshgrid(x, y), axis=2)[agree]
+        row, column = np.nonzero(agree)
+        lattice = np.stack([x[column], y[row]], axis=1)
         points = ((lattice + 0.5) * unit - 0.5).astype(np.float32)
         return points, points + self.forth[lattice[:, 1], lattice[:, 0]]
 

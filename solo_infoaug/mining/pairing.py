@@ -7,8 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from scipy.sparse import csr_array
 from scipy.sparse.csgraph import connected_components
 
+from solo_infoaug._compile import compiled
 from solo_infoaug.information import EstimateWarning, entropy, pairwise_mutual_information
 from solo_infoaug.mining.config import MineConfig
 from solo_infoaug.mining.surrogates import false_discovery, pair_p_values
@@ -23,12 +25,23 @@ def information(
         paths: [P, T, d].
         known: bool [P, T]; a pair uses the samples that both have.
     """
-    x = torch.from_numpy(paths).float()
-    mask = None if known.all() else torch.from_numpy(known)
-    mi = pairwise_mutual_information(x, estimator=estimator, k=k, mask=mask)
-    pairs = mi.numpy().copy()
+    return _pairs(paths, known, estimator, k), _entropies(paths, known, k)
+
+
+def _pairs(paths: np.ndarray, known: np.ndarray, estimator: str, k: int) -> np.ndarray:
+    x, mask = _tensors(paths, known)
+    pairs = pairwise_mutual_information(x, estimator=estimator, k=k, mask=mask).numpy().copy()
     np.fill_diagonal(pairs, np.nan)
-    return pairs, entropy(x, k=k, mask=mask).numpy()
+    return pairs
+
+
+def _entropies(paths: np.ndarray, known: np.ndarray, k: int) -> np.ndarray:
+    x, mask = _tensors(paths, known)
+    return entropy(x, k=k, mask=mask).numpy()
+
+
+def _tensors(paths: np.ndarray, known: np.ndarray) -> tuple[torch.Tensor, torch.Tensor | None]:
+    return torch.from_numpy(paths).float(), None if known.all() else torch.from_numpy(known)
 
 
 def best_partners(
@@ -45,16 +58,28 @@ def best_partners(
     Returns:
         int64 [P, K], best first, then -1; and their MI float32 [P, K], 0 there.
     """
-    count = len(mi)
-    score = np.where(allowed & ~np.eye(count, dtype=bool) & (mi > min_mi), mi, -np.inf)
-    best = np.argsort(-score, axis=1, kind="stable")[:, :top_k]
-    value = np.take_along_axis(score, best, axis=1)
-    twins = np.full((count, top_k), -1, np.int64)
-    found = np.zeros((count, top_k), np.float32)
-    good = np.isfinite(value)
-    twins[:, : best.shape[1]][good] = best[good]
-    found[:, : best.shape[1]][good] = value[good]
-    return twins, found
+    twins, found = _largest(mi, allowed & (mi > min_mi), top_k)
+    return twins, found.astype(np.float32)
+
+
+@compiled()
+def _largest(values, among, count):  # type: ignore[no-untyped-def]
+    """Columns and values, [P, count], of the largest of each row, the first of equal ones first.
+
+    Only those that are `among`, bool [P, P], count, and none on the diagonal. -1 and 0 fill up.
+    """
+    places = np.full((len(values), count), -1, np.int64)
+    largest = np.zeros((len(values), count), values.dtype)
+    for i in range(len(values)):
+        for j in range(len(values)):
+            n, value = count - 1, values[i, j]
+            if i == j or not among[i, j] or (places[i, n] >= 0 and largest[i, n] >= value):
+                continue
+            while n > 0 and (places[i, n - 1] < 0 or largest[i, n - 1] < value):
+                places[i, n], largest[i, n] = places[i, n - 1], largest[i, n - 1]
+                n -= 1
+            places[i, n], largest[i, n] = j, value
+    return places, largest
 
 
 # Number of patches up to which things share a call of the estimator.
@@ -146,19 +171,17 @@ def _information_of(
     the pairs is estimated.
     """
     count = len(samples)
-    _, thing = connected_components(allowed, directed=False)
+    _, thing = connected_components(csr_array(allowed), directed=False)
     sizes = np.bincount(thing)
-    mi, entropies = np.full((count, count), np.nan, np.float32), np.zeros(count, np.float32)
+    mi = np.full((count, count), np.nan, np.float32)
     # Small ones together, since a call costs as much as thousands of pairs
     small = sizes < _TOGETHER
     group = np.where(small, np.cumsum(sizes * small) // _TOGETHER, -1 - np.arange(len(sizes)))
     for number in np.unique(group):
         members = np.flatnonzero(group[thing] == number)
-        pairs, entropies[members] = information(
-            samples[members], known[members], config.estimator, config.k
-        )
+        pairs = _pairs(samples[members], known[members], config.estimator, config.k)
         mi[np.ix_(members, members)] = pairs
-    return mi, entropies
+    return mi, _entropies(samples, known, config.k)
 
 
 def _partners(
