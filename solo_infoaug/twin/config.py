@@ -99,9 +99,9 @@ class InfoAugConfig:
     their own statistics and weights; `frozen`: with the running statistics, which they do not
     update."""
 
-    heads: str = "full"
+    heads: str | None = None
     """`full`: the branch has its own projector and predictor. `none`: the branch compares the
-    backbone's features after batch norm. See docs/methods.md."""
+    backbone's features after batch norm. Default: `full`; see docs/methods.md."""
 
     objective: Any = None
     """f-MICL in the twin branch alone, written like `fmicl`. false: the method's own objective.
@@ -137,7 +137,7 @@ class InfoAugConfig:
             ("temporal", is_temporal(self.temporal), TEMPORAL),
             ("twins", self.twins is None or path, "the folder of a twin dictionary"),
             ("positives", self.positives in POSITIVES, f"one of {', '.join(POSITIVES)}"),
-            ("heads", self.heads in HEADS, f"one of {', '.join(HEADS)}"),
+            ("heads", self.heads in (None, *HEADS), f"one of {', '.join(HEADS)}"),
             ("batch_norm", self.batch_norm in BATCH_NORMS, f"one of {', '.join(BATCH_NORMS)}"),
             ("weight", finite, "a finite number ≥ 0"),
             ("without_twin_share", is_number(share, 0) and share < 1, "a number in [0, 1)"),
@@ -245,6 +245,7 @@ def complete_infoaug(cfg: DictConfig, method: str) -> InfoAugConfig | None:
     config = read_infoaug(cfg)
     if config is not None:
         find_method(method)  # an error for a method that has no twin branch
+        config.heads = config.heads or "full"
         config.batch_size = config.batch_size or int(cfg.optimizer.batch_size)
         if config.objective:
             check_method(method, "infoaug.objective")

@@ -68,7 +68,12 @@ def test_all_doors_train_the_same_weights(
     monkeypatch.setattr(TwinBranch, "one_pass", False)  # the hook has no say in the method's views
 
     def start(kind: str) -> tuple[Any, Any]:
-        infoaug = {"twins": str(twins_folder), "objective": "js", "positives": "random"}
+        infoaug = {
+            "twins": str(twins_folder),
+            "objective": "js",
+            "positives": "random",
+            "heads": "none",  # the same as the batch norm of the loop below
+        }
         layout = {"performance.disable_channel_last": True}  # another one rounds in another way
         cfg = host.parse_cfg(make_cfg("simclr", None if kind == "loop" else infoaug, **layout))
         method = host.methods["simclr"]
