@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from solo_infoaug.mining.camera import CameraStep, camera_steps, own_motion, remove_parallax
+from solo_infoaug.mining.camera import camera_steps, fit_noise, own_motion, remove_parallax
 from solo_infoaug.mining.config import MineConfig
 from solo_infoaug.mining.trackers import Tracks
+from solo_infoaug.mining.trimmed import fit_over_window
 from solo_infoaug.mining.windows import Window
 
 
@@ -44,7 +45,14 @@ def without_background(
     window: Window, tracks: Tracks, size: int, config: MineConfig
 ) -> tuple[Patches, dict[str, Any]]:
     """The patches with their own motion, and a record of the camera."""
-    motion, known = own_motion(tracks.path, tracks.visible, tracks.camera)
+    path, visible = tracks.path, tracks.visible
+    shares = [step.share for step in tracks.camera if step is not None]
+    over_window = fit_over_window(
+        path, visible, tracks.camera, window.seed, window.size, config.camera
+    )
+    if over_window is not None:
+        tracks = replace(tracks, camera=over_window)
+    motion, known = own_motion(path, visible, tracks.camera)
     tracked = known.sum(axis=1) >= config.min_frames - 1
     modes, least = 0, config.min_motion * min(window.size)
     steps = camera_steps(tracks.camera, window.size)
@@ -63,19 +71,13 @@ def without_background(
             steps.mean(axis=1),
             config.parallax,
         )
-    fitted = [step for step in tracks.camera if step is not None]
     camera = {
         "model": config.camera,
         "pairs": len(tracks.camera),
-        "fitted": len(fitted),
-        "inliers": round(float(np.mean([step.share for step in fitted])), 4) if fitted else 0.0,
+        "fitted": sum(step is not None for step in tracks.camera),
+        "inliers": round(float(np.mean(shares)), 4) if shares else 0.0,
+        "over_window": over_window is not None,
         "rms_px": round(fit_noise(tracks.camera), 4),
         "parallax": modes,
     }
     return Patches(window, tracks, size, motion, known), {"camera": camera}
-
-
-def fit_noise(camera: list[CameraStep | None]) -> float:
-    """RMS residual of the camera's fit over a window, pixels a frame."""
-    noise = [step.noise for step in camera if step is not None]
-    return float(np.sqrt(np.mean(np.square(noise)))) if noise else 0.0

@@ -118,6 +118,27 @@ def fit_camera(
     return CameraStep(matrix, residual * _RMS_OF_MEDIAN, share)
 
 
+def least_squares_step(source: np.ndarray, target: np.ndarray, model: str) -> CameraStep | None:
+    """Fit the camera's motion to points [N, 2] of the background; None if there are too few.
+
+    Arguments and units are those of `fit_camera`. Outliers may be few.
+    """
+    if len(source) < _MIN_POINTS:
+        return None
+    matrix = _least_squares(source, target, _FREEDOM[model])
+    if not np.isfinite(matrix).all():
+        return None
+    followers = np.arange(len(source))
+    matrix, residual = _refitted(matrix, source, target, followers, _FREEDOM[model])
+    return CameraStep(matrix, residual * _RMS_OF_MEDIAN, 1.0)
+
+
+def fit_noise(camera: Sequence[CameraStep | None]) -> float:
+    """RMS residual of the camera's fit over a window, pixels a frame."""
+    noise = [step.noise for step in camera if step is not None]
+    return float(np.sqrt(np.mean(np.square(noise)))) if noise else 0.0
+
+
 def own_motion(
     path: np.ndarray, visible: np.ndarray, camera: Sequence[CameraStep | None]
 ) -> tuple[np.ndarray, np.ndarray]:

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from solo_infoaug.mining.background import Patches, fit_noise
-from solo_infoaug.mining.camera import rms
+from solo_infoaug.mining.background import Patches
+from solo_infoaug.mining.camera import fit_noise, rms
 from solo_infoaug.mining.config import MineConfig
 from solo_infoaug.mining.depth import DEFAULT_MODEL, depth_along
 from solo_infoaug.mining.gate import (
