@@ -35,6 +35,8 @@ NO_GATE: Options = {
     "min_motion": 0.0,
     "motion_over_noise": 0.0,
     "max_error_ratio": 1.0,
+    "max_twin_error_ratio": 1.0,
+    "max_along_background": 1.0,
     "min_support": 0,
 }
 NO_SIGNIFICANCE: Options = {"fdr": 1.0}

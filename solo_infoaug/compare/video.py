@@ -34,7 +34,6 @@ from torch.nn import functional as F
 
 from solo_infoaug._checks import is_whole, require
 from solo_infoaug._files import digest, mark_as_made, new_file, write_json
-from solo_infoaug._renamed import first_named
 from solo_infoaug.errors import ConfigError
 from solo_infoaug.evaluation.clips import Clip, find_clips, fitted
 from solo_infoaug.evaluation.propagation import FeatureMap
@@ -123,7 +122,7 @@ class VideoConfig:
         """A short hash of what the data depends on: settings, the miner's, generator's version."""
         settings = asdict(self)
         settings.pop("propagation")
-        return digest([VERSION, settings, first_named(asdict(self.mining))])
+        return digest([VERSION, settings, self.mining.hashed()])
 
     def as_dict(self) -> dict[str, Any]:
         """The settings; without label propagation they are what they were before there was it."""
@@ -133,7 +132,7 @@ class VideoConfig:
     @property
     def mining(self) -> MineConfig:
         """The miner's defaults, except where it stops."""
-        return MineConfig(stop_fraction=self.stop_fraction)
+        return MineConfig(stop_fraction=self.stop_fraction, context=1.0)
 
 
 def split_clips(config: VideoConfig) -> dict[str, list[Clip]]:

@@ -94,7 +94,9 @@ def find_candidates(patches: Patches, config: MineConfig) -> Candidates:
     reason[chosen[~supported]] = ALONE
     chosen, pairs = chosen[supported], np.ix_(supported, supported)
     relative = differences / np.maximum(np.sqrt(energy * energy.T), 1e-12)
-    alike, apart = (relative < config.max_difference)[pairs], apart[pairs]
+    colour = config.signal != "motion"
+    most = config.max_colour_difference if colour else config.max_difference
+    alike, apart = (relative < most)[pairs], apart[pairs]
     allowed = _allowed(alike & found.certain[chosen], apart, patches, chosen, config)
     # Nats; more each time the distance doubles from that of touching patches
     min_mi = config.min_mi + config.mi_of_distance * np.log2(np.maximum(apart / patches.size, 1.0))

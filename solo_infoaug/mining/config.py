@@ -109,8 +109,9 @@ class MineConfig:
     crop_size: int = 32
     """Side of the stored crops in pixels."""
 
-    context: float = 1.0
-    """Side of a stored crop, in sides of its patch. It does not change tracks and twins."""
+    context: float = 4.0
+    """Side of a stored crop, in sides of its patch. At 1 a crop shows the patch alone; it does not
+    change tracks and twins."""
 
     temporal_crops: int = 4
     """Number of crops stored for each patch: one of the middle frame, the others of further frames
@@ -239,7 +240,12 @@ class MineConfig:
     """Minimum number of neighbours that move in the same way."""
 
     max_difference: float = _in("gate", 0.1)
-    """Maximum difference between twins' steps, as a share of their energy. 4 skips the test."""
+    """Maximum difference between twins' steps, as a share of their energy, if the signal is
+    `motion`. 4 skips the test."""
+
+    max_colour_difference: float = _in("gate", 0.5)
+    """As `max_difference`, if the signal is `colour` or `both`: patches of one thing in one light
+    are less alike than patches that move together."""
 
     max_drift: float = _in("gate", 0.25)
     """Maximum drift: how far twins move relative to each other over a window, as a share of how far
@@ -273,8 +279,9 @@ class MineConfig:
                 require(values[name] >= minimum, name, expected, values[name])
         for name in ("fps", "cut_threshold", "max_forward_backward_error"):
             require(values[name] > 0, name, "greater than 0", values[name])
-        maxima = {"max_error_ratio": 1, "max_along_background": 1, "max_twin_error_ratio": 1}
-        for name, most in {**maxima, "max_difference": 4, "max_drift": 2, "fdr": 1}.items():
+        ratios = ("max_error_ratio", "max_along_background", "max_twin_error_ratio", "fdr")
+        differences = {"max_difference": 4, "max_colour_difference": 4, "max_drift": 2}
+        for name, most in {**dict.fromkeys(ratios, 1), **differences}.items():
             require(0 < values[name] <= most, name, f"in (0, {most}]", values[name])
         neural = [name for name, registered in TRACKERS.items() if registered.neural]
         for name, trackers in (("tracks_folder", ["file"]), ("tracker_checkpoint", neural)):
@@ -331,7 +338,15 @@ class MineConfig:
 
         Dictionaries name their videos by it. So it does not change when a setting is renamed.
         """
-        return digest(first_named(self.to_json()))
+        return digest(self.hashed())
+
+    def hashed(self) -> dict[str, Any]:
+        """The settings that `digest` is of, by the first names they had. One that came later, and
+        that the others leave unused, is not among them."""
+        settings = first_named(self.to_json())
+        if self.signal == "motion":
+            del settings["max_colour_difference"]
+        return settings
 
 
 GROUPED = {

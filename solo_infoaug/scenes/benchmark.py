@@ -49,6 +49,7 @@ def mine_config(config: ScenesConfig) -> MineConfig:
     """How the videos are mined: patches of the size of the stills."""
     height = SceneVideo.make(config, 0).size[1]
     return MineConfig(
+        context=1.0,
         patch_fraction=PATCH / height,
         crop_size=PATCH,
         window=max(config.frames, 32),

@@ -40,6 +40,8 @@ from solo_infoaug.mining import MineConfig
         ("min_distance", -0.5),
         ("max_difference", 0.0),
         ("max_difference", 4.5),
+        ("max_colour_difference", 0.0),
+        ("max_colour_difference", 4.5),
         ("parallax", -1),
         ("extra_patches", -1),
         ("min_colour", -0.1),
@@ -188,9 +190,17 @@ def test_settings_can_be_copied_to_another_process() -> None:
 
 def test_digests_of_earlier_versions_stay() -> None:
     """They name the videos of a dictionary: these are of the version before names changed."""
-    assert MineConfig().digest == "04b2807312e1"
-    changed = MineConfig(extra_patches=5, temporal_crops=2, max_forward_backward_error=1.5, k=4)
+    assert MineConfig(context=1.0).digest == "04b2807312e1"
+    changed = MineConfig(
+        extra_patches=5, temporal_crops=2, max_forward_backward_error=1.5, k=4, context=1.0
+    )
     assert changed.digest == "4f9b847cc163"
+
+
+def test_digest_depends_on_settings_of_colour_only_where_they_count() -> None:
+    assert MineConfig(max_colour_difference=1.0).digest == MineConfig().digest
+    colour = MineConfig(signal="colour")
+    assert MineConfig(signal="colour", max_colour_difference=1.0).digest != colour.digest
 
 
 def test_digest_depends_on_the_settings_alone() -> None:

@@ -143,7 +143,7 @@ def test_one_side_of_context_is_what_it_was() -> None:
 
 # --- mined
 
-SMALL = MineConfig(min_frames=16, window=32, stride=32, camera="none", parallax=0)
+SMALL = MineConfig(context=1.0, min_frames=16, window=32, stride=32, camera="none", parallax=0)
 
 
 def _with(**settings: object) -> MineConfig:

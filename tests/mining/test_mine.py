@@ -24,8 +24,10 @@ from solo_infoaug.mining.candidates import REASONS
 
 # The camera of the two objects stands still, and they fill a third of the frame.
 SETTINGS = ["-s", "min_frames=24", "-s", "window=64", "-s", "stride=64", "-s", "temporal_crops=3"]
-SETTINGS += ["-s", "camera=none", "-s", "parallax=0"]
-SMALL = MineConfig(min_frames=24, window=64, stride=64, temporal_crops=3, camera="none", parallax=0)
+SETTINGS += ["-s", "camera=none", "-s", "parallax=0", "-s", "context=1"]
+SMALL = MineConfig(
+    min_frames=24, window=64, stride=64, temporal_crops=3, context=1.0, camera="none", parallax=0
+)
 
 
 @pytest.fixture(scope="module")
