@@ -69,8 +69,20 @@ def squares(
     corners = np.clip(np.round(centres - size / 2).astype(int), 0, (width - size, height - size))
     span = round(context * size)
     corners -= (span - size) // 2
+    # Crops overlap, so whole images are shrunk once, and each crop by less than 2
+    shrink = max(1, span // side)
+    if shrink > 1:
+        images = {t: _shrunk(images[t], shrink) for t in np.unique(times).tolist()}
+        corners, span = np.round(corners / shrink).astype(int), round(span / shrink)
     for t, (x, y) in zip(times.ravel().tolist(), corners.reshape(-1, 2).tolist(), strict=True):
         yield crop(images[t], x, y, span, side)
+
+
+def _shrunk(image: np.ndarray, factor: int) -> np.ndarray:
+    """Means over squares of `factor` pixels; what is left over at the far edges is cut off."""
+    rows, columns = (length // factor for length in image.shape[:2])
+    whole = image[: rows * factor, : columns * factor]
+    return cv2.resize(whole, (columns, rows), interpolation=cv2.INTER_AREA)
 
 
 def crop(image: np.ndarray, left: int, top: int, span: int, side: int) -> np.ndarray:
@@ -80,7 +92,7 @@ def crop(image: np.ndarray, left: int, top: int, span: int, side: int) -> np.nda
         image: uint8 [H, W, 3].
         left: left edge of the square, pixels; it may be outside the image.
         top: top edge of the square, pixels; it may be outside the image.
-        span: side of the square, pixels.
+        span: side of the square, pixels; at most about twice `side`.
         side: side of the resized square, pixels.
 
     Returns:
@@ -92,8 +104,7 @@ def crop(image: np.ndarray, left: int, top: int, span: int, side: int) -> np.nda
     else:
         square = image[np.ix_(_reflected(top, span, height), _reflected(left, span, width))]
     # When shrinking by less than 2, bilinear skips hardly any pixel and takes a sixth of the time
-    how = cv2.INTER_AREA if span >= 2 * side else cv2.INTER_LINEAR
-    return cv2.resize(square, (side, side), interpolation=how)
+    return cv2.resize(square, (side, side), interpolation=cv2.INTER_LINEAR)
 
 
 def _reflected(first: int, count: int, length: int) -> np.ndarray:

@@ -112,6 +112,24 @@ def test_a_crop_larger_than_the_frame() -> None:
     assert np.array_equal(found, padded[:70, :70])
 
 
+@pytest.mark.parametrize(("size", "context"), [(40, 4.0), (25, 4.0), (96, 1.0), (37, 6.0)])
+def test_a_crop_that_is_shrunk_shows_all_of_its_square(size: int, context: float) -> None:
+    """Against the square itself, shrunk by area. Images are shrunk first, by whole numbers."""
+    rng = np.random.default_rng(0)
+    image = cv2.GaussianBlur(rng.integers(0, 255, (431, 643, 3), np.uint8), (0, 0), 15)
+    image = cv2.normalize(image, None, 0, 255, cv2.NORM_MINMAX)
+    path = np.array([[[320.0, 210.0], [250.0, 222.0]]])
+    found = crops({0: image}, np.zeros((2, 1), np.int64), path, size, 32, context)[:, 0]
+    span = round(context * size)
+    for shown, (x, y) in zip(found, path[0], strict=True):
+        left, top = (round(place - size / 2) - (span - size) // 2 for place in (x, y))
+        square = image[top : top + span, left : left + span]
+        exact = cv2.resize(square, (32, 32), interpolation=cv2.INTER_AREA)
+        error = np.abs(shown.transpose(1, 2, 0).astype(float) - exact)
+        moved = np.abs(np.roll(exact, 1, axis=1).astype(float) - exact)
+        assert error.mean() < 0.4 * moved.mean()
+
+
 @pytest.mark.parametrize("context", [1.0, 2.0, 2.5, 4.0])
 def test_the_patch_is_in_the_middle_of_its_context(context: float) -> None:
     """Beyond the border it is shifted inside; what is around it is reflected."""
