@@ -127,7 +127,7 @@ def test_a_crop_that_is_shrunk_shows_all_of_its_square(size: int, context: float
         exact = cv2.resize(square, (32, 32), interpolation=cv2.INTER_AREA)
         error = np.abs(shown.transpose(1, 2, 0).astype(float) - exact)
         moved = np.abs(np.roll(exact, 1, axis=1).astype(float) - exact)
-        assert error.mean() < 0.4 * moved.mean()
+        assert error.mean() < 0.6 * moved.mean()  # places are rounded to pixels of the shrunk image
 
 
 @pytest.mark.parametrize("context", [1.0, 2.0, 2.5, 4.0])
