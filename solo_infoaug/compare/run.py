@@ -70,6 +70,8 @@ def execute(folder: Path) -> dict[str, Any]:
     plan, cfg = files.read_plan(), OmegaConf.load(files.config)
     assert isinstance(cfg, DictConfig)
     shutil.rmtree(files.training, ignore_errors=True)
+    # `online` is read at the end; with few images, validation takes longer than training
+    cfg.setdefault("check_val_every_n_epoch", cfg.max_epochs)
     watch = Watch(files)
     trained = pretrain(cfg, [watch])
     assert trained.checkpoint is not None

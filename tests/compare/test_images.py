@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from collections.abc import Callable
 from dataclasses import replace
@@ -88,6 +89,18 @@ def test_images_and_video_with_every_arm(
         assert result["metrics"]["linear"] > 50  # ten colours
         # 30 images in batches of 8
         assert result["steps"] == (6 if arm == "baseline_images" else 3)
+
+
+def test_a_run_validates_once_at_its_end(
+    host: Any, plan: Callable[..., dict[str, Run]], cifar10: Path
+) -> None:
+    more = ["data=cifar10", f"data.train_path='{cifar10}'", "data.fraction=0.25", "max_epochs=3"]
+    run = plan(*more, "arms=baseline")["baseline"]
+    result = execute(run.folder)
+    with (run.folder / "metrics.csv").open() as file:
+        validated = [row for row in csv.DictReader(file) if row["val_acc1"]]
+    assert [int(row["epoch"]) for row in validated] == [2]
+    assert result["metrics"]["online"] == pytest.approx(float(validated[0]["val_acc1"]), abs=1e-3)
 
 
 def test_video_alone_and_images_for_the_evaluation(
