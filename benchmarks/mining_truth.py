@@ -2,8 +2,8 @@
 
     uv run python benchmarks/mining_truth.py [--scenes 3] [--only moving]
 
-Scenes are written as mp4 and mined as any video; the seeds are not those that the defaults were
-chosen with.
+Scenes are written as mp4 and mined as any video. The page says which defaults were chosen with
+which seeds.
 """
 
 from __future__ import annotations
