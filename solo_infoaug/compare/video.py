@@ -131,7 +131,7 @@ class VideoConfig:
 
     @property
     def mining(self) -> MineConfig:
-        """The miner's defaults, except where it stops."""
+        """The miner's defaults, except where it stops. Crops show patches, as the test does."""
         return MineConfig(stop_fraction=self.stop_fraction, context=1.0)
 
 
