@@ -49,8 +49,8 @@ def crops(
         uint8 [P, S, 3, side, side].
     """
     found = np.empty((*times.shape, 3, side, side), np.uint8)
-    cut = squares(images, times, path, size, side, context)
-    for place, square in zip(np.ndindex(times.shape), cut, strict=True):
+    every = squares(images, times, path, size, side, context)
+    for place, square in zip(np.ndindex(times.shape), every, strict=True):
         found[place] = square.transpose(2, 0, 1)
     return found
 
@@ -69,46 +69,44 @@ def squares(
     corners = np.clip(np.round(centres - size / 2).astype(int), 0, (width - size, height - size))
     span = round(context * size)
     corners -= (span - size) // 2
-    # Crops overlap, so whole images are shrunk once, and each crop by less than 2
-    shrink = max(1, span // side)
-    if shrink > 1:
-        images = {t: _shrunk(images[t], shrink) for t in np.unique(times).tolist()}
-        corners, span = np.round(corners / shrink).astype(int), round(span / shrink)
+    images = {t: images[t] for t in np.unique(times).tolist()}
+    if span >= 2 * side:
+        # Crops overlap, so whole images are shrunk, each once; places are rounded to their pixels
+        images = {t: _shrunk(image, side / span) for t, image in images.items()}
+        shrunk = np.array(next(iter(images.values())).shape[1::-1])
+        corners, span = np.round(corners * shrunk / (width, height)).astype(int), side
     for t, (x, y) in zip(times.ravel().tolist(), corners.reshape(-1, 2).tolist(), strict=True):
-        yield crop(images[t], x, y, span, side)
+        square = cut(images[t], x, y, span)
+        yield square if span == side else cv2.resize(square, (side, side))
 
 
-def _shrunk(image: np.ndarray, factor: int) -> np.ndarray:
-    """Means over squares of `factor` pixels; what is left over at the far edges is cut off."""
-    rows, columns = (length // factor for length in image.shape[:2])
-    whole = image[: rows * factor, : columns * factor]
-    return cv2.resize(whole, (columns, rows), interpolation=cv2.INTER_AREA)
+def _shrunk(image: np.ndarray, factor: float) -> np.ndarray:
+    height, width = (max(1, round(length * factor)) for length in image.shape[:2])
+    # In halves first, which OpenCV has a fast path for; below a factor of 2, bilinear skips hardly
+    # any pixel
+    while (half := np.array(image.shape[1::-1]) // 2)[0] >= width and half[1] >= height:
+        image = cv2.resize(image, half.tolist(), interpolation=cv2.INTER_AREA)
+    return cv2.resize(image, (width, height))
 
 
-def crop(image: np.ndarray, left: int, top: int, span: int, side: int) -> np.ndarray:
-    """A square of an image, resized; beyond the border the image is reflected.
+def cut(image: np.ndarray, left: int, top: int, span: int) -> np.ndarray:
+    """A square of an image, reflected beyond the border.
+
+    More than half of its width and of its height must be inside the image, or all of the image's.
 
     Args:
         image: uint8 [H, W, 3].
         left: left edge of the square, pixels; it may be outside the image.
         top: top edge of the square, pixels; it may be outside the image.
-        span: side of the square, pixels; at most about twice `side`.
-        side: side of the resized square, pixels.
+        span: side of the square, pixels.
 
     Returns:
-        uint8 [side, side, 3].
+        uint8 [span, span, 3], a view where no pixel is reflected.
     """
     height, width = image.shape[:2]
-    if 0 <= top <= height - span and 0 <= left <= width - span:
-        square = image[top : top + span, left : left + span]
-    else:
-        square = image[np.ix_(_reflected(top, span, height), _reflected(left, span, width))]
-    # When shrinking by less than 2, bilinear skips hardly any pixel and takes a sixth of the time
-    return cv2.resize(square, (side, side), interpolation=cv2.INTER_LINEAR)
-
-
-def _reflected(first: int, count: int, length: int) -> np.ndarray:
-    """int64 [count]: places from `first` on, reflected into [0, length)."""
-    last = length - 1
-    there = np.abs(np.arange(first, first + count)) % max(2 * last, 1)
-    return np.minimum(there, 2 * last - there)
+    right, bottom = left + span, top + span
+    inside = image[max(top, 0) : max(bottom, 0), max(left, 0) : max(right, 0)]
+    over = max(-top, 0), max(bottom - height, 0), max(-left, 0), max(right - width, 0)
+    if not any(over):
+        return inside
+    return cv2.copyMakeBorder(inside, *over, cv2.BORDER_REFLECT_101)
