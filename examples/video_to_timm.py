@@ -1,6 +1,6 @@
 """From a folder of videos to a backbone in timm, without any other images.
 
-    uv run python examples/video_to_timm.py my_videos/ work/ max_epochs=100
+    uv run python examples/video_to_timm.py my_videos/ work/ max_epochs=100 limit_train_batches=1.0
 
 Without arguments a few seconds of a sample clip go the same way.
 """

@@ -275,7 +275,7 @@ def _differences(values: Values, title: str) -> list[Table]:
     header = [f"{column.label} − {ARMS[arm].label}" for column, arm in pairs]
     videos = any(key[1] for keys in values.values() for key in keys)
     over = "seeds and videos" if videos else "seeds"
-    note = f"; 95 % t-interval over {over}, * where it leaves 0 out"
+    note = f"; 95 % t-interval over {over}, * where it excludes 0"
     return [Table(title + note, ["method", *header], rows, set())]
 
 
