@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 
 import cv2
 import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
 
 
 def pick_frames(visible: np.ndarray, keyframes: list[int], seed: int, count: int) -> np.ndarray:
@@ -49,9 +50,18 @@ def crops(
         uint8 [P, S, 3, side, side].
     """
     found = np.empty((*times.shape, 3, side, side), np.uint8)
-    cut = squares(images, times, path, size, side, context)
-    for place, square in zip(np.ndindex(times.shape), cut, strict=True):
-        found[place] = square.transpose(2, 0, 1)
+    framed, corners, span = _framed(images, times, path, size, side, context)
+    if span == side:
+        for t, image in framed.items():
+            at = times == t
+            x, y = corners[at].T
+            planes = np.ascontiguousarray(image.transpose(2, 0, 1))
+            found[at] = sliding_window_view(planes, (side, side), (1, 2))[:, y, x].swapaxes(0, 1)
+    else:
+        for place, square in zip(
+            np.ndindex(times.shape), _cut(framed, times, corners, span, side), strict=True
+        ):
+            found[place] = square.transpose(2, 0, 1)
     return found
 
 
@@ -64,60 +74,58 @@ def squares(
     context: float,
 ) -> Iterator[np.ndarray]:
     """uint8 [side, side, 3] of each patch and time, in the order of `times`."""
+    framed, corners, span = _framed(images, times, path, size, side, context)
+    return _cut(framed, times, corners, span, side)
+
+
+def _cut(
+    framed: dict[int, np.ndarray], times: np.ndarray, corners: np.ndarray, span: int, side: int
+) -> Iterator[np.ndarray]:
+    for t, (x, y) in zip(times.ravel().tolist(), corners.reshape(-1, 2).tolist(), strict=True):
+        square = framed[t][y : y + span, x : x + span]
+        # Below a factor of 2, bilinear skips hardly any pixel and takes a sixth of the time
+        yield cv2.resize(square, (side, side), interpolation=cv2.INTER_LINEAR)
+
+
+def _framed(
+    images: Mapping[int, np.ndarray],
+    times: np.ndarray,
+    path: np.ndarray,
+    size: int,
+    side: int,
+    context: float,
+) -> tuple[dict[int, np.ndarray], np.ndarray, int]:
+    """The images of `times` with a reflected border, the crops' corners in them, int64 [P, S, 2]
+    (x, y), and their span in pixels: `side` if crops are smaller than half of their squares.
+    """
     height, width = next(iter(images.values())).shape[:2]
     centres = path[times, np.arange(len(times))[:, None]]
     corners = np.clip(np.round(centres - size / 2).astype(int), 0, (width - size, height - size))
     span = round(context * size)
     corners -= (span - size) // 2
+    images = {t: images[t] for t in np.unique(times).tolist()}
+    end = width, height
     if span >= 2 * side:
         # Crops overlap, so whole images are shrunk, each once; places are rounded to their pixels
-        images = {t: _shrunk(images[t], side / span) for t in np.unique(times).tolist()}
-        shrunk = np.array(next(iter(images.values())).shape[1::-1])
-        corners, span = np.round(corners * shrunk / (width, height)).astype(int), side
-    for t, (x, y) in zip(times.ravel().tolist(), corners.reshape(-1, 2).tolist(), strict=True):
-        yield crop(images[t], x, y, span, side)
+        end = tuple(max(1, round(length * side / span)) for length in (width, height))
+        images = {t: shrunk(image, end) for t, image in images.items()}
+        corners, span = np.round(corners * np.array(end) / (width, height)).astype(int), side
+    border = int(max(0, -corners.min(initial=0), (corners + span - end).max(initial=0)))
+    if border:
+        images = {t: _reflected(image, border) for t, image in images.items()}
+    return images, corners + border, span
 
 
-def _shrunk(image: np.ndarray, factor: float) -> np.ndarray:
-    height, width = (max(1, round(length * factor)) for length in image.shape[:2])
-    # In halves first, which OpenCV has a fast path for; below a factor of 2, bilinear skips hardly
-    # any pixel
-    while (half := np.array(image.shape[1::-1]) // 2)[0] >= width and half[1] >= height:
-        image = cv2.resize(image, half.tolist(), interpolation=cv2.INTER_AREA)
-    return cv2.resize(image, (width, height))
+def _reflected(image: np.ndarray, border: int) -> np.ndarray:
+    return cv2.copyMakeBorder(image, border, border, border, border, cv2.BORDER_REFLECT_101)
 
 
-def crop(image: np.ndarray, left: int, top: int, span: int, side: int) -> np.ndarray:
-    """A square of an image, resized; beyond the border the image is reflected.
+def shrunk(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """An image, uint8 [H, W, ...], shrunk to `size` (width, height).
 
-    Args:
-        image: uint8 [H, W, 3].
-        left: left edge of the square, pixels; it may be outside the image.
-        top: top edge of the square, pixels; it may be outside the image.
-        span: side of the square, pixels; at most about twice `side`.
-        side: side of the resized square, pixels.
-
-    Returns:
-        uint8 [side, side, 3].
+    It is halved first, which OpenCV has a fast path for. Below a factor of 2, bilinear
+    interpolation skips hardly any pixel, and takes a sixth of the time that areas do.
     """
-    (rows, above, below), (columns, before, after) = (
-        _reflected(first, span, length)
-        for first, length in zip((top, left), image.shape[:2], strict=True)
-    )
-    square = image[rows, columns]
-    if above or below or before or after:
-        border = above, below, before, after
-        square = cv2.copyMakeBorder(square, *border, cv2.BORDER_REFLECT_101)
-        y, x = (max(first - part.start, 0) for first, part in ((top, rows), (left, columns)))
-        square = square[y : y + span, x : x + span]
-    # When shrinking by less than 2, bilinear skips hardly any pixel and takes a sixth of the time
-    return cv2.resize(square, (side, side), interpolation=cv2.INTER_LINEAR)
-
-
-def _reflected(first: int, count: int, length: int) -> tuple[slice, int, int]:
-    """Where the pixels from `first` on come from in an image of `length`, and how many of them are
-    reflected at its two ends. The slice holds all that the reflections show."""
-    before, after = max(-first, 0), max(first + count - length, 0)
-    start = max(min(first, length - 1 - after), 0) if after else max(first, 0)
-    end = min(max(first + count, before + 1), length)
-    return slice(start, end), before, after
+    while (half := np.array(image.shape[1::-1]) // 2)[0] >= size[0] and half[1] >= size[1]:
+        image = cv2.resize(image, half.tolist(), interpolation=cv2.INTER_AREA)
+    return cv2.resize(image, size)

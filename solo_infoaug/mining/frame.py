@@ -110,6 +110,17 @@ def grey(image: np.ndarray) -> np.ndarray:
     return image if image.ndim == 2 else cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
 
 
+def shrunk(image: np.ndarray, size: tuple[int, int], layout: str) -> np.ndarray:
+    """An array as `Frame.image` returns it, shrunk in the same way.
+
+    FFmpeg takes an eighth of the time that OpenCV takes for areas.
+    """
+    height, width = size
+    return av.VideoFrame.from_ndarray(np.ascontiguousarray(image), layout).to_ndarray(
+        width=width, height=height, interpolation="AREA", threads=1
+    )
+
+
 def _over_black(rgba: np.ndarray, layout: str) -> np.ndarray:
     alpha = rgba[..., 3:].astype(np.uint16)
     rgb = ((rgba[..., :3] * alpha + 127) // 255).astype(np.uint8)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Iterator
 
+import cv2
 import numpy as np
 
 from solo_infoaug.mining.frame import Frame
@@ -42,12 +43,14 @@ def without_repeats(frames: Iterable[Frame], counts: dict[str, int]) -> Iterator
                 yield frame
 
     for frame in frames:
-        seen = frame.points.astype(np.int16)
+        seen = frame.points
         if before is None or frame.gap:
             yield from settled(len(changes))
             changes = [float("inf")]
         else:
-            changes.append(float(np.percentile(np.abs(seen - before), _PERCENTILE)))
+            difference = cv2.absdiff(seen, before)
+            rank = _PERCENTILE * difference.size // 100
+            changes.append(float(np.partition(difference, rank, axis=None)[rank]))
         before = seen
         held.append(frame)
         yield from settled(len(changes) - 2 * _NEAR)

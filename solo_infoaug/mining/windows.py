@@ -12,7 +12,7 @@ from scenedetect import FrameTimecode
 from scenedetect.detectors import AdaptiveDetector
 
 from solo_infoaug.mining.config import MineConfig
-from solo_infoaug.mining.frame import Frame, grey
+from solo_infoaug.mining.frame import Frame, grey, shrunk
 from solo_infoaug.mining.picture import Rectangle, active_picture, perhaps_barred, whole
 
 # The cut detector looks at frames of this height, whatever the video's size.
@@ -243,9 +243,9 @@ class _Pending:
             bottom = round((picture.top + picture.height) * down)
             right = round((picture.left + picture.width) * across)
             part = Rectangle(top, left, bottom - top, right - left)
-        smaller = part.height > size[0]
-        how = cv2.INTER_AREA if smaller else cv2.INTER_LINEAR
-        return cv2.resize(part.of(source), size[::-1], interpolation=how)
+        if part.height > size[0]:
+            return shrunk(part.of(source), size, self._layout)
+        return cv2.resize(part.of(source), size[::-1])
 
 
 def _shrunk_size(size: tuple[int, int], track_size: int) -> tuple[int, int]:

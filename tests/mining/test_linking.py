@@ -13,7 +13,7 @@ from videos import path_of
 from solo_infoaug.dictionary import TwinDictionary
 from solo_infoaug.errors import ConfigError
 from solo_infoaug.mining import MineConfig, mine
-from solo_infoaug.mining.crops import crop, crops
+from solo_infoaug.mining.crops import crops, squares
 from solo_infoaug.mining.linking import Links, link
 from solo_infoaug.mining.storing import Stored
 
@@ -96,20 +96,35 @@ def _places(height: int = 60, width: int = 90) -> np.ndarray:
     return np.stack([y, x, np.zeros_like(x)], axis=2).astype(np.uint8)
 
 
-@pytest.mark.parametrize("corner", [(10, 5), (-7, 5), (75, 50), (-12, -12), (80, -3)])
-def test_a_crop_is_reflected_at_the_border(corner: tuple[int, int]) -> None:
-    """Against NumPy's padding of the whole image."""
-    image, (left, top), span = _places(), corner, 20
+@pytest.mark.parametrize(
+    ("size", "context", "shape"),
+    [
+        (10, 2.0, (60, 90)),
+        (4, 5.0, (60, 90)),
+        (9, 3.5, (60, 90)),
+        (20, 2.5, (20, 30)),
+        (14, 5.0, (20, 30)),  # larger than the frame
+        (7, 9.0, (9, 200)),
+    ],
+)
+def test_crops_are_reflected_at_the_border(
+    size: int, context: float, shape: tuple[int, int]
+) -> None:
+    """Against NumPy's padding of the whole image; patches outside are moved inside."""
+    (height, width), span = shape, round(context * size)
+    image, rng = _places(height, width), np.random.default_rng(0)
+    path = rng.uniform((-20, -20), (width + 20, height + 20), (1, 60, 2))
+    path[0, :4] = (0, 0), (width, 0), (0, height), (width, height)
+    times = np.zeros((60, 1), np.int64)
+    found = crops({0: image}, times, path, size, span, context)[:, 0]
     padded = np.pad(image, ((span, span), (span, span), (0, 0)), mode="reflect")
-    expected = padded[top + span : top + 2 * span, left + span : left + 2 * span]
-    assert np.array_equal(crop(image, left, top, span, span), expected)
-
-
-def test_a_crop_larger_than_the_frame() -> None:
-    image = _places(20, 30)
-    found = crop(image, -20, -25, 70, 70)
-    padded = np.pad(image, ((25, 25), (20, 20), (0, 0)), mode="reflect")
-    assert np.array_equal(found, padded[:70, :70])
+    for shown, (x, y) in zip(found, path[0], strict=True):
+        left = min(max(round(x - size / 2), 0), width - size) - (span - size) // 2 + span
+        top = min(max(round(y - size / 2), 0), height - size) - (span - size) // 2 + span
+        expected = padded[top : top + span, left : left + span]
+        assert np.array_equal(shown.transpose(1, 2, 0), expected)
+    one_by_one = np.stack([*squares({0: image}, times, path, size, span, context)])
+    assert np.array_equal(one_by_one.transpose(0, 3, 1, 2), found)
 
 
 @pytest.mark.parametrize(("size", "context"), [(40, 4.0), (25, 4.0), (96, 1.0), (37, 6.0)])
