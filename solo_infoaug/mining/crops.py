@@ -108,7 +108,7 @@ def _framed(
     if span >= 2 * side:
         # Crops overlap, so whole images are shrunk, each once; places are rounded to their pixels
         end = tuple(max(1, round(length * side / span)) for length in (width, height))
-        images = {t: shrunk(image, end) for t, image in images.items()}
+        images = {t: _shrunk(image, end) for t, image in images.items()}
         corners, span = np.round(corners * np.array(end) / (width, height)).astype(int), side
     border = int(max(0, -corners.min(initial=0), (corners + span - end).max(initial=0)))
     if border:
@@ -120,7 +120,7 @@ def _reflected(image: np.ndarray, border: int) -> np.ndarray:
     return cv2.copyMakeBorder(image, border, border, border, border, cv2.BORDER_REFLECT_101)
 
 
-def shrunk(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+def _shrunk(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """An image, uint8 [H, W, ...], shrunk to `size` (width, height).
 
     It is halved first, which OpenCV has a fast path for. Below a factor of 2, bilinear
