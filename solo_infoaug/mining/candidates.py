@@ -60,48 +60,45 @@ class Candidates:
     record: dict[str, Any]
 
 
-@dataclass
+@dataclass(frozen=True)
 class _Passed:
-    """Of P patches: the `reason` of each so far; which `passed` by one signal or the other, and
-    which are `certain`: others may have twins, but are the twin of none. `steps` float64
-    [P, T − 1, D] of each signal, in units of its threshold."""
+    """Of P patches: `passed`, those that move or change their colour; `unclear`, those that only
+    seem to; `certain`, those that may be a twin: others may have one. `steps` float64 [P, T − 1, D]
+    is the signal, in units of its threshold."""
 
-    reason: np.ndarray
     passed: np.ndarray
+    unclear: np.ndarray
     certain: np.ndarray
-    steps: list[np.ndarray]
+    steps: np.ndarray
     record: dict[str, Any]
 
 
-def find_candidates(patches: Patches, config: MineConfig) -> Candidates:
-    """Which patches carry information of their own, which pairs may be twins, and their signal."""
+def find_candidates(patches: Patches, config: MineConfig, signal: str = "motion") -> Candidates:
+    """Which patches carry information of their own, which pairs may be twins, and their signal,
+    "motion" or "colour"."""
     reason = _tracked(patches, config.min_frames - 1)
-    tracked, count = reason == INSIGNIFICANT, len(reason)
-    found = _Passed(reason, np.zeros(count, bool), np.ones(count, bool), [], {})
-    if config.signal != "colour":
-        _pass_by_motion(found, patches, tracked, config)
-    if config.signal != "motion":
-        _pass_by_colour(found, patches, tracked, config)
-    passed = found.passed
-    reason[tracked & ~passed & (reason == INSIGNIFICANT)] = STATIC
-    reason[passed] = INSIGNIFICANT
+    tracked, colour = reason == INSIGNIFICANT, signal == "colour"
+    found = (_by_colour if colour else _by_motion)(patches, tracked, config)
+    reason[tracked & ~found.passed] = STATIC
+    reason[found.unclear] = BORDER
 
     # Patches need neighbours that move in the same way
-    chosen, signal = np.flatnonzero(passed), np.concatenate(found.steps, axis=2)
+    chosen = np.flatnonzero(found.passed)
     apart = distances(patches.centres[chosen])
-    differences, energy = difference(signal[chosen], patches.known[chosen])
+    differences, energy = difference(found.steps[chosen], patches.known[chosen])
     supported = support(apart, patches.size, differences, energy) >= config.min_support
     reason[chosen[~supported]] = ALONE
     chosen, pairs = chosen[supported], np.ix_(supported, supported)
     relative = differences / np.maximum(np.sqrt(energy * energy.T), 1e-12)
-    colour = config.signal != "motion"
     most = config.max_colour_difference if colour else config.max_difference
     alike, apart = (relative < most)[pairs], apart[pairs]
-    allowed = _allowed(alike & found.certain[chosen], apart, patches, chosen, config)
+    max_drift = _ANY_DRIFT if colour else config.max_drift
+    certain = found.certain[chosen]
+    allowed = _allowed(alike & certain, apart, patches, chosen, config.min_distance, max_drift)
     # Nats; more each time the distance doubles from that of touching patches
     min_mi = config.min_mi + config.mi_of_distance * np.log2(np.maximum(apart / patches.size, 1.0))
-    samples, known = represent(signal[chosen], patches.known[chosen], config.representation)
-    depth = surrounded(apart, patches.size, found.certain[chosen])
+    samples, known = represent(found.steps[chosen], patches.known[chosen], config.representation)
+    depth = surrounded(apart, patches.size, certain)
     return Candidates(reason, chosen, samples, known, allowed, min_mi, depth, found.record)
 
 
@@ -114,20 +111,19 @@ def _tracked(patches: Patches, min_steps: int) -> np.ndarray:
     return reason
 
 
-def _pass_by_motion(
-    found: _Passed, patches: Patches, tracked: np.ndarray, config: MineConfig
-) -> None:
+def _by_motion(patches: Patches, tracked: np.ndarray, config: MineConfig) -> _Passed:
     moving, ratio, threshold = _movers(patches, tracked, config)
     own = explained_by_own(ratio, moving, patches.centres, patches.size, config.max_error_ratio)
     background = patches.background[moving]
     own &= along_background(patches.motion[moving], background) <= config.max_along_background
-    found.reason[moving[~own]] = BORDER
-    found.certain[moving] = ratio <= config.max_twin_error_ratio
-    found.passed[moving[own]] = True
-    found.steps.append(patches.motion / (threshold or 1.0))
-    found.record["least_motion"] = round(threshold, 4)
+    passed, unclear, certain = np.zeros((3, len(patches.motion)), bool)
+    passed[moving[own]] = unclear[moving[~own]] = True
+    certain[moving] = ratio <= config.max_twin_error_ratio
+    steps = patches.motion
     if config.depth:
-        found.steps.append(_depth_steps(patches, config) / (threshold or 1.0))
+        steps = np.concatenate([steps, _depth_steps(patches, config)], axis=2)
+    record = {"least_motion": round(threshold, 4)}
+    return _Passed(passed, unclear, certain, steps / (threshold or 1.0), record)
 
 
 def _movers(
@@ -164,9 +160,7 @@ def _depth_steps(patches: Patches, config: MineConfig) -> np.ndarray:
     return np.asarray(steps * patches.known[..., None])
 
 
-def _pass_by_colour(
-    found: _Passed, patches: Patches, tracked: np.ndarray, config: MineConfig
-) -> None:
+def _by_colour(patches: Patches, tracked: np.ndarray, config: MineConfig) -> _Passed:
     window, known = patches.window, patches.known
     at, side = patches.tracks.path / window.scale, patches.size / window.scale.mean()
     colour = colour_changes(window.small, at, known, side)
@@ -174,9 +168,9 @@ def _pass_by_colour(
     threshold = motion_threshold(
         change[tracked], np.inf, config.min_colour, config.motion_over_noise
     )
-    found.passed |= tracked & (change >= threshold)
-    found.steps.append(colour / (threshold or 1.0))
-    found.record["least_colour"] = round(threshold, 5)
+    passed = tracked & (change >= threshold)
+    nothing, record = np.zeros(len(passed), bool), {"least_colour": round(threshold, 5)}
+    return _Passed(passed, nothing, ~nothing, colour / (threshold or 1.0), record)
 
 
 def _allowed(
@@ -184,16 +178,17 @@ def _allowed(
     apart: np.ndarray,
     patches: Patches,
     chosen: np.ndarray,
-    config: MineConfig,
+    min_distance: float,
+    max_drift: float,
 ) -> np.ndarray:
     """bool [M, M]: those of the `allowed` pairs that do not overlap and do not drift apart.
 
     `apart` [M, M] are the distances of the `chosen` patches [M].
     """
-    if config.min_distance:
-        allowed = allowed & (apart >= config.min_distance * patches.size - 0.5)
-    if config.signal == "motion" and config.max_drift < _ANY_DRIFT:
+    if min_distance:
+        allowed = allowed & (apart >= min_distance * patches.size - 0.5)
+    if max_drift < _ANY_DRIFT:
         pairs = np.argwhere(np.triu(allowed | allowed.T, 1))
-        far = drift(patches.motion[chosen], patches.known[chosen], pairs) >= config.max_drift
+        far = drift(patches.motion[chosen], patches.known[chosen], pairs) >= max_drift
         allowed[tuple(pairs[far].T)] = allowed[tuple(pairs[far].T[::-1])] = False
     return allowed

@@ -130,7 +130,8 @@ class MineConfig:
     patch has a known motion there."""
 
     signal: str = "motion"
-    """What twins share: `motion`, `colour` (the change of their mean colour), or `both`."""
+    """What twins share: `motion`, `colour` (the change of their mean colour), or `both`: colour
+    where no twin shares the motion."""
 
     min_mi: float = 0.35
     """Minimum mutual information of twins, in nats."""
@@ -240,16 +241,16 @@ class MineConfig:
     """Minimum number of neighbours that move in the same way."""
 
     max_difference: float = _in("gate", 0.1)
-    """Maximum difference between twins' steps, as a share of their energy, if the signal is
-    `motion`. 4 skips the test."""
+    """Maximum difference between the steps of twins by motion, as a share of their energy. 4 skips
+    the test."""
 
     max_colour_difference: float = _in("gate", 0.5)
-    """As `max_difference`, if the signal is `colour` or `both`: patches of one thing in one light
-    are less alike than patches that move together."""
+    """As `max_difference`, of twins by colour: patches of one thing in one light are less alike than
+    patches that move together."""
 
     max_drift: float = _in("gate", 0.25)
-    """Maximum drift: how far twins move relative to each other over a window, as a share of how far
-    they move. 2 allows any. Used if the signal is `motion`."""
+    """Maximum drift: how far twins by motion move relative to each other over a window, as a share of
+    how far they move. 2 allows any."""
 
     min_distance: float = _in("gate", 1.0)
     """Minimum distance between twins, in patches; below 1 they overlap."""

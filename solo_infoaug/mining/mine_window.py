@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from solo_infoaug.mining.background import without_background
-from solo_infoaug.mining.candidates import REASONS, TWIN, find_candidates
+from solo_infoaug.mining.candidates import REASONS
 from solo_infoaug.mining.config import MineConfig
-from solo_infoaug.mining.pairing import find_partners
 from solo_infoaug.mining.patch_grid import patch_size
 from solo_infoaug.mining.storing import Stored, store
 from solo_infoaug.mining.trackers import Tracker, Tracks
+from solo_infoaug.mining.twins import find_twins
 from solo_infoaug.mining.windows import Window
 
 
@@ -40,23 +40,13 @@ def mine_window(window: Window, tracks: Tracks | None, config: MineConfig) -> Mi
         return Mined({}, None)
     size = patch_size(*window.size, config)
     patches, camera = without_background(window, tracks, size, config)
-    candidates = find_candidates(patches, config)
-    partners = find_partners(
-        candidates.samples,
-        candidates.known,
-        candidates.allowed,
-        config,
-        candidates.min_mi,
-        candidates.depth,
-    )
-    reason = candidates.reason
-    reason[candidates.moving[partners.twins[:, 0] >= 0]] = TWIN
-    counts = {name: int((reason == number).sum()) for number, name in enumerate(REASONS)}
+    twins = find_twins(patches, config)
+    counts = {name: int((twins.reason == number).sum()) for number, name in enumerate(REASONS)}
     if not counts["twin"]:
         return Mined(counts, None)
-    record = {**camera, **candidates.record, "patch": size, "reasons": counts}
+    record = {**camera, **twins.record, "patch": size, "reasons": counts}
     if window.within is not None:
         record["picture"] = str(window.within)
     if tracks.overlay is not None:
         record["overlay"] = round(float(tracks.overlay.mean()), 4)
-    return Mined(counts, store(patches, candidates, partners, record, config))
+    return Mined(counts, store(patches, twins, record, config))

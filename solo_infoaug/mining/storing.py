@@ -9,10 +9,10 @@ import numpy as np
 
 from solo_infoaug import _jpeg
 from solo_infoaug.mining.background import Patches
-from solo_infoaug.mining.candidates import LOST, TWIN, Candidates
+from solo_infoaug.mining.candidates import LOST, TWIN
 from solo_infoaug.mining.config import MineConfig
 from solo_infoaug.mining.crops import crops, pick_frames, squares
-from solo_infoaug.mining.pairing import Partners
+from solo_infoaug.mining.twins import Twins
 
 
 @dataclass(frozen=True)
@@ -38,16 +38,15 @@ class Stored:
 
 def store(
     patches: Patches,
-    candidates: Candidates,
-    partners: Partners,
+    found: Twins,
     record: dict[str, Any],
     config: MineConfig,
 ) -> Stored:
     """Collect the patches with a twin, their twins, and some patches without, for random pairs."""
     window, tracks = patches.window, patches.tracks
     seed, size = window.seed, patches.size
-    kept = _kept(candidates, partners, window.numbers[seed], config)
-    paired = _Renumbered(candidates, partners, kept, config.top_k)
+    kept = _kept(found, window.numbers[seed], config)
+    paired = _Renumbered(found, kept, config.top_k)
     times = pick_frames(
         tracks.visible[:, kept], sorted(window.keyframes), seed, config.temporal_crops
     )
@@ -74,19 +73,19 @@ def store(
             "visible": tracks.visible[:, kept],
             "motion": patches.motion[kept].astype(np.float32),
             "mi": paired.pairs,
-            "null": partners.null,
+            "null": found.partners.null,
             "centres": (patches.centres + window.corner).astype(np.float32),
-            "reason": candidates.reason,
+            "reason": found.reason,
         },
     )
 
 
-def _kept(candidates: Candidates, partners: Partners, frame: int, config: MineConfig) -> np.ndarray:
+def _kept(found: Twins, frame: int, config: MineConfig) -> np.ndarray:
     """int64: the patches with a twin, their twins, and `extra_patches` more, drawn by the seed."""
     # Some patches are twins of others and have none themselves: their partners are not certain
-    paired = candidates.reason == TWIN
-    paired[candidates.moving[partners.twins[partners.twins >= 0]]] = True
-    extra = np.flatnonzero(~paired & (candidates.reason != LOST))
+    paired, twins = found.reason == TWIN, found.partners.twins
+    paired[found.moving[twins[twins >= 0]]] = True
+    extra = np.flatnonzero(~paired & (found.reason != LOST))
     extra = np.random.default_rng([config.seed, frame]).permutation(extra)[: config.extra_patches]
     return np.sort(np.concatenate([np.flatnonzero(paired), extra]))
 
@@ -94,12 +93,10 @@ def _kept(candidates: Candidates, partners: Partners, frame: int, config: MineCo
 class _Renumbered:
     """The partners of the patches that are `kept`, by their numbers among these."""
 
-    def __init__(
-        self, candidates: Candidates, partners: Partners, kept: np.ndarray, top_k: int
-    ) -> None:
-        place, count = np.full(len(candidates.reason), -1), len(kept)
+    def __init__(self, twins: Twins, kept: np.ndarray, top_k: int) -> None:
+        partners, place, count = twins.partners, np.full(len(twins.reason), -1), len(kept)
         place[kept] = np.arange(count)
-        rows = place[candidates.moving]
+        rows = place[twins.moving]
         stored = rows >= 0
         to, found = rows[stored], partners.twins
         self.twins = np.full((count, top_k), -1, np.int64)

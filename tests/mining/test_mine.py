@@ -107,6 +107,39 @@ def test_colour_as_a_signal(tmp_path: Path, write_video, signal: str) -> None:
     assert (twins[owner == -1] >= 0).mean() <= 0.05
 
 
+@pytest.mark.slow
+def test_colour_adds_to_motion(tmp_path: Path, write_video) -> None:
+    """A card that moves, and a lamp on the wall: `both` has the twins of the one and the other."""
+    wall, card = texture(160, 256, 0).astype(float) / 2 + 30, texture(80, 80, 1)
+    rng = np.random.default_rng(0)
+    turns = np.cumsum(rng.uniform(0.2, 0.5, (64, 2)), axis=0)
+    offsets = (18 * np.sin(turns)).round().astype(int)
+    frames = []
+    for light, (dx, dy) in zip(rng.uniform(0.75, 1.5, 64), offsets, strict=True):
+        image = wall.copy()
+        image[40:120, 24:104] *= light
+        image[40 + dy : 120 + dy, 148 + dx : 228 + dx] = card
+        frames.append(image.clip(0, 255).astype(np.uint8))
+    video = write_video(tmp_path / "both.mp4", frames)
+
+    def twins(signal: str) -> dict[tuple[int, float, float], tuple[float, float]]:
+        config = MineConfig(**{**SMALL.to_json(), "signal": signal, "min_motion": 0.01})
+        made = mine(video, tmp_path / signal, config, progress=False)
+        table, twin = made.patches, made.twins[:, 0].numpy()
+        places = [*zip(*(table[name].tolist() for name in ("frame", "x", "y")), strict=True)]
+        return {places[i]: places[twin[i]][1:] for i in np.flatnonzero(twin >= 0)}
+
+    motion, colour, both = (twins(signal) for signal in ("motion", "colour", "both"))
+    assert len(motion) >= 20 and all(place[1] > 128 for place in motion)
+    lamp = {place: twin for place, twin in colour.items() if place[1] < 128}
+    assert len(lamp) >= 20
+    assert {place: twin for place, twin in both.items() if place[1] < 128} == lamp
+    thing = {place: twin for place, twin in both.items() if place[1] > 128}
+    # Frames in colour are made grey in another way, so that a few tracks differ
+    assert len(thing.keys() & motion.keys()) >= 0.9 * len(motion)
+    assert all(x > 128 for x, _ in thing.values())
+
+
 def test_what_is_stored(mined: TwinDictionary, scene) -> None:
     count = len(mined)
     assert mined.pixels.shape == (count, 3, 3, 32, 32)
