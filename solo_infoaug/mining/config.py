@@ -245,12 +245,12 @@ class MineConfig:
     the test."""
 
     max_colour_difference: float = _in("gate", 0.5)
-    """As `max_difference`, of twins by colour: patches of one thing in one light are less alike than
-    patches that move together."""
+    """As `max_difference`, of twins by colour: patches of one thing in one light are less alike
+    than patches that move together."""
 
     max_drift: float = _in("gate", 0.25)
-    """Maximum drift: how far twins by motion move relative to each other over a window, as a share of
-    how far they move. 2 allows any."""
+    """Maximum drift: how far twins by motion move relative to each other over a window, as a share
+    of how far they move. 2 allows any."""
 
     min_distance: float = _in("gate", 1.0)
     """Minimum distance between twins, in patches; below 1 they overlap."""

@@ -130,7 +130,8 @@ def test_colour_adds_to_motion(tmp_path: Path, write_video) -> None:
         return {places[i]: places[twin[i]][1:] for i in np.flatnonzero(twin >= 0)}
 
     motion, colour, both = (twins(signal) for signal in ("motion", "colour", "both"))
-    assert len(motion) >= 20 and all(place[1] > 128 for place in motion)
+    assert len(motion) >= 20
+    assert all(place[1] > 128 for place in motion)
     lamp = {place: twin for place, twin in colour.items() if place[1] < 128}
     assert len(lamp) >= 20
     assert {place: twin for place, twin in both.items() if place[1] < 128} == lamp
