@@ -25,8 +25,7 @@ class Twins:
 
 
 def find_twins(patches: Patches, config: MineConfig) -> Twins:
-    """Twins by the signal that `config` names; with "both", by colour where there are none by
-    motion."""
+    """Twins by the signal that `config` names; with "both", by colour where motion finds none."""
     if config.signal != "both":
         return _by(config.signal, patches, config)
     return _joined(_by("motion", patches, config), _by("colour", patches, config))
