@@ -73,7 +73,7 @@ class _Passed:
     record: dict[str, Any]
 
 
-def find_candidates(patches: Patches, config: MineConfig, signal: str = "motion") -> Candidates:
+def find_candidates(patches: Patches, config: MineConfig, signal: str) -> Candidates:
     """Which patches carry information of their own, which pairs may be twins, and their signal,
     "motion" or "colour"."""
     reason = _tracked(patches, config.min_frames - 1)

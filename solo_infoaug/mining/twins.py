@@ -48,13 +48,16 @@ def _joined(first: Twins, second: Twins) -> Twins:
     """
     moving = np.union1d(first.moving, second.moving)
     one, other = (_among(moving, found) for found in (first, second))
-    has = one.twins[:, :1] >= 0
+    # Without a twin by either, what was estimated by the first stays
+    by_first = np.isin(moving, first.moving) & (other.twins[:, 0] < 0)
+    by_first |= one.twins[:, 0] >= 0
+    rows = by_first[:, None]
     partners = Partners(
-        twins=np.where(has, one.twins, other.twins),
-        mi=np.where(has, one.mi, other.mi),
-        p_value=np.where(has, one.p_value, other.p_value),
-        entropies=np.where(has[:, 0], one.entropies, other.entropies),
-        pairs=np.where(has, one.pairs, other.pairs),
+        twins=np.where(rows, one.twins, other.twins),
+        mi=np.where(rows, one.mi, other.mi),
+        p_value=np.where(rows, one.p_value, other.p_value),
+        entropies=np.where(by_first, one.entropies, other.entropies),
+        pairs=np.where(rows, one.pairs, other.pairs),
         null=np.concatenate([one.null, other.null]),
     )
     # Where the gate let only the second pass, its result says more
