@@ -15,6 +15,7 @@ import torch
 from solo_infoaug.information._series import Series
 
 RECURRING = 0.05  # fraction of recurring values up to which they are chance, or do little harm
+_OFF = 0.05  # of the spacing: values of a lattice are not farther from its points
 ROUNDING = 4.0  # in units of eps times the largest value: smaller differences are rounding
 
 
@@ -39,12 +40,19 @@ def exact(side: Series, x: np.ndarray, mask: np.ndarray | None) -> Series:
     if not suspect.any():
         return side
     often = np.count_nonzero(near, axis=-1) > RECURRING * total
+    span = np.nanmax(ordered[suspect], axis=-1) - ordered[suspect][:, 0]
+    constant = np.zeros_like(suspect)  # but for rounding
+    constant[suspect] = span <= ROUNDING * eps * size[suspect]
+    # Most are chance: on no lattice, and without clumps
+    suspect[suspect] = (
+        constant[suspect] | often[suspect] | _may_be_lattice(ordered[suspect], clump[suspect])
+    )
     recurs, cell = np.zeros(len(x), bool), np.zeros_like(x)
     out = x.copy()
     for track, c in np.argwhere(suspect).tolist():
         values = ordered[track, c]
         values = values[~np.isnan(values)]
-        if values[-1] - values[0] <= ROUNDING * eps * size[track, c]:  # constant but for rounding
+        if constant[track, c]:
             out[track, :, c] = values[0]
             continue
         plain = tied[track, c] > RECURRING * len(values) or not often[track, c]
@@ -183,16 +191,36 @@ def _points(values: np.ndarray, close: float) -> tuple[np.ndarray | None, bool]:
         return None, False
     clump = np.concatenate([[0], np.cumsum(distinct)])
     first = values[np.concatenate([[True], distinct])]
-    span = float(values[-1]) - float(values[0])
-    multiples = np.round((first.astype(np.float64) - first[0]) / spacing)
-    for _ in range(3):  # the smallest step has rounding in it: refine by the whole range
-        spacing = span / multiples[-1]
-        multiples = np.round((first.astype(np.float64) - first[0]) / spacing)
-    off = np.abs((first.astype(np.float64) - first[0]) - multiples * spacing).max()
+    offsets = first.astype(np.float64) - first[0]
+    # The smallest step has rounding in it: refine by the whole range
+    spacing = (float(values[-1]) - float(values[0])) / float(np.round(offsets[-1] / spacing))
+    multiples = np.round(offsets / spacing)
+    off = np.abs(offsets - multiples * spacing).max()
     bits = 12 if values.dtype == np.float32 else 26
     rounding = max(close, ROUNDING * float(np.finfo(values.dtype).eps * np.abs(values).max()))
-    if off > rounding or off > 0.05 * spacing or multiples[-1] >= 2.0**bits:
+    if off > rounding or off > _OFF * spacing or multiples[-1] >= 2.0**bits:
         return first[clump], False
     mantissa, exponent = np.frexp(spacing)
     short = np.ldexp(np.round(mantissa * 2.0**bits) / 2.0**bits, exponent)
     return (multiples * short).astype(values.dtype)[clump], True
+
+
+def _may_be_lattice(ordered: np.ndarray, clump: np.ndarray) -> np.ndarray:
+    """bool [N]: whether `_points` may find a lattice in the rows [N, T], sorted, with NaN last.
+
+    With clumps as wide as `clump` [N], or 0. It looks at all rows at once.
+    """
+    steps = np.diff(ordered).astype(np.float64)
+    offsets = ordered.astype(np.float64) - ordered[:, :1]
+    span = np.nanmax(offsets, axis=1, keepdims=True)
+    found = np.zeros(len(ordered), bool)
+    for close in (np.zeros_like(clump), clump):
+        distinct = steps > close[:, None]
+        first = np.pad(distinct, ((0, 0), (1, 0)), constant_values=True)
+        spacing = np.where(distinct, steps, np.inf).min(axis=1, keepdims=True)
+        last = np.where(first, offsets, 0).max(axis=1, keepdims=True)
+        spacing = span / np.maximum(np.round(last / spacing), 1)
+        off = np.abs(offsets - np.round(offsets / spacing) * spacing)
+        # a little more than `_points` allows, which adds up in another order
+        found |= np.where(first, off, 0).max(axis=1) <= 1.01 * _OFF * spacing[:, 0]
+    return found
