@@ -15,8 +15,8 @@ import torch
 from solo_infoaug.information._series import Series
 
 RECURRING = 0.05  # fraction of recurring values up to which they are chance, or do little harm
-_OFF = 0.05  # of the spacing: values of a lattice are not farther from its points
 ROUNDING = 4.0  # in units of eps times the largest value: smaller differences are rounding
+_OFF = 0.05  # of the spacing: values of a lattice are not farther from its points
 
 
 def exact(side: Series, x: np.ndarray, mask: np.ndarray | None) -> Series:
@@ -40,13 +40,12 @@ def exact(side: Series, x: np.ndarray, mask: np.ndarray | None) -> Series:
     if not suspect.any():
         return side
     often = np.count_nonzero(near, axis=-1) > RECURRING * total
-    span = np.nanmax(ordered[suspect], axis=-1) - ordered[suspect][:, 0]
+    rows = ordered[suspect]
+    span = np.nanmax(rows, axis=-1) - rows[:, 0]
     constant = np.zeros_like(suspect)  # but for rounding
     constant[suspect] = span <= ROUNDING * eps * size[suspect]
     # Most are chance: on no lattice, and without clumps
-    suspect[suspect] = (
-        constant[suspect] | often[suspect] | _may_be_lattice(ordered[suspect], clump[suspect])
-    )
+    suspect[suspect] = (constant | often)[suspect] | _may_be_lattice(rows, clump[suspect])
     recurs, cell = np.zeros(len(x), bool), np.zeros_like(x)
     out = x.copy()
     for track, c in np.argwhere(suspect).tolist():
