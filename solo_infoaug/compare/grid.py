@@ -41,7 +41,12 @@ from solo_infoaug.objectives.config import FMICLConfig
 from solo_infoaug.resources import config_folder
 from solo_infoaug.scenes.benchmark import Benchmark, prepare_scenes
 from solo_infoaug.scenes.parts import ScenesConfig
-from solo_infoaug.training.config import check_values, load_config, parse_overrides
+from solo_infoaug.training.config import (
+    check_values,
+    load_config,
+    parse_overrides,
+    slow_precision,
+)
 from solo_infoaug.training.layouts import CLASSES, check_fraction, layout_of, name_for_host
 from solo_infoaug.training.start import read_init
 from solo_infoaug.twin.config import read_infoaug, to_former_keys
@@ -276,6 +281,8 @@ class Planner:
         read_infoaug(cfg)
         FMICLConfig.parse(OmegaConf.select(cfg, "fmicl"))
         check_values(cfg)
+        if (slow := slow_precision(cfg)) is not None:
+            self._tell(slow)
         also = read_also(cfg.evaluate, cell.seed)
         check_also(also, self._tell, self._opened)
         cfg.evaluate.pop("also", None)  # the same: no key without further data sets

@@ -103,13 +103,34 @@ def quoted(path: str | Path) -> str:
     return QuotedString(text, Quote.double).with_quotes()
 
 
+def slow_precision(cfg: DictConfig) -> str | None:
+    """A message if `cfg` trains in bfloat16 on a CPU that only imitates it, else None."""
+    precision = str(cfg.get("precision", 32))
+    # oneDNN computes torch's convolutions on a CPU; a torch without it cannot be asked
+    if not (precision.startswith("bf16") and _on_cpu(cfg) and torch.backends.mkldnn.is_available()):
+        return None
+    if torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        return None
+    return (
+        f"precision: this CPU has no instructions for {precision}, so steps take several times as "
+        "long as with precision=32"
+    )
+
+
+def _on_cpu(cfg: DictConfig) -> bool:
+    """Whether training runs on the CPU, by choice or for want of a GPU."""
+    accelerator = str(OmegaConf.select(cfg, "accelerator", default="auto"))
+    wants_gpu = accelerator in ("gpu", "cuda", "auto")
+    return accelerator == "cpu" or (wants_gpu and not torch.cuda.is_available())
+
+
 def choose_device(cfg: DictConfig) -> None:
     """Fit the Trainer's keys in `cfg` to the machine: without a GPU, train on the CPU."""
+    if not _on_cpu(cfg):
+        return
     accelerator = str(OmegaConf.select(cfg, "accelerator", default="auto"))
-    if accelerator in ("gpu", "cuda", "auto") and torch.cuda.is_available():
-        return
-    if accelerator not in ("gpu", "cuda", "auto", "cpu"):
-        return
+    if (slow := slow_precision(cfg)) is not None:
+        say(slow)
     devices = OmegaConf.select(cfg, "devices", default=1)
     processes = int(devices) if accelerator == "cpu" and str(devices).isdigit() else 1
     precision = cfg.get("precision", 32)

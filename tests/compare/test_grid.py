@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from omegaconf import DictConfig, OmegaConf
 
 from solo_infoaug.compare import grid
@@ -107,6 +108,15 @@ def test_another_backbone_does_without_what_small_resnet_alone_has(
         assert [_container(run)["backbone"]["kwargs"] for run in runs] == [expected] * len(runs)
         told = capsys.readouterr().err.count("resnet18 sees images that are not standardised")
         assert told == (name == "resnet18")
+
+
+def test_bfloat16_that_this_cpu_only_imitates_is_said_once(
+    overrides: Overrides, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False, raising=False)
+    _plan(overrides("accelerator=cpu", "precision=bf16-mixed"))
+    assert capsys.readouterr().err.count("no instructions for bf16-mixed") == 1
 
 
 def test_arms_share_everything_but_the_twins(overrides: Overrides) -> None:

@@ -521,6 +521,21 @@ def test_a_precision_that_a_cpu_has_not_is_said(
     assert "Training on the CPU (precision: 16-mixed → 32" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("imitated", [True, False])
+def test_bfloat16_that_a_cpu_only_imitates_is_said(
+    imitated: bool, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)
+    monkeypatch.setattr(
+        torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: not imitated, raising=False
+    )
+    for precision in ("bf16-mixed", "32"):
+        cfg = OmegaConf.create({"accelerator": "cpu", "precision": precision})
+        choose_device(cfg)
+        assert cfg.precision == precision
+        assert ("precision=32" in capsys.readouterr().out) == (imitated and precision != "32")
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_gpu_configuration_runs_on_the_cpu() -> None:
     cfg = OmegaConf.create(
