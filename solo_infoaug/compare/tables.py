@@ -59,6 +59,8 @@ def metric_names(results: Iterable[Mapping[str, Any]]) -> dict[str, str]:
     return {**names, **last}
 
 
+_OVER_METHODS = "mean over methods"
+
 _REFERENCES = [key for key, arm in ARMS.items() if arm.reference]
 
 
@@ -233,14 +235,25 @@ def methods_and_columns(values: Values) -> tuple[list[str], list[Column]]:
     return methods, sorted(columns, key=lambda column: order.index(column.arm))
 
 
+def _several(methods: Sequence[str]) -> bool:
+    """Whether there is a mean over the methods: not over one method with overrides of its own."""
+    return 1 < len(methods) == len({method.partition("+")[0] for method in methods})
+
+
 def _accuracies(values: Values, title: str, references: Mapping[str, list[float]]) -> Table:
     methods, columns = methods_and_columns(values)
     rows, best = [], set()
+    means_of: list[dict[int, float]] = []
     for i, method in enumerate(methods):
         known = [list(values.get((method, column), {}).values()) for column in columns]
         rows.append([method, *(_mean_std(seeds) if seeds else "" for seeds in known)])
         means = {j: mean_and_std(seeds)[0] for j, seeds in enumerate(known, start=1) if seeds}
         best |= {(i, j) for j, mean in means.items() if mean == max(means.values())}
+        means_of.append(means)
+    # a mean over other methods in another column would compare nothing
+    if _several(methods) and all(len(means) == len(columns) for means in means_of):
+        over = zip(*(means.values() for means in means_of), strict=True)
+        rows.append([_OVER_METHODS, *(f"{mean_and_std(values)[0]:.1f}" for values in over)])
     # untrained models have no arm, so their values are in the first column
     for name, seeds in references.items():
         rows.append([name, _mean_std(seeds), *[""] * (len(columns) - 1)])
@@ -250,6 +263,19 @@ def _accuracies(values: Values, title: str, references: Mapping[str, list[float]
 def _mean_std(values: Sequence[float]) -> str:
     mean, std = mean_and_std(values)
     return f"{mean:.1f}" if math.isnan(std) else f"{mean:.1f} ± {std:.1f}"
+
+
+def _over_methods(gaps: Sequence[Difference | None]) -> Difference | None:
+    """The mean of the methods' mean differences, with its interval over the methods.
+
+    None unless all methods have one.
+    """
+    means = {i: gap.mean for i, gap in enumerate(gaps) if gap is not None}
+    return paired_difference(means, dict.fromkeys(means, 0.0)) if len(means) == len(gaps) else None
+
+
+def _starred(gap: Difference | None) -> str:
+    return "" if gap is None else str(gap) + ("*" if gap.significant else "")
 
 
 def _differences(values: Values, title: str) -> list[Table]:
@@ -264,18 +290,29 @@ def _differences(values: Values, title: str) -> list[Table]:
     ]
     if not pairs:
         return []
+    gaps = {
+        (method, column): differences(values, method, column)
+        for method in methods
+        for column in ours
+        if (method, column) in values
+    }
     rows = []
     for method in methods:
-        row = [method]
-        for column, arm in pairs:
-            known = (method, column) in values
-            gap = differences(values, method, column).get(arm) if known else None
-            row.append("" if gap is None else str(gap) + ("*" if gap.significant else ""))
-        rows.append(row)
+        known = [gaps.get((method, column), {}).get(arm) for column, arm in pairs]
+        rows.append([method, *map(_starred, known)])
+    if _several(methods):
+        of_methods = [
+            [gaps.get((m, column), {}).get(arm) for m in methods] for column, arm in pairs
+        ]
+        rows.append([_OVER_METHODS, *(_starred(_over_methods(known)) for known in of_methods)])
     header = [f"{column.label} − {ARMS[arm].label}" for column, arm in pairs]
     videos = any(key[1] for keys in values.values() for key in keys)
-    over = "seeds and videos" if videos else "seeds"
-    note = f"; 95 % t-interval over {over}, * where it excludes 0"
+    over = []
+    if any(gap.pairs > 1 for of in gaps.values() for gap in of.values()):
+        over.append("over seeds and videos" if videos else "over seeds")
+    if _several(methods):
+        over.append("in the last row over methods")
+    note = f"; 95 % t-interval {', '.join(over)}; * where it excludes 0" if over else ""
     return [Table(title + note, ["method", *header], rows, set())]
 
 

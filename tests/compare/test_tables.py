@@ -103,6 +103,33 @@ def test_best_of_each_row_is_bold_and_differences_are_starred() -> None:
     assert paired.rows[0] == ["simclr", "+5.0 [+2.5, +7.5]*", "+7.0 [+2.7, +11.3]*"]
     # differences 0, −1, 1
     assert paired.rows[1] == ["byol", "+0.0 [-2.5, +2.5]", ""]
+    # over the methods: 5 and 0, mean 2.5, s / √2 = 2.5, t(0.975, 1) = 12.706205
+    assert paired.rows[2] == ["mean over methods", "+2.5 [-29.3, +34.3]", ""]
+    assert [row[0] for row in accuracies.rows] == ["simclr", "byol"]
+
+
+def test_the_last_row_is_the_mean_over_methods_with_its_interval() -> None:
+    """With one seed, the only interval that there is."""
+    values = {"simclr": (50.0, 51.0), "byol": (60.0, 62.0), "vicreg": (40.0, 43.0)}
+    accuracies, paired = tables(
+        [
+            _result(method, arm, 0, value)
+            for method, pair in values.items()
+            for arm, value in zip(("baseline", "infoaug"), pair, strict=True)
+        ]
+    )
+    assert accuracies.rows[-1] == ["mean over methods", "50.0", "52.0"]
+    assert (3, 2) not in accuracies.best
+    # differences 1, 2, 3: s = 1, t(0.975, 2) / √3 = 2.484138
+    assert [row[1] for row in paired.rows] == ["+1.0", "+2.0", "+3.0", "+2.0 [-0.5, +4.5]"]
+    assert paired.title.endswith(
+        "; 95 % t-interval in the last row over methods; * where it excludes 0"
+    )
+    (_, alone) = tables([_result("byol", arm, 0, 1.0) for arm in ("baseline", "infoaug")])
+    assert [row[0] for row in alone.rows] == ["byol"]
+    assert "interval" not in alone.title
+    both = [_result(m, "infoaug", 0, 1.0) for m in ("byol", "byol+fmicl=js")]
+    assert [row[0] for row in tables(both)[0].rows] == ["byol", "byol+fmicl=js"]
 
 
 def test_videos_are_paired_by_seed_and_video_and_untrained_models_are_rows() -> None:
