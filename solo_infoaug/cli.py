@@ -196,6 +196,17 @@ def evaluate(
 
         if path is None:
             raise ConfigError("--path: expected a folder of videos with masks, got none")
+        image_options = {
+            "train-path": (train_path, None),
+            "val-path": (val_path, None),
+            "k": (k, 20),
+            "fraction": (fraction, None),
+            "fraction-seed": (fraction_seed, 42),
+            "temperature": (temperature, 0.07),
+        }
+        for option, (value, default) in image_options.items():
+            if value != default:
+                raise ConfigError(f"--{option}: expected none with --data davis, got {value}")
         found = evaluate_segmentation(checkpoint, path, size or 480, stride, limit=limit)
         for model, values in found.items():
             shown = ", ".join(f"{name} {value:.2f} %" for name, value in values.items())
@@ -203,6 +214,8 @@ def evaluate(
         return
     if path is not None:
         raise ConfigError(f"--path: expected none with --data {data}, got {path}")
+    if stride != 8:
+        raise ConfigError(f"--stride: expected none with --data {data}, got {stride}")
     how = (train_path, val_path, k, size, limit, fraction, fraction_seed, temperature)
     for name, value in run(checkpoint, data, *how).items():
         typer.echo(f"{data} {name}: {value:.2f} %")

@@ -380,3 +380,18 @@ def test_what_a_system_refuses_is_one_line(
             main()
         assert ended.value.code == 1
         assert "File name too long; make room, or choose another place" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "option"),
+    [
+        (["--data", "davis", "--path", "x", "--k", "7"], "--k"),
+        (["--data", "davis", "--path", "x", "--train-path", "y"], "--train-path"),
+        (["--data", "digits", "--stride", "16"], "--stride"),
+        (["--data", "digits", "--path", "x"], "--path"),
+    ],
+)
+def test_options_of_another_evaluation_are_refused(options: list[str], option: str) -> None:
+    code, message = _command("evaluate", "none.ckpt", *options)
+    assert code == 1
+    assert message.startswith(f"{option}: expected none with --data {options[1]}")

@@ -28,17 +28,21 @@ def main() -> None:
         panels, ("linear", "knn"), ("linear probe", "k-NN"), strict=True
     ):
         for name in ("baseline_images", "random", "infoaug"):
-            points = sorted(
-                (int(row["videos"]), float(row[metric])) for row in rows if row["arm"] == name
-            )
-            arm = ARMS[name]
-            axes.plot(*zip(*points, strict=True), "o-", color=arm.colour, label=arm.label)
+            for seed, look in (("0", "o-"), ("1", "s--")):
+                points = sorted(
+                    (int(row["videos"]), float(row[metric]))
+                    for row in rows
+                    if (row["arm"], row["seed"]) == (name, seed)
+                )
+                arm = ARMS[name]
+                label = f"{arm.label}, seed {seed}"
+                axes.plot(*zip(*points, strict=True), look, color=arm.colour, label=label)
         axes.set(
             xlabel="videos with twins", ylabel="CIFAR-10 accuracy, %", title=title, ylim=(40, 48)
         )
         axes.set_xticks(sorted({int(row["videos"]) for row in rows}))
         axes.grid(alpha=0.3)
-    panels[0].legend(fontsize=8)
+    panels[0].legend(fontsize=7, ncols=2)
     figure.savefig(OUT, dpi=110)
 
 

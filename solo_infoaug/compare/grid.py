@@ -32,6 +32,7 @@ from solo_infoaug.dictionary import TwinDictionary
 from solo_infoaug.dictionary.exporting import export_patches
 from solo_infoaug.dictionary.locate import choose_dictionary
 from solo_infoaug.errors import ConfigError
+from solo_infoaug.evaluation import check_probes
 from solo_infoaug.evaluation.images import DATASETS as IMAGES
 from solo_infoaug.evaluation.images import open_images
 from solo_infoaug.host import load_host
@@ -52,6 +53,16 @@ from solo_infoaug.training.start import read_init
 from solo_infoaug.twin.config import read_infoaug, to_former_keys
 
 _LISTS = ("methods", "arms", "data", "seeds")
+_OF_THE_GRID = {
+    "seed": "use seeds=",
+    "method": "use methods=",
+    "datasets": "use data=",
+    "infoaug": "use arms=",
+    "infoaug.enabled": "use arms=",
+    "infoaug.positives": "use arms=",
+    "checkpoint.dir": "use out=",
+    "checkpoint.enabled": "use keep_checkpoints=",
+}
 _KEYS = (*_LISTS, "out", "report", "jobs", "threads", "keep_checkpoints")
 
 
@@ -153,6 +164,8 @@ def parse_grid(overrides: Sequence[str] = ()) -> Grid:
             own[key] = override.value()
         elif key == "hydra" or key.startswith(("hydra.", "hydra/")):
             launcher.append(str(override.input_line))
+        elif key in _OF_THE_GRID:
+            raise ConfigError(f"{key}: `compare` sets it for each run; {_OF_THE_GRID[key]}")
         elif override.is_sweep_override():
             name = override.get_key_element()
             swept.append(tuple(f"{name}={v}" for v in override.sweep_string_iterator()))
@@ -283,6 +296,9 @@ class Planner:
         check_values(cfg)
         if (slow := slow_precision(cfg)) is not None:
             self._tell(slow)
+        if "k" in (how := cfg.evaluate):  # `scenes` has no other
+            rest = how.get("size"), how.get("limit"), how.get("temperature", 1.0)
+            check_probes(how.k, *rest, "evaluate.")
         also = read_also(cfg.evaluate, cell.seed)
         check_also(also, self._tell, self._opened)
         cfg.evaluate.pop("also", None)  # the same: no key without further data sets

@@ -144,13 +144,27 @@ def collect(
 def collect_references(
     results: Iterable[Mapping[str, Any]], data: str, metric: str
 ) -> dict[str, list[float]]:
-    """Values of models that were not trained: name → one value for each seed."""
-    by_seed: dict[str, dict[int, float]] = {}
+    """Values of models that were not trained: name → one value for each seed.
+
+    Where a swept override changes them, such as `evaluate.k`, its values follow the name.
+    """
+    found: dict[str, dict[tuple[str, ...], dict[int, float]]] = {}
     for result in results:
         for name, metrics in result.get("references", {}).items():
             if result["data"] == data and metric in metrics:
-                by_seed.setdefault(name, {})[int(result["seed"])] = float(metrics[metric])
-    return {name: list(values.values()) for name, values in by_seed.items()}
+                of_variant = found.setdefault(name, {}).setdefault(tuple(result["variant"]), {})
+                of_variant[int(result["seed"])] = float(metrics[metric])
+    rows: dict[str, list[float]] = {}
+    for name, variants in found.items():
+        shared = {seed: value for seeds in variants.values() for seed, value in seeds.items()}
+        same = all(  # up to rounding: machines differ
+            abs(value - shared[seed]) < 0.1
+            for seeds in variants.values()
+            for seed, value in seeds.items()
+        )
+        of_rows = {(): shared} if same else variants
+        rows |= {", ".join([name, *v]): list(seeds.values()) for v, seeds in of_rows.items()}
+    return rows
 
 
 def reference_of(values: Values, method: str, column: Column, arm: str) -> Column:

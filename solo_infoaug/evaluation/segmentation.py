@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Sequence
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -9,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from solo_infoaug._checks import require
+from solo_infoaug.errors import ConfigError
 from solo_infoaug.evaluation.backbone import Backbone, load_backbone, untrained
 from solo_infoaug.evaluation.clips import Clip, find_clips
 from solo_infoaug.evaluation.maps import MapOf, colour_map
@@ -41,6 +44,18 @@ def segment(clip: Clip, features: FeatureMap, frames_used: int | None = None) ->
     return {name: float(np.mean([found[name] for found in of_objects])) for name in ("j", "f")}
 
 
+def _with_an_object(clips: Sequence[Clip]) -> list[Clip]:
+    """Without the videos that have nothing to propagate; they are named in a warning."""
+    kept = [clip for clip in clips if clip.read_masks()[0].any()]
+    if not kept:
+        raise ConfigError("--path: expected a video whose first mask shows an object, got none")
+    for clip in clips:
+        if clip not in kept:
+            message = f"{clip.name}: left out, because its first mask shows no object"
+            warnings.warn(message, stacklevel=3)
+    return kept
+
+
 def evaluate_segmentation(
     checkpoint: str | Path,
     path: str | Path,
@@ -52,7 +67,8 @@ def evaluate_segmentation(
 
     The checkpoint lies in the folder of its args.json; `path` is as for `find_clips`, whose first
     `limit` videos are used. The backbone sees frames whose shorter side has `size` pixels; a place
-    of its feature map has `stride`, 8 or 16.
+    of its feature map has `stride`, 8 or 16. Videos whose first mask shows no object are left out
+    with a warning.
 
     Returns:
         model → `j`, `f` and `jf`, their mean; per cent, means over the videos.
@@ -63,7 +79,7 @@ def evaluate_segmentation(
     for option, value in (("--size", size), ("--limit", limit)):
         good = value is None or value >= 1
         require(good, option, "a whole number ≥ 1", value)
-    clips = find_clips(Path(path), 1, "--path")[:limit]
+    clips = _with_an_object(find_clips(Path(path), 1, "--path")[:limit])
     found: dict[str, dict[str, float]] = {}
     for name, features in models(load_backbone(checkpoint), size, stride).items():
         each = [segment(clip, features) for clip in clips]

@@ -56,6 +56,36 @@ def test_default_grid() -> None:
     assert {cell.seed for cell in cells[:42]} == {0}
 
 
+@pytest.mark.parametrize(
+    ("override", "instead"),
+    [
+        ("seed=7", "seeds="),
+        ("method=byol", "methods="),
+        ("infoaug=false", "arms="),
+        ("~infoaug", "arms="),
+        ("++infoaug.enabled=false", "arms="),
+        ("infoaug.positives=self,random", "arms="),
+        ("checkpoint.enabled=false", "keep_checkpoints="),
+    ],
+)
+def test_what_the_grid_sets_itself_is_no_override(override: str, instead: str) -> None:
+    """All "seeds" would train with one seed, or the arm `infoaug` without twins."""
+    with pytest.raises(ConfigError, match=f"use {instead}"):
+        parse_grid(["methods=simclr", override])
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("evaluate.k=0", "evaluate.k: expected a whole number ≥ 1, got 0"),
+        ("evaluate.k=a", "evaluate.k: expected a whole number ≥ 1, got 'a'"),
+    ],
+)
+def test_settings_of_the_probes_are_checked_before_training(override: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        _plan(["methods=simclr", "arms=baseline", "seeds=0", override])
+
+
 def test_a_swept_dictionary_is_the_baselines_too_if_its_patches_are_trained_on() -> None:
     grid = parse_grid(["data=[patches,cifar10]", "methods=byol", "seeds=0", "infoaug.twins=a,b"])
     found = {(cell.data, cell.arm, cell.variant) for cell in expand(grid) if "base" in cell.arm}

@@ -160,6 +160,27 @@ def test_videos_are_paired_by_seed_and_video_and_untrained_models_are_rows() -> 
     assert "seeds and videos" in paired.title
 
 
+def test_untrained_models_have_a_row_for_each_value_that_changes_them() -> None:
+    def table(untrained: dict[str, float]) -> list[list[str]]:
+        return tables(
+            [
+                {
+                    **_result("byol", "baseline", 0, 50.0, (override,)),
+                    "references": {"untrained network": {"linear": value}},
+                }
+                for override, value in untrained.items()
+            ]
+        )[0].rows[1:]
+
+    assert table({"evaluate.k=20": 30.0, "evaluate.k=200": 10.0}) == [
+        ["untrained network, evaluate.k=20", "30.0", ""],
+        ["untrained network, evaluate.k=200", "10.0", ""],
+    ]
+    assert table({"optimizer.lr=1": 30.0, "optimizer.lr=2": 30.0}) == [
+        ["untrained network", "30.0", ""]
+    ]
+
+
 def test_metrics_of_further_data_sets_follow_with_readable_names() -> None:
     more = {"linear_cifar100": 7.0, "knn_flowers": 8.0, "online": 9.0, "speed": 1.0}
     results = [

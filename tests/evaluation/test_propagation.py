@@ -26,7 +26,7 @@ from solo_infoaug.evaluation.propagation import (
     region_similarity,
     score,
 )
-from solo_infoaug.evaluation.segmentation import evaluate_segmentation
+from solo_infoaug.evaluation.segmentation import _with_an_object, evaluate_segmentation
 from solo_infoaug.training import pretrain
 
 
@@ -169,6 +169,19 @@ def test_a_checkpoint_is_evaluated(
     for values in found.values():
         assert values["jf"] == pytest.approx((values["j"] + values["f"]) / 2)
         assert 0 <= values["j"] <= 100
+
+
+def test_videos_without_an_object_in_the_first_mask_are_left_out(videos: Path) -> None:
+    """Their J and F would be NaN, and so would the means over all videos."""
+    clips = find_clips(videos, 1)
+    for name in ("one", "two"):
+        first = videos / "Annotations" / "480p" / name / "00000.png"
+        Image.fromarray(np.zeros_like(np.asarray(Image.open(first)))).save(first)
+        if name == "one":
+            with pytest.warns(UserWarning, match="one: left out"):
+                assert [clip.name for clip in _with_an_object(clips)] == ["two"]
+    with pytest.raises(ConfigError, match="--path: expected a video whose first mask"):
+        _with_an_object(clips)
 
 
 def test_packed_ids_are_read(tmp_path: Path) -> None:
