@@ -180,7 +180,10 @@ class Resumption:
         """
         self.restore_random_state()
         yield
-        torch.empty((), dtype=torch.int64).random_()
+        # the seed of the loader's workers; with workers, which indices wait for, the sampler's too
+        loader = self.method.trainer.train_dataloader
+        for _ in range(2 if getattr(loader, "num_workers", 0) else 1):
+            torch.empty((), dtype=torch.int64).random_()
 
 
 def _set_random_state(state: dict[str, Any], device: torch.device) -> None:
