@@ -180,7 +180,7 @@ class Resumption:
         """
         self.restore_random_state()
         yield
-        # the seed of the loader's workers; with workers, which indices wait for, the sampler's too
+        # the loader's base seed; if it has workers, it queues indices at once, so the sampler's too
         loader = self.method.trainer.train_dataloader
         for _ in range(2 if getattr(loader, "num_workers", 0) else 1):
             torch.empty((), dtype=torch.int64).random_()
