@@ -164,6 +164,7 @@ def compare(
 
 @app.command()
 def evaluate(
+    context: typer.Context,
     checkpoint: Annotated[Path, typer.Argument(help="A .ckpt with its args.json next to it.")],
     data: Annotated[
         str, typer.Option(help="digits, cifar10, cifar100, stl10, tiny_imagenet, folder or davis.")
@@ -191,31 +192,22 @@ def evaluate(
     """
     from solo_infoaug.evaluation import evaluate as run
 
+    of_images = ("train_path", "val_path", "k", "fraction", "fraction_seed", "temperature")
+    for name in of_images if data == "davis" else ("path", "stride"):
+        source = context.get_parameter_source(name)
+        if source is not None and source.name != "DEFAULT":
+            option, value = name.replace("_", "-"), context.params[name]
+            raise ConfigError(f"--{option}: expected none with --data {data}, got {value}")
     if data == "davis":
         from solo_infoaug.evaluation.segmentation import evaluate_segmentation
 
         if path is None:
             raise ConfigError("--path: expected a folder of videos with masks, got none")
-        image_options = {
-            "train-path": (train_path, None),
-            "val-path": (val_path, None),
-            "k": (k, 20),
-            "fraction": (fraction, None),
-            "fraction-seed": (fraction_seed, 42),
-            "temperature": (temperature, 0.07),
-        }
-        for option, (value, default) in image_options.items():
-            if value != default:
-                raise ConfigError(f"--{option}: expected none with --data davis, got {value}")
         found = evaluate_segmentation(checkpoint, path, size or 480, stride, limit=limit)
         for model, values in found.items():
             shown = ", ".join(f"{name} {value:.2f} %" for name, value in values.items())
             typer.echo(f"davis {model}: {shown}")
         return
-    if path is not None:
-        raise ConfigError(f"--path: expected none with --data {data}, got {path}")
-    if stride != 8:
-        raise ConfigError(f"--stride: expected none with --data {data}, got {stride}")
     how = (train_path, val_path, k, size, limit, fraction, fraction_seed, temperature)
     for name, value in run(checkpoint, data, *how).items():
         typer.echo(f"{data} {name}: {value:.2f} %")

@@ -377,7 +377,7 @@ def propagate_clips(config: VideoConfig, models: Mapping[str, FeatureMap]) -> di
     assert how is not None
     measured: dict[str, Any] = {name: {} for name in models}
     for clip in split_clips(config)["unseen"]:
-        if not clip.read_masks()[0].any():
+        if not clip.starts_with_an_object():
             continue
         for name, features in models.items():
             found = segment(clip, features, how.frames)

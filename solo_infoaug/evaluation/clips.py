@@ -22,6 +22,10 @@ class Clip:
     source: Path
     masks: Path
 
+    def starts_with_an_object(self) -> bool:
+        """Whether the first mask has something to propagate; without, J and F are NaN."""
+        return bool(self.read_masks()[0].any())
+
     def read_masks(self) -> np.ndarray:
         """uint8 [T, H, W]: the number of the object that a pixel shows, 0 for background.
 

@@ -46,7 +46,7 @@ def segment(clip: Clip, features: FeatureMap, frames_used: int | None = None) ->
 
 def _with_an_object(clips: Sequence[Clip]) -> list[Clip]:
     """Without the videos that have nothing to propagate; they are named in a warning."""
-    kept = [clip for clip in clips if clip.read_masks()[0].any()]
+    kept = [clip for clip in clips if clip.starts_with_an_object()]
     if not kept:
         raise ConfigError("--path: expected a video whose first mask shows an object, got none")
     for clip in clips:
